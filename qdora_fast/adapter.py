@@ -1,0 +1,277 @@
+"""PEFT adapters on disk: read them whole, check them, write them.
+
+An `Adapter` is what a merge needs and nothing more: for each adapted layer of the base A, B, the
+magnitude and the scale, in fp32, and the modules that were trained in full. Reading is strict: an
+`Adapter` that exists is complete. Everything PEFT can put into an adapter and that we do not
+merge (biases, embeddings, weight-changing initialisations, ...) is refused by name instead of
+being read past. Pickled adapters are refused as well. What this does not do: know the base. That
+the layers exist there and have these shapes is `merge.py`'s business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qdora_fast.adapter_guard import complete_in_memory, guard_saves, module_problems, raise_broken, unguard_saves
+from qdora_fast.errors import ConfigError, IntegrityError
+from qdora_fast.staging import staged_folder
+from qdora_fast.weights import WeightFolder, read_json, read_rows
+
+__all__ = [
+    "Adapter",
+    "AdapterModule",
+    "SavedAdapter",
+    "assert_complete",
+    "assert_complete_dora",
+    "complete_in_memory",
+    "guard_saves",
+    "read_adapter",
+    "save_adapter",
+    "sha256_of",
+    "unguard_saves",
+]
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."
+_LORA_KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
+
+_PLAIN: dict[str, tuple[object, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "lora_bias": (False,),
+    "fan_in_fan_out": (False,),
+    "use_qalora": (False,),
+    "layer_replication": (None,),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "alora_invocation_tokens": (None,),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    "use_bdlora": (None,),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
+}
+"""Settings of a PEFT config that change what the weights mean, and the values we can merge. The missing
+initialisations (pissa, olora, corda, loftq, lora_ga) change the base's own weights when training starts."""
+
+
+@dataclass(frozen=True)
+class AdapterModule:
+    """The update of one linear layer with weight W [out, in]: W + scaling · B·A, then rows scaled to `magnitude`."""
+
+    lora_a: Tensor
+    """[r, in], fp32."""
+    lora_b: Tensor
+    """[out, r], fp32."""
+    magnitude: Tensor | None
+    """[out], fp32; None for plain LoRA."""
+    scaling: float
+    """alpha / r, or alpha / sqrt(r) with rsLoRA."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A complete adapter."""
+
+    folder: Path
+    config: dict[str, Any]
+    """adapter_config.json."""
+    modules: dict[str, AdapterModule]
+    """By the layer's name in the base: `model.layers.0.self_attn.q_proj`."""
+    saved_modules: dict[str, tuple[int, ...]]
+    """Tensors trained in full (`modules_to_save`): name in the base -> shape. Read with `saved_rows`."""
+
+    @property
+    def use_dora(self) -> bool:
+        """True when the layers have magnitudes."""
+        return bool(self.config.get("use_dora"))
+
+    @property
+    def r(self) -> int:
+        """Rank, where no `rank_pattern` says otherwise."""
+        return int(self.config["r"])
+
+    @property
+    def alpha(self) -> float:
+        """Numerator of the scale, where no `alpha_pattern` says otherwise."""
+        return float(self.config["lora_alpha"])
+
+    def scaling(self, module: str) -> float:
+        """The factor of B·A in one layer."""
+        return self.modules[module].scaling
+
+    def saved_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of a tensor trained in full, in its stored dtype."""
+        return read_rows(self.folder / WEIGHTS_NAME, _PREFIX + name, start, stop)
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What `save_adapter` wrote."""
+
+    folder: Path
+    modules: int
+    bytes: int
+    sha256: str
+    """Of adapter_model.safetensors."""
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read a PEFT LoRA or DoRA adapter into fp32 tensors on the CPU.
+
+    Raises:
+        ConfigError: no adapter there, pickled weights, or a kind of adapter that we cannot merge.
+        IntegrityError: tensors missing, misshapen, not finite, or magnitudes not positive.
+    """
+    _require_files(folder)
+    config = read_json(folder / CONFIG_NAME)
+    _refuse_unmergeable(folder, config)
+    parts, saved = _split_keys(folder)
+    decomposed = bool(config.get("use_dora"))
+    problems: list[str] = []
+    for name, tensors in parts.items():
+        problems += module_problems(name, *_triple(tensors), decomposed=decomposed)
+    if not parts:
+        problems.append("no layer carries an adapter")
+    raise_broken(str(folder), problems, fix="use the last good checkpoint or train again")
+    modules = {name: _module(folder, name, tensors, config) for name, tensors in parts.items()}
+    return Adapter(folder, config, modules, saved)
+
+
+def assert_complete(folder: Path, *, decomposed: bool, expected_modules: Collection[str] | None = None) -> None:
+    """Check that `folder` holds the whole adapter that was trained. It is read through and through.
+
+    Args:
+        folder: of a PEFT adapter.
+        decomposed: True: it must be DoRA, with a positive, finite magnitude for every layer. False: plain LoRA.
+        expected_modules: names in the base of the layers that were trained; None: whichever are there.
+
+    Raises:
+        ConfigError: see `read_adapter`.
+        IntegrityError: the first few tensors that are wrong, or layers missing or extra.
+    """
+    adapter = read_adapter(folder)
+    problems = []
+    if adapter.use_dora != decomposed:
+        problems.append(f"{CONFIG_NAME}: use_dora is {adapter.use_dora}, but {decomposed} was trained")
+    if expected_modules is not None:
+        wanted, found = {*expected_modules}, {*adapter.modules}
+        problems += [f"{name}: was trained but is not in the file" for name in sorted(wanted - found)]
+        problems += [f"{name}: in the file but was not trained" for name in sorted(found - wanted)]
+    raise_broken(str(folder), problems, fix="use the last good checkpoint or train again")
+
+
+def assert_complete_dora(folder: Path, *, expected_modules: Collection[str] | None = None) -> None:
+    """`assert_complete` for DoRA: A, B and the magnitude of every layer. A plain-LoRA adapter fails."""
+    assert_complete(folder, decomposed=True, expected_modules=expected_modules)
+
+
+def save_adapter(model: Any, folder: Path) -> SavedAdapter:
+    """Save the adapter of a live PEFT model: checked before, in fp32, checked after, all or nothing.
+
+    Args:
+        model: the PEFT model, with one adapter.
+        folder: appears only when complete; an adapter that is already there is replaced.
+
+    Raises:
+        IntegrityError: the live model or what was written is not whole.
+        ConfigError: `folder` holds something else than an adapter, or the model has several adapters.
+    """
+    if len(model.peft_config) != 1:
+        raise ConfigError(f"{folder}: the model has {len(model.peft_config)} adapters; save a model with exactly one")
+    complete_in_memory(model)
+    state = {key: value.float() if ".lora_" in key else value for key, value in model.state_dict().items()}
+    with staged_folder(folder, overwrite=(folder / CONFIG_NAME).is_file()) as staging:
+        model.save_pretrained(str(staging), state_dict=state, save_embedding_layers=False)
+        modules = len(read_adapter(staging).modules)
+    weights = folder / WEIGHTS_NAME
+    return SavedAdapter(folder, modules, weights.stat().st_size, sha256_of(weights))
+
+
+def sha256_of(file: Path) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _require_files(folder: Path) -> None:
+    """Raise ConfigError unless the folder holds a safetensors adapter."""
+    if not (folder / CONFIG_NAME).is_file():
+        raise ConfigError(f"{folder}: no {CONFIG_NAME}; name the folder of a PEFT adapter")
+    if not (folder / WEIGHTS_NAME).is_file():
+        if (folder / "adapter_model.bin").is_file():
+            raise ConfigError(
+                f"{folder}: its weights are a pickle, which can run code when read; save them with PEFT as safetensors "
+                "(`save_pretrained(..., safe_serialization=True)`)"
+            )
+        raise IntegrityError(f"{folder}: {WEIGHTS_NAME} is missing; use the last good checkpoint or train again")
+
+
+def _refuse_unmergeable(folder: Path, config: dict[str, Any]) -> None:
+    """Raise ConfigError for settings under which W + scaling · B·A is not what was trained."""
+    for field, plain in _PLAIN.items():
+        if field in config and config[field] not in plain:
+            raise ConfigError(
+                f"{folder / CONFIG_NAME}: `{field}: {config[field]}` cannot be merged here; "
+                f"train with {' or '.join(map(repr, plain))}, or merge with PEFT"
+            )
+    ranks = (config.get("r"), config.get("lora_alpha"))
+    if not all(isinstance(value, int | float) and value > 0 for value in ranks):
+        raise IntegrityError(f"{folder / CONFIG_NAME}: `r` and `lora_alpha` are not positive numbers; restore the file")
+
+
+def _split_keys(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, tuple[int, ...]]]:
+    """Sort the file's tensors into adapted layers (fp32 tensors) and modules saved in full (shapes).
+
+    Raises:
+        ConfigError: tensors of a kind that we cannot merge.
+    """
+    file = WeightFolder(folder, single=WEIGHTS_NAME)
+    parts: dict[str, dict[str, Tensor]] = {}
+    saved: dict[str, tuple[int, ...]] = {}
+    for key, info in file.infos.items():
+        name = key.removeprefix(_PREFIX)
+        if match := _LORA_KEY.fullmatch(name):
+            parts.setdefault(match["module"], {})[match["part"]] = file.tensor(key).to(torch.float32)
+        elif name == key or ".lora_" in name:
+            raise ConfigError(
+                f"{folder / WEIGHTS_NAME}: tensor {key} is not of a kind that can be merged; "
+                "merge with PEFT, or train linear layers only"
+            )
+        else:
+            saved[name] = info.shape
+    return parts, saved
+
+
+def _triple(tensors: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """A, B and the magnitude, None where missing."""
+    return tensors.get("lora_A.weight"), tensors.get("lora_B.weight"), tensors.get("lora_magnitude_vector")
+
+
+def _module(folder: Path, name: str, tensors: dict[str, Tensor], config: dict[str, Any]) -> AdapterModule:
+    """One layer with its scale, which PEFT derives from the config's patterns."""
+    from peft.utils.other import get_pattern_key
+
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    rank = ranks.get(get_pattern_key(list(ranks), name), config["r"])
+    alpha = alphas.get(get_pattern_key(list(alphas), name), config["lora_alpha"])
+    lora_a, lora_b, magnitude = _triple(tensors)
+    assert lora_a is not None and lora_b is not None, "read_adapter has checked this"
+    if lora_a.shape[0] != rank:
+        raise IntegrityError(
+            f"{folder}: {name} has rank {lora_a.shape[0]}, but {CONFIG_NAME} says {rank}; "
+            "config and weights are of two adapters: restore both from one checkpoint"
+        )
+    scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return AdapterModule(lora_a, lora_b, magnitude, scaling)

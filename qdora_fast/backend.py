@@ -1,0 +1,107 @@
+"""The one door to Unsloth. Nothing else in the package imports unsloth, and whoever needs
+trl or peft opens this door first.
+
+Why a door: Unsloth replaces parts of transformers, peft and trl when it is imported, and
+names that were bound before stay unpatched; so it has to come first, and an import sorter
+would put it last. And it has habits a user should be protected from: a network probe at
+load time that can raise after two minutes, a code cache in the working directory, and
+banners. Those are switched off here, before the import, by its own documented settings.
+
+On a machine without an accelerator Unsloth chooses its CPU backend by itself: the same
+`FastLanguageModel`, with stock transformers, peft and trl below and real NF4.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from qdora_fast.errors import QdoraError
+
+logger = logging.getLogger(__name__)
+
+_MUST_COME_LATER = ("transformers", "peft", "trl")
+
+
+def open_backend() -> ModuleType:
+    """Import unsloth (once) with its side effects contained, and return it.
+
+    Raises:
+        QdoraError: unsloth is not installed, or transformers, peft or trl came first.
+    """
+    if "unsloth" in sys.modules:
+        return sys.modules["unsloth"]
+    too_early = [name for name in _MUST_COME_LATER if name in sys.modules]
+    if too_early:
+        raise QdoraError(
+            f"{', '.join(too_early)} was imported before unsloth, which would then patch only half of it. "
+            "Start a fresh process (restart the notebook kernel) and call qdora_fast, or `import unsloth`, first"
+        )
+    contain_side_effects()
+    try:
+        with captured_prints():
+            unsloth = importlib.import_module("unsloth")
+    except ImportError as error:
+        raise QdoraError(f"cannot import unsloth ({error}); `make install` sets up a tested environment") from error
+    _quiet_libraries()
+    return unsloth
+
+
+@contextlib.contextmanager
+def captured_prints() -> Iterator[None]:
+    """Send what Unsloth prints to the log, so that standard output stays for results.
+
+    Wrap every call into Unsloth in this; `--debug` shows the log.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
+            logger.info("unsloth: %s", line)
+
+
+def cache_folder() -> Path:
+    """Where the package keeps what can be made again: QDORA_FAST_CACHE, else ~/.cache/qdora_fast."""
+    return Path(os.environ.get("QDORA_FAST_CACHE") or Path.home() / ".cache" / "qdora_fast").expanduser().resolve()
+
+
+def contain_side_effects() -> None:
+    """Set, where the user has not, the environment variables that unsloth and torch read when imported."""
+    # torch and bitsandbytes bring an OpenMP pool each. Waiting threads of one that spin, the default, take the
+    # cores from the other: training a small model on 2 cores was three times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Presence alone counts for Unsloth; a user's own value is kept.
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # no probe of the network at load time
+    os.environ.setdefault("UNSLOTH_DISABLE_LLM_COMPRESSOR_AUTOINSTALL", "1")  # no pip install during a save
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    version = _version("unsloth")
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / f"unsloth-compiled-{version}"))
+    # bitsandbytes logs, on the CPU, that an optional kernel package is absent: nothing a user can act on.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def _quiet_libraries() -> None:
+    """Only warnings from here on; what a user needs to know is said by us, once."""
+    transformers_logging = importlib.import_module("transformers.utils.logging")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    importlib.import_module("huggingface_hub.utils").enable_progress_bars()  # a 16 GB download must be seen
+    importlib.import_module("datasets").disable_progress_bars()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

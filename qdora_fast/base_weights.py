@@ -1,0 +1,179 @@
+"""The base weights an adapter is merged into: the original ones, or the 4-bit ones training saw.
+
+With W16 the 16-bit weight and Wq = dequantise(NF4(W16)) there are two honest choices:
+
+- `original16` takes W16. The merged model differs from the trained one by the base's own 4-bit
+  error, towards the better base, and can be quantised again later.
+- `dequant4` takes Wq for every layer that training held in NF4, also those without an adapter.
+  The merged model is the trained function; the 4-bit noise stays in it for good.
+
+Both the merge and its proof read their base through `BaseWeights`, so that they mean the same
+weights; what they do with them is computed independently. NF4 is re-made on the whole tensor,
+because the second quantisation of its scales runs across rows. Whatever the choice, what comes
+out is dense: a base that exists in 4 bits alone is unpacked (dequant4 only).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qdora_fast.errors import ConfigError, IntegrityError
+from qdora_fast.weights import TensorInfo, WeightFolder, read_json
+
+_PACKED_STATE = re.compile(r"(?P<tensor>.+)\.quant_state\.bitsandbytes__(nf4|fp4)")
+_BLOCK_WEIGHT = re.compile(r".*\.\d+\..+\.weight")
+
+
+@dataclass(frozen=True)
+class MergeRecipe:
+    """Which base weights, and in which precision."""
+
+    merge_base: Literal["original16", "dequant4"] = "original16"
+    """The two choices above."""
+    quantized_modules: frozenset[str] | None = None
+    """Modules that training held in NF4 (`model.layers.0.mlp.up_proj`, ...), for dequant4. None: every
+    two-dimensional weight inside the blocks. Not read for a base stored in 4 bits, which says it itself."""
+    trained_dtype: torch.dtype | None = None
+    """Dtype in which training loaded the base, from which NF4 was made and to which it is unpacked, for
+    dequant4. None: the dtype on disk."""
+    dtype: torch.dtype | None = None
+    """Dtype of what is written. None: as in the base."""
+
+
+class BaseWeights:
+    """A base checkpoint as the recipe wants it: dense tensors, read by rows.
+
+    Attributes:
+        config: the base's config.json.
+        shards: file name -> tensors to write there, with the dtype and shape they will have.
+        infos: the same by tensor name.
+        quantized: names of the tensors that went through NF4.
+
+    Raises:
+        ConfigError: the base's weights do not allow this recipe, or are not safetensors.
+        IntegrityError: files are damaged, or a recorded NF4 module is not in this base.
+    """
+
+    def __init__(self, folder: Path, recipe: MergeRecipe) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self._files = WeightFolder(folder)
+        self.config = read_json(folder / "config.json")
+        packed = {m["tensor"]: m[0] for m in map(_PACKED_STATE.fullmatch, self._files.infos) if m}
+        _refuse_quantized_base(folder, self.config, bool(packed), recipe)
+        self._packed = {name: self._packed_parts(name, state) for name, state in packed.items()}
+        parts = {part for parts in self._packed.values() for part in parts}
+        self.shards = {
+            shard: [self._output_info(info) for info in infos if info.name not in parts]
+            for shard, infos in self._files.shards.items()
+        }
+        self.infos = {info.name: info for infos in self.shards.values() for info in infos}
+        self.quantized = frozenset(packed) if packed else self._requantized()
+        self._whole: tuple[str, Tensor] | None = None
+
+    @property
+    def indexed(self) -> bool:
+        """True when the base has an index file."""
+        return self._files.indexed
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors to be written."""
+        return sum(info.nbytes for info in self.infos.values())
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of a tensor as the recipe wants it, in the dtype it was held in.
+
+        A tensor that goes through NF4 is made whole and kept until another one is asked for.
+        """
+        if name not in self.quantized:
+            return self._files.rows(name, start, stop)
+        if self._whole is None or self._whole[0] != name:
+            self._whole = None  # let go of the previous one first
+            self._whole = (name, self._unpacked(name) if name in self._packed else self._round_trip(name))
+        return self._whole[1][start:stop]
+
+    def _round_trip(self, name: str) -> Tensor:
+        """dequantise(NF4(W16)) exactly as bitsandbytes' Linear4bit holds it: blocks of 64, double quantisation."""
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+        weight = self._files.tensor(name)
+        weight = weight.to(self.recipe.trained_dtype or weight.dtype).contiguous()
+        packed, state = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
+        return dequantize_4bit(packed, state)
+
+    def _unpacked(self, name: str) -> Tensor:
+        """The dense form of a weight that is stored in 4 bits."""
+        from bitsandbytes.functional import QuantState, dequantize_4bit
+
+        parts = {part.removeprefix(f"{name}."): self._files.tensor(part) for part in self._packed[name]}
+        state = QuantState.from_dict(parts, device=torch.device("cpu"))
+        state.dtype = self.recipe.trained_dtype or state.dtype
+        return dequantize_4bit(self._files.tensor(name), state)
+
+    def _packed_parts(self, name: str, state: str) -> list[str]:
+        """Names of the tensors that together with `name` make one 4-bit weight."""
+        parts = [part for part in self._files.infos if part.startswith(f"{name}.")]
+        if name not in self._files.infos or state not in parts or f"{name}.absmax" not in parts:
+            raise IntegrityError(f"{self.folder}: parts of the 4-bit weight {name} are missing; download it again")
+        return parts
+
+    def _output_info(self, info: TensorInfo) -> TensorInfo:
+        """What `info` becomes in the merged checkpoint."""
+        dtype, shape = info.dtype, info.shape
+        if info.name in self._packed:
+            dtype, shape = self._packed_form(info.name)
+        if self.recipe.dtype is not None and dtype.is_floating_point:
+            dtype = self.recipe.dtype
+        return TensorInfo(info.name, dtype, shape)
+
+    def _packed_form(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Dtype and shape of a 4-bit weight once it is dense, from its stored state."""
+        from bitsandbytes.utils import unpack_tensor_to_dict
+
+        (state,) = (part for part in self._packed[name] if _PACKED_STATE.fullmatch(part))
+        said = unpack_tensor_to_dict(self._files.tensor(state))
+        shape = tuple(said["shape"])
+        if math.prod(shape) > 2 * self._files.infos[name].nbytes:
+            raise IntegrityError(f"{self.folder}: {name} holds fewer values than its shape {shape}; download it again")
+        return getattr(torch, said["dtype"]), shape
+
+    def _requantized(self) -> frozenset[str]:
+        """Tensors of a 16-bit base that the recipe sends through NF4."""
+        if self.recipe.merge_base != "dequant4":
+            return frozenset()
+        if self.recipe.quantized_modules is None:
+            return frozenset(n for n, i in self.infos.items() if len(i.shape) == 2 and _BLOCK_WEIGHT.fullmatch(n))
+        names = frozenset(f"{module}.weight" for module in self.recipe.quantized_modules)
+        strange = sorted(names - self.infos.keys())
+        if strange:
+            raise IntegrityError(
+                f"{self.folder}: {len(strange)} weights that training held in 4 bits are not in this base "
+                f"(first {strange[0]}); name the base that was trained on"
+            )
+        return names
+
+
+def _refuse_quantized_base(folder: Path, config: dict[str, object], packed: bool, recipe: MergeRecipe) -> None:
+    """Raise ConfigError for a base whose stored weights cannot serve this recipe."""
+    said = config.get("quantization_config")
+    if not packed and said is None:
+        return
+    method = said.get("quant_method", "unknown") if isinstance(said, dict) else "bitsandbytes"
+    if not packed:
+        raise ConfigError(
+            f"{folder}: its weights are quantised ({method}) in a form that cannot be merged into; "
+            "name the same model in 16 bits as model.base_16bit"
+        )
+    if recipe.merge_base == "original16":
+        raise ConfigError(
+            f"{folder}: its weights are stored in 4 bits, and export.merge_base: original16 needs the original "
+            "16-bit ones; name them as model.base_16bit, or choose export.merge_base: dequant4"
+        )

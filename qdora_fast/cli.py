@@ -1,0 +1,118 @@
+"""The command line: what a user types, and nothing else. Each command calls one function.
+
+Imports are inside the commands, so that `--help` and a wrong config answer in milliseconds.
+A user's mistake ends in one message and the exit code of its kind (errors.py); `--debug`
+before the command shows the traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+
+import qdora_fast
+
+_SET = click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting; repeatable.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(qdora_fast.__version__, prog_name="qdora-fast")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """QDoRA fine-tuning on one 24 GB card, with an export proven to be the model that was trained."""
+
+
+@cli.command()
+@click.argument("config", required=False)
+@_SET
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of this run.")
+@click.option("--dry-run", is_flag=True, help="Check settings, rows, masks and targets; read no weights.")
+def train(config: str | None, overrides: tuple[str, ...], resume: bool, dry_run: bool) -> None:
+    """Fine-tune, compare with the base, export and prove.
+
+    CONFIG is a YAML file or the name of a preset; without it the hardware decides.
+    """
+    from qdora_fast import hardware, presets, show
+    from qdora_fast.config_file import load_config
+
+    path, why = (presets.find_config(config), None) if config else presets.choose_preset(hardware.gpus())
+    settings = load_config(path, overrides)
+    console = show.new_console()
+    show.chosen(console, path, why)
+    from qdora_fast import run
+
+    if dry_run:
+        run.dry_run(settings, console=console)
+    else:
+        run.run_recipe(settings, name=path.stem, resume=resume, console=console)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--to", "to", default="merged_16bit", show_default=True, metavar="FORMAT",
+              help="merged_16bit, adapter, or (for runs without DoRA) lora.")  # fmt: skip
+@click.option("--merge-base", type=click.Choice(["original16", "dequant4"]), help="Default: the run's own setting.")
+@click.option("--out", type=click.Path(), help="Folder to write; default: RUN/FORMAT.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+def export(run: str, to: str, merge_base: str | None, out: str | None, overwrite: bool, as_json: bool) -> None:
+    """Write a trained RUN for others to load, and prove it."""
+    from qdora_fast import show
+    from qdora_fast.export import export as export_run
+
+    report = export_run(run, to=to, merge_base=merge_base, out=out, overwrite=overwrite, console=show.new_console())
+    if as_json:
+        click.echo(show.json_line(report))
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--once", metavar="TEXT", help="Answer one message and leave.")
+@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(1))
+def chat(run: str, once: str | None, max_new_tokens: int) -> None:
+    """Talk to a RUN or to the folder of a merged model."""
+    from qdora_fast.chat import chat as start
+
+    start(run, once=once, max_new_tokens=max_new_tokens)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+def doctor(as_json: bool) -> None:
+    """Check this machine: packages, GPU, 4-bit kernels, disk."""
+    from qdora_fast.doctor import examine
+
+    sys.exit(examine(as_json=as_json))
+
+
+@cli.command()
+@click.option("--schema", is_flag=True, help="Print the JSON schema of a config file, for editors.")
+def presets(schema: bool) -> None:
+    """List the shipped configs and this machine's choice."""
+    from qdora_fast import show
+
+    show.presets(show.new_console(), schema=schema)
+
+
+def main() -> None:
+    """Entry point: run the command, turn foreseen errors into one message and an exit code."""
+    from qdora_fast.errors import QdoraError
+
+    debug = "--debug" in sys.argv[1:]
+    if debug:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except QdoraError as error:
+        if debug:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped", err=True)
+        sys.exit(130)

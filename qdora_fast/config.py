@@ -1,0 +1,271 @@
+"""The schema: every knob of a run, with its unit and its default.
+
+This file is the only place where a default lives. Reading YAML, `--set` and turning
+mistakes into messages is `config_file.py`'s business; here is only what is valid.
+Names follow Transformers, PEFT and TRL where they have one. Nothing here imports
+torch, so that a wrong config is refused in milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+Method = Literal["qdora", "dora", "qlora", "lora"]
+Optimizer = Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
+Tracker = Literal["none", "trackio", "tensorboard", "wandb", "mlflow"]
+MergeBase = Literal["original16", "dequant4"]
+
+
+def _number(value: object) -> object:
+    """Refuse what pydantic would quietly turn into a number: true, and NaN or infinity."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number, not true/false")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("expected a finite number")
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_number)]
+Count = Annotated[int, BeforeValidator(_number)]
+
+
+class Section(BaseModel):
+    """A part of the config. Unknown keys are errors; a loaded config never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunSettings(Section):
+    """Where a run's files go."""
+
+    name: str | None = None
+    """Folder name under `dir`; the config file's own name when empty. An existing run is
+    never overwritten: the next free `name-2`, `name-3`, ... is taken and said."""
+    dir: str = "runs"
+    """Folder that holds all runs."""
+
+    @field_validator("name")
+    @classmethod
+    def _plain_folder_name(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError("use letters, digits, '.', '_' and '-' only (it becomes a folder name)")
+        return name
+
+
+class ModelSettings(Section):
+    """The base model."""
+
+    name: str
+    """Hub id, local folder, or `demo` for the embedded tiny base that needs no download."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; the newest when empty. Pin it for repeatable runs."""
+    base_16bit: str | None = None
+    """Hub id or folder of the same weights in 16 bits, for `export.merge_base: original16`.
+    Empty means `name` itself; needed only when `name` exists in 4 bits alone."""
+    max_length: Count = Field(2048, ge=16, le=1_048_576)
+    """Longest row in tokens, prompt and answer together."""
+
+
+class AdapterSettings(Section):
+    """What is trained on top of the base."""
+
+    method: Method = "qdora"
+    """qdora: DoRA on a 4-bit NF4 base. dora: DoRA on a 16-bit base. qlora, lora: the same without DoRA."""
+    r: Count = Field(16, ge=1, le=1024)
+    """Rank of the update B·A."""
+    alpha: Real = Field(16, gt=0)
+    """Scale of the update: alpha / r, or alpha / sqrt(r) with `rslora`."""
+    dropout: Real = Field(0.0, ge=0, lt=1)
+    """Probability of dropping an input of the update. 0 is fastest; 0.05-0.1 helps small sets."""
+    rslora: bool = False
+    """Rank-stabilised scale alpha / sqrt(r) (Kalajdzievski 2023), for ranks of 64 and more."""
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """`all-linear`: every linear layer of the blocks, without output head and embeddings;
+    or a list such as [q_proj, v_proj]."""
+    layers: str | None = None
+    """Blocks to adapt, counted from 0, both ends included: "0-15" or "8,10,12-15"; empty: all."""
+    modules_to_save: list[str] = []
+    """Modules trained in full and stored in the adapter, for instance [lm_head]. Costs memory."""
+
+    @field_validator("layers")
+    @classmethod
+    def _readable_range(cls, layers: str | None) -> str | None:
+        if layers is not None:
+            layer_indices(layers)
+        return layers
+
+    @property
+    def decomposed(self) -> bool:
+        """True for DoRA: magnitude and direction are trained apart."""
+        return self.method in ("qdora", "dora")
+
+    @property
+    def quantized(self) -> bool:
+        """True when the base is held in 4-bit NF4."""
+        return self.method in ("qdora", "qlora")
+
+
+class ColumnSettings(Section):
+    """Your own column names, for question/answer tables."""
+
+    prompt: str | None = None
+    """Column with the question or instruction."""
+    response: str | None = None
+    """Column with the answer that is learned."""
+    system: str | None = None
+    """Column with a system message, if there is one."""
+
+
+class DataSettings(Section):
+    """The rows, and how they become tokens."""
+
+    path: str
+    """A .json, .jsonl, .csv, .tsv or .parquet file (also .gz), a folder of them, a hub dataset id,
+    or `demo` for the embedded rows."""
+    split: str = "train"
+    """Which split of a hub dataset."""
+    format: Literal["auto", "alpaca", "chatml", "sharegpt", "prompt_completion", "columns", "text"] = "auto"
+    """Shape of a row; `auto` looks at the first 100 rows and prints its decision."""
+    columns: ColumnSettings = ColumnSettings()
+    """Column mapping; setting `prompt` and `response` selects `format: columns`."""
+    template: str = "auto"
+    """How messages become text. auto: the model's own chat template, else plain Alpaca text.
+    model, alpaca, chatml, or the path of a .jinja file."""
+    train_on: Literal["responses", "all"] = "responses"
+    """responses: loss on every assistant turn only. all: loss on every token."""
+    on_long: Literal["drop", "truncate"] = "drop"
+    """Rows longer than `model.max_length`: dropped and counted, or cut at the end and counted."""
+    held_out: Real = Field(0.10, ge=0, lt=0.9)
+    """Share of rows never trained on, chosen by a stable hash of the prompt. 0 turns evaluation off."""
+    max_rows: Annotated[Count, Field(ge=1)] | None = None
+    """Read at most this many rows, for a quick try; empty: all."""
+
+    @model_validator(mode="after")
+    def _columns_in_pairs(self) -> DataSettings:
+        named = [self.columns.prompt, self.columns.response]
+        if any(named) and not all(named):
+            raise ValueError("columns.prompt and columns.response go together: name both")
+        if self.format == "columns" and not all(named):
+            raise ValueError("format `columns` needs columns.prompt and columns.response")
+        if all(named) and self.format not in ("auto", "columns"):
+            raise ValueError(f"columns.* is for format `columns`, not `{self.format}`; remove one of them")
+        return self
+
+
+class TrainSettings(Section):
+    """The optimisation."""
+
+    learning_rate: Real = Field(2e-4, gt=0, le=1)
+    """Peak learning rate of A (and of B without LoRA+), per optimizer step."""
+    loraplus_ratio: Annotated[Real, Field(ge=1)] | None = None
+    """LoRA+: learning rate of B = ratio × `learning_rate` (the paper uses 16). Empty: off."""
+    magnitude_learning_rate: Annotated[Real, Field(gt=0, le=1)] | None = None
+    """Learning rate of DoRA's magnitudes; empty: `learning_rate`, never times the LoRA+ ratio."""
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    warmup: Real = Field(0.05, ge=0, lt=1)
+    """Share of all steps in which the learning rate rises from 0."""
+    weight_decay: Real = Field(0.01, ge=0, le=1)
+    """AdamW's decay, on A and B only; magnitudes are never decayed."""
+    max_grad_norm: Real = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    epochs: Real = Field(2.0, gt=0)
+    """Passes over the training rows; `max_steps` wins when set."""
+    max_steps: Annotated[Count, Field(ge=1)] | None = None
+    """Optimizer steps; empty: by `epochs`."""
+    batch_size: Count = Field(2, ge=1)
+    """Rows (or packed sequences) per forward pass on the device."""
+    gradient_accumulation: Count = Field(8, ge=1)
+    """Forward passes per optimizer step; effective batch = batch_size × gradient_accumulation."""
+    packing: bool = True
+    """Put several short rows into one sequence of `model.max_length`; they do not see each other."""
+    gradient_checkpointing: Literal["auto", "unsloth", "torch", "off"] = "auto"
+    """Recompute activations in the backward pass to save memory. auto: unsloth on a GPU, off on the CPU."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Compute type. auto: bf16 where the GPU has it, fp16 on older GPUs, fp32 on the CPU."""
+    optimizer: Optimizer = "auto"
+    """auto: paged_adamw_8bit on a GPU, adamw on the CPU."""
+    eval_steps: Annotated[Count, Field(ge=1)] | None = None
+    """Held-out loss every so many optimizer steps; empty: five times a run."""
+    save_steps: Annotated[Count, Field(ge=1)] | None = None
+    """Checkpoint every so many optimizer steps; empty: with each evaluation."""
+    early_stopping: Annotated[Count, Field(ge=1)] | None = None
+    """Stop after so many evaluations without a better held-out loss, and keep the best; empty: off."""
+    tracker: Tracker = "none"
+    """Experiment tracker besides metrics.jsonl. `none` sends nothing anywhere."""
+    seed: Count = Field(42, ge=0, lt=2**32)
+    """Seed of adapter initialisation, row order, dropout and held-out choice."""
+
+
+class ExportSettings(Section):
+    """What a run leaves behind besides the adapter."""
+
+    at_end: Literal["merged_16bit", "none"] = "merged_16bit"
+    """Written when training ends; `qdora-fast export` makes the same later."""
+    merge_base: MergeBase = "original16"
+    """original16: merge into the original 16-bit weights. dequant4: into the 4-bit weights that
+    training saw, which reproduces it exactly but keeps the 4-bit noise."""
+    proof_rows: Count = Field(16, ge=1, le=1024)
+    """Held-out rows on which merged and trained model are compared."""
+
+
+class EvaluationSettings(Section):
+    """The comparison of base and tuned model on the held-out rows."""
+
+    max_rows: Count = Field(200, ge=0)
+    """Held-out rows answered by both models; 0 skips the comparison."""
+    max_new_tokens: Count = Field(128, ge=1)
+    """Longest generated answer in tokens."""
+    batch_size: Count = Field(8, ge=1)
+    """Prompts generated at once."""
+    completions: Count = Field(3, ge=0)
+    """Answers printed side by side at the end of a run."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunSettings = RunSettings()
+    model: ModelSettings
+    adapter: AdapterSettings = AdapterSettings()
+    data: DataSettings
+    train: TrainSettings = TrainSettings()
+    export: ExportSettings = ExportSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> Config:
+        if self.export.merge_base == "dequant4" and not self.adapter.quantized:
+            raise ValueError(
+                f"export.merge_base: dequant4 needs a 4-bit base, but adapter.method is `{self.adapter.method}`; "
+                "use original16, or method qdora / qlora"
+            )
+        if self.train.early_stopping and self.data.held_out == 0:
+            raise ValueError("train.early_stopping watches the held-out loss, but data.held_out is 0")
+        if self.train.magnitude_learning_rate and not self.adapter.decomposed:
+            raise ValueError(f"train.magnitude_learning_rate: method `{self.adapter.method}` has no magnitudes")
+        return self
+
+
+def layer_indices(layers: str) -> list[int]:
+    """Turn "0-3,8" into [0, 1, 2, 3, 8].
+
+    Raises:
+        ValueError: not of that form, or a range that runs backwards.
+    """
+    chosen: set[int] = set()
+    for part in layers.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        if not match:
+            raise ValueError(f'cannot read {part!r}; write layers as "0-15" or "8,10,12-15"')
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(f"range {part.strip()!r} runs backwards")
+        if last >= 10_000:
+            raise ValueError(f"no model has a block {last}")
+        chosen.update(range(first, last + 1))
+    return sorted(chosen)

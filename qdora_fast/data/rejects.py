@@ -1,0 +1,89 @@
+"""Rows that cannot be used: why, how many, and where the first of them stand.
+
+A set of ten thousand rows nearly always holds a few broken ones. Stopping at the first would be
+useless, dropping them silently would be dishonest. So every stage raises `RejectedRow` with a reason
+code, the loop around it counts the codes in a `Tally`, and the frozen result goes into the stage's report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+EXAMPLES_PER_REASON = 3
+
+REASONS: dict[str, str] = {
+    # reading a row as a conversation
+    "missing_field": "a column that the format needs is missing or empty",
+    "wrong_type": "a value is neither text nor a number",
+    "not_text": "a message holds an image, audio or another part that is not text",
+    "broken_unicode": "the text holds half a surrogate pair and cannot be encoded",
+    "unknown_role": "a message has a role that is not system, user, assistant or tool",
+    "system_not_first": "a system message stands after the first turn",
+    "same_role_twice": "two assistant turns in a row of which only one is to be trained",
+    "no_user_turn": "nobody asks anything: there is no user turn before an answer",
+    "no_assistant_turn": "there is no answer to learn from",
+    "empty_prompt": "a user turn is blank",
+    "empty_answer": "an answer is blank",
+    "nothing_to_train": "every answer is marked as not to be trained",
+    "broken_tool_json": "tools or a tool call are not valid JSON of the expected shape",
+    # turning a conversation into tokens
+    "template_error": "the chat template refuses the conversation",
+    "special_token_in_text": "the text spells out one of the tokenizer's special tokens",
+    "answer_not_located": "the template rewrites the answer, so that the trained part cannot be told for sure",
+    "no_trained_tokens": "nothing of the answer is left to train on",
+    "too_long": "longer than model.max_length",
+}
+"""Every reason code with the sentence shown to people."""
+
+
+class RejectedRow(Exception):
+    """One row cannot be used. Not an error of the run: it is caught, counted and reported."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        assert reason in REASONS, f"unknown reason code {reason!r}"
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """How many rows fell to one reason, and the places of the first few."""
+
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.count} x {self.reason}: {REASONS[self.reason]} ({'; '.join(self.examples)})"
+
+
+class Tally:
+    """Counts rejected rows while a stage runs; `freeze` gives what its report keeps."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._examples: dict[str, list[str]] = {}
+
+    def add(self, rejected: RejectedRow, place: str) -> None:
+        """Count one rejected row that stood at `place`."""
+        self._counts[rejected.reason] = self._counts.get(rejected.reason, 0) + 1
+        examples = self._examples.setdefault(rejected.reason, [])
+        if len(examples) < EXAMPLES_PER_REASON:
+            examples.append(f"{place}, {rejected.detail}" if rejected.detail else place)
+
+    def freeze(self) -> tuple[Dropped, ...]:
+        """All reasons met, most frequent first."""
+        ranked = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
+        return tuple(Dropped(reason, count, tuple(self._examples[reason])) for reason, count in ranked)
+
+
+def total(dropped: Iterable[Dropped]) -> int:
+    """Number of rows behind a stage's drop counts."""
+    return sum(each.count for each in dropped)
+
+
+def bullet_list(dropped: Iterable[Dropped]) -> str:
+    """One indented line per reason, for reports and error messages."""
+    return "\n".join(f"  - {each}" for each in dropped)

@@ -1,0 +1,102 @@
+"""What masking needs to know about a tokenizer, looked up once instead of once per row."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qdora_fast.data.messages import Message
+from qdora_fast.data.rejects import RejectedRow
+from qdora_fast.errors import ConfigError
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether this tokenizer starts a text with BOS by itself; having a BOS token does not mean it does."""
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Tokens of a text with their character ranges [starts, ends) in it."""
+
+    text: str
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
+
+    def token_at(self, character: int) -> int:
+        """First token that reaches beyond `character`: the one that holds it, or the next."""
+        return bisect_right(self.ends, character)
+
+    def token_from(self, character: int) -> int:
+        """First token that starts at `character` or later."""
+        return bisect_left(self.starts, character)
+
+    def text_of(self, start: int, end: int) -> str:
+        """The text under tokens [start, end)."""
+        return self.text[self.starts[start] : self.ends[end - 1]] if start < end else ""
+
+
+class Vocabulary:
+    """A fast tokenizer with its special, added and stopping tokens at hand.
+
+    Args:
+        tokenizer: a Transformers tokenizer with a Rust backend and, for conversations, a chat template.
+        stop_ids: tokens that end generation, normally `generation_config.eos_token_id`; EOS is always one.
+
+    Raises:
+        ConfigError: a slow tokenizer, or no stop token at all.
+    """
+
+    def __init__(self, tokenizer: Any, stop_ids: Collection[int] = ()) -> None:
+        if not tokenizer.is_fast:
+            raise ConfigError(
+                f"the tokenizer {type(tokenizer).__name__} is a slow one, which cannot say where in the text a token "
+                "lies; load the model with a fast tokenizer (a tokenizer.json; pip install tokenizers sentencepiece)"
+            )
+        self.tokenizer = tokenizer
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.eos_id: int | None = tokenizer.eos_token_id
+        self.stop_ids = frozenset(stop_ids) | ({self.eos_id} if self.eos_id is not None else frozenset())
+        if not self.stop_ids:
+            raise ConfigError("the tokenizer has no EOS and no stop token is given: the model could never stop")
+        self.adds_bos = adds_bos(tokenizer)
+        added = tokenizer.added_tokens_decoder
+        self.added_ids = frozenset(number for number, token in added.items() if str(token).strip())
+        special = sorted({str(token) for token in added.values() if token.special}, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+
+    def encode(self, text: str, *, special: bool = False) -> Encoding:
+        """Tokenise; `special` lets the tokenizer add its BOS and so on, which rendered chats must not."""
+        out = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        starts, ends = zip(*out["offset_mapping"], strict=True) if out["input_ids"] else ((), ())
+        return Encoding(text, out["input_ids"], list(starts), list(ends))
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: list[dict[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """The chat template's text for a conversation.
+
+        Raises:
+            RejectedRow: `template_error` with the template's own words.
+        """
+        import jinja2
+
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise RejectedRow("template_error", str(error).partition("\n")[0]) from error
+
+    def special_in(self, text: str) -> str | None:
+        """The first special token that `text` spells out, if any."""
+        found = self._special.search(text)
+        return found[0] if found else None

@@ -1,0 +1,55 @@
+"""Every way a run can end badly, as an exception that carries its exit code.
+
+A user's mistake is an answer, not a crash: each class below is shown as one
+message (what happened, where, how to mend it) and ends the process with its own
+code, so that scripts can tell "the config is wrong" from "the proof failed".
+Anything that is not one of these is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class QdoraError(Exception):
+    """Base of all errors meant for the user. The message names the place and the fix."""
+
+    exit_code = 1
+
+
+class ConfigError(QdoraError):
+    """The request is wrong: configuration, arguments, or a combination that cannot work."""
+
+    exit_code = 2
+
+
+class RefusedError(ConfigError):
+    """We could do it, but the result would be broken; the message names the right choices."""
+
+
+class DiskSpaceError(QdoraError):
+    """Not enough free space for what is about to be written."""
+
+    exit_code = 11
+
+
+class DataError(QdoraError):
+    """The rows cannot be read, recognised or trained on; the message names file and line."""
+
+    exit_code = 20
+
+
+class CheckpointError(QdoraError):
+    """No checkpoint to resume from, or it belongs to another run."""
+
+    exit_code = 40
+
+
+class IntegrityError(QdoraError):
+    """Saved weights are incomplete or damaged (for DoRA: a magnitude is missing)."""
+
+    exit_code = 41
+
+
+class ProofError(QdoraError):
+    """The exported model is not the model that was trained."""
+
+    exit_code = 42

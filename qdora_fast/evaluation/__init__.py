@@ -1,0 +1,1 @@
+"""Is the tuned model better than its base? Judged on rows that were never trained on."""

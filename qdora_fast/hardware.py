@@ -1,0 +1,112 @@
+"""What this machine is and has. Asked without importing torch, so that it costs milliseconds.
+
+The graphics card is read from `nvidia-smi`, which comes with the driver. What cannot be
+read is reported as unknown, never guessed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGES = ("torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets", "accelerate",
+            "bitsandbytes", "tokenizers", "safetensors", "triton", "xformers")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA card as its driver describes it."""
+
+    name: str
+    memory_gib: float
+    compute_capability: tuple[int, int] | None
+    driver: str
+
+
+def gpus() -> list[Gpu]:
+    """The NVIDIA cards this process may use, in CUDA_VISIBLE_DEVICES' meaning; [] without a driver."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or os.environ.get("UNSLOTH_FORCE_CPU") == "1":
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = [gpu for line in answer.splitlines() if (gpu := _parse(line))]
+    chosen = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    if chosen and all(part.isdigit() for part in chosen):
+        return [found[int(part)] for part in chosen if int(part) < len(found)]
+    return found
+
+
+def _parse(line: str) -> Gpu | None:
+    fields = [field.strip() for field in line.split(",")]
+    if len(fields) != 4:
+        return None
+    name, memory, capability, driver = fields
+    try:
+        memory_gib = float(memory) / 1024
+    except ValueError:  # "[N/A]" on cards that share the host's memory
+        return None
+    major, _, minor = capability.partition(".")
+    known = major.isdigit() and minor.isdigit()
+    return Gpu(name, memory_gib, (int(major), int(minor)) if known else None, driver)
+
+
+def cpu_name() -> str:
+    """The processor's model name, or its architecture where the system does not tell."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cpu_count() -> int:
+    """Cores this process may use (fewer than the machine has, under a container's limits)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def package_versions() -> dict[str, str | None]:
+    """Installed version of every package that decides a run's result; None: not installed."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def free_disk_gib(folder: Path) -> float:
+    """Free space in GiB on the file system that holds `folder` or its nearest existing parent."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free / 2**30
+
+
+def describe() -> dict[str, object]:
+    """The machine and its packages, as written to a run's environment.json."""
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
+        "cpu_cores": cpu_count(),
+        "gpus": [
+            {
+                "name": gpu.name,
+                "memory_gib": round(gpu.memory_gib, 1),
+                "compute_capability": ".".join(map(str, gpu.compute_capability)) if gpu.compute_capability else None,
+                "driver": gpu.driver,
+            }
+            for gpu in gpus()
+        ],
+        "packages": package_versions(),
+    }

@@ -1,0 +1,226 @@
+"""The base model in NF4 (or 16 bits) and the adapter on top, through Unsloth's FastLanguageModel.
+
+The same calls serve a GPU and the CPU. What can be refused is refused from the model's
+config, before weights are read; what was loaded is checked against what was asked for,
+because loaders fall back (to 16 bits, to another repository) with no more than a line of log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdora_fast.adapter import guard_saves
+from qdora_fast.backend import captured_prints, open_backend
+from qdora_fast.config import AdapterSettings, Config, ModelSettings, TrainSettings
+from qdora_fast.errors import ConfigError, QdoraError, RefusedError
+from qdora_fast.targets import Targets, choose_targets, inspect_architecture
+
+DEMO = "demo"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base model, nothing attached yet."""
+
+    model: Any
+    tokenizer: Any
+    targets: Targets
+    quantized_modules: tuple[str, ...]
+    """Full names of the linear layers held in NF4."""
+    revision: str | None
+    """Commit of a hub model; None for local folders."""
+    precision: str
+    """bf16, fp16 or fp32: what the base was loaded in, and what NF4 was made from."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end an answer: the tokenizer's EOS and the generation config's."""
+        listed = getattr(self.model.generation_config, "eos_token_id", None)
+        listed = listed if isinstance(listed, list) else [listed]
+        return frozenset(i for i in [*listed, self.tokenizer.eos_token_id] if i is not None)
+
+
+@dataclass(frozen=True)
+class ParameterReport:
+    """What is trained, in numbers of parameters."""
+
+    lora_a: int
+    lora_b: int
+    magnitude: int
+    saved_modules: int
+    total: int
+
+    @property
+    def trainable(self) -> int:
+        """All trained parameters together."""
+        return self.lora_a + self.lora_b + self.magnitude + self.saved_modules
+
+    def __str__(self) -> str:
+        parts = f"A {self.lora_a:,} + B {self.lora_b:,}"
+        parts += f" + magnitudes {self.magnitude:,}" if self.magnitude else ""
+        parts += f" + whole modules {self.saved_modules:,}" if self.saved_modules else ""
+        return f"{self.trainable:,} trained parameters ({parts}), {self.trainable / self.total:.2%} of the model"
+
+
+def locate_base(settings: ModelSettings, on_step: Any = None) -> str:
+    """The name that loaders take: the hub id or folder itself; for `demo` the folder of the
+    embedded base, pretrained now if it is not in the cache (`on_step(step, total, loss)` tells)."""
+    if settings.name == DEMO:
+        from qdora_fast.demo.base import demo_base
+
+        return str(demo_base(on_step=on_step))
+    return settings.name
+
+
+def check_base(name: str, config: Config) -> Targets:
+    """Read the base's config.json alone and refuse what cannot work, before weights are read.
+
+    Raises:
+        ConfigError: not found, not a text model, or 4-bit weights with a method that needs 16 bits.
+        RefusedError: see `targets.choose_targets`.
+    """
+    open_backend()
+    from transformers import AutoConfig
+
+    try:
+        model_config = AutoConfig.from_pretrained(name, revision=config.model.revision)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"model.name: cannot read the config of `{name}`: {first}\n  Check the spelling; for gated models run "
+            "`hf auth login`; without a network give a local folder (or `demo`)"
+        ) from None
+    prequantized = getattr(model_config, "quantization_config", None) is not None
+    if prequantized and not config.adapter.quantized:
+        raise RefusedError(f"`{name}` exists in 4 bits; method `{config.adapter.method}` needs a 16-bit base")
+    if prequantized and config.export.merge_base == "original16" and not config.model.base_16bit:
+        raise RefusedError(
+            f"`{name}` holds 4-bit weights only, and export.merge_base: original16 needs the 16-bit ones. "
+            "Name them in model.base_16bit, or set export.merge_base: dequant4"
+        )
+    return choose_targets(inspect_architecture(model_config), config.adapter)
+
+
+def load_base(name: str, config: Config, *, precision: str) -> Base:
+    """Load base and tokenizer; NF4 with double quantisation for qdora and qlora.
+
+    Args:
+        precision: bf16, fp16 or fp32, the type of computation and of unquantised weights.
+
+    Raises:
+        QdoraError: the weights did not load in the form that was asked for.
+    """
+    unsloth = open_backend()
+    import torch
+
+    targets = check_base(name, config)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    with captured_prints():
+        model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+            model_name=name,
+            max_seq_length=config.model.max_length,
+            dtype=dtype,
+            load_in_4bit=config.adapter.quantized,
+            load_in_16bit=not config.adapter.quantized,
+            revision=config.model.revision,
+            use_exact_model_name=True,  # Unsloth would otherwise swap in a repository of its own
+            use_gradient_checkpointing=checkpointing(config.train),
+        )
+    if getattr(tokenizer, "is_fast", False) is not True:
+        raise ConfigError(f"`{name}` has no fast tokenizer (tokenizer.json); loss masks need its offsets")
+    quantized = tuple(_linear4bit_names(model))
+    missing = set(targets.modules) - set(quantized)
+    if config.adapter.quantized and missing:
+        raise QdoraError(
+            f"asked for NF4, but {len(missing)} of {len(targets.modules)} layers to adapt were loaded in 16 bits "
+            f"(first: {sorted(missing)[0]}); bitsandbytes cannot quantise this model here. Use method "
+            f"`{'dora' if config.adapter.decomposed else 'lora'}` for a 16-bit base"
+        )
+    revision = getattr(model.config, "_commit_hash", None)
+    return Base(model, tokenizer, targets, quantized, revision, precision)
+
+
+def attach(base: Base, settings: AdapterSettings, train: TrainSettings) -> Any:
+    """Put the adapter on the base, guard its saves, and return the PEFT model ready to train."""
+    unsloth = open_backend()
+    options: dict[str, Any] = {}
+    if settings.modules_to_save:
+        options["modules_to_save"] = list(settings.modules_to_save)
+    with captured_prints():
+        model = unsloth.FastLanguageModel.get_peft_model(
+            base.model,
+            r=settings.r,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=list(base.targets.leaves),
+            layers_to_transform=list(base.targets.layers) if base.targets.layers else None,
+            use_rslora=settings.rslora,
+            use_dora=settings.decomposed,
+            bias="none",
+            random_state=train.seed,
+            use_gradient_checkpointing=checkpointing(train),
+            **options,
+        )
+    adapted = set(adapted_modules(model))
+    if adapted != set(base.targets.modules):
+        odd = sorted(adapted ^ set(base.targets.modules))
+        raise QdoraError(f"adapters were put on other layers than asked for; the first that differs: {odd[0]}")
+    guard_saves(model)
+    return model
+
+
+def load_trained(name: str, config: Config, adapter: Path, *, precision: str) -> tuple[Base, Any]:
+    """The base with a saved adapter on it, in evaluation mode, for export and chat."""
+    base = load_base(name, config, precision=precision)
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(base.model, str(adapter))
+    guard_saves(model)
+    return base, model.eval()
+
+
+def adapted_modules(model: Any) -> Iterator[str]:
+    """Full names, in the base's own naming, of the layers of a PEFT model that carry an adapter."""
+    for name, module in model.named_modules():
+        if getattr(module, "lora_A", None):
+            yield name.removeprefix("base_model.model.")
+
+
+def parameter_report(model: Any) -> ParameterReport:
+    """Count trained parameters by kind; 4-bit weights are counted unpacked."""
+    counts = {"lora_A": 0, "lora_B": 0, "lora_magnitude_vector": 0, "saved": 0}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = next((kind for kind in counts if f".{kind}." in name), "saved")
+            counts[kind] += parameter.numel()
+    _, total = model.get_nb_trainable_parameters()
+    return ParameterReport(
+        counts["lora_A"], counts["lora_B"], counts["lora_magnitude_vector"], counts["saved"], int(total)
+    )
+
+
+def checkpointing(train: TrainSettings) -> str | bool:
+    """`train.gradient_checkpointing` in Unsloth's words."""
+    import torch
+
+    choice = train.gradient_checkpointing
+    if choice == "auto":
+        choice = "unsloth" if torch.cuda.is_available() else "off"
+    return "unsloth" if choice == "unsloth" else choice == "torch"
+
+
+def _linear4bit_names(model: Any) -> Iterator[str]:
+    """Names of all NF4 layers; also switches off bitsandbytes' CPU repacking.
+
+    On CPUs with AVX512-BF16, Linear4bit in eval mode repacks its weight into a private layout,
+    and every later `dequantize_4bit` of it (DoRA's norm, a merge) reads garbage.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+            yield name

@@ -1,0 +1,79 @@
+"""A process of its own that opens a model folder as any user would, and records what it says.
+
+The proof of an export must not be run by the process that trained: there Unsloth has replaced
+parts of transformers and peft. So this module starts a fresh Python with plain Transformers,
+hands it a folder and rows, and reads back the recording. The other process imports nothing of
+the training stack, and its memory is returned when it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from qdora_fast.behaviour import Recording, record, reopen
+from qdora_fast.errors import ProofError
+
+
+def record_in_new_process(folder: Path, rows: Sequence[Mapping[str, Sequence[int]]]) -> Recording:
+    """Open `folder` with plain AutoModelForCausalLM in a fresh process and record it on `rows`.
+
+    On the GPU when the weights fit into its free memory, else on the CPU.
+
+    Raises:
+        ProofError: the folder cannot be opened or run; the message ends with the reader's own words.
+    """
+    with tempfile.TemporaryDirectory(prefix="qdora-fast-proof-") as scratch:
+        asked, answered = Path(scratch) / "rows.json", Path(scratch) / "recording.safetensors"
+        asked.write_text(json.dumps(list(map(dict, rows))), encoding="utf-8")
+        command = [sys.executable, "-m", "qdora_fast.plain_reader", str(folder), str(asked), str(answered)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode or not answered.is_file():
+            words = "\n".join(done.stderr.strip().splitlines()[-5:])
+            raise ProofError(f"{folder} cannot be opened with plain Transformers:\n{words}")
+        return _load(answered)
+
+
+def main(folder: Path, rows_file: Path, answer: Path) -> None:
+    """What the new process does."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model = reopen(folder, device=_device(folder))
+    _save(record(model, json.loads(rows_file.read_text(encoding="utf-8"))), answer)
+
+
+def _device(folder: Path) -> str:
+    import torch
+
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 1.15 * weights + 2**30:
+        return "cuda"
+    return "cpu"
+
+
+def _save(recording: Recording, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    rows = {f"{number:06d}": row.contiguous() for number, row in enumerate(recording.log_probs)}
+    facts = {"rows_sha256": recording.rows_sha256, "loss": repr(recording.loss), "tokens": str(recording.tokens)}
+    save_file(rows, path, metadata=facts)
+
+
+def _load(path: Path) -> Recording:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata()
+        rows = tuple(file.get_tensor(name) for name in sorted(file.keys()))
+    return Recording(facts["rows_sha256"], rows, float(facts["loss"]), int(facts["tokens"]))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:4]))

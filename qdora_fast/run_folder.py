@@ -1,0 +1,171 @@
+"""A run's folder: what lies where, and how to find it again.
+
+    runs/<name>/
+      config.yaml        the resolved config, every default spelled out; load it to repeat the run
+      environment.json   machine and package versions
+      model.json         what was trained: base, revision, adapted and quantised layers, template
+      data/              train.jsonl, held_out.jsonl, report.json, proof_rows.json
+      metrics.jsonl      one line a log event: loss, learning rate, tokens/s, memory
+      checkpoints/       for --resume
+      adapter/           the trained adapter with its tokenizer and chat template
+      merged_16bit/      the deployable model, with export.json beside its weights
+      evaluation/        held-out answers of base and tuned model
+
+A folder explains itself: exporting or chatting needs nothing but the folder and the base.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdora_fast.config import Config
+from qdora_fast.config_file import dump_config, load_config
+from qdora_fast.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run. Nothing is created by asking for a path."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, config: Config, default_name: str) -> RunFolder:
+        """Make a new folder `name`, or `name-2`, `name-3`, ... where that exists already."""
+        parent = Path(config.run.dir)
+        name = config.run.name or default_name
+        for number in range(1, 10_000):
+            path = parent / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise ConfigError(f"run.dir: cannot create {path}: {error.strerror}") from None
+            folder = cls(path)
+            folder.config_file.write_text(dump_config(config), encoding="utf-8")
+            return folder
+        raise ConfigError(f"run.dir: {parent} holds 9,999 runs called {name}; clean up or set run.name")
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            ConfigError: not a run's folder; near ones are named.
+        """
+        folder = cls(Path(path))
+        if not folder.config_file.is_file():
+            beside = sorted(p.parent for p in folder.path.parent.glob("*/config.yaml"))
+            hint = f"; runs there: {', '.join(str(p) for p in beside[:8])}" if beside else ""
+            raise ConfigError(f"{path} is not a run (no config.yaml in it){hint}")
+        return folder
+
+    @classmethod
+    def resumable(cls, config: Config, default_name: str) -> RunFolder:
+        """The newest run of this name that has a checkpoint and the same settings.
+
+        Raises:
+            CheckpointError: none; the message says what stands in the way.
+        """
+        parent, name = Path(config.run.dir), config.run.name or default_name
+        found = [p for p in parent.glob(f"{name}*") if p.name == name or p.name.removeprefix(f"{name}-").isdigit()]
+        candidates = [cls(p) for p in found if (p / "config.yaml").is_file()]
+        candidates = [folder for folder in candidates if folder.checkpoints()]
+        if not candidates:
+            raise CheckpointError(
+                f"--resume: no run `{name}` under {parent} has a checkpoint; start it without --resume"
+            )
+        newest = max(candidates, key=lambda folder: folder.checkpoints()[-1].stat().st_mtime)
+        differing = _differences(newest.config().model_dump(), config.model_dump())
+        if differing:
+            listed = "\n".join(f"  - {line}" for line in differing)
+            raise CheckpointError(f"--resume: {newest.path} was started with other settings:\n{listed}")
+        return newest
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def data(self) -> Path:
+        """Prepared rows and their report."""
+        return self.path / "data"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained adapter, with tokenizer and chat template."""
+        return self.path / "adapter"
+
+    @property
+    def evaluation(self) -> Path:
+        """Answers and figures of the held-out comparison."""
+        return self.path / "evaluation"
+
+    def config(self) -> Config:
+        """The config this run was started with."""
+        return load_config(self.config_file)
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoints, oldest first, by step."""
+        found = (self.path / "checkpoints").glob("checkpoint-*")
+        return sorted((p for p in found if p.name[11:].isdigit()), key=lambda p: int(p.name[11:]))
+
+    def write_json(self, name: str, content: Any) -> Path:
+        """Write `content` as an indented JSON file below the folder."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file below the folder.
+
+        Raises:
+            ConfigError: the run did not get that far.
+        """
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{self.path} has no {name}: the run did not finish; run it again or --resume it"
+            ) from None
+
+    def write_rows(self, name: str, rows: Iterable[Any]) -> Path:
+        """Write one JSON object a line below the folder."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return path
+
+    def read_rows(self, name: str) -> list[Any]:
+        """Read a file of one JSON object a line; [] where there is none."""
+        path = self.path / name
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
+    """Settings that differ, leaving out where files go and what only happens after training."""
+    lines = []
+    for key, value in old.items():
+        place = f"{path}{key}"
+        if place in ("run", "export", "evaluation"):
+            continue
+        if isinstance(value, dict):
+            lines += _differences(value, new.get(key, {}), f"{place}.")
+        elif value != new.get(key):
+            lines.append(f"{place}: {value} then, {new.get(key)} now")
+    return lines

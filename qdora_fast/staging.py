@@ -1,0 +1,79 @@
+"""Folders that appear whole or not at all.
+
+A crash, a full disk or Ctrl-C in the middle of a save must never leave something that looks like
+a model and is half of one. So a folder is built under `<name>.incomplete`, flushed to the disk,
+and renamed when it is finished; whatever an earlier crash left under that name is thrown away.
+Free space is asked for first. What this does not do: lock the folder against a second process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qdora_fast.errors import ConfigError, DiskSpaceError
+
+SPARE_BYTES = 256 * 2**20
+"""Space left free beyond what is written, so that logs and metrics can still be."""
+
+
+@contextmanager
+def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Build `out` in the yielded folder; it gets its name when the block ends without an exception.
+
+    Raises:
+        ConfigError: `out` exists and `overwrite` is false (nothing has been written then).
+    """
+    refuse_existing(out, overwrite=overwrite)
+    staging = out.with_name(out.name + ".incomplete")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        for path in [*staging.rglob("*"), staging]:
+            _flush(path)
+        _take_place(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # gone already, unless something was raised
+
+
+def refuse_existing(out: Path, *, overwrite: bool) -> None:
+    """Raise ConfigError when `out` is already there and may not be replaced."""
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out}: already exists; name another folder, remove it, or ask to overwrite it")
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise DiskSpaceError unless `needed` bytes and `SPARE_BYTES` are free where `folder` will be."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed + SPARE_BYTES:
+        raise DiskSpaceError(
+            f"{folder}: {(needed + SPARE_BYTES) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free on that disk; "
+            "free some space there or name a folder on another disk"
+        )
+
+
+def _take_place(staging: Path, out: Path) -> None:
+    """Rename `staging` to `out`; a folder already there is removed only after the new one stands."""
+    replaced = out.with_name(out.name + ".replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if out.exists():
+        out.rename(replaced)
+    staging.rename(out)
+    _flush(out.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Force a file, or a folder's list of names, onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,181 @@
+"""From settings to TRL's SFTTrainer.
+
+Every argument that matters is set here, because the SFTConfig that reaches us is not TRL's:
+Unsloth changes its defaults. Rows come already tokenised and masked (see `data/`), so the
+trainer only packs, pads and steps; it gets our optimizer and no collator of ours, since a
+custom one switches packing off. What `auto` became is said in `Recipe.notes`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdora_fast.backend import captured_prints
+from qdora_fast.config import TrainSettings
+from qdora_fast.optim import build_optimizer, describe_groups, parameter_groups
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the settings come to on this machine."""
+
+    precision: str
+    optimizer: str
+    packing: bool
+    steps: int
+    """Optimizer steps of the whole run; with packing an upper estimate."""
+    eval_steps: int
+    save_steps: int
+    notes: tuple[str, ...]
+
+
+def choose_precision(train: TrainSettings) -> str:
+    """bf16 where the GPU computes in it, fp16 on older GPUs, fp32 on the CPU, unless set."""
+    import torch
+
+    if train.precision != "auto":
+        return train.precision
+    if not torch.cuda.is_available():
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def make_recipe(train: TrainSettings, *, rows: int, tokens: int, max_length: int) -> Recipe:
+    """Resolve every `auto` and every count that depends on the machine or the data.
+
+    Args:
+        rows: training rows.
+        tokens: their tokens together.
+        max_length: tokens of a packed sequence.
+    """
+    import torch
+
+    gpu = torch.cuda.is_available()
+    notes = []
+    packing = train.packing and gpu
+    if train.packing and not gpu:
+        notes.append("packing off: on the CPU packed rows would see each other (it needs a GPU's attention kernels)")
+    optimizer = train.optimizer
+    if optimizer == "auto":
+        optimizer = "paged_adamw_8bit" if gpu else "adamw"
+    sequences = max(1, math.ceil(tokens / max_length)) if packing else rows
+    batch = train.batch_size * train.gradient_accumulation
+    steps = train.max_steps or max(1, math.ceil(math.ceil(sequences / batch) * train.epochs))
+    eval_steps = min(steps, train.eval_steps or max(1, steps // 5))
+    save_steps = train.save_steps or eval_steps
+    if train.early_stopping and save_steps % eval_steps:
+        save_steps = eval_steps * max(1, round(save_steps / eval_steps))
+        notes.append(f"save_steps set to {save_steps}: early stopping keeps the best of the evaluated checkpoints")
+    return Recipe(choose_precision(train), optimizer, packing, steps, eval_steps, save_steps, tuple(notes))
+
+
+def sft_arguments(
+    train: TrainSettings, recipe: Recipe, *, folder: Path, max_length: int, evaluates: bool
+) -> dict[str, Any]:
+    """All arguments of trl.SFTConfig for a run."""
+    strategy = "steps" if evaluates else "no"
+    return {
+        "output_dir": str(folder),
+        "max_steps": train.max_steps or -1,
+        "num_train_epochs": train.epochs,
+        "per_device_train_batch_size": train.batch_size,
+        "per_device_eval_batch_size": train.batch_size,
+        "gradient_accumulation_steps": train.gradient_accumulation,
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": train.scheduler,
+        "warmup_steps": train.warmup,  # below 1 it is a share of all steps
+        "weight_decay": train.weight_decay,  # the groups of optim.py decide; here for the record
+        "max_grad_norm": train.max_grad_norm,
+        "optim": "adamw_torch",  # never built: the trainer is given our optimizer
+        "bf16": recipe.precision == "bf16",
+        "fp16": recipe.precision == "fp16",
+        "gradient_checkpointing": False,  # switched on by Unsloth with the adapter; twice would wrap twice
+        "max_length": max_length,
+        "packing": recipe.packing,
+        "padding_free": recipe.packing,
+        "eval_packing": False,
+        "seed": train.seed,
+        "data_seed": train.seed,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": strategy,
+        "eval_steps": recipe.eval_steps if evaluates else None,
+        "prediction_loss_only": True,
+        "save_strategy": "steps",
+        "save_steps": recipe.save_steps,
+        "save_total_limit": 2,
+        "load_best_model_at_end": bool(train.early_stopping) and evaluates,
+        "metric_for_best_model": "eval_loss" if evaluates else None,
+        "greater_is_better": False if evaluates else None,
+        "report_to": train.tracker,
+        "run_name": folder.parent.name,
+        "disable_tqdm": True,
+        "push_to_hub": False,
+        "dataset_num_proc": None,
+        **({"trackio_space_id": None} if train.tracker == "trackio" else {}),
+    }
+
+
+def build_trainer(
+    model: Any,
+    tokenizer: Any,
+    datasets: tuple[Any, Any | None],
+    train: TrainSettings,
+    *,
+    recipe: Recipe,
+    arguments: dict[str, Any],
+    callbacks: Sequence[Any],
+) -> Any:
+    """TRL's SFTTrainer (in Unsloth's version) over tokenised train and held-out rows.
+
+    Args:
+        datasets: datasets.Dataset with `input_ids` and `labels`: (train, held-out or None).
+        arguments: from `sft_arguments`.
+    """
+    from transformers import EarlyStoppingCallback
+    from trl import SFTConfig, SFTTrainer
+
+    with captured_prints():
+        trainer = SFTTrainer(
+            model=model,
+            args=SFTConfig(**arguments),
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            processing_class=tokenizer,
+            optimizers=(build_optimizer(recipe.optimizer, trained_groups(model, train)), None),
+        )
+    for theirs in ("PrinterCallback", "ProgressCallback"):
+        for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == theirs]:
+            trainer.remove_callback(callback)
+    stopping = [EarlyStoppingCallback(train.early_stopping)] if train.early_stopping else []
+    for callback in [*callbacks, *stopping]:
+        trainer.add_callback(callback)
+    return trainer
+
+
+def trained_groups(model: Any, train: TrainSettings) -> list[dict[str, Any]]:
+    """The parameter groups of a model under these settings."""
+    return parameter_groups(
+        model.named_parameters(),
+        learning_rate=train.learning_rate,
+        loraplus_ratio=train.loraplus_ratio,
+        magnitude_learning_rate=train.magnitude_learning_rate,
+        weight_decay=train.weight_decay,
+    )
+
+
+def describe(recipe: Recipe, train: TrainSettings, groups: list[dict[str, Any]]) -> list[str]:
+    """Lines for the user: what will run."""
+    batch = train.batch_size * train.gradient_accumulation
+    about = "about " if recipe.packing else ""
+    return [
+        f"{about}{recipe.steps} steps of {batch} {'packed sequences' if recipe.packing else 'rows'}, "
+        f"{recipe.precision}, {recipe.optimizer}",
+        f"learning rates: {describe_groups(groups)}; {train.scheduler}, warm-up {train.warmup:.0%}",
+        *recipe.notes,
+    ]

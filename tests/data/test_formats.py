@@ -1,0 +1,200 @@
+"""Each dialect as a row, and the conversation it must become; then every way a row can be broken."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qdora_fast.data.formats import FORMATS, Columns, Converter, columns_converter, convert
+from qdora_fast.data.rejects import RejectedRow
+
+QUESTION = {"role": "user", "content": "2+2?"}
+ANSWER = {"role": "assistant", "content": "4"}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+DOLLY = Columns("instruction", "response", context="context")
+
+
+def messages_of(name: str, row: dict[str, Any]) -> list[dict[str, Any]]:
+    return convert(row, FORMATS[name]).messages
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("alpaca", {"instruction": "2+2?", "output": "4"}),
+        ("alpaca", {"instruction": "2+2?", "input": " <noInput> ", "output": 4, "text": "rendered before"}),
+        ("alpaca", {"instruction": "2+2?", "input": None, "output": "4", "system": "", "history": None}),
+        ("chatml", {"messages": [QUESTION, ANSWER]}),
+        ("chatml", {"messages": [QUESTION, ANSWER | {"weight": 1, "tool_calls": None, "name": None}], "tools": []}),
+        ("chatml", {"messages": [{"role": "user", "content": [{"type": "text", "text": "2+2?"}]}, ANSWER]}),
+        ("chatml", {"messages": [{"role": "user", "content": [{"type": "text", "value": "2+2?"}]}, ANSWER]}),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}),
+        ("sharegpt", {"conversations": [QUESTION, ANSWER], "tools": "[]"}),
+        ("prompt_completion", {"prompt": "2+2?", "completion": "4"}),
+        ("prompt_completion", {"prompt": [QUESTION], "completion": [ANSWER]}),
+        ("prompt_completion", {"prompt": [QUESTION], "completion": "4"}),
+    ],
+)
+def test_every_dialect_becomes_the_same_conversation(name: str, row: dict[str, Any]) -> None:
+    assert messages_of(name, row) == [QUESTION, ANSWER]
+
+
+def test_alpaca_keeps_instruction_and_input_apart_and_together() -> None:
+    row = {"instruction": "Add", "input": "2 and 2", "output": "4", "system": "Count.", "history": [["1+1?", "2"]]}
+    assert messages_of("alpaca", row) == [
+        {"role": "system", "content": "Count."},
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "Add\n\n2 and 2", "instruction": "Add", "input": "2 and 2"},
+        ANSWER,
+    ]
+
+
+def test_columns_are_mapped_with_system_and_context() -> None:
+    mapped = convert({"q": "2+2?", "a": 4, "s": "Count."}, columns_converter(Columns("q", "a", "s"))).messages
+    assert mapped == [{"role": "system", "content": "Count."}, QUESTION, ANSWER]
+    dolly = convert({"instruction": "Add", "context": "2, 2", "response": "4"}, columns_converter(DOLLY)).messages
+    assert dolly[0] == {"role": "user", "content": "Add\n\n2, 2", "instruction": "Add", "input": "2, 2"}
+
+
+def test_sharegpt_tools_are_parsed_once() -> None:
+    row = {
+        "system": "Use tools.",
+        "tools": json.dumps([TOOL["function"]]),
+        "conversations": [
+            {"from": "human", "value": "2+2?"},
+            {"from": "function_call", "value": json.dumps({"name": "add", "arguments": {"a": 2}})},
+            {"from": "observation", "value": "4"},
+            {"from": "gpt", "value": "4"},
+        ],
+    }
+    conversation = convert(row, FORMATS["sharegpt"])
+    assert conversation.tools == [TOOL]
+    assert conversation.messages == [
+        {"role": "system", "content": "Use tools."},
+        QUESTION,
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "4"},
+        ANSWER,
+    ]
+
+
+@pytest.mark.parametrize("arguments", [{"a": 2}, '{"a": 2}', {"a": 2, "b": None}])
+def test_openai_tool_calls_in_all_their_forms(arguments: object) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
+    asking = {"role": "assistant", "content": None, "tool_calls": [call]}
+    row = {"messages": [QUESTION, asking], "tools": [TOOL | {"strict": None}]}
+    conversation = convert(row, FORMATS["chatml"])
+    assert conversation.messages[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert conversation.tools == [TOOL]
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"loss_weight": 0.0}, {"train": False}])
+def test_answers_can_be_kept_out_of_the_loss(mark: dict[str, Any]) -> None:
+    trained = messages_of("chatml", {"messages": [QUESTION, ANSWER | mark, QUESTION, ANSWER]})
+    assert [message.get("train", True) for message in trained] == [True, False, True, True]
+
+
+def test_only_the_completion_is_trained() -> None:
+    row = {"prompt": [QUESTION, ANSWER, QUESTION], "completion": [ANSWER]}
+    assert messages_of("prompt_completion", row)[1] == ANSWER | {"train": False}
+
+
+def test_text_stays_as_it_is() -> None:
+    assert convert({"text": " once \n"}, FORMATS["text"]).text == " once \n"
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected", "repair"),
+    [
+        ([QUESTION, QUESTION, ANSWER], [{"role": "user", "content": "2+2?\n\n2+2?"}, ANSWER], "turns_merged"),
+        ([QUESTION, ANSWER, ANSWER], [QUESTION, {"role": "assistant", "content": "4\n\n4"}], "turns_merged"),
+        ([QUESTION, ANSWER, QUESTION], [QUESTION, ANSWER], "tail_dropped"),
+        ([{"role": "system", "content": " "}, QUESTION, ANSWER], [QUESTION, ANSWER], "empty_system_dropped"),
+    ],
+)
+def test_small_faults_are_mended_and_named(
+    messages: list[dict[str, Any]], expected: list[dict[str, Any]], repair: str
+) -> None:
+    conversation = convert({"messages": messages}, FORMATS["chatml"])
+    assert conversation.messages == expected
+    assert conversation.repairs == [repair]
+
+
+def chat(*messages: object, **more: object) -> dict[str, Any]:
+    return {"messages": list(messages), **more}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reason"),
+    [
+        ("alpaca", {"instruction": "x"}, "missing_field"),
+        ("alpaca", {"instruction": " ", "output": "y"}, "missing_field"),
+        ("alpaca", {"instruction": "x", "output": " \n"}, "empty_answer"),
+        ("alpaca", {"instruction": "x", "output": None}, "empty_answer"),
+        ("alpaca", {"instruction": "x", "output": float("nan")}, "empty_answer"),
+        ("alpaca", {"instruction": "x", "output": "<nooutput>"}, "empty_answer"),
+        ("alpaca", {"instruction": "x", "output": {"a": 1}}, "wrong_type"),
+        ("alpaca", {"instruction": "x", "output": True}, "wrong_type"),
+        ("alpaca", {"instruction": "x", "output": "\ud800"}, "broken_unicode"),
+        ("alpaca", {"instruction": "x", "output": "y", "history": [["a"]]}, "wrong_type"),
+        ("chatml", {}, "missing_field"),
+        ("chatml", {"messages": "hello"}, "wrong_type"),
+        ("chatml", chat("hello"), "wrong_type"),
+        ("chatml", chat(QUESTION), "no_assistant_turn"),
+        ("chatml", chat(ANSWER), "no_user_turn"),
+        ("chatml", chat({"role": "user", "content": ""}, ANSWER), "empty_prompt"),
+        ("chatml", chat(QUESTION, {"role": "assistant", "content": None}), "empty_answer"),
+        ("chatml", chat(QUESTION, {"role": "critic", "content": "x"}), "unknown_role"),
+        ("chatml", chat(QUESTION, {"content": "x"}), "unknown_role"),
+        ("chatml", chat(QUESTION, {"role": "system", "content": "x"}, ANSWER), "system_not_first"),
+        ("chatml", chat(QUESTION, ANSWER | {"weight": 0}), "nothing_to_train"),
+        ("chatml", chat(QUESTION, ANSWER | {"weight": 0.5}), "wrong_type"),
+        ("chatml", chat(QUESTION, ANSWER | {"train": False}, ANSWER), "same_role_twice"),
+        ("chatml", chat({"role": "user", "content": [{"type": "image"}]}, ANSWER), "not_text"),
+        ("chatml", chat(QUESTION, ANSWER, tools="[{"), "broken_tool_json"),
+        ("chatml", chat(QUESTION, ANSWER, tools='{"name": "add"}'), "broken_tool_json"),
+        ("chatml", chat(QUESTION, ANSWER | {"tool_calls": [{"id": "1"}]}), "broken_tool_json"),
+        ("sharegpt", {"conversations": [{"from": "function_call", "value": "add(2)"}]}, "broken_tool_json"),
+        ("sharegpt", {"conversations": [{"from": "function_call", "value": '{"name": "a", "arguments": [1]}'}]},
+         "broken_tool_json"),
+        ("prompt_completion", {"prompt": "x", "completion": ""}, "empty_answer"),
+        ("prompt_completion", {"completion": "x"}, "missing_field"),
+        ("text", {"text": "  "}, "missing_field"),
+    ],
+)  # fmt: skip
+def test_broken_rows_are_rejected_with_their_reason(name: str, row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RejectedRow) as caught:
+        convert(row, FORMATS[name])
+    assert caught.value.reason == reason
+
+
+TURN_KEYS = ["role", "content", "from", "value", "tool_calls", "name"]
+wild = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8) | st.just("user"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(TURN_KEYS), inner, max_size=4),
+    max_leaves=10,
+)
+FIELDS = ["instruction", "input", "output", "system", "history", "messages", "conversations", "tools", "prompt",
+          "completion", "text"]  # fmt: skip
+CONVERTERS: list[Converter] = [*FORMATS.values(), columns_converter(Columns("prompt", "output", "system", "input"))]
+
+
+@given(row=st.dictionaries(st.sampled_from(FIELDS), wild, max_size=6), converter=st.sampled_from(CONVERTERS))
+def test_any_row_is_converted_or_rejected_and_never_crashes(row: dict[str, Any], converter: Converter) -> None:
+    try:
+        conversation = convert(row, converter)
+    except RejectedRow:
+        return
+    if conversation.text is not None:
+        assert conversation.text.strip()
+        return
+    assert conversation.messages[-1]["role"] == "assistant"
+    for message in conversation.messages:
+        assert message["role"] in ("system", "user", "assistant", "tool")
+        message["content"].encode()

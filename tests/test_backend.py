@@ -1,0 +1,53 @@
+"""The door to Unsloth: first, quiet, and with its side effects contained."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qdora_fast.backend import cache_folder, captured_prints, open_backend
+
+
+def _fresh(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("UNSLOTH_")}
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder, env=environment)
+
+
+def test_transformers_before_unsloth_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    done = _fresh("import peft\nfrom qdora_fast.backend import open_backend\nopen_backend()", tmp_path)
+    assert done.returncode != 0
+    assert "QdoraError: transformers, peft was imported before unsloth" in done.stderr
+    assert "Start a fresh process" in done.stderr
+
+
+def test_opening_prints_nothing_and_leaves_the_working_folder_clean(tmp_path: Path) -> None:
+    script = (
+        "from qdora_fast.backend import open_backend\n"
+        "open_backend()\n"
+        "import os; print(os.environ['UNSLOTH_DISABLE_STATISTICS'], os.environ['UNSLOTH_COMPILE_LOCATION'])"
+    )
+    done = _fresh(script, tmp_path)
+    switched_off, location = done.stdout.strip().split(" ", 1)
+    assert switched_off == "1"
+    assert Path(location).is_absolute()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_door_opens_once() -> None:
+    assert open_backend() is open_backend()
+
+
+def test_what_unsloth_prints_goes_to_the_log(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture) -> None:
+    with caplog.at_level("INFO"), captured_prints():
+        print("a banner")
+    assert "unsloth: a banner" in caplog.text
+    assert capsys.readouterr().out == ""
+
+
+def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QDORA_FAST_CACHE", str(tmp_path / "c"))
+    assert cache_folder() == tmp_path / "c"

@@ -1,0 +1,296 @@
+"""The merge against PEFT's own, on every kind of base and adapter it takes, and refusals of the rest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_checkpoints import LINEARS, adapt, edit, load, load_in_4bit, save_adapter_for, save_base, tensors_of
+
+from qdora_fast.adapter import AdapterModule
+from qdora_fast.base_weights import MergeRecipe
+from qdora_fast.errors import ConfigError, DiskSpaceError, IntegrityError
+from qdora_fast.merge import merge, merged_bytes, merged_rows
+
+BASES: dict[str, dict[str, Any]] = {
+    "llama-bf16": {"family": "llama", "dtype": torch.bfloat16},
+    "llama-fp16-tied-one-file": {"family": "llama", "dtype": torch.float16, "tied": True, "shard_size": "1GB"},
+    "qwen2-fp32-bias": {"family": "qwen2", "dtype": torch.float32},
+}
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "dora": {"use_dora": True},
+    "lora": {"use_dora": False},
+    "rslora": {"use_dora": True, "use_rslora": True},
+    "patterns": {"use_dora": True, "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"layers.1.mlp.up_proj": 48}},
+    "two targets": {"use_dora": True, "target_modules": ["v_proj", "down_proj"], "layers_to_transform": [1]},
+}
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """A bf16 base in several shards and a DoRA adapter for it."""
+    base = save_base(tmp_path / "base")
+    save_adapter_for(base, tmp_path / "adapter", use_dora=True)
+    return base, tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("base", BASES)
+def test_equals_peft_up_to_one_rounding(base: str, adapter: str, tmp_path: Path) -> None:
+    folder = save_base(tmp_path / "base", **BASES[base])
+    expected = save_adapter_for(folder, tmp_path / "adapter", **ADAPTERS[adapter])
+    report = merge(folder, tmp_path / "adapter", tmp_path / "out")
+    before, after = tensors_of(folder), tensors_of(tmp_path / "out")
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        assert tensor.dtype == before[name].dtype
+        wanted = expected[name].to(tensor.dtype)
+        torch.testing.assert_close(tensor, wanted, rtol=1.6 * torch.finfo(tensor.dtype).eps, atol=1e-7)
+        assert (tensor != wanted).float().mean() < (0.01 if tensor.dtype.itemsize == 2 else 1)
+    assert report.merged == (2 if adapter == "two targets" else LINEARS)
+    assert report.merged + report.copied == len(after)
+    assert report.bytes == merged_bytes(folder) == sum(t.nbytes for t in after.values())
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_any_reader_opens_it_as_the_merged_model(base: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = save_base(tmp_path / "base", **BASES[base])
+    expected = save_adapter_for(folder, tmp_path / "adapter", use_dora=True)
+    merge(folder, tmp_path / "adapter", tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.safetensors*")) == sorted(
+        p.name for p in folder.glob("*.safetensors*")
+    )
+    model, notes = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(notes.values())
+    assert model.dtype == BASES[base]["dtype"]
+    reference = load(folder)
+    reference.load_state_dict(expected)
+    tokens = torch.arange(24)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model.float()(tokens).logits, reference(tokens).logits, rtol=0, atol=0.02)
+
+
+def test_modules_trained_in_full_replace_the_base(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    expected = save_adapter_for(base, tmp_path / "adapter", use_dora=True, modules_to_save=["lm_head", "embed_tokens"])
+    report = merge(base, tmp_path / "adapter", tmp_path / "out")
+    after = tensors_of(tmp_path / "out")
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert torch.equal(after[name], expected[name].bfloat16())
+        assert not torch.equal(after[name], tensors_of(base)[name])
+    assert report.replaced == 2
+
+
+def test_a_zero_row_stays_zero() -> None:
+    module = AdapterModule(torch.ones(1, 3), torch.tensor([[0.0], [2.0]]), torch.tensor([5.0, 7.0]), scaling=1.0)
+    merged = merged_rows(torch.zeros(2, 3), module, start=0)
+    assert merged[0].tolist() == [0, 0, 0]
+    assert merged[1].norm().item() == pytest.approx(7)
+
+
+def test_another_dtype_is_written_everywhere(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", dtype=torch.float32)
+    expected = save_adapter_for(base, tmp_path / "adapter", use_dora=True)
+    merge(base, tmp_path / "adapter", tmp_path / "out", MergeRecipe(dtype=torch.bfloat16))
+    after = tensors_of(tmp_path / "out")
+    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
+    up = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(after[up], expected[up].bfloat16())
+
+
+def test_values_that_do_not_fit_the_type_are_an_error(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", dtype=torch.float32)
+    save_adapter_for(base, tmp_path / "adapter", use_dora=True)
+    edit(base, lambda tensors: tensors.get("model.norm.weight", torch.empty(0)).fill_(1e6))
+    with pytest.raises(IntegrityError, match=r"model.norm.weight.*float16"):
+        merge(base, tmp_path / "adapter", tmp_path / "out", MergeRecipe(dtype=torch.float16))
+    assert [path.name for path in tmp_path.iterdir()].count("out") == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_dequant4_is_the_model_that_was_trained(dtype: torch.dtype, tmp_path: Path) -> None:
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    base = save_base(tmp_path / "base")
+    live = adapt(load_in_4bit(base, dtype), use_dora=True, target_modules=["q_proj", "up_proj"])
+    live.save_pretrained(tmp_path / "adapter")
+    held = {
+        name.removeprefix("base_model.model.").removesuffix(".base_layer"): dequantize_4bit(
+            module.weight, module.weight.quant_state
+        )
+        for name, module in live.named_modules()
+        if isinstance(module, Linear4bit)
+    }
+    recipe = MergeRecipe("dequant4", quantized_modules=frozenset(held), trained_dtype=dtype)
+    report = merge(base, tmp_path / "adapter", tmp_path / "out", recipe)
+    assert (report.merged, report.round_tripped) == (4, LINEARS - 4)
+    after = tensors_of(tmp_path / "out")
+    assert held["model.layers.0.mlp.up_proj"].dtype == dtype
+    for name, weight in held.items():
+        if not name.endswith(("q_proj", "up_proj")):
+            assert torch.equal(after[f"{name}.weight"], weight.bfloat16())
+    layer = live.base_model.model.model.layers[1].mlp.up_proj
+    a, b, m = (part["default"].weight for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector))
+    moved = held["model.layers.1.mlp.up_proj"].float() + layer.scaling["default"] * (b @ a).float()
+    trained = (m[:, None] * moved / moved.norm(dim=1, keepdim=True)).detach().bfloat16()
+    torch.testing.assert_close(after["model.layers.1.mlp.up_proj.weight"], trained, rtol=0.008, atol=1e-7)
+    tokens = torch.arange(24)[None]
+    with torch.no_grad():
+        said, says = live.eval()(tokens).logits, load(tmp_path / "out")(tokens).logits
+    torch.testing.assert_close(says, said.float(), rtol=0, atol=0.02 if dtype == torch.float32 else 0.1)
+    default = merge(base, tmp_path / "adapter", tmp_path / "default", MergeRecipe("dequant4", trained_dtype=dtype))
+    assert default.sha256 == report.sha256  # the default set of layers is what transformers quantises
+
+
+def test_a_base_stored_in_4_bits(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    quantized = load_in_4bit(base, torch.bfloat16)
+    quantized.save_pretrained(tmp_path / "nf4")
+    adapt(quantized, use_dora=True).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match=r"model\.base_16bit, or choose export\.merge_base: dequant4"):
+        merge(tmp_path / "nf4", tmp_path / "adapter", tmp_path / "out")
+    merge(tmp_path / "nf4", tmp_path / "adapter", tmp_path / "from_4bit", MergeRecipe("dequant4"))
+    merge(base, tmp_path / "adapter", tmp_path / "from_16bit", MergeRecipe("dequant4"))
+    assert "quantization_config" not in json.loads((tmp_path / "from_4bit/config.json").read_text())
+    one, other = tensors_of(tmp_path / "from_4bit"), tensors_of(tmp_path / "from_16bit")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_crash_leaves_nothing_and_the_next_call_works(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def full_disk(count: int) -> None:
+        seen.append(count)
+        if len(seen) == 12:
+            raise OSError(28, "No space left on device")
+
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OSError, match="No space"):
+        merge(*pair, tmp_path / "out", on_bytes=full_disk)
+    assert sorted(tmp_path.iterdir()) == before
+    (tmp_path / "out.incomplete").mkdir()  # what a killed process leaves
+    (tmp_path / "out.incomplete/model-00009-of-00009.safetensors").write_text("half")
+    seen.clear()
+    report = merge(*pair, tmp_path / "out", on_bytes=lambda count: seen.append(count))
+    assert sum(seen) == report.bytes
+    assert not list((tmp_path / "out").glob("*00009*"))
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "out"])
+
+
+def test_an_existing_folder_is_kept_unless_asked(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("precious")
+    with pytest.raises(ConfigError, match="already exists"):
+        merge(*pair, tmp_path / "out")
+    assert (tmp_path / "out/mine.txt").exists()
+    merge(*pair, tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out/mine.txt").exists()
+    for source in pair:
+        with pytest.raises(ConfigError, match="is an input of this merge"):
+            merge(*pair, source, overwrite=True)
+
+
+def test_too_small_a_disk_is_refused_first(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 5 * 10**6, 5 * 10**6))
+    with pytest.raises(DiskSpaceError, match=r"0\.27 GB are needed, 0\.01 GB are free"):
+        merge(*pair, tmp_path / "new" / "out")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_small_files_that_a_model_needs_go_along(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = pair
+    for name in ("LICENSE.txt", "NOTICE", "README.md", "pytorch_model.bin", "tokenizer.json", "tokenizer_config.json",
+                 "chat_template.jinja", "modeling_own.py"):  # fmt: skip
+        (base / name).write_text(f"base {name}")
+    assert not merge(*pair, tmp_path / "plain").files.keys() & {"README.md", "pytorch_model.bin", "modeling_own.py"}
+    assert (tmp_path / "plain/LICENSE.txt").exists() and (tmp_path / "plain/NOTICE").exists()
+    assert (tmp_path / "plain/chat_template.jinja").read_text() == "base chat_template.jinja"
+    (adapter / "tokenizer.json").write_text("trained with this one")
+    report = merge(*pair, tmp_path / "out", tokenizer_from=adapter)
+    assert (tmp_path / "out/tokenizer.json").read_text() == "trained with this one"
+    assert not (tmp_path / "out/chat_template.jinja").exists()  # no mixture of two tokenizers
+    assert report.has_tokenizer and report.files["tokenizer.json"] == str(adapter)
+
+
+def test_an_adapter_of_another_model_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = pair
+    one = tmp_path / "one"
+    one.mkdir()
+    shutil.copy(base / "config.json", one)
+    tensors = tensors_of(base)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(7, 64, dtype=torch.bfloat16)
+    save_file(tensors, one / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(IntegrityError, match="the base that was trained on") as caught:
+        merge(one, adapter, tmp_path / "out")
+    message = str(caught.value)
+    assert "model.layers.1.mlp.up_proj.weight: trained, but the base has no such tensor" in message
+    assert "model.layers.0.mlp.up_proj.weight: trained with shape (128, 64), but the base has (7, 64)" in message
+    with pytest.raises(IntegrityError, match="not in this base"):
+        merge(one, adapter, tmp_path / "out", MergeRecipe("dequant4", frozenset({"h.0.c_attn"})))
+
+
+@pytest.mark.parametrize("trained", [["lm_head"], ["embed_tokens"]])
+def test_untying_tied_embeddings_is_refused(trained: list[str], tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", tied=True)
+    save_adapter_for(base, tmp_path / "adapter", use_dora=True, modules_to_save=trained)
+    with pytest.raises(ConfigError, match="one tensor"):
+        merge(base, tmp_path / "adapter", tmp_path / "out")
+
+
+def test_pickled_bases_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(ConfigError, match="pickles"):
+        merge(tmp_path / "old", pair[1], tmp_path / "out")
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from qdora_fast.merge import merge
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+small, large, work = map(Path, sys.argv[1:])
+merge(small / "base", small / "adapter", work / "small")
+before = peak()
+merge(large / "base", large / "adapter", work / "large")
+print((peak() - before) * 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    small, large = tmp_path / "s", tmp_path / "l"
+    for folder, width in ((small, 256), (large, 5120)):
+        (folder / "base").mkdir(parents=True)
+        weights = {f"layers.{i}.proj.weight": torch.full((width, width), 0.01).bfloat16() for i in range(6)}
+        save_file(weights, folder / "base/model.safetensors", metadata={"format": "pt"})
+        (folder / "base/config.json").write_text("{}")
+        (folder / "adapter").mkdir()
+        config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "use_dora": True}
+        (folder / "adapter/adapter_config.json").write_text(json.dumps(config))
+        stems = [f"base_model.model.{name.removesuffix('.weight')}" for name in weights]
+        adapter = {f"{stem}.lora_A.weight": torch.ones(1, width) for stem in stems}
+        adapter |= {f"{stem}.lora_B.weight": torch.ones(width, 1) for stem in stems}
+        adapter |= {f"{stem}.lora_magnitude_vector": torch.ones(width) for stem in stems}
+        save_file(adapter, folder / "adapter/adapter_model.safetensors", metadata={"format": "pt"})
+    size = (large / "base/model.safetensors").stat().st_size
+    assert size > 300e6
+    command = [sys.executable, "-c", MEASURE, str(small), str(large), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(result.stdout.splitlines()[-1]) < size * 0.6

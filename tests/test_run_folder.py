@@ -1,0 +1,81 @@
+"""A run never overwrites another, explains itself, and resumes only what it started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qdora_fast.config import Config
+from qdora_fast.config_file import make_config
+from qdora_fast.errors import CheckpointError, ConfigError
+from qdora_fast.run_folder import RunFolder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return make_config({"model": {"name": "demo"}, "data": {"path": "demo"}, "run": {"dir": str(tmp_path)}})
+
+
+def _with_checkpoint(folder: RunFolder, *steps: int) -> RunFolder:
+    for step in steps:
+        (folder.path / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+    return folder
+
+
+def test_an_existing_run_is_never_overwritten(config: Config, tmp_path: Path) -> None:
+    names = [RunFolder.create(config, "demo").path.name for _ in range(3)]
+    assert names == ["demo", "demo-2", "demo-3"]
+
+
+def test_a_run_knows_its_config(config: Config) -> None:
+    folder = RunFolder.create(config, "demo")
+    assert RunFolder.open(folder.path).config() == config
+
+
+def test_what_is_no_run_is_refused_and_runs_nearby_are_named(config: Config, tmp_path: Path) -> None:
+    RunFolder.create(config, "demo")
+    with pytest.raises(ConfigError, match=r"demmo is not a run .*demo"):
+        RunFolder.open(tmp_path / "demmo")
+
+
+def test_an_unfinished_run_says_so(config: Config) -> None:
+    with pytest.raises(ConfigError, match="did not finish"):
+        RunFolder.create(config, "demo").read_json("model.json")
+
+
+def test_checkpoints_are_ordered_by_step(config: Config) -> None:
+    folder = _with_checkpoint(RunFolder.create(config, "demo"), 100, 20)
+    (folder.path / "checkpoints" / "checkpoint-tmp").mkdir()
+    assert [path.name for path in folder.checkpoints()] == ["checkpoint-20", "checkpoint-100"]
+
+
+def test_resume_takes_the_newest_run_of_that_name(config: Config) -> None:
+    _with_checkpoint(RunFolder.create(config, "demo"), 5)
+    newer = _with_checkpoint(RunFolder.create(config, "demo"), 5)
+    RunFolder.create(config, "demo")  # without a checkpoint: cannot be resumed
+    _with_checkpoint(RunFolder.create(config, "demo-other"), 5)
+    assert RunFolder.resumable(config, "demo").path == newer.path
+
+
+def test_resume_without_a_checkpoint_is_an_error(config: Config) -> None:
+    RunFolder.create(config, "demo")
+    with pytest.raises(CheckpointError, match="has a checkpoint"):
+        RunFolder.resumable(config, "demo")
+
+
+def test_resume_with_other_settings_names_each_difference(config: Config) -> None:
+    _with_checkpoint(RunFolder.create(config, "demo"), 5)
+    train = config.train.model_copy(update={"learning_rate": 1e-3})
+    exports = config.export.model_copy(update={"at_end": "none"})  # does not change training: allowed
+    changed = config.model_copy(update={"train": train, "export": exports})
+    with pytest.raises(CheckpointError, match=r"train.learning_rate: 0.0002 then, 0.001 now") as caught:
+        RunFolder.resumable(changed, "demo")
+    assert "export" not in str(caught.value)
+
+
+def test_rows_survive_the_file(config: Config) -> None:
+    rows = [{"messages": [{"role": "user", "content": "naïve \u2028 line\n"}]}, {"a": 1}]
+    folder = RunFolder.create(config, "demo")
+    folder.write_rows("data/train.jsonl", rows)
+    assert folder.read_rows("data/train.jsonl") == rows

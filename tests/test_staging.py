@@ -1,0 +1,53 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qdora_fast.errors import ConfigError, DiskSpaceError
+from qdora_fast.staging import require_space, staged_folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_it_appears_at_the_end(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "deep" / "out") as folder:
+        (folder / "a").write_text("1")
+        (folder / "sub").mkdir()
+        (folder / "sub" / "b").write_text("2")
+        assert names(tmp_path / "deep") == ["out.incomplete"]
+    assert names(tmp_path / "deep") == ["out"]
+    assert (tmp_path / "deep/out/sub/b").read_text() == "2"
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_failure_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+    with staged_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(error), staged_folder(tmp_path / "out", overwrite=True) as folder:
+        (folder / "a").write_text("new")
+        raise error
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out/a").read_text() == "old"
+
+
+def test_replacing_needs_to_be_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out.incomplete").mkdir()
+    (tmp_path / "out.incomplete" / "stale").write_text("from a killed process")
+    with pytest.raises(ConfigError, match="already exists"), staged_folder(tmp_path / "out"):
+        raise AssertionError("must not get here")
+    with staged_folder(tmp_path / "out", overwrite=True) as folder:
+        (folder / "new").write_text("")
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["new"]
+
+
+def test_space_is_asked_where_the_folder_will_be(tmp_path: Path) -> None:
+    require_space(tmp_path / "not" / "yet" / "there", 1)
+    with pytest.raises(DiskSpaceError, match=r"are needed, .* are free on that disk"):
+        require_space(tmp_path / "not" / "yet" / "there", 10**18)

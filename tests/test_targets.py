@@ -1,0 +1,87 @@
+"""Targets come from the model's own structure, and what cannot work is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import transformers
+
+from qdora_fast.config import AdapterSettings
+from qdora_fast.errors import ConfigError, RefusedError
+from qdora_fast.targets import choose_targets, inspect_architecture
+
+SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128}
+
+
+def _llama(**changes: object) -> transformers.PretrainedConfig:
+    return transformers.LlamaConfig(**{**SMALL, "intermediate_size": 128, "num_hidden_layers": 3, **changes})
+
+
+@pytest.mark.parametrize("family", ["LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config", "Gemma2Config"])
+def test_all_linear_is_every_linear_layer_of_the_blocks_without_head_and_embeddings(family: str) -> None:
+    config = getattr(transformers, family)(num_hidden_layers=2)
+    targets = choose_targets(inspect_architecture(config), AdapterSettings())
+    assert targets.leaves == SEVEN
+    assert len(targets.modules) == 2 * len(SEVEN)
+    assert not any("lm_head" in name or "embed" in name for name in targets.modules)
+    assert "not adapted: model.embed_tokens" in targets.said
+
+
+def test_fused_projections_keep_their_own_names() -> None:
+    config = transformers.Phi3Config(num_hidden_layers=2)
+    targets = choose_targets(inspect_architecture(config), AdapterSettings())
+    assert set(targets.leaves) == {"o_proj", "qkv_proj", "gate_up_proj", "down_proj"}
+
+
+def test_a_list_and_a_layer_range_narrow_it_down() -> None:
+    settings = AdapterSettings(target_modules=["v_proj", "q_proj"], layers="0,2")
+    targets = choose_targets(inspect_architecture(_llama()), settings)
+    assert targets.layers == (0, 2)
+    assert set(targets.modules) == {f"model.layers.{i}.self_attn.{leaf}" for i in (0, 2) for leaf in ("q_proj", "v_proj")}
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        ({"target_modules": ["embed_tokens"]}, RefusedError, "`embed_tokens` is the embedding"),
+        ({"target_modules": ["lm_head"]}, RefusedError, r"use adapter.modules_to_save: \[lm_head\]"),
+        ({"target_modules": ["qproj"]}, ConfigError, "did you mean `q_proj`"),
+        ({"layers": "0-3"}, ConfigError, "blocks 0-2"),
+        ({"modules_to_save": ["q_proj"]}, ConfigError, "neither the output head nor the embeddings"),
+    ],
+)
+def test_targets_that_cannot_work_are_refused(settings: dict, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        choose_targets(inspect_architecture(_llama()), AdapterSettings(**settings))
+
+
+def test_a_tied_head_is_refused() -> None:
+    tied = inspect_architecture(_llama(tie_word_embeddings=True))
+    with pytest.raises(RefusedError, match="is the output head") as caught:
+        choose_targets(tied, AdapterSettings(target_modules=["lm_head"]))
+    assert "modules_to_save" not in str(caught.value)  # no advice that would be refused next
+    with pytest.raises(RefusedError, match="shares its weights"):
+        choose_targets(tied, AdapterSettings(modules_to_save=["lm_head"]))
+
+
+def test_experts_are_refused_but_attention_may_be_trained() -> None:
+    config = transformers.Qwen3MoeConfig(
+        **SMALL, intermediate_size=64, moe_intermediate_size=32, num_hidden_layers=2, num_experts=4
+    )
+    architecture = inspect_architecture(config)
+    with pytest.raises(RefusedError, match=r"mixture-of-experts.*target_modules: \[q_proj, k_proj, v_proj, o_proj\]"):
+        choose_targets(architecture, AdapterSettings())
+    targets = choose_targets(architecture, AdapterSettings(target_modules=["q_proj", "o_proj"]))
+    assert set(targets.leaves) == {"q_proj", "o_proj"}
+
+
+def test_a_vision_tower_is_never_trained_by_accident() -> None:
+    with pytest.raises(RefusedError, match="outside the language model's blocks"):
+        choose_targets(inspect_architecture(transformers.Gemma3Config()), AdapterSettings())
+
+
+def test_other_kinds_of_model_are_refused() -> None:
+    with pytest.raises(ConfigError, match="not a text model"):
+        inspect_architecture(transformers.T5Config())
+    with pytest.raises(RefusedError, match="no linear layers"):
+        choose_targets(inspect_architecture(transformers.GPT2Config(n_layer=1)), AdapterSettings())
