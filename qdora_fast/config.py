@@ -128,6 +128,8 @@ class DataSettings(Section):
     or `demo` for the embedded rows."""
     split: str = "train"
     """Which split of a hub dataset."""
+    config: str | None = None
+    """Which configuration of a hub dataset that has several, such as `main` of openai/gsm8k."""
     format: Literal["auto", "alpaca", "chatml", "sharegpt", "prompt_completion", "columns", "text"] = "auto"
     """Shape of a row; `auto` looks at the first 100 rows and prints its decision."""
     columns: ColumnSettings = ColumnSettings()

@@ -223,8 +223,13 @@ def _untouched_faults(info: TensorInfo, weights: BaseWeights, update: Adapter, r
     saved = info.name in update.saved_modules
     for start, stop in info.blocks():
         source = update.saved_rows if saved else weights.rows
-        expected = source(info.name, start, stop).to(info.dtype).contiguous().view(torch.uint8)
-        if not torch.equal(result.rows(info.name, start, stop).contiguous().view(torch.uint8), expected):
+        expected = source(info.name, start, stop).to(info.dtype)
+        if not torch.equal(_bits(result.rows(info.name, start, stop)), _bits(expected)):
             origin = "the adapter's" if saved else "the base's"
             return [f"{info.name}: differs from {origin} in rows {start}-{stop - 1}, where it should be the same"]
     return []
+
+
+def _bits(values: Tensor) -> Tensor:
+    """The bytes of a tensor, so that NaN equals itself and -0 does not equal 0."""
+    return values.contiguous().reshape(-1).view(torch.uint8)

@@ -77,7 +77,9 @@ def prepare(settings: DataSettings, *, seed: int) -> Prepared:
     Raises:
         DataError: unreadable, of unknown format, mostly malformed, or too few to hold any out.
     """
-    raw_rows, source = read_rows(settings.path, split=settings.split, max_rows=settings.max_rows)
+    raw_rows, source = read_rows(
+        settings.path, split=settings.split, config=settings.config, max_rows=settings.max_rows
+    )
     detection = choose_format(raw_rows, settings)
     rows, dropped, repairs = _convert_all(raw_rows, detection)
     if total(dropped) * 2 > len(raw_rows):

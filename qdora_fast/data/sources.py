@@ -32,12 +32,15 @@ class ReadReport:
     """Files of a folder whose ending we do not read."""
 
 
-def read_rows(path: str, *, split: str = "train", max_rows: int | None = None) -> tuple[list[RawRow], ReadReport]:
+def read_rows(
+    path: str, *, split: str = "train", config: str | None = None, max_rows: int | None = None
+) -> tuple[list[RawRow], ReadReport]:
     """Read raw rows from wherever `path` points.
 
     Args:
         path: file, folder, hub dataset id, or `demo`.
         split: split of a hub dataset or of a folder made by `DatasetDict.save_to_disk`.
+        config: configuration of a hub dataset that has several.
         max_rows: stop after so many rows; None reads all.
 
     Raises:
@@ -57,7 +60,7 @@ def read_rows(path: str, *, split: str = "train", max_rows: int | None = None) -
     elif _looks_local(path):
         raise DataError(_missing_file(local))
     else:
-        parts = [(path, _hub_rows(path, split))]
+        parts = [(path, _hub_rows(path, split, config))]
 
     rows: list[RawRow] = []
     counts: list[tuple[str, int]] = []
@@ -100,14 +103,14 @@ def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
     return _numbered(saved[split], f"{folder} ({split})")
 
 
-def _hub_rows(path: str, split: str) -> Iterator[RawRow]:
+def _hub_rows(path: str, split: str, config: str | None) -> Iterator[RawRow]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     if not HUB_ID.fullmatch(path):
         raise DataError(f"{path!r} is neither a file or folder here nor a hub dataset id such as org/name")
     try:
-        dataset = load_dataset(path, split=split)
+        dataset = load_dataset(path, config, split=split)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{path!r} is no file or folder here, and loading it from the hub failed: {_first_line(error)}. "

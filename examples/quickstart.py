@@ -1,0 +1,35 @@
+"""Fine-tune the embedded base, compare it with its base, and ask the merged model.
+
+    .venv/bin/python examples/quickstart.py
+
+Without a GPU this takes a few minutes. On a GPU put the name of a preset
+(`qdora-fast presets`) and your own file in place of "demo".
+"""
+
+from __future__ import annotations
+
+import qdora_fast
+
+
+def main(runs: str = "runs", **train: float) -> str:
+    """Run the whole path; returns the merged model's answer."""
+    run = qdora_fast.train("demo", run={"dir": runs, "name": "quickstart"}, train=train)
+
+    figures = run.read_json("evaluation/held_out.json")
+    print(f"exact match on {figures['n']} held-out questions:")
+    print(f"  base {figures['base_accuracy']:.0%}, tuned {figures['tuned_accuracy']:.0%}")
+
+    proof = run.read_json("merged_16bit/export.json")["proof"]
+    print(f"the merged model is the trained one: {proof['passed']} (KL {proof['kl']:.2g} nats)")
+
+    from qdora_fast.chat import answer, load
+
+    model, tokenizer, stop_ids = load(run.path / "merged_16bit")
+    question = [{"role": "user", "content": "What is the capital of Japan?"}]
+    said = answer(model, tokenizer, question, stop_ids, max_new_tokens=16)
+    print(f"What is the capital of Japan? {said}")
+    return said
+
+
+if __name__ == "__main__":
+    main()

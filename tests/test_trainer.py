@@ -1,0 +1,49 @@
+"""Settings become exactly the run that was asked for; what `auto` became is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qdora_fast.config import TrainSettings
+from qdora_fast.trainer import choose_precision, describe, make_recipe, sft_arguments
+
+
+def _recipe(**settings: object):
+    train = TrainSettings.model_validate(settings)
+    return train, make_recipe(train, rows=100, tokens=5000, max_length=512)
+
+
+def test_on_the_cpu_auto_is_fp32_adamw_without_packing_and_says_so() -> None:
+    train, recipe = _recipe(batch_size=2, gradient_accumulation=5, epochs=2)
+    assert (recipe.precision, recipe.optimizer, recipe.packing) == ("fp32", "adamw", False)
+    assert recipe.steps == 20
+    assert any("packing off" in note for note in recipe.notes)
+    assert "20 steps of 10 rows, fp32, adamw" in describe(recipe, train, [])[0]
+
+
+def test_explicit_choices_win_over_auto() -> None:
+    assert choose_precision(TrainSettings(precision="bf16")) == "bf16"
+    assert _recipe(optimizer="paged_adamw_8bit")[1].optimizer == "paged_adamw_8bit"
+    assert _recipe(max_steps=7)[1].steps == 7
+
+
+def test_early_stopping_saves_where_it_evaluates() -> None:
+    _, recipe = _recipe(max_steps=100, eval_steps=10, save_steps=25, early_stopping=2)
+    assert recipe.save_steps % recipe.eval_steps == 0
+    assert any("save_steps set to" in note for note in recipe.notes)
+
+
+@pytest.mark.parametrize("evaluates", [True, False])
+def test_every_argument_is_one_that_the_trainer_knows(evaluates: bool, tmp_path: Path) -> None:
+    from trl import SFTConfig
+
+    train, recipe = _recipe(max_steps=10, early_stopping=2 if evaluates else None)
+    arguments = sft_arguments(train, recipe, folder=tmp_path, max_length=512, evaluates=evaluates)
+    config = SFTConfig(**arguments)
+    assert config.report_to == []
+    assert config.seed == 42
+    assert config.learning_rate == 2e-4
+    assert config.load_best_model_at_end is evaluates
+    assert not config.push_to_hub
