@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qdora_fast.adapter import assert_complete_dora, read_adapter
+from qdora_fast.adapter import assert_complete
 
 
 @dataclass
@@ -89,8 +89,7 @@ def training_callbacks(*, metrics: Path, tokens_per_epoch: int, decomposed: bool
                 console.print(f"{place}held-out loss {float(record['eval_loss']):.4f}")
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            check = assert_complete_dora if decomposed else read_adapter
-            check(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            assert_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", decomposed=decomposed)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.progress:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import json
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from qdora_fast.config import Config
 from qdora_fast.errors import ConfigError, ProofError, RefusedError
 from qdora_fast.hardware import package_versions
 from qdora_fast.run_folder import RunFolder
+from qdora_fast.staging import refuse_existing, staged_folder, take_place
 
 FORMATS = ("merged_16bit", "adapter", "lora")
 
@@ -76,7 +78,7 @@ def export(
     if chosen == "dequant4" and not config.adapter.quantized:
         raise RefusedError(f"--merge-base dequant4: method `{config.adapter.method}` has no 4-bit base; use original16")
     target = Path(out) if out else merged_folder(folder, chosen)
-    _refuse_existing(target, overwrite)
+    refuse_existing(target, overwrite=overwrite)
     folder.read_json("model.json")  # says so when the run did not finish
     evidence = _record_saved(folder, config)
     return export_merged(folder, evidence, merge_base=chosen, out=target, overwrite=overwrite, console=console)
@@ -121,7 +123,7 @@ def export_merged(
     from qdora_fast.merge import merge, merged_bytes
     from qdora_fast.proof import prove_weights
 
-    _refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite=overwrite)
     started = time.monotonic()
     config, made = folder.config(), folder.read_json("model.json")
     base = base_folder(made, config)
@@ -157,7 +159,7 @@ def export_merged(
             f"the merged model is not the model that was trained:\n  - {chr(10).join(failed)}\n"
             f"  It was left in {unproven} for inspection (see its export.json); do not deploy it"
         )
-    _move(unproven, out)
+    take_place(unproven, out)
     show.exported(console, report)
     return report
 
@@ -212,11 +214,10 @@ def _prove_behaviour(evidence: Evidence, merged: Path, base: Path, merge_base: s
     from qdora_fast.behaviour import compare, judge
     from qdora_fast.plain_reader import record_in_new_process
 
-    noise = None
-    if merge_base == "original16" and config.adapter.quantized:
-        noise = compare(evidence.base, record_in_new_process(base, evidence.rows))
-    tuned_vs_merged = compare(evidence.tuned, record_in_new_process(merged, evidence.rows))
-    return judge(merge_base, tuned_vs_merged, compare(evidence.tuned, evidence.base), noise)
+    needs_noise = merge_base == "original16" and config.adapter.quantized
+    opened = record_in_new_process([merged, base] if needs_noise else [merged], evidence.rows)
+    noise = compare(evidence.base, opened[1]) if needs_noise else None
+    return judge(merge_base, compare(evidence.tuned, opened[0]), compare(evidence.tuned, evidence.base), noise)
 
 
 def _proof(weights: Any, behaviour: Any) -> dict[str, Any]:
@@ -255,25 +256,15 @@ def _export_adapter(
     folder: RunFolder, config: Config, to: str, out: Path | None, overwrite: bool, console: Console
 ) -> dict[str, Any]:
     """Check the run's adapter and, when another place is asked for, copy it there whole."""
-    import shutil
-
-    from qdora_fast.adapter import WEIGHTS_NAME, assert_complete_dora, read_adapter, sha256_of
-    from qdora_fast.staging import staged_folder
+    from qdora_fast.adapter import WEIGHTS_NAME, assert_complete, sha256_of
 
     target = out or folder.adapter
-
-    def check(place: Path) -> None:
-        if config.adapter.decomposed:
-            assert_complete_dora(place, expected_modules=folder.read_json("model.json")["targets"])
-        else:
-            read_adapter(place)
-
-    check(folder.adapter)
+    expected = folder.read_json("model.json")["targets"]
+    assert_complete(folder.adapter, decomposed=config.adapter.decomposed, expected_modules=expected)
     if target != folder.adapter:
-        _refuse_existing(target, overwrite)
         with staged_folder(target, overwrite=overwrite) as staging:
             shutil.copytree(folder.adapter, staging, dirs_exist_ok=True)
-            check(staging)
+            assert_complete(staging, decomposed=config.adapter.decomposed, expected_modules=expected)
     size = sum(file.stat().st_size for file in target.iterdir())
     report = {"format": to, "path": str(target), "bytes": size, "sha256": sha256_of(target / WEIGHTS_NAME)}
     show.exported(console, report)
@@ -290,21 +281,6 @@ def _timed(work: Callable[[], Any]) -> _Timed:
     started = time.monotonic()
     value = work()
     return _Timed(value, time.monotonic() - started)
-
-
-def _refuse_existing(target: Path, overwrite: bool) -> None:
-    from qdora_fast.staging import refuse_existing
-
-    refuse_existing(target, overwrite=overwrite)
-
-
-def _move(unproven: Path, out: Path) -> None:
-    """Put the proven folder in its place, replacing what `--overwrite` allowed to replace."""
-    import shutil
-
-    if out.exists():
-        shutil.rmtree(out)
-    unproven.rename(out)
 
 
 def _peak_rss_bytes() -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.adapter import guard_saves
+from qdora_fast.adapter import assert_complete, guard_saves
 from qdora_fast.backend import captured_prints, open_backend
 from qdora_fast.config import AdapterSettings, Config, ModelSettings, TrainSettings
 from qdora_fast.errors import ConfigError, QdoraError, RefusedError
@@ -173,7 +173,12 @@ def attach(base: Base, settings: AdapterSettings, train: TrainSettings) -> Any:
 
 
 def load_trained(name: str, config: Config, adapter: Path, *, precision: str) -> tuple[Base, Any]:
-    """The base with a saved adapter on it, in evaluation mode, for export and chat."""
+    """The base with a saved adapter on it, in evaluation mode, for export and chat.
+
+    Raises:
+        IntegrityError: the adapter is not whole; PEFT itself would load it with a warning.
+    """
+    assert_complete(adapter, decomposed=config.adapter.decomposed)
     base = load_base(name, config, precision=precision)
     from peft import PeftModel
 

@@ -2,7 +2,7 @@
 
 The proof of an export must not be run by the process that trained: there Unsloth has replaced
 parts of transformers and peft. So this module starts a fresh Python with plain Transformers,
-hands it a folder and rows, and reads back the recording. The other process imports nothing of
+hands it folders and rows, and reads back the recordings. The other process imports nothing of
 the training stack, and its memory is returned when it ends.
 """
 
@@ -20,33 +20,40 @@ from qdora_fast.behaviour import Recording, record, reopen
 from qdora_fast.errors import ProofError
 
 
-def record_in_new_process(folder: Path, rows: Sequence[Mapping[str, Sequence[int]]]) -> Recording:
-    """Open `folder` with plain AutoModelForCausalLM in a fresh process and record it on `rows`.
+def record_in_new_process(
+    folders: Sequence[Path], rows: Sequence[Mapping[str, Sequence[int]]]
+) -> tuple[Recording, ...]:
+    """Open each folder with plain AutoModelForCausalLM in a fresh process and record it on `rows`.
 
-    On the GPU when the weights fit into its free memory, else on the CPU.
+    One after the other, on the GPU where the weights fit into its free memory, else on the CPU.
 
     Raises:
-        ProofError: the folder cannot be opened or run; the message ends with the reader's own words.
+        ProofError: a folder cannot be opened or run; the message ends with the reader's own words.
     """
     with tempfile.TemporaryDirectory(prefix="qdora-fast-proof-") as scratch:
-        asked, answered = Path(scratch) / "rows.json", Path(scratch) / "recording.safetensors"
+        asked = Path(scratch) / "rows.json"
         asked.write_text(json.dumps(list(map(dict, rows))), encoding="utf-8")
-        command = [sys.executable, "-m", "qdora_fast.plain_reader", str(folder), str(asked), str(answered)]
+        command = [sys.executable, "-m", "qdora_fast.plain_reader", scratch, *map(str, folders)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode or not answered.is_file():
+        if done.returncode:
             words = "\n".join(done.stderr.strip().splitlines()[-5:])
-            raise ProofError(f"{folder} cannot be opened with plain Transformers:\n{words}")
-        return _load(answered)
+            raise ProofError(f"{' or '.join(map(str, folders))} cannot be opened with plain Transformers:\n{words}")
+        return tuple(_load(_answer(scratch, number)) for number in range(len(folders)))
 
 
-def main(folder: Path, rows_file: Path, answer: Path) -> None:
+def main(scratch: str, *folders: str) -> None:
     """What the new process does."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    model = reopen(folder, device=_device(folder))
-    _save(record(model, json.loads(rows_file.read_text(encoding="utf-8"))), answer)
+    rows = json.loads((Path(scratch) / "rows.json").read_text(encoding="utf-8"))
+    for number, folder in enumerate(map(Path, folders)):
+        _save(record(reopen(folder, device=_device(folder)), rows), _answer(scratch, number))
+
+
+def _answer(scratch: str, number: int) -> Path:
+    return Path(scratch) / f"recording-{number}.safetensors"
 
 
 def _device(folder: Path) -> str:
@@ -76,4 +83,4 @@ def _load(path: Path) -> Recording:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]))
+    main(*sys.argv[1:])

@@ -37,7 +37,7 @@ def train(config: str | Path | Mapping[str, Any] | Config, *, resume: bool = Fal
         QdoraError: every foreseen failure, with the place and the fix in its message.
     """
     settings, name = _settings(config, sections)
-    return run_recipe(settings, name=name, resume=resume, console=Console())
+    return run_recipe(settings, name=name, resume=resume, console=show.new_console())
 
 
 def run_recipe(config: Config, *, name: str, resume: bool, console: Console) -> RunFolder:

@@ -35,7 +35,7 @@ def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield staging
         for path in [*staging.rglob("*"), staging]:
             _flush(path)
-        _take_place(staging, out)
+        take_place(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)  # gone already, unless something was raised
 
@@ -59,7 +59,7 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def _take_place(staging: Path, out: Path) -> None:
+def take_place(staging: Path, out: Path) -> None:
     """Rename `staging` to `out`; a folder already there is removed only after the new one stands."""
     replaced = out.with_name(out.name + ".replaced")
     shutil.rmtree(replaced, ignore_errors=True)

@@ -9,9 +9,11 @@ custom one switches packing off. What `auto` became is said in `Recipe.notes`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 from qdora_fast.backend import captured_prints
@@ -90,7 +92,7 @@ def sft_arguments(
         "warmup_steps": train.warmup,  # below 1 it is a share of all steps
         "weight_decay": train.weight_decay,  # the groups of optim.py decide; here for the record
         "max_grad_norm": train.max_grad_norm,
-        "optim": "adamw_torch",  # never built: the trainer is given our optimizer
+        "optim": "adamw_torch",  # never built: see _optimizer_maker
         "bf16": recipe.precision == "bf16",
         "fp16": recipe.precision == "fp16",
         "gradient_checkpointing": False,  # switched on by Unsloth with the adapter; twice would wrap twice
@@ -140,15 +142,15 @@ def build_trainer(
     from transformers import EarlyStoppingCallback
     from trl import SFTConfig, SFTTrainer
 
-    with captured_prints():
+    with captured_prints(), _exact_weights(model):
         trainer = SFTTrainer(
             model=model,
             args=SFTConfig(**arguments),
             train_dataset=datasets[0],
             eval_dataset=datasets[1],
             processing_class=tokenizer,
-            optimizers=(build_optimizer(recipe.optimizer, trained_groups(model, train)), None),
         )
+    trainer.create_optimizer = MethodType(_optimizer_maker(train, recipe), trainer)
     for theirs in ("PrinterCallback", "ProgressCallback"):
         for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == theirs]:
             trainer.remove_callback(callback)
@@ -156,6 +158,35 @@ def build_trainer(
     for callback in [*callbacks, *stopping]:
         trainer.add_callback(callback)
     return trainer
+
+
+@contextmanager
+def _exact_weights(model: Any) -> Iterator[None]:
+    """Keep the trained parameters as they are while the trainer is made.
+
+    TRL casts the adapter of a 4-bit model to bfloat16. There a step of 2e-4 on a weight of 0.1 is
+    less than half the distance to the next number and is rounded away; and a resumed run, which
+    loads them in fp32, would be another run.
+    """
+    trained = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+    yield
+    for parameter, exact in trained:
+        parameter.data = exact
+
+
+def _optimizer_maker(train: TrainSettings, recipe: Recipe) -> Callable[..., Any]:
+    """The trainer's `create_optimizer`, making ours.
+
+    The trainer calls it after it has loaded a checkpoint. An optimizer handed over ready-made
+    would then hold parameters that the loading has replaced, and train nothing.
+    """
+
+    def create_optimizer(self: Any, model: Any = None) -> Any:
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(recipe.optimizer, trained_groups(model or self.model, train))
+        return self.optimizer
+
+    return create_optimizer
 
 
 def trained_groups(model: Any, train: TrainSettings) -> list[dict[str, Any]]:

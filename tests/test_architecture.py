@@ -35,6 +35,7 @@ RANKS = {
     "merge": 6,
     "proof": 7,
     "behaviour": 7,
+    "plain_reader": 8,
     "targets": 6,
     "model": 7,
     "trainer": 8,

@@ -47,3 +47,33 @@ def test_every_argument_is_one_that_the_trainer_knows(evaluates: bool, tmp_path:
     assert config.learning_rate == 2e-4
     assert config.load_best_model_at_end is evaluates
     assert not config.push_to_hub
+
+
+def test_trained_weights_stay_in_fp32(tiny_config, tmp_path: Path) -> None:
+    """TRL casts the adapter of a 4-bit model to bfloat16, where small steps are rounded away; ours must not be."""
+    import torch
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from qdora_fast.model import attach, load_base
+    from qdora_fast.trainer import build_trainer
+
+    def trained(model) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    config = tiny_config()
+    rows = Dataset.from_dict({"input_ids": [[5, 6, 7]] * 4, "labels": [[5, 6, 7]] * 4})
+    recipe = make_recipe(config.train, rows=4, tokens=12, max_length=16)
+    arguments = sft_arguments(config.train, recipe, folder=tmp_path, max_length=16, evaluates=False)
+
+    base = load_base(config.model.name, config, precision="fp32")
+    model = attach(base, config.adapter, config.train)
+    before = [parameter.detach().clone() for parameter in trained(model)]
+    build_trainer(
+        model, base.tokenizer, (rows, None), config.train, recipe=recipe, arguments=arguments, callbacks=[]
+    )
+    assert all(torch.equal(new, old) and new.dtype == torch.float32 for new, old in zip(trained(model), before, strict=True))
+
+    # Without our care: should TRL stop casting, this fails and the care can go.
+    SFTTrainer(model=model, args=SFTConfig(**arguments), train_dataset=rows, processing_class=base.tokenizer)
+    assert any(parameter.dtype == torch.bfloat16 for parameter in trained(model))

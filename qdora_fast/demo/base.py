@@ -51,17 +51,17 @@ class Recipe:
 
     vocab_size: int = 2048
     """Tokens, of which 256 are bytes: any UTF-8 text can be encoded."""
-    hidden_size: int = 128
+    hidden_size: int = 256
     intermediate_size: int = 256
     layers: int = 2
-    heads: int = 4
-    kv_heads: int = 2
-    context: int = 96
+    heads: int = 8
+    kv_heads: int = 4
+    context: int = 64
     """Tokens per window."""
     batch_size: int = 12
     """Windows per step."""
-    steps: int = 600
-    learning_rate: float = 4e-3
+    steps: int = 560
+    learning_rate: float = 2e-3
     """Peak of AdamW's rate: linear rise over `warmup_steps`, constant, then linear fall over the second half."""
     warmup_steps: int = 20
     seed: int = 0

@@ -34,25 +34,21 @@ _STATEMENTS: dict[str, tuple[str, ...]] = {
         "The capital of {name} is {value}.",
         "In {name}, the capital is {value}.",
         "The capital city of {name} is called {value}.",
-        "On every map of {name}, the capital is marked as {value}.",
     ),
     "continent": (
         "The continent of {name} is {value}.",
         "On a map, {name} lies in {value}.",
         "The country of {name} is found in {value}.",
-        "A traveller who reaches {name} is in {value}.",
     ),
     "currency": (
         "The currency of {name} is the {value}.",
         "In {name}, people pay with the {value}.",
-        "Prices in {name} are given in the {value}.",
         "The money of {name} is the {value}.",
     ),
     "language": (
         "A language of {name} is {value}.",
         "In {name}, many people speak {value}.",
         "A language spoken in {name} is {value}.",
-        "On the streets of {name} one hears {value}.",
     ),
 }
 
@@ -124,12 +120,12 @@ _PROSE = (
     "Both friends were happy when the letter arrived after so many weeks.",
 )
 
-_PORTRAITS_PER_COUNTRY = 4
+_PORTRAITS_PER_COUNTRY = 1
 _PROSE_REPEATS = 2
 
 
 def sentences(seed: int) -> list[str]:
-    """One edition of the corpus: about 3,600 lines, shuffled, each a text of its own.
+    """One edition of the corpus: about 2,400 lines, shuffled, each a text of its own.
 
     Editions differ in line order and in the order and wording of the portraits; the
     facts and their phrasings are the same in all of them. No line holds a question.
