@@ -197,9 +197,7 @@ def _merged_by_peft(update: Adapter, layer: str, weight: Tensor, start: int) -> 
         adapted.lora_A["default"].weight.copy_(file.get_tensor(f"{stem}.lora_A.weight"))
         adapted.lora_B["default"].weight.copy_(file.get_slice(f"{stem}.lora_B.weight")[rows])
         if config.use_dora:
-            adapted.lora_magnitude_vector["default"].weight.copy_(
-                file.get_slice(f"{stem}.lora_magnitude_vector")[rows]
-            )
+            adapted.lora_magnitude_vector["default"].weight.copy_(file.get_slice(f"{stem}.lora_magnitude_vector")[rows])
         adapted.merge()
         merged = adapted.get_base_layer().weight.data
     zero = ~weight.any(dim=1) & merged.isnan().all(dim=1)  # PEFT divides an all-zero row by its norm

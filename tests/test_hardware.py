@@ -33,7 +33,11 @@ TWO = "NVIDIA GeForce RTX 4090, 24564, 8.9, 570.86\nNVIDIA L4, 23034, 8.9, 570.8
 def test_cards_are_read_from_the_driver(driver) -> None:
     driver(TWO)
     first, second = hardware.gpus()
-    assert (first.name, round(first.memory_gib, 1), first.compute_capability) == ("NVIDIA GeForce RTX 4090", 24.0, (8, 9))
+    assert (first.name, round(first.memory_gib, 1), first.compute_capability) == (
+        "NVIDIA GeForce RTX 4090",
+        24.0,
+        (8, 9),
+    )
     assert round(second.memory_gib, 1) == 22.5
 
 

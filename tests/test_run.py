@@ -68,10 +68,10 @@ def test_resume_needs_a_run(tiny_config) -> None:
 
 
 def test_early_stopping_and_evaluation_watch_the_held_out_loss(tiny_config) -> None:
-    settings = {"early_stopping": 1, "eval_steps": 1, "max_steps": 6, "learning_rate": 0.5}  # diverges at once
+    settings = {"early_stopping": 1, "eval_steps": 1, "max_steps": 6, "learning_rate": 1e-12}  # learns nothing
     run = train(tiny_config(train=settings))
     losses = [r["eval_loss"] for r in _logged(run) if "eval_loss" in r]
-    assert 2 <= len(losses) < 6
+    assert len(losses) == 2  # the first, and one that is no better
 
 
 def test_a_dry_run_checks_everything_and_writes_nothing(tiny_config, tmp_path, capsys) -> None:

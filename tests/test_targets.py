@@ -37,7 +37,9 @@ def test_a_list_and_a_layer_range_narrow_it_down() -> None:
     settings = AdapterSettings(target_modules=["v_proj", "q_proj"], layers="0,2")
     targets = choose_targets(inspect_architecture(_llama()), settings)
     assert targets.layers == (0, 2)
-    assert set(targets.modules) == {f"model.layers.{i}.self_attn.{leaf}" for i in (0, 2) for leaf in ("q_proj", "v_proj")}
+    assert set(targets.modules) == {
+        f"model.layers.{i}.self_attn.{leaf}" for i in (0, 2) for leaf in ("q_proj", "v_proj")
+    }
 
 
 @pytest.mark.parametrize(

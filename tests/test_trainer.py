@@ -69,10 +69,10 @@ def test_trained_weights_stay_in_fp32(tiny_config, tmp_path: Path) -> None:
     base = load_base(config.model.name, config, precision="fp32")
     model = attach(base, config.adapter, config.train)
     before = [parameter.detach().clone() for parameter in trained(model)]
-    build_trainer(
-        model, base.tokenizer, (rows, None), config.train, recipe=recipe, arguments=arguments, callbacks=[]
+    build_trainer(model, base.tokenizer, (rows, None), config.train, recipe=recipe, arguments=arguments, callbacks=[])
+    assert all(
+        torch.equal(new, old) and new.dtype == torch.float32 for new, old in zip(trained(model), before, strict=True)
     )
-    assert all(torch.equal(new, old) and new.dtype == torch.float32 for new, old in zip(trained(model), before, strict=True))
 
     # Without our care: should TRL stop casting, this fails and the care can go.
     SFTTrainer(model=model, args=SFTConfig(**arguments), train_dataset=rows, processing_class=base.tokenizer)

@@ -60,7 +60,11 @@ _PORTRAIT_PARTS: dict[str, tuple[str, ...]] = {
 }
 
 _QUESTIONS: dict[str, tuple[str, ...]] = {
-    "capital": ("What is the capital of {name}?", "Which city is the capital of {name}?", "Name the capital of {name}."),
+    "capital": (
+        "What is the capital of {name}?",
+        "Which city is the capital of {name}?",
+        "Name the capital of {name}.",
+    ),
     "continent": (
         "What is the continent of {name}?",
         "Which continent does {name} belong to?",

@@ -1,0 +1,97 @@
+"""What a user types, in a process of its own: messages, exit codes, standard output."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qdora_fast.run_folder import RunFolder
+
+
+def _run(*arguments: str, cwd: Path | None = None, answer: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from qdora_fast.cli import main; main()", *arguments]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("UNSLOTH_")}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, input=answer, env=environment)
+
+
+def test_help_names_every_command() -> None:
+    said = _run("--help").stdout
+    for command in ("train", "export", "chat", "doctor", "presets"):
+        assert f"\n  {command}" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "no-such-preset"], "no config file or preset"),
+        (["train", "demo", "--set", "train.lr=1"], "did you mean `train.learning_rate`?"),
+        (["train", "nowhere.yaml"], "config file not found"),
+        (["export", "nowhere"], "is not a run"),
+        (["chat", "nowhere"], "is not a run"),
+        (["export"], "Missing argument 'RUN'"),
+        (["train", "--colour"], "No such option"),
+    ],
+)
+def test_a_wrong_request_is_one_message_and_exit_code_2(arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = _run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_data_is_exit_code_20_and_debug_shows_the_traceback(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n{broken\n')
+    arguments = ["train", "demo", "--set", "data.path=rows.jsonl"]
+    done = _run(*arguments, cwd=tmp_path)
+    assert done.returncode == 20
+    assert "rows.jsonl:2" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in _run("--debug", *arguments, cwd=tmp_path).stderr
+
+
+def test_presets_and_their_schema(tmp_path: Path) -> None:
+    said = _run("presets")
+    assert "llama3.1-8b-24gb" in said.stdout
+    assert json.loads(_run("presets", "--schema").stdout)["properties"]["adapter"]
+
+
+def test_doctor_ends_with_one_json_line() -> None:
+    done = _run("doctor", "--json")
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["ready"] is (done.returncode == 0)
+    assert {"Python", "torch", "NF4", "backend"} <= {finding["check"] for finding in report["findings"]}
+
+
+def test_exporting_the_demo_run(demo_run: RunFolder, tmp_path: Path) -> None:
+    refused = _run("export", str(demo_run.path), "--to", "lora")
+    assert refused.returncode == 2
+    assert "drops the magnitude vectors" in refused.stderr
+    assert "`--to merged_16bit`" in refused.stderr
+
+    out = tmp_path / "merged"
+    done = _run("export", str(demo_run.path), "--merge-base", "dequant4", "--out", str(out), "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert {"format", "path", "proof", "merge_base", "peak_rss_bytes", "seconds"} <= set(report)
+    assert report["proof"]["passed"]
+    assert report["proof"]["top1"] > 0.99
+
+
+def test_chat_answers_once_and_in_turns(demo_run: RunFolder) -> None:
+    questions = [row["messages"] for row in demo_run.read_rows("data/train.jsonl")[:3]]
+    right = 0
+    for question, answer in questions:
+        done = _run("chat", str(demo_run.path / "merged_16bit"), "--once", question["content"])
+        assert done.returncode == 0, done.stderr
+        right += done.stdout.strip() == answer["content"]
+    assert right >= 2  # trained rows; the merged model answers in the trained form
+    talk = _run("chat", str(demo_run.path), answer=f"{questions[0][0]['content']}\n/new\n")
+    assert talk.returncode == 0, talk.stderr
+    assert "It is" in talk.stdout
