@@ -9,7 +9,13 @@ qdora_fast.export(run.path, to="merged_16bit")
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
+
+# Read by OpenMP when torch is imported, so it has to be said first. torch and bitsandbytes bring a pool of threads
+# each; threads that spin while they wait (the default) take the cores from the other pool and from other processes.
+# On two shared cores that made a training step of the embedded base ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = ["export", "train"]

@@ -45,7 +45,7 @@ def open_backend() -> ModuleType:
             f"{', '.join(too_early)} was imported before unsloth, which would then patch only half of it. "
             "Start a fresh process (restart the notebook kernel) and call qdora_fast, or `import unsloth`, first"
         )
-    contain_side_effects()
+    _contain_side_effects()
     try:
         with captured_prints():
             unsloth = importlib.import_module("unsloth")
@@ -75,11 +75,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("QDORA_FAST_CACHE") or Path.home() / ".cache" / "qdora_fast").expanduser().resolve()
 
 
-def contain_side_effects() -> None:
-    """Set, where the user has not, the environment variables that unsloth and torch read when imported."""
-    # torch and bitsandbytes bring an OpenMP pool each. Waiting threads of one that spin, the default, take the
-    # cores from the other: training a small model on 2 cores was three times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+def _contain_side_effects() -> None:
     # Presence alone counts for Unsloth; a user's own value is kept.
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # no probe of the network at load time
     os.environ.setdefault("UNSLOTH_DISABLE_LLM_COMPRESSOR_AUTOINSTALL", "1")  # no pip install during a save

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from qdora_fast import show
-from qdora_fast.backend import captured_prints, contain_side_effects, open_backend
+from qdora_fast.backend import captured_prints, open_backend
 from qdora_fast.config import Config
 from qdora_fast.config_file import load_config, make_config
 from qdora_fast.hardware import describe as describe_machine
@@ -89,7 +89,6 @@ def prepare_run(config: Config, console: Console) -> tuple[Any, str]:
     from qdora_fast.data import prepare
     from qdora_fast.model import check_base, locate_base
 
-    contain_side_effects()
     prepared = prepare(config.data, seed=config.train.seed)
     open_backend()
     with show.demo_base(console) as on_step:

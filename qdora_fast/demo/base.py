@@ -1,14 +1,15 @@
 """A base model made on the spot, so that the whole path runs with nothing downloaded.
 
 `demo_base` trains a byte-level BPE tokenizer and a two-block Llama on the sentences of
-`world.py`, in about a minute on two CPU cores, and keeps the result in a cache. It is
+`world.py`, in about a minute on one CPU core, and keeps the result in a cache. It is
 a real base in every respect that matters to the code around it: `AutoModelForCausalLM`
 and `AutoTokenizer` load the folder, its linear layers fit NF4's blocks of 64, and it
 knows things that tuning has to bring out. It is not a language model for any other use.
 
 The training loop is plain PyTorch in fp32 with AdamW, always on the CPU and always on
-two threads: sums are then added up in the same order whatever the machine has to
-offer, and one seed gives one set of weights. Texts are joined end to end and cut into
+one thread: sums are then added up in the same order whatever the machine has to offer,
+one seed gives one set of weights, and matrices this small gain nothing from a second
+thread (on a machine whose cores are shared, waiting for it costs several times the work). Texts are joined end to end and cut into
 windows, without padding. Tokens of a window do see the text before their own; with
 short texts in random order that does no harm and saves a mask.
 
@@ -41,7 +42,7 @@ OnStep = Callable[[int, int, float], None]
 """Called after each step with the step (from 1), the number of steps, and the loss in nats per token."""
 
 _EOS, _PAD = "<eos>", "<pad>"
-_THREADS = 2
+_THREADS = 1
 _MAX_POSITIONS = 2048
 
 
@@ -60,7 +61,7 @@ class Recipe:
     """Tokens per window."""
     batch_size: int = 12
     """Windows per step."""
-    steps: int = 560
+    steps: int = 640
     learning_rate: float = 2e-3
     """Peak of AdamW's rate: linear rise over `warmup_steps`, constant, then linear fall over the second half."""
     warmup_steps: int = 20
