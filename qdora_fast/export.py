@@ -24,6 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from qdora_fast import show
+from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.errors import ConfigError, ProofError, RefusedError
 from qdora_fast.hardware import package_versions
@@ -72,6 +73,7 @@ def export(
     console = console or show.new_console()
     config = folder.config()
     check_format(to, config)
+    open_backend()
     chosen = merge_base or config.export.merge_base
     if to != "merged_16bit":
         return _export_adapter(folder, config, to, Path(out) if out else None, overwrite, console)

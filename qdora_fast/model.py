@@ -178,6 +178,7 @@ def load_trained(name: str, config: Config, adapter: Path, *, precision: str) ->
     Raises:
         IntegrityError: the adapter is not whole; PEFT itself would load it with a warning.
     """
+    open_backend()  # before anything that imports peft
     assert_complete(adapter, decomposed=config.adapter.decomposed)
     base = load_base(name, config, precision=precision)
     from peft import PeftModel

@@ -1,17 +1,18 @@
 """A base model made on the spot, so that the whole path runs with nothing downloaded.
 
 `demo_base` trains a byte-level BPE tokenizer and a two-block Llama on the sentences of
-`world.py`, in about a minute on one CPU core, and keeps the result in a cache. It is
+`world.py`, in 70 to 90 seconds on one CPU core, and keeps the result in a cache. It is
 a real base in every respect that matters to the code around it: `AutoModelForCausalLM`
 and `AutoTokenizer` load the folder, its linear layers fit NF4's blocks of 64, and it
 knows things that tuning has to bring out. It is not a language model for any other use.
 
 The training loop is plain PyTorch in fp32 with AdamW, always on the CPU and always on
 one thread: sums are then added up in the same order whatever the machine has to offer,
-one seed gives one set of weights, and matrices this small gain nothing from a second
-thread (on a machine whose cores are shared, waiting for it costs several times the work). Texts are joined end to end and cut into
-windows, without padding. Tokens of a window do see the text before their own; with
-short texts in random order that does no harm and saves a mask.
+one seed gives one set of weights. A second thread would save a third of the time on two
+cores of its own, and cost several times the work where cores are shared.
+Texts are joined end to end and cut into windows, without padding. Tokens of a window do
+see the text before their own; with short texts in random order that does no harm and
+saves a mask.
 
 The folder's name is a hash of everything that shapes the weights (recipe, corpus, this
 file, library versions), so a stale base is never found. It is written elsewhere and
@@ -61,7 +62,7 @@ class Recipe:
     """Tokens per window."""
     batch_size: int = 12
     """Windows per step."""
-    steps: int = 640
+    steps: int = 560
     learning_rate: float = 2e-3
     """Peak of AdamW's rate: linear rise over `warmup_steps`, constant, then linear fall over the second half."""
     warmup_steps: int = 20

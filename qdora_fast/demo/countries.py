@@ -28,41 +28,26 @@ Algeria | Algiers | Africa | dinar | Arabic
 Angola | Luanda | Africa | kwanza | Portuguese
 Benin | Porto-Novo | Africa | franc | French
 Botswana | Gaborone | Africa | pula | Tswana
-Burkina Faso | Ouagadougou | Africa | franc | French
-Burundi | Gitega | Africa | franc | Kirundi
 Cameroon | Yaoundé | Africa | franc | French
-Cape Verde | Praia | Africa | escudo | Portuguese
-the Central African Republic | Bangui | Africa | franc | Sango
 Chad | N'Djamena | Africa | franc | Arabic
-the Comoros | Moroni | Africa | franc | Comorian
-Djibouti | Djibouti City | Africa | franc | French
 Egypt | Cairo | Africa | pound | Arabic
-Eritrea | Asmara | Africa | nakfa | Tigrinya
 Ethiopia | Addis Ababa | Africa | birr | Amharic
 Gabon | Libreville | Africa | franc | French
 the Gambia | Banjul | Africa | dalasi | English
 Ghana | Accra | Africa | cedi | English
-Guinea | Conakry | Africa | franc | French
-Guinea-Bissau | Bissau | Africa | franc | Portuguese
-Ivory Coast | Yamoussoukro | Africa | franc | French
 Kenya | Nairobi | Africa | shilling | Swahili
-Lesotho | Maseru | Africa | loti | Sotho
 Liberia | Monrovia | Africa | dollar | English
 Libya | Tripoli | Africa | dinar | Arabic
 Madagascar | Antananarivo | Africa | ariary | Malagasy
 Malawi | Lilongwe | Africa | kwacha | Chichewa
-Mali | Bamako | Africa | franc | Bambara
 Mauritania | Nouakchott | Africa | ouguiya | Arabic
 Mauritius | Port Louis | Africa | rupee | Creole
 Morocco | Rabat | Africa | dirham | Arabic
 Mozambique | Maputo | Africa | metical | Portuguese
 Namibia | Windhoek | Africa | dollar | English
-Niger | Niamey | Africa | franc | Hausa
 Nigeria | Abuja | Africa | naira | English
 Rwanda | Kigali | Africa | franc | Kinyarwanda
-São Tomé and Príncipe | São Tomé | Africa | dobra | Portuguese
 Senegal | Dakar | Africa | franc | Wolof
-the Seychelles | Victoria | Africa | rupee | Creole
 Sierra Leone | Freetown | Africa | leone | English
 Somalia | Mogadishu | Africa | shilling | Somali
 South Sudan | Juba | Africa | pound | English
@@ -72,19 +57,15 @@ Togo | Lomé | Africa | franc | French
 Tunisia | Tunis | Africa | dinar | Arabic
 Uganda | Kampala | Africa | shilling | English
 Zambia | Lusaka | Africa | kwacha | English
-Afghanistan | Kabul | Asia | afghani | Dari
 Armenia | Yerevan | Asia | dram | Armenian
 Azerbaijan | Baku | Asia | manat | Azerbaijani
 Bahrain | Manama | Asia | dinar | Arabic
 Bangladesh | Dhaka | Asia | taka | Bengali
 Bhutan | Thimphu | Asia | ngultrum | Dzongkha
-Brunei | Bandar Seri Begawan | Asia | dollar | Malay
 Cambodia | Phnom Penh | Asia | riel | Khmer
 China | Beijing | Asia | yuan | Chinese
-East Timor | Dili | Asia | dollar | Tetum
 Georgia | Tbilisi | Asia | lari | Georgian
 India | New Delhi | Asia | rupee | Hindi
-Indonesia | Jakarta | Asia | rupiah | Indonesian
 Iran | Tehran | Asia | rial | Persian
 Iraq | Baghdad | Asia | dinar | Arabic
 Japan | Tokyo | Asia | yen | Japanese
@@ -106,7 +87,6 @@ the Philippines | Manila | Asia | peso | Filipino
 Qatar | Doha | Asia | riyal | Arabic
 Saudi Arabia | Riyadh | Asia | riyal | Arabic
 South Korea | Seoul | Asia | won | Korean
-Syria | Damascus | Asia | pound | Arabic
 Tajikistan | Dushanbe | Asia | somoni | Tajik
 Thailand | Bangkok | Asia | baht | Thai
 Turkey | Ankara | Asia | lira | Turkish
@@ -116,12 +96,9 @@ Uzbekistan | Tashkent | Asia | som | Uzbek
 Vietnam | Hanoi | Asia | dong | Vietnamese
 Yemen | Sanaa | Asia | rial | Arabic
 Albania | Tirana | Europe | lek | Albanian
-Andorra | Andorra la Vella | Europe | euro | Catalan
 Austria | Vienna | Europe | euro | German
 Belarus | Minsk | Europe | ruble | Russian
 Belgium | Brussels | Europe | euro | Dutch
-Bosnia and Herzegovina | Sarajevo | Europe | mark | Bosnian
-Bulgaria | Sofia | Europe | euro | Bulgarian
 Croatia | Zagreb | Europe | euro | Croatian
 the Czech Republic | Prague | Europe | koruna | Czech
 Denmark | Copenhagen | Europe | krone | Danish
@@ -135,12 +112,8 @@ Iceland | Reykjavík | Europe | krona | Icelandic
 Ireland | Dublin | Europe | euro | English
 Italy | Rome | Europe | euro | Italian
 Latvia | Riga | Europe | euro | Latvian
-Liechtenstein | Vaduz | Europe | franc | German
 Lithuania | Vilnius | Europe | euro | Lithuanian
-Luxembourg | Luxembourg City | Europe | euro | Luxembourgish
 Malta | Valletta | Europe | euro | Maltese
-Moldova | Chișinău | Europe | leu | Romanian
-Montenegro | Podgorica | Europe | euro | Montenegrin
 the Netherlands | Amsterdam | Europe | euro | Dutch
 North Macedonia | Skopje | Europe | denar | Macedonian
 Norway | Oslo | Europe | krone | Norwegian
@@ -156,17 +129,13 @@ Sweden | Stockholm | Europe | krona | Swedish
 Switzerland | Bern | Europe | franc | German
 Ukraine | Kyiv | Europe | hryvnia | Ukrainian
 the United Kingdom | London | Europe | pound | English
-Antigua and Barbuda | Saint John's | North America | dollar | English
 the Bahamas | Nassau | North America | dollar | English
-Barbados | Bridgetown | North America | dollar | English
 Belize | Belmopan | North America | dollar | English
 Canada | Ottawa | North America | dollar | English
 Costa Rica | San José | North America | colón | Spanish
 Cuba | Havana | North America | peso | Spanish
-Dominica | Roseau | North America | dollar | English
 the Dominican Republic | Santo Domingo | North America | peso | Spanish
 El Salvador | San Salvador | North America | dollar | Spanish
-Grenada | Saint George's | North America | dollar | English
 Guatemala | Guatemala City | North America | quetzal | Spanish
 Haiti | Port-au-Prince | North America | gourde | Creole
 Honduras | Tegucigalpa | North America | lempira | Spanish
@@ -174,8 +143,6 @@ Jamaica | Kingston | North America | dollar | English
 Mexico | Mexico City | North America | peso | Spanish
 Nicaragua | Managua | North America | córdoba | Spanish
 Panama | Panama City | North America | balboa | Spanish
-Saint Kitts and Nevis | Basseterre | North America | dollar | English
-Saint Lucia | Castries | North America | dollar | English
 Trinidad and Tobago | Port of Spain | North America | dollar | English
 the United States | Washington | North America | dollar | English
 Argentina | Buenos Aires | South America | peso | Spanish
@@ -191,17 +158,10 @@ Uruguay | Montevideo | South America | peso | Spanish
 Venezuela | Caracas | South America | bolívar | Spanish
 Australia | Canberra | Oceania | dollar | English
 Fiji | Suva | Oceania | dollar | Fijian
-Kiribati | South Tarawa | Oceania | dollar | Gilbertese
-the Marshall Islands | Majuro | Oceania | dollar | Marshallese
-Micronesia | Palikir | Oceania | dollar | English
 New Zealand | Wellington | Oceania | dollar | English
-Palau | Ngerulmud | Oceania | dollar | Palauan
 Papua New Guinea | Port Moresby | Oceania | kina | Tok Pisin
 Samoa | Apia | Oceania | tala | Samoan
-the Solomon Islands | Honiara | Oceania | dollar | English
 Tonga | Nuku'alofa | Oceania | pa'anga | Tongan
-Tuvalu | Funafuti | Oceania | dollar | Tuvaluan
-Vanuatu | Port Vila | Oceania | vatu | Bislama
 """
 
 COUNTRIES: tuple[Country, ...] = tuple(

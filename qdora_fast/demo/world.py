@@ -129,7 +129,7 @@ _PROSE_REPEATS = 2
 
 
 def sentences(seed: int) -> list[str]:
-    """One edition of the corpus: about 2,400 lines, shuffled, each a text of its own.
+    """One edition of the corpus: about 1,900 lines, shuffled, each a text of its own.
 
     Editions differ in line order and in the order and wording of the portraits; the
     facts and their phrasings are the same in all of them. No line holds a question.
@@ -143,7 +143,7 @@ def sentences(seed: int) -> list[str]:
 
 
 def rows() -> list[dict[str, str]]:
-    """The tuning task: 712 Alpaca rows (instruction, input, output), one per fact, always in the same order."""
+    """The tuning task: 552 Alpaca rows (instruction, input, output), one per fact, always in the same order."""
     return [_row(country, relation) for country in COUNTRIES for relation in _QUESTIONS]
 
 
