@@ -108,6 +108,7 @@ def _progress_bar(console: Console) -> Progress:
         TextColumn("{task.fields[said]}"),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

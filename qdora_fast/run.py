@@ -88,7 +88,9 @@ def prepare_run(config: Config, console: Console) -> tuple[Any, str]:
     """The part that fails fast: rows read and split, the base found and checked, no weights read."""
     from qdora_fast.data import prepare
     from qdora_fast.model import check_base, locate_base
+    from qdora_fast.trainer import check_tracker
 
+    check_tracker(config.train)
     prepared = prepare(config.data, seed=config.train.seed)
     open_backend()
     with show.demo_base(console) as on_step:

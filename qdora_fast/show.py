@@ -180,4 +180,6 @@ def _line(console: Console, label: str, text: str, *, markup: bool = False) -> N
 
 def _bar(console: Console) -> Progress:
     columns = (TextColumn("  {task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
-    return Progress(*columns, TextColumn("{task.fields[said]}"), console=console, transient=True)
+    return Progress(
+        *columns, TextColumn("{task.fields[said]}"), console=console, transient=True, disable=not console.is_terminal
+    )

@@ -8,6 +8,7 @@ custom one switches packing off. What `auto` became is said in `Recipe.notes`.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from typing import Any
 
 from qdora_fast.backend import captured_prints
 from qdora_fast.config import TrainSettings
+from qdora_fast.errors import ConfigError
+from qdora_fast.model import checkpointing
 from qdora_fast.optim import build_optimizer, describe_groups, parameter_groups
 
 
@@ -44,6 +47,19 @@ def choose_precision(train: TrainSettings) -> str:
     if not torch.cuda.is_available():
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def check_tracker(train: TrainSettings) -> None:
+    """Refuse a tracker that is not installed, before anything is loaded.
+
+    Raises:
+        ConfigError: with the command that installs it.
+    """
+    if train.tracker != "none" and importlib.util.find_spec(train.tracker) is None:
+        raise ConfigError(
+            f"train.tracker: {train.tracker} is not installed; "
+            f'run `.venv/bin/pip install -c constraints.txt "qdora_fast[{train.tracker}]"`, or set it to none'
+        )
 
 
 def make_recipe(train: TrainSettings, *, rows: int, tokens: int, max_length: int) -> Recipe:
@@ -95,7 +111,8 @@ def sft_arguments(
         "optim": "adamw_torch",  # never built: see _optimizer_maker
         "bf16": recipe.precision == "bf16",
         "fp16": recipe.precision == "fp16",
-        "gradient_checkpointing": False,  # switched on by Unsloth with the adapter; twice would wrap twice
+        # Unsloth set it up with the adapter; a False here would be taken for a wish and switch it off again.
+        "gradient_checkpointing": bool(checkpointing(train)),
         "max_length": max_length,
         "packing": recipe.packing,
         "padding_free": recipe.packing,

@@ -31,5 +31,5 @@ def test_own_data(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     merged = module["main"](tmp_path, max_steps=10)
     assert (merged / "model.safetensors").is_file()
     said = capsys.readouterr().out
-    assert "data.columns.prompt" in said
+    assert "columns: {prompt:" in said
     assert "did you mean `data.columns`?" in said

@@ -74,6 +74,17 @@ def test_early_stopping_and_evaluation_watch_the_held_out_loss(tiny_config) -> N
     assert len(losses) == 2  # the first, and one that is no better
 
 
+def test_gradient_checkpointing_changes_memory_and_nothing_else(tiny_config) -> None:
+    off, on = (train(tiny_config(train={"gradient_checkpointing": choice})) for choice in ("off", "torch"))
+    losses = [[record["loss"] for record in _logged(run) if "loss" in record] for run in (off, on)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_dropout_trains_and_exports(tiny_config) -> None:
+    run = train(tiny_config(adapter={"dropout": 0.1, "rslora": True}, export={"at_end": "merged_16bit"}))
+    assert run.read_json("merged_16bit/export.json")["proof"]["passed"]
+
+
 def test_a_dry_run_checks_everything_and_writes_nothing(tiny_config, tmp_path, capsys) -> None:
     dry_run(tiny_config(), console=Console(width=200))
     said = capsys.readouterr().out

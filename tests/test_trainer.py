@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from qdora_fast.config import TrainSettings
-from qdora_fast.trainer import choose_precision, describe, make_recipe, sft_arguments
+from qdora_fast.errors import ConfigError
+from qdora_fast.trainer import check_tracker, choose_precision, describe, make_recipe, sft_arguments
 
 
 def _recipe(**settings: object):
@@ -27,6 +28,12 @@ def test_explicit_choices_win_over_auto() -> None:
     assert choose_precision(TrainSettings(precision="bf16")) == "bf16"
     assert _recipe(optimizer="paged_adamw_8bit")[1].optimizer == "paged_adamw_8bit"
     assert _recipe(max_steps=7)[1].steps == 7
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_the_command() -> None:
+    with pytest.raises(ConfigError, match=r"train.tracker: wandb is not installed.*qdora_fast\[wandb\]"):
+        check_tracker(TrainSettings(tracker="wandb"))
+    check_tracker(TrainSettings())
 
 
 def test_early_stopping_saves_where_it_evaluates() -> None:
