@@ -45,8 +45,8 @@ clean: ## remove .venv and caches; runs/ stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11-3.13 is needed; name one: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11-3.13 is needed; name one: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv $(VENV)
 
 # The CPU build of torch first: pip may know one (version +cpu); else uv knows where CPU builds live.
 $(VENV)/installed-cpu: $(VENV)/bin/python pyproject.toml constraints.txt Makefile

@@ -66,13 +66,14 @@ class ParameterReport:
 
 
 def locate_base(settings: ModelSettings, on_step: Any = None) -> str:
-    """The name that loaders take: the hub id or folder itself; for `demo` the folder of the
+    """The name that loaders take: the hub id, or the absolute path of a folder; for `demo` the folder of the
     embedded base, pretrained now if it is not in the cache (`on_step(step, total, loss)` tells)."""
     if settings.name == DEMO:
         from qdora_fast.demo.base import demo_base
 
         return str(demo_base(on_step=on_step))
-    return settings.name
+    folder = Path(settings.name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else settings.name
 
 
 def check_base(name: str, config: Config) -> Targets:
