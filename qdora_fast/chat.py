@@ -93,13 +93,14 @@ def answer(
 
 
 def _load_merged(path: Path) -> tuple[Any, Any, frozenset[int]]:
+    open_backend()
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from qdora_fast.model import stop_token_ids
 
     described = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if not described.get("architectures"):
         raise ConfigError(f"{path} is not a merged model: its config.json names no architecture")
     model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
-    listed = model.generation_config.eos_token_id
-    listed = listed if isinstance(listed, list) else [listed]
-    return model, tokenizer, frozenset(i for i in [*listed, tokenizer.eos_token_id] if i is not None)
+    return model, tokenizer, stop_token_ids(model, tokenizer)

@@ -38,9 +38,7 @@ class Base:
     @property
     def stop_ids(self) -> frozenset[int]:
         """Token ids that end an answer: the tokenizer's EOS and the generation config's."""
-        listed = getattr(self.model.generation_config, "eos_token_id", None)
-        listed = listed if isinstance(listed, list) else [listed]
-        return frozenset(i for i in [*listed, self.tokenizer.eos_token_id] if i is not None)
+        return stop_token_ids(self.model, self.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -187,6 +185,13 @@ def load_trained(name: str, config: Config, adapter: Path, *, precision: str) ->
     model = PeftModel.from_pretrained(base.model, str(adapter))
     guard_saves(model)
     return base, model.eval()
+
+
+def stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Token ids that end an answer: the tokenizer's EOS and the generation config's, one or several."""
+    listed = model.generation_config.eos_token_id
+    listed = listed if isinstance(listed, list) else [listed]
+    return frozenset(i for i in [*listed, tokenizer.eos_token_id] if i is not None)
 
 
 def adapted_modules(model: Any) -> Iterator[str]:
