@@ -21,10 +21,10 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 from qdora_fast.errors import QdoraError
+from qdora_fast.hardware import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +68,6 @@ def captured_prints() -> Iterator[None]:
     finally:
         for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
             logger.info("unsloth: %s", line)
-
-
-def cache_folder() -> Path:
-    """Where the package keeps what can be made again: QDORA_FAST_CACHE, else ~/.cache/qdora_fast."""
-    return Path(os.environ.get("QDORA_FAST_CACHE") or Path.home() / ".cache" / "qdora_fast").expanduser().resolve()
 
 
 def _contain_side_effects() -> None:

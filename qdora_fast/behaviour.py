@@ -14,6 +14,7 @@ caught by structure (`adapter_guard.py`) and by the weights (`proof.py`).
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -196,6 +197,13 @@ def reopen(folder: Path, *, device: str, dtype: torch.dtype | None = None) -> An
 
     chosen = dtype or (torch.float32 if device == "cpu" else "auto")
     return AutoModelForCausalLM.from_pretrained(str(folder), dtype=chosen, local_files_only=True).to(device).eval()
+
+
+def release_memory() -> None:
+    """Give back what deleted models held, on the GPU too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _within_noise(merged: Agreement, base: Agreement, quantization: Agreement) -> tuple[Check, ...]:

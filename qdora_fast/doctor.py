@@ -18,7 +18,7 @@ from typing import Literal
 from rich.console import Console
 
 from qdora_fast import hardware
-from qdora_fast.backend import cache_folder, open_backend
+from qdora_fast.backend import open_backend
 from qdora_fast.errors import QdoraError
 
 _GPU_ONLY = ("triton", "xformers")
@@ -69,7 +69,7 @@ def _findings() -> Iterator[Finding]:
     yield from _stack()
     free = hardware.free_disk_gib(Path.cwd())
     fix = "an 8B model needs about 40 GiB: 16 for the base, 16 for the merged model, checkpoints" if free < 40 else ""
-    yield Finding("disk", "note" if fix else "ok", f"{free:.0f} GiB free here; cache in {cache_folder()}", fix)
+    yield Finding("disk", "note" if fix else "ok", f"{free:.0f} GiB free here; cache in {hardware.cache_folder()}", fix)
 
 
 def _python() -> Finding:

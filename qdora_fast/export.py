@@ -10,7 +10,6 @@ magnitudes are another model.
 
 from __future__ import annotations
 
-import gc
 import json
 import resource
 import shutil
@@ -190,17 +189,9 @@ def base_folder(made: Mapping[str, Any], config: Config) -> Path:
         ) from None
 
 
-def release_memory() -> None:
-    """Give back what deleted models held, on the GPU too."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def _record_saved(folder: RunFolder, config: Config) -> Evidence:
     """Load the run's adapter on its base and record both."""
+    from qdora_fast.behaviour import release_memory
     from qdora_fast.model import load_trained
     from qdora_fast.trainer import choose_precision
 

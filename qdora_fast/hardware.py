@@ -92,6 +92,11 @@ def free_disk_gib(folder: Path) -> float:
     return shutil.disk_usage(folder).free / 2**30
 
 
+def cache_folder() -> Path:
+    """Where the package keeps what can be made again: QDORA_FAST_CACHE, else ~/.cache/qdora_fast."""
+    return Path(os.environ.get("QDORA_FAST_CACHE") or Path.home() / ".cache" / "qdora_fast").expanduser().resolve()
+
+
 def describe() -> dict[str, object]:
     """The machine and its packages, as written to a run's environment.json."""
     return {

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qdora_fast.behaviour import Recording, record, reopen
+from qdora_fast.behaviour import Recording, record, release_memory, reopen
 from qdora_fast.errors import ProofError
 
 
@@ -50,6 +50,7 @@ def main(scratch: str, *folders: str) -> None:
     rows = json.loads((Path(scratch) / "rows.json").read_text(encoding="utf-8"))
     for number, folder in enumerate(map(Path, folders)):
         _save(record(reopen(folder, device=_device(folder)), rows), _answer(scratch, number))
+        release_memory()  # else the next model finds the GPU full of the last one's blocks
 
 
 def _answer(scratch: str, number: int) -> Path:

@@ -64,7 +64,8 @@ def run_recipe(config: Config, *, name: str, resume: bool, console: Console) -> 
 
     comparison = compare_held_out(model, base, config, folder, tokens.held_out, console)
     if config.export.at_end != "none":
-        from qdora_fast.export import export_merged, merged_folder, record_trained, release_memory
+        from qdora_fast.behaviour import release_memory
+        from qdora_fast.export import export_merged, merged_folder, record_trained
 
         evidence = record_trained(model, folder)
         del model, base  # the proof opens the merged model beside nothing else
@@ -225,15 +226,10 @@ def _describe_run(folder: RunFolder, config: Config, base_name: str, base: Any, 
 def _settings(config: str | Path | Mapping[str, Any] | Config, sections: Mapping[str, Any]) -> tuple[Config, str]:
     """A valid Config with `sections` laid over it, and the run's default name."""
     if isinstance(config, Config):
-        loaded, name = config, "run"
+        tree, name = config.model_dump(), "run"
     elif isinstance(config, Mapping):
-        return make_config(
-            {key: {**config.get(key, {}), **sections.get(key, {})} for key in {*config, *sections}}
-        ), "run"
+        tree, name = dict(config), "run"
     else:
         path = find_config(str(config))
-        loaded, name = load_config(path), path.stem
-    if sections:
-        tree = loaded.model_dump()
-        loaded = make_config({key: {**tree.get(key, {}), **sections.get(key, {})} for key in {*tree, *sections}})
-    return loaded, name
+        tree, name = load_config(path).model_dump(), path.stem
+    return make_config({key: {**tree.get(key, {}), **sections.get(key, {})} for key in {*tree, *sections}}), name

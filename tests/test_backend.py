@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.backend import cache_folder, captured_prints, open_backend
+from qdora_fast.backend import captured_prints, open_backend
 
 
 def _fresh(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -46,8 +46,3 @@ def test_what_unsloth_prints_goes_to_the_log(caplog: pytest.LogCaptureFixture, c
         print("a banner")
     assert "unsloth: a banner" in caplog.text
     assert capsys.readouterr().out == ""
-
-
-def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("QDORA_FAST_CACHE", str(tmp_path / "c"))
-    assert cache_folder() == tmp_path / "c"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ from qdora_fast.run_folder import RunFolder
 @pytest.fixture
 def run(tiny_config) -> Any:
     """A function that trains a few steps by a method and returns the run."""
-    return lambda method="qdora", **sections: train(tiny_config(adapter={"method": method}, **sections))
+
+    def make(method: str = "qdora", whole: Sequence[str] = (), **sections: Any) -> RunFolder:
+        return train(tiny_config(adapter={"method": method, "modules_to_save": list(whole)}, **sections))
+
+    return make
 
 
 @pytest.mark.parametrize("method", ["qdora", "dora"])
@@ -55,6 +60,24 @@ def test_every_method_exports_a_proven_model_that_plain_transformers_opens(run, 
         [{"role": "user", "content": "hello"}], tokenize=False, add_generation_prompt=True
     )
     assert not list(made.path.glob("*.unproven")) + list(made.path.glob("*.incomplete"))
+
+
+def test_a_head_trained_whole_is_exported_with_the_adapter(run, tiny_base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    untied = AutoModelForCausalLM.from_pretrained(tiny_base)
+    untied.config.tie_word_embeddings = False
+    untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.detach().clone())
+    untied.save_pretrained(tmp_path / "untied")
+    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path / "untied")
+
+    made = run(model={"name": str(tmp_path / "untied")}, whole=["lm_head"])
+    report = export(made)
+    assert report["proof"]["passed"]
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "untied", Path(report["path"])))
+    assert not torch.equal(before["lm_head.weight"], after["lm_head.weight"])
+    assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
 
 
 def test_dequant4_reproduces_the_trained_model(run) -> None:

@@ -68,3 +68,8 @@ def test_the_description_is_json_and_names_the_packages() -> None:
 
 def test_free_disk_is_asked_of_the_nearest_existing_folder(tmp_path: Path) -> None:
     assert hardware.free_disk_gib(tmp_path / "not" / "yet") == pytest.approx(hardware.free_disk_gib(tmp_path), rel=0.1)
+
+
+def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QDORA_FAST_CACHE", str(tmp_path / "c"))
+    assert hardware.cache_folder() == tmp_path / "c"

@@ -257,4 +257,4 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     assert size > 250e6
     command = [sys.executable, "-c", MEASURE, str(small), str(large), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(result.stdout.splitlines()[-1]) < size * 0.7
+    assert int(result.stdout.splitlines()[-1]) < size * 0.6

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from typing import TYPE_CHECKING
 
 from qdora_fast.demo.world import ALPACA_WORDS, sentences
 from qdora_fast.errors import ConfigError
+from qdora_fast.hardware import cache_folder
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ def demo_base(cache: Path | None = None, *, recipe: Recipe | None = None, on_ste
         ConfigError: the cache folder cannot be written.
     """
     recipe = recipe or Recipe()
-    root = cache or Path(os.environ.get("QDORA_FAST_CACHE") or Path.home() / ".cache" / "qdora_fast")
+    root = cache or cache_folder()
     finished = root / f"demo-base-{fingerprint(recipe)[:16]}"
     if finished.is_dir():
         return finished
