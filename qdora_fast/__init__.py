@@ -4,6 +4,9 @@ import qdora_fast
 run = qdora_fast.train("demo")                      # a preset, a YAML file, or a dictionary
 run = qdora_fast.train("demo", train={"epochs": 1}) # with settings changed
 qdora_fast.export(run.path, to="merged_16bit")
+
+qdora_fast.fuse(peft_model)                         # the fused layers alone, in a training script of your own
+qdora_fast.unfuse(peft_model)
 """
 
 from __future__ import annotations
@@ -18,9 +21,14 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
-__all__ = ["export", "train"]
+__all__ = ["export", "fuse", "train", "unfuse"]
 
-_PUBLIC = {"train": "qdora_fast.run", "export": "qdora_fast.export"}
+_PUBLIC = {
+    "train": "qdora_fast.run",
+    "export": "qdora_fast.export",
+    "fuse": "qdora_fast.fusing",
+    "unfuse": "qdora_fast.fusing",
+}
 
 
 def __getattr__(name: str) -> Any:

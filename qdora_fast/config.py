@@ -203,6 +203,23 @@ class TrainSettings(Section):
     """Seed of adapter initialisation, row order, dropout and held-out choice."""
 
 
+class EngineSettings(Section):
+    """How adapted layers are computed. The result is the same function; speed and memory are not."""
+
+    impl: Literal["auto", "triton", "torch", "reference", "peft", "off"] = "auto"
+    """auto: fused layers, by Triton kernels on a GPU and their PyTorch twins on the CPU. triton, torch: one of
+    them. reference: plain autograd, slow. peft: PEFT's own forward with exact initial magnitudes. off: PEFT's."""
+    form: Literal["auto", "merged", "folded"] = "auto"
+    """merged: the update goes into the unpacked weight, for long batches. folded: it is added to the output, for
+    short ones. auto: by the number of tokens."""
+    resident: Literal["auto", "off"] | Annotated[Real, Field(gt=0)] = "auto"
+    """Keep the merged weights of as many layers as fit: auto, off, or GiB. Saves making them for every product."""
+    peft_dropout: bool = False
+    """PEFT's form of dropout on DoRA layers, which costs one more product with the base weight; for comparisons."""
+    require: bool = False
+    """Fail when an adapted layer cannot be fused, instead of leaving it to PEFT and saying so."""
+
+
 class ExportSettings(Section):
     """What a run leaves behind besides the adapter."""
 
@@ -236,6 +253,7 @@ class Config(Section):
     adapter: AdapterSettings = AdapterSettings()
     data: DataSettings
     train: TrainSettings = TrainSettings()
+    engine: EngineSettings = EngineSettings()
     export: ExportSettings = ExportSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 

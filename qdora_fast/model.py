@@ -14,7 +14,7 @@ from typing import Any
 
 from qdora_fast.adapter import assert_complete, guard_saves
 from qdora_fast.backend import captured_prints, open_backend
-from qdora_fast.config import AdapterSettings, Config, ModelSettings, TrainSettings
+from qdora_fast.config import AdapterSettings, Config, EngineSettings, ModelSettings, TrainSettings
 from qdora_fast.errors import ConfigError, QdoraError, RefusedError
 from qdora_fast.targets import Targets, choose_targets, inspect_architecture
 
@@ -171,6 +171,24 @@ def attach(base: Base, settings: AdapterSettings, train: TrainSettings) -> Any:
     return model
 
 
+def fuse_layers(model: Any, settings: EngineSettings) -> Any:
+    """Put the fused forward and backward into a PEFT model; see engine/.
+
+    Returns:
+        EngineReport: what was fused, and what was left to PEFT and why.
+
+    Raises:
+        ConfigError: no LoRA layers, or `engine.require` and something was left to PEFT.
+    """
+    from qdora_fast.engine import install
+    from qdora_fast.engine.patch import EngineError
+
+    try:
+        return install(model, **settings.model_dump())
+    except EngineError as error:
+        raise ConfigError(str(error)) from None
+
+
 def load_trained(name: str, config: Config, adapter: Path, *, precision: str) -> tuple[Base, Any]:
     """The base with a saved adapter on it, in evaluation mode, for export and chat.
 
@@ -184,6 +202,7 @@ def load_trained(name: str, config: Config, adapter: Path, *, precision: str) ->
 
     model = PeftModel.from_pretrained(base.model, str(adapter))
     guard_saves(model)
+    fuse_layers(model, config.engine)
     return base, model.eval()
 
 

@@ -41,9 +41,9 @@ def train(config: str | Path | Mapping[str, Any] | Config, *, resume: bool = Fal
 
 
 def run_recipe(config: Config, *, name: str, resume: bool, console: Console) -> RunFolder:
-    """DESIGN: config → rows → base → tokens → adapter → training → adapter/ → comparison → export."""
+    """Config → rows → base → tokens → adapter → fused layers → training → adapter/ → comparison → export."""
     prepared, base_name = prepare_run(config, console)
-    from qdora_fast.model import attach, load_base
+    from qdora_fast.model import attach, fuse_layers, load_base
     from qdora_fast.trainer import choose_precision
 
     folder = RunFolder.resumable(config, name) if resume else RunFolder.create(config, name)
@@ -59,6 +59,9 @@ def run_recipe(config: Config, *, name: str, resume: bool, console: Console) -> 
 
     model = attach(base, config.adapter, config.train)
     show.adapter(console, config.adapter, base.targets, model)
+    report = fuse_layers(model, config.engine)
+    show.engine(console, report)
+    folder.write_json("engine.json", report.as_dict())
     _fit(model, base, config, folder, tokens, checkpoint, console)
     _save_adapter(model, base.tokenizer, folder)
 
@@ -191,6 +194,7 @@ def _fit(
     with captured_prints():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     show.trained(console, trainer.state)
+    show.fallbacks(console, model)
 
 
 def _save_adapter(model: Any, tokenizer: Any, folder: RunFolder) -> None:

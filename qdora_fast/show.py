@@ -61,6 +61,20 @@ def adapter(console: Console, settings: AdapterSettings, targets: Any, model: An
     _line(console, "", str(parameter_report(model)))
 
 
+def engine(console: Console, report: Any) -> None:
+    """How adapted layers are computed, and what was left to PEFT."""
+    for number, line in enumerate(report.lines()):
+        _line(console, "" if number else "engine", line)
+
+
+def fallbacks(console: Console, model: Any) -> None:
+    """Calls of fused layers that PEFT's forward took while training; none is the rule."""
+    from qdora_fast.engine import fallbacks as count
+
+    for why, calls in count(model).items():
+        _line(console, "engine", f"{calls} layer calls ran PEFT's own forward: {why}")
+
+
 def recipe(console: Console, lines: Sequence[str]) -> None:
     """What the training will do."""
     for number, line in enumerate(lines):

@@ -1,0 +1,31 @@
+"""What the fused path is worth, measured against what people could pick instead.
+
+Two commands stand on this package. `qdora-fast bench` (session.py) runs one adapted layer and a four-layer Llama on
+this machine: first the gate, which compares every arm with an independent fp64 oracle, then the clock, with all arms
+interleaved in one process, then bytes and operations counted by hooks. `qdora-fast bench-gpu` (gpu.py) trains a
+random-weight Llama-3.1-8B in fresh processes, Unsloth's own arms beside ours. Where the gate is red no ratio is given.
+
+The arms "peft" are stock PEFT on stock bitsandbytes: Unsloth is not imported by `bench`.
+
+    options.py      what can be asked for, with units
+    cases.py        which shapes are measured
+    arms.py         who competes
+    subjects.py     one arm of one case, built and ready to step
+    oracle.py       the same mathematics written again, dense and in fp64
+    gate.py         |ours - oracle| <= |PEFT - oracle| + tolerance
+    measure.py      the clock: interleaved rounds, medians, quartiles, paired ratios
+    footprint.py    bytes saved for backward, bytes held, peak of counted bytes
+    operations.py   GEMMs and other launches, counted
+    session.py      the whole run
+    table.py        the same for people
+    records.py      JSON records, and the part of BENCHMARKS.md that is made from them
+    gpu*.py         the GPU protocol: parent, child, random checkpoint, kernels against their roofline
+"""
+
+from __future__ import annotations
+
+from qdora_fast.benchmark.gpu import run_gpu_benchmark
+from qdora_fast.benchmark.options import GpuOptions, Options
+from qdora_fast.benchmark.session import run_benchmark
+
+__all__ = ["GpuOptions", "Options", "run_benchmark", "run_gpu_benchmark"]

@@ -1,0 +1,98 @@
+"""What can be asked of the two benchmarks, each with its unit. The defaults live here and nowhere else.
+
+`Options()` is the short protocol (a few minutes on two cores); `Options().full()` is all of it (hours). The field's
+own protocol for the GPU is in `GpuOptions`; its fields exist so that the same code can be run on a CPU with a model of
+two narrow layers, which is how it is tested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+DTYPES = ("fp32", "bf16", "bf16-pure")
+"""fp32; bf16: bf16 base, fp32 adapters, autocast, as trainers run it; bf16-pure: the adapters in bf16 as well."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """`qdora-fast bench`."""
+
+    case: str = "all"
+    """linear, model or all."""
+    widths: tuple[int, ...] = (1024,)
+    """Width of the one adapted layer (in and out), in features."""
+    tokens: tuple[int, ...] = (512,)
+    """Tokens of a micro-batch."""
+    grad_accum: tuple[int, ...] = (1, 2, 8)
+    """Micro-batches of an optimizer step. 2 is only measured at width 1024 with 512 tokens: the headline."""
+    dtypes: tuple[str, ...] = ("fp32", "bf16")
+    """Of DTYPES."""
+    arms: tuple[str, ...] = ()
+    """Names of arms.py; empty: all."""
+    rounds: int = 15
+    """Measured rounds; in each, every arm steps once or, if steps are short, several times."""
+    warmup: int = 3
+    """Rounds before them."""
+    sample_s: float = 0.05
+    """Seconds a sample should last: shorter steps are repeated."""
+    rank: int = 16
+    """Rank of the adapters; alpha is the same."""
+    model_width: int = 1024
+    """Hidden size of the four-layer model; the heads are 64 wide."""
+    model_layers: int = 4
+    """Decoder layers of the model."""
+    model_grad_accum: tuple[int, ...] = (2,)
+    """Micro-batches of an optimizer step of the model."""
+    checkpointing: tuple[bool, ...] = (False, True)
+    """Gradient checkpointing of the model: off, on or both."""
+    impl: str = "auto"
+    """The engine's implementation, as its `install` takes it."""
+    device: str = "cpu"
+    """Where to run: cpu or cuda."""
+    seed: int = 0
+    """Of weights, inputs and adapters."""
+
+    def full(self) -> Options:
+        """Every width, length and accumulation of the protocol."""
+        return replace(self, widths=(1024, 2048, 4096), tokens=(512, 1024, 2048), grad_accum=(1, 2, 8),
+                       model_grad_accum=(1, 8))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GpuOptions:
+    """`qdora-fast bench-gpu`. The defaults are Llama-3.1-8B and the protocol of the field."""
+
+    minutes: float = 8.0
+    """Wall clock for everything, in minutes; arms that would begin later are left out and named."""
+    warmup: int = 10
+    """Steps before the clock, fewer if time is short."""
+    steps: int = 30
+    """Measured steps, fewer if time is short (never below 3)."""
+    shapes: tuple[tuple[int, int, int], ...] = ((2, 256, 4), (2, 2048, 8))
+    """(rows, tokens of a row, grad-accum): short rows, then packed ones."""
+    layers: int = 32
+    """Decoder layers."""
+    hidden: int = 4096
+    """Hidden size."""
+    intermediate: int = 14336
+    """Width of the MLP."""
+    heads: int = 32
+    """Attention heads."""
+    kv_heads: int = 8
+    """Key and value heads."""
+    vocabulary: int = 128256
+    """Rows of the embedding and of the output head."""
+    rank: int = 16
+    """Rank of the adapters; alpha is the same."""
+    arms: tuple[str, ...] = ()
+    """Names of gpu.ARMS; empty: all."""
+    optimizer: str = "adamw_8bit"
+    """adamw_8bit (bitsandbytes) or adamw (torch, fused)."""
+    cap_gib: float | None = None
+    """Let the allocator have this much only, to stand in for a smaller card; None: all of it."""
+    kernels: bool = True
+    """Also measure each kernel against its roofline."""
+    device: str = "cuda"
+    """cuda, or cpu to try the machinery."""
+    seed: int = 0
+    """Of weights and token ids."""

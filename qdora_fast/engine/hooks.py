@@ -1,0 +1,159 @@
+"""Whole blocks of a model on the fused path: the gated MLP everywhere, Q, K, V and O where Unsloth calls a hook.
+
+Each hook is an attribute of one instance, set beside what was there and taken off again by `unhook`. A call for which
+a block's mathematics is not written goes to the block's own forward, whose layers are fused one by one.
+
+- MLP: any module with gate_proj, up_proj, down_proj and act_fn. Its class is not looked up in a list; it is tried: if
+  our block and its own forward differ on a few random tokens, it keeps its own.
+- Attention: Unsloth's families call `self_attn.apply_qkv(self_attn, x)` and `apply_o`; others are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qdora_fast.engine.blocks import gated_mlp
+from qdora_fast.engine.functions import adapted_group
+from qdora_fast.engine.layers import FusedState, working_types
+
+_MLP = ("gate_proj", "up_proj", "down_proj")
+_QKV = ("q_proj", "k_proj", "v_proj")
+_BEFORE = "_before_fusing"
+_ACTIVATION = "_fused_activation"
+_CANDIDATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+}
+
+
+def hook_mlp(module: Any) -> str | None:
+    """Set our forward on a gated MLP whose three layers are fused. Returns why not, or None."""
+    activation = activation_of(module.act_fn)
+    if activation is None:
+        return f"activation {type(module.act_fn).__name__} is not SiLU or GELU"
+    _set(module, "forward", MethodType(_mlp_forward, module))
+    module.__dict__[_ACTIVATION] = activation
+    if not _agrees(module):
+        unhook(module)
+        return f"a {type(module).__name__} computes something else than down(act(gate(x)) * up(x))"
+    return None
+
+
+def hook_attention(module: Any) -> tuple[bool, bool]:
+    """Replace Unsloth's apply_qkv and apply_o of an attention whose layers are fused; says which were."""
+    qkv = all(_is_fused(getattr(module, name, None)) for name in _QKV)
+    o = _is_fused(getattr(module, "o_proj", None))
+    if qkv:
+        for name in _QKV:  # Unsloth's RoPE writes into Q and K
+            getattr(module, name).fused.private_output = name != "v_proj"
+        _set(module, "apply_qkv", _apply_qkv)
+    if o:
+        _set(module, "apply_o", _apply_o)
+    return qkv, o
+
+
+def unhook(module: Any) -> None:
+    """Give a module back what it had before."""
+    for name, before in module.__dict__.pop(_BEFORE, {}).items():
+        module.__dict__.pop(name, None)
+        if before is not None:
+            module.__dict__[name] = before
+    module.__dict__.pop(_ACTIVATION, None)
+
+
+def mlp_layers(module: Any) -> list[Any] | None:
+    """The three layers of a gated MLP, if it is one and all are fused."""
+    layers = [getattr(module, name, None) for name in _MLP]
+    return layers if all(map(_is_fused, layers)) and hasattr(module, "act_fn") else None
+
+
+def activation_of(act: Any) -> str | None:
+    """silu, gelu or gelu_tanh: which one a module's activation is, by its values."""
+    probe = torch.linspace(-6, 6, 97)
+    try:
+        with torch.no_grad():
+            values = act(probe)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    for name, candidate in _CANDIDATES.items():
+        if torch.allclose(values, candidate(probe), rtol=1e-5, atol=1e-6):
+            return name
+    return None
+
+
+def _mlp_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    layers = [self.gate_proj, self.up_proj, self.down_proj]
+    if args or kwargs or not _same_path(layers, x) or any(layer.base_layer.bias is not None for layer in layers[:2]):
+        before = self.__dict__[_BEFORE]["forward"]
+        own: Tensor = type(self).forward(self, x, *args, **kwargs) if before is None else before(x, *args, **kwargs)
+        return own
+    return _fused_mlp(self, layers, x)
+
+
+@torch.compiler.disable
+def _fused_mlp(self: Any, layers: Sequence[Any], x: Tensor) -> Tensor:
+    dtype, _ = working_types(layers[0].base_layer, x)
+    projections, parameters = zip(*(layer.fused.projection(layer) for layer in layers), strict=True)
+    return gated_mlp(x, projections, [p for three in parameters for p in three], self.__dict__[_ACTIVATION], dtype)
+
+
+def _apply_qkv(self: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    layers = [self.q_proj, self.k_proj, self.v_proj]
+    if not _same_path(layers, x):
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+    q, k, v = _fused_group(layers, x)
+    return q, k, v
+
+
+def _apply_o(self: Any, x: Tensor) -> Tensor:
+    result: Tensor = self.o_proj(x)
+    return result
+
+
+@torch.compiler.disable
+def _fused_group(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
+    dtype, out_dtype = working_types(layers[0].base_layer, x)
+    projections, parameters = zip(*(layer.fused.projection(layer) for layer in layers), strict=True)
+    flat = [p for three in parameters for p in three]
+    return adapted_group(x, projections, flat, dtype=dtype, out_dtype=out_dtype)
+
+
+def _same_path(layers: Sequence[Any], x: Tensor) -> bool:
+    """All layers take the fused path for this call, with one type and without dropout."""
+    states: Iterator[FusedState] = (layer.fused for layer in layers)
+    for layer, state in zip(layers, states, strict=True):
+        if state.reference or state.obstacle(layer, False) or state.dropout(layer):
+            return False
+    kinds = {working_types(layer.base_layer, x) for layer in layers}
+    return len(kinds) == 1 and next(iter(kinds))[1] == x.dtype
+
+
+def _agrees(module: Any) -> bool:
+    """Our block and the module's own forward on four random tokens."""
+    weight = module.gate_proj.lora_A[module.gate_proj.active_adapters[0]].weight
+    frozen = module.gate_proj.fused.frozen(module.gate_proj)
+    dtype = frozen.dtype if frozen.dtype.is_floating_point else weight.dtype
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, frozen.shape[1], generator=generator).to(weight.device, dtype)
+    before = module.__dict__[_BEFORE]["forward"]
+    with torch.no_grad():
+        own = (type(module).forward(module, x) if before is None else before(x)).float()
+        ours = module.forward(x).float()
+    return bool(torch.linalg.vector_norm(own - ours) <= 0.02 * torch.linalg.vector_norm(own))
+
+
+def _is_fused(layer: Any) -> bool:
+    return isinstance(getattr(layer, "fused", None), FusedState)
+
+
+def _set(module: Any, name: str, value: Any) -> None:
+    before = module.__dict__.setdefault(_BEFORE, {})
+    before.setdefault(name, module.__dict__.get(name))
+    module.__dict__[name] = value

@@ -1,0 +1,145 @@
+"""Resident weights: with memory to spare, W' of as many layers as fit stays between products.
+
+W' changes only when the optimizer steps, yet it is made in every forward pass, every recomputation and every
+backward pass. A kept W' costs its 2 bytes an element (4 in fp32) and saves all of that: most with gradient
+accumulation and short batches, where unpacking is a large share of a step.
+
+Which layers: the time saved per byte is the same for every layer but for the fixed cost of the launches that make
+W', which weighs more the smaller the layer. So small layers come first; equal ones in the model's order.
+
+How much: a number of GiB, or `auto`. On the CPU auto is half of the memory that is free when first asked. On a GPU it is
+decided after the first optimizer step, when the peak of a whole step is known: what the step left unused, less a
+margin. Before that, and while a model only answers, nothing is kept there.
+
+Kept memory is given up without harm, for W' can always be made again: after every optimizer step if the machine is
+short of memory, and by `release()`, which whoever handles an out-of-memory error may call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+import torch
+
+from qdora_fast.engine.norms import CLOCK, Slot
+
+Resident = Literal["auto", "off"] | float
+"""auto, off, or GiB."""
+
+SHARE_OF_FREE = 0.5
+"""Of the free memory of a CPU machine that `auto` may take."""
+LOW_MEMORY = 0.10
+"""A machine with less than this share of its memory free is short of it."""
+GPU_MARGIN = 0.05
+"""Share of a card's memory that `auto` leaves unused."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Free and total bytes of where the model lies."""
+
+    free: int
+    total: int
+
+
+def machine_memory() -> Memory:
+    """Of the host."""
+    found = psutil.virtual_memory()
+    return Memory(int(found.available), int(found.total))
+
+
+def card_memory() -> Memory:
+    """Of the current GPU: what no step so far has needed counts as free; respects a cap set for the process."""
+    total = int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    total = int(total * torch.cuda.get_per_process_memory_fraction())
+    return Memory(total - int(torch.cuda.max_memory_reserved()), total)
+
+
+class Residency:
+    """Decides which layers keep W', and takes it back.
+
+    Args:
+        slots: the layers' places, in the model's order.
+        choice: auto, off, or GiB.
+        on_gpu: where they lie.
+        probe: how memory is asked for; for tests.
+    """
+
+    def __init__(
+        self, slots: Sequence[Slot], choice: Resident, *, on_gpu: bool, element_bytes: int,
+        probe: Callable[[], Memory] | None = None,
+    ) -> None:  # fmt: skip
+        self._slots = list(slots)
+        for slot in self._slots:
+            slot.relieve = self.release
+        self._element_bytes = element_bytes
+        self._choice, self._on_gpu = choice, on_gpu
+        self._probe = probe or (card_memory if on_gpu else machine_memory)
+        self.given_up = ""
+        """Why kept memory was given back; empty while it was not."""
+        if choice != "off" and not (choice == "auto" and on_gpu):
+            self.admit(self.budget())
+        if choice != "off":
+            CLOCK.tell(self, self._after_step)
+        self._settled = not (choice == "auto" and on_gpu)
+
+    @property
+    def layers(self) -> int:
+        """How many layers may keep their W'."""
+        return sum(slot.allowed for slot in self._slots)
+
+    @property
+    def bytes(self) -> int:
+        """What they take when all are in use: belongs in every estimate of memory."""
+        return sum(slot.elements for slot in self._slots if slot.allowed) * self._element_bytes
+
+    def budget(self) -> int:
+        """Bytes that may be kept now."""
+        if self._choice == "off":
+            return 0
+        if self._choice != "auto":
+            return int(float(self._choice) * 2**30)
+        memory = self._probe()
+        if self._on_gpu:
+            return max(0, memory.free - int(GPU_MARGIN * memory.total))
+        return max(0, int(SHARE_OF_FREE * memory.free))
+
+    def admit(self, budget: int) -> None:
+        """Let layers keep W' while they fit into `budget` bytes, smallest first."""
+        for slot in sorted(self._slots, key=lambda slot: slot.elements):
+            size = slot.elements * self._element_bytes
+            slot.allowed = size <= budget
+            budget -= size if slot.allowed else 0
+
+    def release(self, why: str = "memory ran out") -> int:
+        """Give all kept memory back and keep nothing from here on. Returns the bytes that were allowed.
+
+        Nothing is lost: W' is made for each product again.
+        """
+        held = self.bytes
+        for slot in self._slots:
+            slot.clear()
+        if held:
+            self.given_up = why
+        if held and self._on_gpu:
+            torch.cuda.empty_cache()
+        return held
+
+    def close(self) -> None:
+        """Release, and stop listening to optimizers."""
+        self.release("the engine was uninstalled")
+        CLOCK.forget(self)
+        for slot in self._slots:
+            slot.relieve = None
+
+    def _after_step(self) -> None:
+        if not self._settled:
+            self._settled = True
+            self.admit(self.budget())
+        elif not self._on_gpu and self.bytes:
+            memory = self._probe()
+            if memory.free < LOW_MEMORY * memory.total:
+                self.release(f"only {memory.free / 2**30:.1f} GiB of memory are free")
