@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels are then run by Python, on the CPU
 
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config

@@ -46,6 +46,10 @@ class FrozenWeight(Protocol):
         """c = ‖W + s·B·A‖₂ of every row, [out], fp32 (fp64 for an fp64 weight)."""
         ...
 
+    def merge(self, lora_a: Tensor, lora_b: Tensor, scaling: float, magnitude: Tensor, out: Tensor) -> Tensor | None:
+        """Write diag(m / c) (W + s·B·A) to `out` and return c; None where this saves nothing over the other two."""
+        ...
+
 
 class Nf4:
     """W packed in NF4 by bitsandbytes, with or without double quantisation."""
@@ -59,13 +63,17 @@ class Nf4:
         out: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """See FrozenWeight."""
-        if dtype == torch.float64:  # 4-bit values have no more than fp32 to give
-            return self.matrix(torch.float32, row_scale, low_rank).double()
         return kernels.dequantize(self.packed, row_scale=row_scale, low_rank=low_rank, dtype=dtype, out=out)
 
     def norms(self, lora_a: Tensor | None = None, lora_b: Tensor | None = None, scaling: float = 1.0) -> Tensor:
         """See FrozenWeight."""
         return kernels.row_norms(self.packed, lora_a, lora_b, scaling)
+
+    def merge(self, lora_a: Tensor, lora_b: Tensor, scaling: float, magnitude: Tensor, out: Tensor) -> Tensor | None:
+        """See FrozenWeight."""
+        return (
+            None if out.dtype == torch.float64 else kernels.merge(self.packed, lora_a, lora_b, scaling, magnitude, out)
+        )
 
 
 class Dense:
@@ -88,6 +96,10 @@ class Dense:
         """See FrozenWeight."""
         return kernels.row_norms(self.weight, lora_a, lora_b, scaling)
 
+    def merge(self, lora_a: Tensor, lora_b: Tensor, scaling: float, magnitude: Tensor, out: Tensor) -> Tensor | None:
+        """See FrozenWeight: a dense W costs nothing to read twice."""
+        return None
+
 
 class Int8(Dense):
     """W in bitsandbytes' row-wise int8. Unpacked for each product: unlike LLM.int8 it never rounds activations."""
@@ -97,7 +109,7 @@ class Int8(Dense):
         self.shape, self.dtype = (codes.shape[0], codes.shape[1]), dtype
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
+    def weight(self) -> Tensor:
         """W [out, in] in fp32, made anew."""
         return self.codes.float().mul_(self.steps[:, None])
 

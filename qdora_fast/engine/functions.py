@@ -94,7 +94,7 @@ class _Call:
         self.projections, self.dtype, self.out_dtype = projections, dtype, out_dtype
 
     def forward(self, x: Tensor, dropped: Tensor | None) -> tuple[list[Tensor], Tensor, list[Tensor | None]]:
-        """Outputs in the caller's shape and type, the update's input [T, in], and y [T, out] where it is kept for dm."""
+        """Outputs in the caller's shape and type; the update's input [T, in]; y [T, out] where it is kept for dm."""
         flat = x.reshape(-1, x.shape[-1]).to(self.dtype)
         seen = flat if dropped is None else dropped.reshape(flat.shape).to(self.dtype)
         results = forward_group(flat, seen, self.projections)
@@ -251,7 +251,8 @@ def dots_to_dm(dots: Tensor, snapshot: Snapshot) -> Tensor:
 
 
 def relieved(snapshot: Snapshot, work: Callable[[], Any]) -> Any:
-    """Do `work` in exactly our types, with the layer's kernels; if memory runs out, once more with all resident weights given back."""
+    """Do `work` in exactly our types and with the layer's kernels. If memory runs out, give all resident weights back
+    and do it once more."""
     # Autocast would change products behind our back.
     with torch.autocast(snapshot.device.type, enabled=False), kernels.use_kernels(snapshot.impl):
         try:

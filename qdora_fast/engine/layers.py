@@ -21,6 +21,7 @@ from torch.nn import functional
 from qdora_fast.engine import reference
 from qdora_fast.engine.frozen import Dense, FrozenWeight, Int8, Nf4
 from qdora_fast.engine.functions import Projection, adapted_group
+from qdora_fast.engine.kernels import Kernels
 from qdora_fast.engine.norms import LayerCache, Slot
 
 
@@ -41,7 +42,7 @@ class FusedState:
 
     def __init__(
         self, name: str, module: Any, *, form: str = "auto", reference: bool = False, peft_dropout: bool = False,
-        kernels: str | None = None,
+        kernels: Kernels | None = None,
     ) -> None:  # fmt: skip
         self.name, self.form, self.reference, self.peft_dropout = name, form, reference, peft_dropout
         self.kernels = kernels
@@ -55,13 +56,14 @@ class FusedState:
         """Calls that PEFT's own forward took, by reason."""
         self._cache: tuple[str, LayerCache] | None = None
         self._frozen: tuple[Any, FrozenWeight] | None = None
-        shape = self.frozen(module).shape
-        self.slot = Slot(shape[0] * shape[1])
+        frozen = self.frozen(module)
+        self.slot = Slot(frozen.shape[0] * frozen.shape[1], _expected_type(module.base_layer, frozen))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedState:
         """A copied layer starts with nothing derived: its parameters lie elsewhere."""
         copy = FusedState.__new__(FusedState)
-        copy.__dict__ = {**self.__dict__, "_cache": None, "_frozen": None, "fallbacks": {}, "slot": Slot(self.slot.elements)}
+        copy.__dict__ = {**self.__dict__, "_cache": None, "_frozen": None, "fallbacks": {}}
+        copy.slot = Slot(self.slot.elements, self.slot.dtype)
         return copy
 
     def frozen(self, module: Any) -> FrozenWeight:
@@ -170,6 +172,12 @@ def working_types(base: Any, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
     if quantized and x.dtype == torch.float32 and getattr(base, "compute_type_is_set", False) and compute is not None:
         return compute, x.dtype
     return x.dtype, x.dtype
+
+
+def _expected_type(base: Any, frozen: FrozenWeight) -> torch.dtype:
+    """The type of computation that this layer will most probably see."""
+    compute = getattr(base, "compute_dtype", None)
+    return compute if isinstance(compute, torch.dtype) and compute.is_floating_point else frozen.dtype
 
 
 def frozen_weight(base: Any) -> FrozenWeight:

@@ -13,6 +13,7 @@ Not noticed: writes through `parameter.data` in place, outside an optimizer. `CL
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,8 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from qdora_fast.engine import kernels
-from qdora_fast.engine.frozen import FrozenWeight
+from qdora_fast.engine.frozen import Dense, FrozenWeight
+from qdora_fast.engine.kernels import Kernels
 
 
 class StepClock:
@@ -56,21 +58,57 @@ class StepClock:
 CLOCK = StepClock()
 
 
+class Scratch(threading.local):
+    """Memory for one W' at a time on the CPU, where fresh memory of that size costs more than unpacking into it.
+
+    The allocator gives large blocks back to the system, which hands them out again as pages of zeros; on a GPU
+    PyTorch keeps them. What is in it is good until the next W' of the same thread.
+    """
+
+    smallest = 2**24
+    """Bytes from which on it pays: what is smaller, the allocator keeps."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def view(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """Memory for a matrix, or None where new memory is as good."""
+        size = shape[0] * shape[1] * dtype.itemsize
+        if device.type != "cpu" or size < self.smallest:
+            return None
+        if self._memory is None or self._memory.numel() < size:
+            self._memory = torch.empty(size, dtype=torch.uint8)
+        return self._memory[:size].view(dtype).view(shape)
+
+    def clear(self) -> None:
+        """Give it back."""
+        self._memory = None
+
+
+SCRATCH = Scratch()
+
+
 class Slot:
     """A layer's place for its W', and whether it may be used. See residency.py.
 
     Attributes:
         elements: of W'.
+        dtype: in which it is expected to be wanted.
         allowed: W' is kept between products.
         relieve: gives the memory of all slots back, returns the bytes; for who runs out of memory.
     """
 
-    def __init__(self, elements: int) -> None:
-        self.elements = elements
+    def __init__(self, elements: int, dtype: torch.dtype) -> None:
+        self.elements, self.dtype = elements, dtype
         self.allowed = False
         self.relieve: Callable[[], int] | None = None
         self._buffer: Tensor | None = None
         self._owner: object | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of W'."""
+        return self.elements * self.dtype.itemsize
 
     def keep(self, owner: object, like: tuple[Any, ...], make: Callable[[Tensor], Tensor]) -> Tensor:
         """The owner's W', made into the slot's memory unless it is there already.
@@ -80,14 +118,24 @@ class Slot:
             like: shape, dtype and device.
             make: writes W' to the memory it is given.
         """
-        shape, dtype, device = like
+        buffer = self._memory(*like)
+        if self._owner is not owner:
+            make(buffer)
+            self._owner = owner
+        return buffer
+
+    def fill(self, owner: object, shape: tuple[int, int], device: torch.device, make: Callable[[Tensor], Any]) -> Any:
+        """What `make` returns besides writing the owner's W'; None, and nothing written, if it has nothing to say."""
+        self._owner = None
+        result = make(self._memory(shape, self.dtype, device))
+        self._owner = None if result is None else owner
+        return result
+
+    def _memory(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
         buffer = self._buffer
         if buffer is None or buffer.dtype != dtype or buffer.device != device:
             self._owner = None
             self._buffer = buffer = torch.empty(shape, dtype=dtype, device=device)
-        if self._owner is not owner:
-            make(buffer)
-            self._owner = owner
         return buffer
 
     def clear(self) -> None:
@@ -109,7 +157,7 @@ class Snapshot:
 
     def __init__(
         self, frozen: FrozenWeight, lora_a: Tensor, lora_b: Tensor, magnitude: Tensor | None, scaling: float,
-        *, slot: Slot, unscaled_rows: Tensor | None, impl: str | None = None,
+        *, slot: Slot, unscaled_rows: Tensor | None, impl: Kernels | None = None,
     ) -> None:  # fmt: skip
         self.frozen, self.slot, self.unscaled_rows = frozen, slot, unscaled_rows
         self.magnitude, self.scaling, self.device = magnitude, scaling, lora_a.device
@@ -120,10 +168,19 @@ class Snapshot:
         self.impl = impl
         if magnitude is not None:
             with kernels.use_kernels(impl):
-                self.norms = frozen.norms(lora_a, lora_b, scaling)
-            if unscaled_rows is not None:  # g = 1 for PEFT and for a merge of the saved adapter too
-                magnitude[unscaled_rows] = self.norms[unscaled_rows].to(magnitude.dtype)
+                self.norms = self._norms_and_resident(magnitude)
+            follow(magnitude, self.norms, unscaled_rows)
             self.scale = torch.where(self.norms > 0, magnitude / self.norms, 1.0)
+
+    def _norms_and_resident(self, magnitude: Tensor) -> Tensor:
+        """c, and on the way a W' that is kept anyway."""
+        update = (self._lora_a, self._lora_b, self.scaling)
+        norms: Tensor | None = None
+        if self.slot.allowed and self.unscaled_rows is None:
+            norms = self.slot.fill(
+                self, self.frozen.shape, self.device, lambda out: self.frozen.merge(*update, magnitude, out)
+            )
+        return self.frozen.norms(*update) if norms is None else norms
 
     def lora_a(self, dtype: torch.dtype) -> Tensor:
         """A [r, in] in the type of computation."""
@@ -141,7 +198,8 @@ class Snapshot:
         return self._copies["b", dtype]
 
     def merged(self, dtype: torch.dtype) -> Tensor:
-        """W' = diag(g) (W + s·B·A), [out, in], rounded once; kept when the layer's slot allows it. Read only."""
+        """W' = diag(g) (W + s·B·A), [out, in], rounded once; kept when the layer's slot allows it. Read only,
+        and only until the next call: it may lie in the thread's scratch memory."""
         exact = torch.promote_types(dtype, torch.float32)
         update = (self.scaled_b(exact), self.lora_a(exact))
 
@@ -149,19 +207,34 @@ class Snapshot:
             return self.frozen.matrix(dtype, self.scale, update, out)
 
         if not self.slot.allowed:
-            return make(None)
+            with torch.inference_mode(False), torch.no_grad():
+                return make(SCRATCH.view(self.frozen.shape, dtype, self.device))
         with torch.inference_mode(False), torch.no_grad():
             return self.slot.keep(self, (self.frozen.shape, dtype, self.device), make)
 
     def folded(self, dtype: torch.dtype) -> Tensor:
         """diag(g) W [out, in]: the form to which the update's product is added apart. Read only."""
-        return self.frozen.matrix(dtype, self.scale)
+        if self.scale is None and isinstance(self.frozen, Dense):
+            return self.frozen.matrix(dtype)
+        with torch.inference_mode(False), torch.no_grad():
+            return self.frozen.matrix(dtype, self.scale, None, SCRATCH.view(self.frozen.shape, dtype, self.device))
+
+
+def follow(magnitude: Tensor, norms: Tensor, rows: Tensor | None) -> None:
+    """Set m := c, in place, on rows whose scale is 1, so that PEFT and a merge read the saved adapter the same way.
+
+    A row that has no length even with its update gets 1: any m gives the same row of zeros, and 0 would look like
+    a damaged file.
+    """
+    if rows is not None:
+        lengths = norms[rows]
+        magnitude[rows] = torch.where(lengths > 0, lengths, 1.0).to(magnitude.dtype)
 
 
 class LayerCache:
     """Gives the snapshot that belongs to the layer's parameters as they are now."""
 
-    def __init__(self, frozen: FrozenWeight, slot: Slot, *, decomposed: bool, impl: str | None = None) -> None:
+    def __init__(self, frozen: FrozenWeight, slot: Slot, *, decomposed: bool, impl: Kernels | None = None) -> None:
         self.frozen, self.slot, self.impl = frozen, slot, impl
         self.unscaled_rows: Tensor | None = None
         if decomposed:
@@ -176,14 +249,22 @@ class LayerCache:
         Args:
             lora_a: A [r, in]. lora_b: B [out, r]. magnitude: m [out], None for LoRA.
         """
-        key = (CLOCK.count, scaling, lora_a.data_ptr(), lora_a._version, lora_b.data_ptr(), lora_b._version)
+        key: tuple[Any, ...] = (
+            CLOCK.count,
+            scaling,
+            lora_a.data_ptr(),
+            lora_a._version,
+            lora_b.data_ptr(),
+            lora_b._version,
+        )
         if magnitude is not None:
             key = (*key, magnitude.data_ptr(), magnitude._version)
         if key != self._key or self._snapshot is None:
             device = lora_a.device.type
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+                data = (lora_a.data, lora_b.data, None if magnitude is None else magnitude.data)
                 self._snapshot = Snapshot(
-                    self.frozen, lora_a.data, lora_b.data, None if magnitude is None else magnitude.data, scaling,
+                    self.frozen, *data, scaling,
                     slot=self.slot, unscaled_rows=self.unscaled_rows, impl=self.impl,
                 )  # fmt: skip
             self._key = key

@@ -21,8 +21,8 @@ from peft.tuners.lora import LoraLayer
 
 from qdora_fast.engine import hooks, kernels
 from qdora_fast.engine.layers import FUSED, FusedState, Unfusable
-from qdora_fast.engine.norms import CLOCK
-from qdora_fast.engine.residency import Resident, Residency
+from qdora_fast.engine.norms import CLOCK, SCRATCH, follow
+from qdora_fast.engine.residency import Residency, Resident
 
 Impl = Literal["auto", "triton", "torch", "reference", "peft", "off"]
 Form = Literal["auto", "merged", "folded"]
@@ -167,8 +167,7 @@ class _Handle:
     def __init__(self, fused: list[Any], resident: Resident, device: torch.device, form: Form) -> None:
         CLOCK.start()
         slots = [] if form == "folded" else [module.fused.slot for module in fused]
-        element = 2 if device.type == "cuda" else _element_size(fused[0])
-        self.residency = Residency(slots, resident, on_gpu=device.type == "cuda", element_bytes=element)
+        self.residency = Residency(slots, resident, on_gpu=device.type == "cuda")
         self._following = [module for module in fused if module.fused.rows_of_zeros(module)]
         if self._following:
             CLOCK.tell(self, self._follow)
@@ -176,6 +175,7 @@ class _Handle:
     def close(self) -> None:
         """Give memory back and stop listening."""
         self.residency.close()
+        SCRATCH.clear()
         CLOCK.forget(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
@@ -250,9 +250,14 @@ def _set_fresh_magnitudes(module: Any) -> bool:
         with torch.no_grad():
             norms = module.fused.norms(module, adapter)
             magnitude = layer.weight.data
-            if magnitude.device == norms.device and torch.allclose(magnitude.to(norms.dtype), norms, rtol=_FRESH, atol=0):
-                module.fused.magnitudes_before[adapter] = (magnitude.clone(), norms.to(magnitude.dtype))
+            untrained = magnitude.device == norms.device and torch.allclose(
+                magnitude.float(), norms.float(), rtol=_FRESH
+            )
+            if untrained:
+                before = magnitude.clone()
                 magnitude.copy_(norms)
+                follow(magnitude, norms, module.fused.cache(module, adapter).unscaled_rows)
+                module.fused.magnitudes_before[adapter] = (before, magnitude.clone())
                 was_set = True
     return was_set
 
@@ -270,9 +275,3 @@ def _hook_blocks(model: Any, report: EngineReport) -> None:
             counts["qkv"] += qkv
             counts["o"] += o
     report.blocks = counts
-
-
-def _element_size(module: Any) -> int:
-    """Bytes of an element of W' on the CPU: of the type the base is computed in."""
-    frozen = module.fused.frozen(module)
-    return 4 if frozen.dtype in (torch.float32, torch.float64) else 2

@@ -7,8 +7,8 @@ accumulation and short batches, where unpacking is a large share of a step.
 Which layers: the time saved per byte is the same for every layer but for the fixed cost of the launches that make
 W', which weighs more the smaller the layer. So small layers come first; equal ones in the model's order.
 
-How much: a number of GiB, or `auto`. On the CPU auto is half of the memory that is free when first asked. On a GPU it is
-decided after the first optimizer step, when the peak of a whole step is known: what the step left unused, less a
+How much: a number of GiB, or `auto`. On the CPU auto is half of the memory that is free at install time. On a GPU it
+is decided after the first optimizer step, when the peak of a whole step is known: what the step left unused, less a
 margin. Before that, and while a model only answers, nothing is kept there.
 
 Kept memory is given up without harm, for W' can always be made again: after every optimizer step if the machine is
@@ -69,13 +69,12 @@ class Residency:
     """
 
     def __init__(
-        self, slots: Sequence[Slot], choice: Resident, *, on_gpu: bool, element_bytes: int,
+        self, slots: Sequence[Slot], choice: Resident, *, on_gpu: bool,
         probe: Callable[[], Memory] | None = None,
     ) -> None:  # fmt: skip
         self._slots = list(slots)
         for slot in self._slots:
             slot.relieve = self.release
-        self._element_bytes = element_bytes
         self._choice, self._on_gpu = choice, on_gpu
         self._probe = probe or (card_memory if on_gpu else machine_memory)
         self.given_up = ""
@@ -94,7 +93,7 @@ class Residency:
     @property
     def bytes(self) -> int:
         """What they take when all are in use: belongs in every estimate of memory."""
-        return sum(slot.elements for slot in self._slots if slot.allowed) * self._element_bytes
+        return sum(slot.bytes for slot in self._slots if slot.allowed)
 
     def budget(self) -> int:
         """Bytes that may be kept now."""
@@ -110,9 +109,8 @@ class Residency:
     def admit(self, budget: int) -> None:
         """Let layers keep W' while they fit into `budget` bytes, smallest first."""
         for slot in sorted(self._slots, key=lambda slot: slot.elements):
-            size = slot.elements * self._element_bytes
-            slot.allowed = size <= budget
-            budget -= size if slot.allowed else 0
+            slot.allowed = slot.bytes <= budget
+            budget -= slot.bytes if slot.allowed else 0
 
     def release(self, why: str = "memory ran out") -> int:
         """Give all kept memory back and keep nothing from here on. Returns the bytes that were allowed.

@@ -1,4 +1,4 @@
-"""The engine's five operations on tensors and numbers, each in two implementations: Triton and PyTorch.
+"""The engine's six operations on tensors and numbers, each in two implementations: Triton and PyTorch.
 
 On CUDA tensors Triton runs, elsewhere the PyTorch twins, which are shipped, tested as the reference, and fast on a
 CPU. `with use_kernels("torch")` chooses for the calls within; the choice belongs to the context, so threads do
@@ -40,6 +40,7 @@ __all__ = [
     "dequantize",
     "glu_backward",
     "glu_forward",
+    "merge",
     "row_norms",
     "unpack",
     "use_kernels",
@@ -83,14 +84,32 @@ def row_norms(
 ) -> Tensor:
     """c = ‖W + s·B·A‖₂ of every row, fp32 [out]; fp64 as soon as an argument is.
 
-    W is rounded to `weight.dtype` first, as training sees it; the rest is fp32. Without A and B it is ‖W‖, with the
-    very bits that B = 0 gives.
+    An NF4 weight counts as code times absmax, before any rounding to 16 bits; all is fp32. Without A and B it is ‖W‖,
+    with the very bits that B = 0 gives.
     """
     given = [part.dtype for part in (weight, lora_a, lora_b) if part is not None]
     dtype = torch.float64 if torch.float64 in given else torch.float32
     module = _implementation("triton_norms", weight.packed if isinstance(weight, NF4Weight) else weight, dtype)
     result: Tensor = module.row_norms(weight, lora_a, lora_b, scaling)
     return result
+
+
+def merge(weight: NF4Weight, lora_a: Tensor, lora_b: Tensor, scaling: float, magnitude: Tensor, out: Tensor) -> Tensor:
+    """Write W' = diag(m / c) (W + s·B·A) to `out` and return c, fp32 [out]: `row_norms` and `dequantize` at once.
+
+    The twin unpacks W once for both, and scales the sum instead of its parts (a difference in the last bit of fp32).
+    On a GPU a row's norm must be complete before its first value is written, so these are the two launches.
+
+    Args:
+        magnitude: m [out]; a row whose c is 0 is scaled by 1.
+        out: [out, in], rounded to once.
+    """
+    if _implementation("triton_nf4", weight.packed, out.dtype) is twins:
+        return twins.merge(weight, lora_a, lora_b, scaling, magnitude, out)
+    norms = row_norms(weight, lora_a, lora_b, scaling)
+    scale = torch.where(norms > 0, magnitude / norms, 1.0)
+    dequantize(weight, row_scale=scale, low_rank=(lora_b.float() * (scaling * scale)[:, None], lora_a.float()), out=out)
+    return norms
 
 
 def column_dot(a: Tensor, b: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 A program walks SPAN columns of ROWS rows and keeps its squares in registers; its sum is a partial result, and
 a second small reduction adds the partial results of a row in a fixed order. No atomics, so every run gives the
 same bits, and m taken from W alone equals c taken with B = 0: both run the very same compiled kernel (A and B in
-fp32 and contiguous, rank steps of 16 whatever the rank, no specialisation on rank or alignment), the first with a rank of
-0. Another instruction order would be another sum, and g = m / c would not be 1 at the start.
+fp32 and contiguous, rank steps of 16 whatever the rank, no specialisation on rank or alignment), the first with a
+rank of 0. Another instruction order would be another sum, and g = m / c would not be 1 at the start.
 
 fp64 is left to the twin.
 """
@@ -22,7 +22,6 @@ from qdora_fast.engine.kernels.triton_nf4 import matmul_tile, nf4_arguments, nf4
 ROWS, COLUMNS, SPAN = 32, 128, 1024
 RANK = 16
 WARPS = 4  # 32 values a thread, and as many squares
-_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
 def row_norms(weight: NF4Weight | Tensor, lora_a: Tensor | None, lora_b: Tensor | None, scaling: float) -> Tensor:
@@ -40,7 +39,7 @@ def row_norms(weight: NF4Weight | Tensor, lora_a: Tensor | None, lora_b: Tensor 
     if isinstance(weight, NF4Weight):
         _nf4_norms_kernel[grid](
             *nf4_arguments(weight), *update, partial, rows, columns, **nf4_constants(weight),
-            DTYPE=_DTYPES[weight.dtype], **sizes, num_warps=WARPS, enable_fp_fusion=False,
+            **sizes, num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
     else:
         _dense_norms_kernel[grid](
@@ -57,7 +56,7 @@ def _nf4_norms_kernel(
     a: tl.tensor, b: tl.tensor, rank: tl.tensor, scaling: tl.tensor,
     partial: tl.tensor, rows: tl.tensor, columns: tl.tensor,
     NESTED: tl.constexpr, EVEN: tl.constexpr, BLOCK_BITS: tl.constexpr, NEST_BITS: tl.constexpr,
-    DTYPE: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPAN: tl.constexpr,
+    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPAN: tl.constexpr,
 ) -> None:  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(1) * SPAN
@@ -67,7 +66,7 @@ def _nf4_norms_kernel(
         tile = nf4_tile(
             packed, code, absmax, absmax_code, absmax_scale, offset, None, row, start, rows, columns,
             NESTED, EVEN, BLOCK_BITS, NEST_BITS, COLUMNS,
-        ).to(DTYPE).to(tl.float32)  # fmt: skip
+        )  # fmt: skip
         tile += scaling * matmul_tile(b, rank, 1, a, columns, 1, row, column, rows, columns, rank, RANK)
         inside = (row < rows)[:, None] & (column < columns)[None, :]
         squares += tl.where(inside, tile * tile, 0.0)

@@ -75,12 +75,24 @@ def row_norms(weight: NF4Weight | Tensor, lora_a: Tensor | None, lora_b: Tensor 
     left, right = (None, None) if lora_a is None or lora_b is None else (lora_b.to(exact), lora_a.to(exact))
     device = weight.packed.device if isinstance(weight, NF4Weight) else weight.device
     norms = torch.empty(weight.shape[0], dtype=exact, device=device)
-    blocks = _blocks(weight, None, weight.dtype) if isinstance(weight, NF4Weight) else _dense_blocks(weight, exact)
+    blocks = _blocks(weight, None, torch.float32) if isinstance(weight, NF4Weight) else _dense_blocks(weight, exact)
     for rows, block in blocks:
         block = block.to(exact)
         if left is not None:  # in place, because autocast would send the other form to 16 bits
             block.addmm_(left[rows], right, alpha=scaling)  # [rows, r] @ [r, in] -> [rows, in]
         torch.linalg.vector_norm(block, dim=1, out=norms[rows])
+    return norms
+
+
+def merge(weight: NF4Weight, lora_a: Tensor, lora_b: Tensor, scaling: float, magnitude: Tensor, out: Tensor) -> Tensor:
+    """See `kernels.merge`: unpacked once for both the norm and W'."""
+    left, right = lora_b.float(), lora_a.float()
+    norms = torch.empty(weight.shape[0], dtype=torch.float32, device=out.device)
+    for rows, block in _blocks(weight, None, torch.float32):
+        block.addmm_(left[rows], right, alpha=scaling)  # [rows, r] @ [r, in] -> [rows, in]
+        torch.linalg.vector_norm(block, dim=1, out=norms[rows])
+        scale = torch.where(norms[rows] > 0, magnitude[rows] / norms[rows], 1.0)
+        torch.mul(block, scale[:, None], out=out[rows])
     return norms
 
 
