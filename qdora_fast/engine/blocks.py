@@ -76,6 +76,7 @@ class _Call:
 class _GatedMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, call: _Call, *parameters: Tensor | None) -> Tensor:
+        """y; keeps x, e, g and, where dm of down is wanted, y."""
         result, flat, e, g, y = call.forward(x)
         ctx.call, ctx.shape, ctx.x_dtype = call, x.shape, x.dtype
         ctx.parameter_types = [None if p is None else p.dtype for p in parameters]
@@ -85,6 +86,7 @@ class _GatedMlp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
+        """dx, and dA, dB, dm of gate, up and down."""
         refuse_second_derivative()
         call: _Call = ctx.call
         flat, e, g, y = ctx.saved_tensors[:4]

@@ -111,6 +111,7 @@ class _Call:
 class _Group(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: Tensor | None, call: _Call, *parameters: Tensor | None) -> Any:
+        """y of each layer; keeps x and the y that dm needs."""
         outputs, seen, kept = relieved(call.projections[0].snapshot, lambda: call.forward(x, dropped))
         ctx.call, ctx.shape, ctx.types = call, x.shape, (x.dtype, None if dropped is None else dropped.dtype)
         ctx.parameter_types = [None if p is None else p.dtype for p in parameters]
@@ -120,6 +121,7 @@ class _Group(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        """dx, d(dropped), and dA, dB, dm of each layer."""
         refuse_second_derivative()
         call: _Call = ctx.call
         count = len(call.projections)

@@ -38,10 +38,11 @@ def codes_and_scales(weight: NF4Weight) -> tuple[Tensor, Tensor]:
     )
 
 
-def dense(weight: NF4Weight) -> Tensor:
-    """W as training sees it, in fp64."""
+def dense(weight: NF4Weight, *, rounded: bool = True) -> Tensor:
+    """W in fp64: rounded as a product sees it, or what NF4 says."""
     codes, scales = codes_and_scales(weight)
-    return (codes * scales).to(weight.dtype).double()
+    values = codes * scales
+    return (values.to(weight.dtype) if rounded else values).double()
 
 
 def assert_as_exact(ours: Tensor, baseline: Tensor, exact: Tensor, tolerance: float) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from nf4_oracle import assert_as_exact, dense, nf4
 
-from qdora_fast.engine.kernels import row_norms, triton_norms, twins
+from qdora_fast.engine.kernels import dequantize, merge, row_norms, triton_norms, twins
 
 SHAPES = [(1, 64), (3, 130), (70, 96), (5, 1)]
 
@@ -23,7 +23,7 @@ def factors(shape, rank, device, dtype=torch.float32):
 @pytest.mark.parametrize("packed", [True, False])
 def test_is_as_exact_as_plain_pytorch(case, shape, rank, packed):
     quantised = nf4(shape, case.dtype, device=case.device)
-    exact_weight = dense(quantised)
+    exact_weight = dense(quantised, rounded=not packed)
     weight = quantised if packed else exact_weight.to(case.dtype)
     for dtype in (torch.float32, case.dtype):
         a, b = factors(shape, rank, case.device, dtype)
@@ -40,7 +40,8 @@ def test_a_zero_b_gives_the_bits_of_no_update(case, shape, packed):
     weight = nf4(shape, case.dtype, device=case.device)
     weight = weight if packed else dense(weight).to(case.dtype)
     plain = row_norms(weight)
-    assert_as_exact(plain, plain, torch.linalg.vector_norm(dense(nf4(shape, case.dtype)), dim=1).to(case.device), 0)
+    exact = torch.linalg.vector_norm(dense(nf4(shape, case.dtype), rounded=not packed), dim=1)
+    torch.testing.assert_close(plain.cpu().double(), exact, rtol=1e-6, atol=0)
     for rank in (1, 16, 40):
         for dtype in (torch.float32, case.dtype):
             a, b = factors(shape, rank, case.device, dtype)
@@ -51,7 +52,7 @@ def test_rows_wider_than_a_span_are_added_up(case):
     shape = (3, triton_norms.SPAN + 70)
     weight = nf4(shape, case.dtype, device=case.device)
     a, b = factors(shape, 3, case.device)
-    exact = torch.linalg.vector_norm(dense(weight) + b.double() @ a.double(), dim=1)
+    exact = torch.linalg.vector_norm(dense(weight, rounded=False) + b.double() @ a.double(), dim=1)
     torch.testing.assert_close(row_norms(weight, a, b, 1.0).double(), exact, rtol=1e-6, atol=0)
 
 
@@ -81,7 +82,7 @@ def test_fp64_is_computed_in_fp64(case):
     a, b = factors((5, 64), 3, case.device, torch.float64)
     weight = torch.randn(5, 64, dtype=torch.float64, device=case.device)
     packed = nf4((5, 64), torch.float32, device=case.device)
-    for given, exact in ((weight, weight), (packed, dense(packed))):
+    for given, exact in ((weight, weight), (packed, dense(packed, rounded=False))):
         expected = torch.linalg.vector_norm(exact + 0.3 * b @ a, dim=1)
         torch.testing.assert_close(row_norms(given, a, b, 0.3), expected, rtol=1e-14, atol=0)
 
@@ -100,3 +101,18 @@ def test_autocast_does_not_reach_in():
     with torch.autocast("cpu", torch.bfloat16):
         ours = row_norms(weight, a, b, 0.5)
     assert torch.equal(ours, row_norms(weight, a, b, 0.5))
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (70, 96), (33, 128)])
+def test_norms_and_the_merged_weight_at_once_are_what_they_are_one_by_one(case, shape):
+    weight = nf4(shape, case.dtype, device=case.device)
+    a, b = factors(shape, 3, case.device)
+    magnitude = torch.rand(shape[0], device=case.device) - 0.2
+    out = torch.full(shape, torch.nan, dtype=case.dtype, device=case.device)
+    norms = merge(weight, a, b, 0.5, magnitude, out)
+    torch.testing.assert_close(norms, row_norms(weight, a, b, 0.5), rtol=0, atol=0)
+    scale = magnitude / norms
+    apart = dequantize(weight, row_scale=scale, low_rank=(b * (0.5 * scale)[:, None], a))
+    exact = scale.double()[:, None] * (dense(weight, rounded=False) + 0.5 * b.double() @ a.double())
+    assert_as_exact(out, apart, exact, 1e-6)
+    assert_as_exact(apart, out, exact, 1e-6)
