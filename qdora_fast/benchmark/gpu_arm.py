@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from qdora_fast.backend import captured_prints, open_backend
 from qdora_fast.benchmark.arms import ARMS, GPU_ARMS, Arm
 from qdora_fast.benchmark.cases import Case
+from qdora_fast.benchmark.gpu_model import DTYPE
 from qdora_fast.benchmark.measure import spread, synchronize
 from qdora_fast.benchmark.options import GpuOptions
 
@@ -77,7 +78,7 @@ def gate(options: GpuOptions) -> dict[str, Any]:
 
     narrow = min(options.hidden, 1024)
     shared: dict[str, Any] = {"dtype": "bf16", "grad_accum": 1, "rank": options.rank, "device": options.device}
-    cases = (Case("linear", width=options.hidden, tokens=min(512, 8 * options.hidden), **shared),
+    cases = (Case("linear", width=options.hidden, tokens=512, **shared),
              Case("model", width=narrow, tokens=128, layers=2, checkpointing=True, **shared))  # fmt: skip
     found = {str(case): check([build(case, arm) for arm in ARMS]).as_dict() for case in cases}
     return {"passed": all(each["passed"] for each in found.values()), "cases": found}
@@ -114,7 +115,7 @@ def load(arm: Arm, options: GpuOptions, folder: str) -> Any:
 
     with captured_prints():
         model, _ = unsloth.FastLanguageModel.from_pretrained(
-            model_name=folder, max_seq_length=max(tokens for _, tokens, _ in options.shapes), dtype=torch.bfloat16,
+            model_name=folder, max_seq_length=max(tokens for _, tokens, _ in options.shapes), dtype=DTYPE,
             load_in_4bit=True, use_exact_model_name=True, use_gradient_checkpointing="unsloth",
         )  # fmt: skip
         model = unsloth.FastLanguageModel.get_peft_model(
@@ -179,7 +180,7 @@ def step(model: Any, optimizer: Any, batches: Tensor, options: GpuOptions) -> No
 
 
 def _micro_batch(model: Any, ids: Tensor, grad_accum: int, options: GpuOptions) -> float:
-    with torch.autocast(options.device, torch.bfloat16):
+    with torch.autocast(options.device, DTYPE):
         loss = model(input_ids=ids, labels=ids).loss / grad_accum
     loss.backward()
     return float(loss.detach()) if grad_accum == 1 else 0.0  # reading it waits for the GPU: not inside a step

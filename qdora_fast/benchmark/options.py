@@ -8,6 +8,7 @@ two narrow layers, which is how it is tested.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 DTYPES = ("fp32", "bf16", "bf16-pure")
 """fp32; bf16: bf16 base, fp32 adapters, autocast, as trainers run it; bf16-pure: the adapters in bf16 as well."""
@@ -41,9 +42,11 @@ class Options:
     """Hidden size of the four-layer model; the heads are 64 wide."""
     model_layers: int = 4
     """Decoder layers of the model."""
-    model_grad_accum: tuple[int, ...] = (2,)
+    model_dtypes: tuple[str, ...] = ("bf16",)
+    """Of DTYPES, for the model. fp32 takes minutes there; `--dtype` sets both."""
+    model_grad_accum: tuple[int, ...] = (1,)
     """Micro-batches of an optimizer step of the model."""
-    checkpointing: tuple[bool, ...] = (False, True)
+    checkpointing: tuple[bool, ...] = (False,)
     """Gradient checkpointing of the model: off, on or both."""
     impl: str = "auto"
     """The engine's implementation, as its `install` takes it."""
@@ -52,10 +55,17 @@ class Options:
     seed: int = 0
     """Of weights, inputs and adapters."""
 
+    def changed(self, **asked: Any) -> Options:
+        """What was asked for on the command line; None and () leave a field as it is, `dtypes` sets the model's too."""
+        given = _given(asked)
+        if "dtypes" in given:
+            given["model_dtypes"] = given["dtypes"]
+        return replace(self, **given)
+
     def full(self) -> Options:
         """Every width, length and accumulation of the protocol."""
         return replace(self, widths=(1024, 2048, 4096), tokens=(512, 1024, 2048), grad_accum=(1, 2, 8),
-                       model_grad_accum=(1, 8))  # fmt: skip
+                       model_dtypes=("fp32", "bf16"), model_grad_accum=(1, 8), checkpointing=(False, True))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class GpuOptions:
     """`qdora-fast bench-gpu`. The defaults are Llama-3.1-8B and the protocol of the field."""
 
     minutes: float = 8.0
-    """Wall clock for everything, in minutes; arms that would begin later are left out and named."""
+    """Wall clock aimed at for everything, in minutes; arms share it and measure fewer steps if it is short."""
     warmup: int = 10
     """Steps before the clock, fewer if time is short."""
     steps: int = 30
@@ -96,3 +106,11 @@ class GpuOptions:
     """cuda, or cpu to try the machinery."""
     seed: int = 0
     """Of weights and token ids."""
+
+    def changed(self, **asked: Any) -> GpuOptions:
+        """What was asked for on the command line; None and () leave a field as it is."""
+        return replace(self, **_given(asked))
+
+
+def _given(asked: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in asked.items() if value not in (None, ())}

@@ -78,7 +78,7 @@ def _cpu(record: Mapping[str, Any]) -> Iterator[str]:
         yield from _table(("arm", *columns), [
             (name, *table.time_cells(name, result), *table.cost_cells(name, result)) for name in result["arms"]
         ])  # fmt: skip
-    yield f"{table.COLUMNS[0].upper()}{table.COLUMNS[1:]}."
+    yield f"{table.COLUMNS}."
     yield ""
 
 

@@ -243,7 +243,7 @@ def _run_model(case: Case, model: Any, dtype: torch.dtype) -> tuple[Any, Any, An
 def linear_inputs(case: Case) -> tuple[Tensor, Tensor]:
     """x and the upstream gradient, both [T, width]; bf16-representable, so that every dtype starts from the same."""
     generator = torch.Generator().manual_seed(case.seed + 2)
-    x, upstream = torch.randn(2, case.tokens, case.width, generator=generator).bfloat16().float()
+    x, upstream = (torch.randn(case.tokens, case.width, generator=generator).bfloat16().float() for _ in range(2))
     return x, upstream
 
 

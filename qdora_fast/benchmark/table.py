@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 MIB = 2**20
-TIME = ("step ms", "quartiles", "tokens/s", "/ qdora-peft", "/ qlora-peft")
-COST = ("peak MiB", "resident MiB", "saved MiB", "held MiB", "GEMMs", "launches")
+TIME = ("step ms", "quartiles", "tokens/s", "/ DoRA", "/ LoRA")
+COST = ("peak", "resident", "saved", "held", "GEMMs", "launches")
 
 
 def show_case(console: Console, result: dict[str, Any]) -> None:
@@ -30,7 +30,7 @@ def show_case(console: Console, result: dict[str, Any]) -> None:
 
 
 def time_cells(name: str, result: dict[str, Any]) -> list[str]:
-    """One arm's row under TIME."""
+    """One arm's row under TIME; / DoRA and / LoRA are to PEFT's."""
     figures = result["arms"][name]
     time = figures["step_s_spread"]
     return [
@@ -65,9 +65,10 @@ def show_machine(console: Console, record: dict[str, Any]) -> None:
 
 
 COLUMNS = (
-    "saved, held, GEMMs and launches (forward + backward) are of one layer and one micro-batch; peak is of a whole "
-    "step and the whole model, counted by tensors (activations, gradients, temporaries), without weights and what the "
-    "engine keeps resident"
+    "Ratios are of step times, to PEFT's QDoRA and QLoRA, paired by round; red gate: none. Bytes in MiB: peak of a "
+    "whole step of the whole case, counted by tensors (activations, gradients, temporaries), without weights and "
+    "without what the engine keeps resident; saved (by autograd) and held (by anything, until backward), GEMMs and "
+    "launches (forward + backward) are of one layer and one micro-batch"
 )
 
 

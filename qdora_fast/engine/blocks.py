@@ -108,7 +108,7 @@ def _backward(
     down, gate_up = [call.down], call.gate_up
     pulled = pull([dy], down)
     dh = input_gradient([dy], pulled, down)  # [T, hidden] -> [T, ff]
-    local = kernels.glu_backward(dh, e, g, call.activation, dots=wants[2] or wants[5])
+    local = kernels.glu_backward(dh, e, g, call.activation, dots=wants[2] or wants[5], spend_dh=True)
     down_gradients = parameter_gradients([dy], pulled, local.h, [y], down, wants[6:])
     # dm of gate and up comes from the dots; their outputs need not be read again.
     without_m = [want and place % 3 != 2 for place, want in enumerate(wants[:6])]

@@ -130,8 +130,12 @@ def glu_forward(e: Tensor, g: Tensor, activation: str) -> Tensor:
     return h
 
 
-def glu_backward(dh: Tensor, e: Tensor, g: Tensor, activation: str, dots: bool) -> GluGradients:
+def glu_backward(
+    dh: Tensor, e: Tensor, g: Tensor, activation: str, dots: bool, *, spend_dh: bool = False
+) -> GluGradients:
     """h again, and the gradients of e and g, from that of h = act(e) · g; all [T, n], new tensors.
+
+    With `spend_dh` dg lies where dh was, if the two can share memory.
 
     With `dots` also Σ_t de ⊙ e and Σ_t dg ⊙ g, fp32 [n] (fp64 for fp64), of de and dg before they are rounded.
 
@@ -139,7 +143,8 @@ def glu_backward(dh: Tensor, e: Tensor, g: Tensor, activation: str, dots: bool) 
         ValueError: `activation` is none of "silu", "gelu", "gelu_tanh".
     """
     module = _implementation("triton_glu", e, e.dtype)
-    gradients: GluGradients = module.glu_backward(_rows(dh), _rows(e), _rows(g), _known(activation), dots)
+    dg = dh if spend_dh and dh.is_contiguous() and dh.dtype == e.dtype else None
+    gradients: GluGradients = module.glu_backward(_rows(dh), _rows(e), _rows(g), _known(activation), dots, dg)
     return gradients
 
 

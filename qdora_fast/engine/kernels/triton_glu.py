@@ -7,8 +7,7 @@ and act' = p + e · p'. All of it is fp32; h, de and dg are rounded once.
 The sums Σ_t de · e and Σ_t dg · g use de and dg as they are in registers, before they are rounded, and are reduced in
 two stages as in triton_reduce.py. A separate pass for them would read four more arrays of [T, n].
 
-The outputs are new tensors: overwriting e and g would save memory, and would take from the caller what it may still
-need for the sums of another layer.
+e and g are left alone: overwriting them would save memory, and break a second backward through the same graph.
 """
 
 from __future__ import annotations
@@ -36,9 +35,10 @@ def glu_forward(e: Tensor, g: Tensor, activation: str) -> Tensor:
     return h
 
 
-def glu_backward(dh: Tensor, e: Tensor, g: Tensor, activation: str, dots: bool) -> GluGradients:
-    """See `kernels.glu_backward`."""
-    h, de, dg = (torch.empty(e.shape, dtype=e.dtype, device=e.device) for _ in range(3))
+def glu_backward(dh: Tensor, e: Tensor, g: Tensor, activation: str, dots: bool, dg: Tensor | None) -> GluGradients:
+    """See `kernels.glu_backward`; every value is read before its place is written, so dg may be dh."""
+    h, de = (torch.empty(e.shape, dtype=e.dtype, device=e.device) for _ in range(2))
+    dg = torch.empty(e.shape, dtype=e.dtype, device=e.device) if dg is None else dg
     sum_e, sum_g = (new_partial(e), new_partial(e)) if dots else (h, h)  # h: never written as a sum
     grid = (triton.cdiv(e.shape[1], COLUMNS), triton.cdiv(e.shape[0], SPAN))
     _glu_backward_kernel[grid](

@@ -115,12 +115,13 @@ def glu_forward(e: Tensor, g: Tensor, activation: str) -> Tensor:
     return h
 
 
-def glu_backward(dh: Tensor, e: Tensor, g: Tensor, activation: str, dots: bool) -> GluGradients:
+def glu_backward(dh: Tensor, e: Tensor, g: Tensor, activation: str, dots: bool, dg: Tensor | None) -> GluGradients:
     """See `kernels.glu_backward`."""
     exact = torch.promote_types(e.dtype, torch.float32)
     act, act_backward = _ACTIVATIONS[activation]
     direct = exact == e.dtype  # then results are written where they belong, otherwise rounded on the way
-    h, de, dg = (torch.empty(e.shape, dtype=e.dtype, device=e.device) for _ in range(3))
+    h, de = (torch.empty(e.shape, dtype=e.dtype, device=e.device) for _ in range(2))
+    dg = torch.empty(e.shape, dtype=e.dtype, device=e.device) if dg is None else dg
     dot_e, dot_g = (torch.zeros(e.shape[1], dtype=exact, device=e.device) if dots else None for _ in range(2))
     for rows in _row_slices(e.shape, GLU_ELEMENTS):
         x, y, upstream = e[rows].to(exact), g[rows].to(exact), dh[rows].to(exact)

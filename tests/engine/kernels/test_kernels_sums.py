@@ -91,6 +91,15 @@ def test_glu_takes_rows_that_lie_apart_and_changes_nothing(case):
     assert all(torch.equal(x, y) for x, y in zip((both, dh), before, strict=True))
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_glu_may_spend_the_gradient_it_is_given(case, activation):
+    dh, e, g = randoms(3, (33, 40), case.device, case.dtype)
+    kept = glu_backward(dh, e, g, activation, True)
+    spent = glu_backward(dh, e, g, activation, True, spend_dh=True)
+    assert spent.dg.data_ptr() == dh.data_ptr()
+    assert all(torch.equal(x, y) for x, y in zip(spent, kept, strict=True))
+
+
 @pytest.mark.filterwarnings("ignore:overflow")  # numpy's, in the interpreter: exp is infinite and its inverse 0
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_glu_far_from_zero_is_linear_or_nothing(case, activation):
