@@ -194,7 +194,7 @@ def _fit(
     with captured_prints():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     show.trained(console, trainer.state)
-    show.fallbacks(console, model)
+    show.engine_afterwards(console, model)
 
 
 def _save_adapter(model: Any, tokenizer: Any, folder: RunFolder) -> None:

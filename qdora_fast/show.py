@@ -67,12 +67,15 @@ def engine(console: Console, report: Any) -> None:
         _line(console, "" if number else "engine", line)
 
 
-def fallbacks(console: Console, model: Any) -> None:
-    """Calls of fused layers that PEFT's forward took while training; none is the rule."""
-    from qdora_fast.engine import fallbacks as count
+def engine_afterwards(console: Console, model: Any) -> None:
+    """What changed while training: layer calls that PEFT's forward took, and memory that was given back."""
+    from qdora_fast.engine.patch import fallbacks, residency
 
-    for why, calls in count(model).items():
+    for why, calls in fallbacks(model).items():
         _line(console, "engine", f"{calls} layer calls ran PEFT's own forward: {why}")
+    kept = residency(model)
+    if kept is not None and kept.given_up:
+        _line(console, "engine", f"gave its kept weights back: {kept.given_up}; the run was slower from there on")
 
 
 def recipe(console: Console, lines: Sequence[str]) -> None:

@@ -33,3 +33,12 @@ def test_own_data(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     said = capsys.readouterr().out
     assert "columns: {prompt:" in said
     assert "did you mean `data.columns`?" in said
+
+
+@pytest.mark.slow
+def test_fuse_in_trl(capsys: pytest.CaptureFixture) -> None:
+    module = runpy.run_path(str(EXAMPLES / "fuse_in_trl.py"))
+    assert module["main"](max_steps=3) > 0
+    said = capsys.readouterr()
+    assert "14 of 14 layers fused" in said.err
+    assert "mean loss over 3 steps" in said.out

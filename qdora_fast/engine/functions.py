@@ -14,9 +14,10 @@ Merged saves the passes over [T, out] and [T, in] that LoRA itself pays for, and
 operations to make W', which long sequences (or a resident W') repay. `prefers_merged` decides.
 
 Saved for the backward: x (shared), y of each DoRA layer, and nothing else of size; x Aᵀ and W' are made again.
-The backward uses the forward's snapshot of g, A and B, also when an optimizer has stepped in between.
 
-Given up: second derivatives (refused), and m = 0 exactly, which gets no gradient.
+Given up: second derivatives (refused); m = 0 exactly, which gets no gradient; and writing into the output in place,
+which autograd refuses (y is needed for dm). An optimizer step between forward and backward mixes old and new values,
+as it does in PyTorch's own layers where the optimizer does not raise versions.
 """
 
 from __future__ import annotations

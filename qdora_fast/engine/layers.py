@@ -69,7 +69,7 @@ class FusedState:
     def frozen(self, module: Any) -> FrozenWeight:
         """The base weight; looked at again when the module's weight was replaced or moved."""
         weight = module.base_layer.weight
-        mark = (weight.data_ptr(), weight._version)
+        mark = (weight.data_ptr(), weight._version, weight.requires_grad)
         if self._frozen is None or self._frozen[0] != mark:
             self._frozen = (mark, frozen_weight(module.base_layer))
             self.forget()
@@ -113,6 +113,8 @@ class FusedState:
             return f"{len(active)} active adapters"
         if active[0] not in module.lora_A:
             return "adapter not on this layer"
+        if why := unsupported(module, active[0]):
+            return why
         try:
             self.frozen(module)
         except Unfusable as reason:
@@ -174,6 +176,14 @@ def working_types(base: Any, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
     return x.dtype, x.dtype
 
 
+def unsupported(module: Any, adapter: str) -> str | None:
+    """Why an adapter of a layer is not one the mathematics is written for, or None."""
+    variant = module.lora_variant.get(adapter)
+    if variant is not None and type(variant).__name__ != "DoraLinearVariant":
+        return f"the LoRA variant {type(variant).__name__} is not supported"
+    return "an adapter with a bias of its own is not supported" if module.lora_bias[adapter] else None
+
+
 def _expected_type(base: Any, frozen: FrozenWeight) -> torch.dtype:
     """The type of computation that this layer will most probably see."""
     compute = getattr(base, "compute_dtype", None)
@@ -199,9 +209,10 @@ def frozen_weight(base: Any) -> FrozenWeight:
             raise Unfusable("bitsandbytes has repacked its weight for inference; fuse before the model first answers")
         return Nf4(weight.data, state)
     if kind == "Linear8bitLt":
-        if weight.dtype != torch.int8 or weight.SCB is None:
+        steps = weight.SCB if weight.SCB is not None else base.state.SCB  # bitsandbytes moves it when first used
+        if weight.dtype != torch.int8 or steps is None:
             raise Unfusable("its 8-bit weight is not quantised yet (move the model to its device first)")
-        return Int8(weight.data, weight.SCB, torch.float16)
+        return Int8(weight.data, steps, torch.float16)
     if isinstance(base, nn.Linear) and weight.dtype.is_floating_point and weight.element_size() >= 2:
         return Dense(weight)
     raise Unfusable(f"a base layer of type {kind} is not supported")

@@ -14,6 +14,7 @@ Not noticed: writes through `parameter.data` in place, outside an optimizer. `CL
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ class StepClock:
 
     def __init__(self) -> None:
         self.count = 0
-        self._listeners: dict[int, Callable[[], None]] = {}
+        self._listeners: dict[int, weakref.WeakMethod[Callable[[], None]]] = {}
         self._registered = False
 
     def start(self) -> None:
@@ -43,12 +44,16 @@ class StepClock:
     def advance(self) -> None:
         """Everything derived from adapters is out of date from here on."""
         self.count += 1
-        for listener in list(self._listeners.values()):
-            listener()
+        for key, reference in list(self._listeners.items()):
+            listener = reference()
+            if listener is None:  # its model is gone
+                del self._listeners[key]
+            else:
+                listener()
 
     def tell(self, owner: object, listener: Callable[[], None]) -> None:
-        """Call `listener` after every step, until `forget(owner)`."""
-        self._listeners[id(owner)] = listener
+        """Call `listener`, a method of `owner`, after every step, until `forget(owner)`; does not keep it alive."""
+        self._listeners[id(owner)] = weakref.WeakMethod(listener)
 
     def forget(self, owner: object) -> None:
         """Stop telling."""
@@ -177,9 +182,13 @@ class Snapshot:
         update = (self._lora_a, self._lora_b, self.scaling)
         norms: Tensor | None = None
         if self.slot.allowed and self.unscaled_rows is None:
-            norms = self.slot.fill(
-                self, self.frozen.shape, self.device, lambda out: self.frozen.merge(*update, magnitude, out)
-            )
+            try:
+                norms = self.slot.fill(
+                    self, self.frozen.shape, self.device, lambda out: self.frozen.merge(*update, magnitude, out)
+                )
+            except torch.OutOfMemoryError:
+                if self.slot.relieve is not None:
+                    self.slot.relieve()
         return self.frozen.norms(*update) if norms is None else norms
 
     def lora_a(self, dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,8 @@ undoes it bit for bit. Nobody else's model, and no class of any library, is chan
 left to PEFT, and why, is in the report.
 
 DoRA's magnitudes of a fresh adapter are set by the routine that computes c, so that g = m / c is 1 exactly at step 0
-and the model is its base, bit for bit; PEFT computes both in the weight's own type, off by up to 0.3 % in bf16.
+and every layer is its base layer, bit for bit (in 16 bits a whole model still differs from PEFT's, by the gated MLP
+that rounds once). PEFT computes both in the weight's own type, off by up to 0.3 % in bf16.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from qdora_fast.engine import hooks, kernels
-from qdora_fast.engine.layers import FUSED, FusedState, Unfusable
+from qdora_fast.engine.layers import FUSED, FusedState, Unfusable, unsupported
 from qdora_fast.engine.norms import CLOCK, SCRATCH, follow
 from qdora_fast.engine.residency import Residency, Resident
 
@@ -28,6 +29,7 @@ Impl = Literal["auto", "triton", "torch", "reference", "peft", "off"]
 Form = Literal["auto", "merged", "folded"]
 
 _HANDLE = "_qdora_engine"
+_MAGNITUDES = "_magnitudes_before_fusing"
 _FRESH = 0.01
 """A magnitude within this share of c, with B = 0, has not been trained."""
 
@@ -54,6 +56,8 @@ class EngineReport:
     """Layers that may keep W' between products, as far as known at install time."""
     resident_bytes: int = 0
     """Memory they take when in use."""
+    resident_later: bool = False
+    """Which layers keep W' is decided after the first step, when its peak is known (on a GPU)."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -68,7 +72,10 @@ class EngineReport:
         blocks = "".join(f", {count} {kind} blocks" for kind, count in self.blocks.items() if count)
         said = [f"{self.impl}: {self.layers} of {self.adapted} layers fused{blocks}"]
         if self.resident_layers:
-            said.append(f"keeps W' of {self.resident_layers} layers in memory ({self.resident_bytes / 2**30:.2f} GiB)")
+            size = f"{self.resident_bytes / 2**20:,.0f} MiB"
+            said.append(f"keeps the merged weights of {self.resident_layers} layers between products ({size})")
+        if self.resident_later:
+            said.append("keeps merged weights between products where the first step leaves memory for it")
         if self.rows_of_zeros:
             said.append(f"{self.rows_of_zeros} rows of the base are all zeros: their scale stays 1")
         for why, count in Counter(self.skipped.values()).items():
@@ -130,7 +137,8 @@ def install(
     if impl != "reference":
         _hook_blocks(model, report)
     model.__dict__[_HANDLE] = handle = _Handle(fused, "off" if impl == "reference" else resident, weight.device, form)
-    report.resident_layers, report.resident_bytes = handle.residency.layers, handle.residency.bytes
+    kept = handle.residency
+    report.resident_layers, report.resident_bytes, report.resident_later = kept.layers, kept.bytes, kept.later
     return report
 
 
@@ -143,6 +151,7 @@ def uninstall(model: Any) -> None:
         hooks.unhook(module)
         if isinstance(module.__dict__.get("fused"), FusedState):
             _restore_class(module)
+        _restore_magnitudes(module)
 
 
 def residency(model: Any) -> Residency | None:
@@ -212,11 +221,8 @@ def _fuse(name: str, module: Any, options: dict[str, Any]) -> str | None:
     if getattr(module, "fan_in_fan_out", False):
         return "a transposed (Conv1D) weight is not supported"
     for adapter in module.lora_A:
-        variant = type(module.lora_variant[adapter]).__name__ if adapter in module.lora_variant else None
-        if variant not in (None, "DoraLinearVariant"):
-            return f"the LoRA variant {variant} is not supported"
-        if module.lora_bias[adapter]:
-            return "an adapter with a bias of its own is not supported"
+        if why := unsupported(module, adapter):
+            return why
     try:
         state = FusedState(name, module, **options)
     except Unfusable as reason:
@@ -235,7 +241,12 @@ def _restore_class(module: Any) -> None:
     module.__class__ = next(theirs for theirs, ours in FUSED.items() if ours is type(module))
     if state.repacks:
         module.base_layer.support_avx512bf16_for_cpu = True
-    for adapter, (before, ours) in state.magnitudes_before.items():
+    module.__dict__[_MAGNITUDES] = state.magnitudes_before
+
+
+def _restore_magnitudes(module: Any) -> None:
+    """Give untrained magnitudes the values PEFT had given them."""
+    for adapter, (before, ours) in module.__dict__.pop(_MAGNITUDES, {}).items():
         magnitude = module.lora_magnitude_vector[adapter].weight
         if torch.equal(magnitude.data, ours):
             magnitude.data.copy_(before)

@@ -83,7 +83,8 @@ class Residency:
             self.admit(self.budget())
         if choice != "off":
             CLOCK.tell(self, self._after_step)
-        self._settled = not (choice == "auto" and on_gpu)
+        self.later = choice == "auto" and on_gpu
+        """The budget is not known yet: the first optimizer step decides."""
 
     @property
     def layers(self) -> int:
@@ -134,8 +135,8 @@ class Residency:
             slot.relieve = None
 
     def _after_step(self) -> None:
-        if not self._settled:
-            self._settled = True
+        if self.later:
+            self.later = False
             self.admit(self.budget())
         elif not self._on_gpu and self.bytes:
             memory = self._probe()
