@@ -33,8 +33,9 @@ from torch.nn import functional
 from qdora_fast.engine import kernels
 from qdora_fast.engine.norms import Snapshot
 
-MERGE_RATIO = {"cpu": 1.0, "cuda": 0.5}
-"""Merged from this multiple of in·out / (in + out) tokens on; see `prefers_merged`."""
+MERGE_RATIO = {"cpu": 8.0, "cuda": 0.5}
+"""Merged from this multiple of in·out / (in + out) tokens on; see `prefers_merged`. The CPU's is measured (LOG.md,
+2026-11-25); the GPU's is the cost model's, where one kernel unpacks W and adds the update: not measured."""
 
 
 @dataclass
@@ -61,8 +62,8 @@ class Projection:
 def prefers_merged(tokens: int, shape: tuple[int, int], device: str) -> bool:
     """Merged or folded, for a W' that is not kept?
 
-    Making W' costs out·in·r multiplications where folded spends T·(in + out)·r, forward and backward alike, so
-    they break even near T = in·out / (in + out); MERGE_RATIO holds what measurements made of it.
+    Making W' costs out·in·r multiplications where folded spends T·(in + out)·r, forward and backward alike, so by
+    operations they break even at T = in·out / (in + out). What each operation costs is the machine's: MERGE_RATIO.
     """
     out_features, in_features = shape
     return tokens * (in_features + out_features) >= MERGE_RATIO.get(device, 1.0) * in_features * out_features

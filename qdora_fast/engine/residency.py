@@ -17,6 +17,7 @@ short of memory, and by `release()`, which whoever handles an out-of-memory erro
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -33,6 +34,8 @@ SHARE_OF_FREE = 0.5
 """Of the free memory of a CPU machine that `auto` may take."""
 LOW_MEMORY = 0.10
 """A machine with less than this share of its memory free is short of it."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at the machine's memory."""
 GPU_MARGIN = 0.05
 """Share of a card's memory that `auto` leaves unused."""
 
@@ -77,6 +80,7 @@ class Residency:
             slot.relieve = self.release
         self._choice, self._on_gpu = choice, on_gpu
         self._probe = probe or (card_memory if on_gpu else machine_memory)
+        self._look_again = 0.0
         self.given_up = ""
         """Why kept memory was given back; empty while it was not."""
         if choice != "off" and not (choice == "auto" and on_gpu):
@@ -138,7 +142,8 @@ class Residency:
         if self.later:
             self.later = False
             self.admit(self.budget())
-        elif not self._on_gpu and self.bytes:
+        elif not self._on_gpu and self.bytes and time.monotonic() >= self._look_again:
+            self._look_again = time.monotonic() + LOOK_EVERY
             memory = self._probe()
             if memory.free < LOW_MEMORY * memory.total:
                 self.release(f"only {memory.free / 2**30:.1f} GiB of memory are free")
