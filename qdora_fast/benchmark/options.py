@@ -56,10 +56,12 @@ class Options:
     """Of weights, inputs and adapters."""
 
     def changed(self, **asked: Any) -> Options:
-        """What was asked for on the command line; None and () leave a field as it is, `dtypes` sets the model's too."""
+        """What was asked for on the command line; None and () leave a field as it is. Types and accumulation are
+        asked for once and set for the layer and the model."""
         given = _given(asked)
-        if "dtypes" in given:
-            given["model_dtypes"] = given["dtypes"]
+        for name in ("dtypes", "grad_accum"):
+            if name in given:
+                given[f"model_{name}"] = given[name]
         return replace(self, **given)
 
     def full(self) -> Options:

@@ -42,6 +42,7 @@ def _residency(choice: Any, probe: Callable[[], Memory] | None = None, **how: An
 def plenty_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else this machine is doing."""
     monkeypatch.setattr(module_of_residency, "machine_memory", lambda: Memory(2**40, 2**40))
+    monkeypatch.setattr(module_of_residency, "LOOK_EVERY", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,16 @@ def test_auto_on_a_gpu_decides_once_after_the_first_step() -> None:
     free[0] = 10**6
     CLOCK.advance()
     assert kept.bytes == 4000
+    kept.close()
+
+
+def test_the_machine_is_not_asked_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_of_residency, "LOOK_EVERY", 3600.0)
+    asked: list[int] = []
+    kept, _ = _residency(1.0, lambda: asked.append(1) or Memory(10**6, 10**6))
+    for _ in range(5):
+        CLOCK.advance()
+    assert len(asked) == 1
     kept.close()
 
 
