@@ -29,6 +29,13 @@ def _number(value: object) -> object:
     return value
 
 
+def _gib(value: object) -> object:
+    """`auto`, `off`, or GiB as a positive number; said in one message, not one for each kind."""
+    if value in ("auto", "off") or (isinstance(_number(value), int | float) and float(str(value)) > 0):
+        return value
+    raise ValueError("expected auto, off, or a number of GiB above 0")
+
+
 Real = Annotated[float, BeforeValidator(_number)]
 Count = Annotated[int, BeforeValidator(_number)]
 
@@ -212,7 +219,7 @@ class EngineSettings(Section):
     form: Literal["auto", "merged", "folded"] = "auto"
     """merged: the update goes into the unpacked weight, for long batches. folded: it is added to the output, for
     short ones. auto: by the number of tokens."""
-    resident: Literal["auto", "off"] | Annotated[Real, Field(gt=0)] = "auto"
+    resident: Annotated[Literal["auto", "off"] | float, BeforeValidator(_gib)] = "auto"
     """Keep the merged weights of as many layers as fit: auto, off, or GiB. Saves making them for every product."""
     peft_dropout: bool = False
     """PEFT's form of dropout on DoRA layers, which costs one more product with the base weight; for comparisons."""

@@ -60,6 +60,9 @@ def test_one_word_chooses_the_method(method: str, decomposed: bool, quantized: b
         ("model", "max_length", 0),
         ("run", "name", "../elsewhere"),
         ("export", "merge_base", "w16"),
+        ("engine", "impl", "cuda"),
+        ("engine", "resident", 0),
+        ("engine", "resident", "some"),
     ],
 )
 def test_nonsense_is_refused(section: str, key: str, value: object) -> None:

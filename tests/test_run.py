@@ -8,7 +8,7 @@ import socket
 import pytest
 from rich.console import Console
 
-from qdora_fast.errors import CheckpointError, DataError
+from qdora_fast.errors import CheckpointError, ConfigError, DataError
 from qdora_fast.run import dry_run, run_recipe, train
 from qdora_fast.run_folder import RunFolder
 
@@ -78,6 +78,23 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(tiny_config) -> 
     off, on = (train(tiny_config(train={"gradient_checkpointing": choice})) for choice in ("off", "torch"))
     losses = [[record["loss"] for record in _logged(run) if "loss" in record] for run in (off, on)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_engine_changes_speed_and_nothing_else(tiny_config) -> None:
+    ours, pefts = (train(tiny_config(engine={"impl": impl})) for impl in ("auto", "peft"))
+    assert ours.read_json("engine.json")["layers"] == 14
+    assert not ours.read_json("engine.json")["skipped"]
+    assert pefts.read_json("engine.json")["impl"] == "peft"
+    losses = [[record["loss"] for record in _logged(run) if "loss" in record] for run in (ours, pefts)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_an_engine_that_must_fuse_everything_says_what_it_cannot(tiny_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qdora_fast.engine import layers
+
+    monkeypatch.setattr(layers, "frozen_weight", lambda base: (_ for _ in ()).throw(layers.Unfusable("it is glass")))
+    with pytest.raises(ConfigError, match=r"engine.require.*it is glass"):
+        train(tiny_config(engine={"require": True}))
 
 
 def test_dropout_trains_and_exports(tiny_config) -> None:

@@ -54,7 +54,7 @@ class FusedState:
         """By adapter: an untrained magnitude as PEFT made it, and as we set it."""
         self.fallbacks: dict[str, int] = {}
         """Calls that PEFT's own forward took, by reason."""
-        self._cache: tuple[str, LayerCache] | None = None
+        self._caches: dict[str, LayerCache] = {}
         self._frozen: tuple[Any, FrozenWeight] | None = None
         frozen = self.frozen(module)
         self.slot = Slot(frozen.shape[0] * frozen.shape[1], _expected_type(module.base_layer, frozen))
@@ -62,7 +62,7 @@ class FusedState:
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedState:
         """A copied layer starts with nothing derived: its parameters lie elsewhere."""
         copy = FusedState.__new__(FusedState)
-        copy.__dict__ = {**self.__dict__, "_cache": None, "_frozen": None, "fallbacks": {}}
+        copy.__dict__ = {**self.__dict__, "_caches": {}, "_frozen": None, "fallbacks": {}}
         copy.slot = Slot(self.slot.elements, self.slot.dtype)
         return copy
 
@@ -76,12 +76,12 @@ class FusedState:
         return self._frozen[1]
 
     def cache(self, module: Any, adapter: str) -> LayerCache:
-        """The cache of an adapter of this layer; of one adapter at a time."""
+        """The cache of an adapter of this layer; they share one place for W'."""
         frozen = self.frozen(module)
-        if self._cache is None or self._cache[0] != adapter:
+        if adapter not in self._caches:
             decomposed = adapter in module.lora_magnitude_vector
-            self._cache = (adapter, LayerCache(frozen, self.slot, decomposed=decomposed, impl=self.kernels))
-        return self._cache[1]
+            self._caches[adapter] = LayerCache(frozen, self.slot, decomposed=decomposed, impl=self.kernels)
+        return self._caches[adapter]
 
     def norms(self, module: Any, adapter: str) -> Tensor:
         """‖W‖ of every row, [out], by the routine that computes c."""
@@ -97,7 +97,7 @@ class FusedState:
 
     def forget(self) -> None:
         """Drop everything derived."""
-        self._cache = None
+        self._caches = {}
 
     def obstacle(self, module: Any, extra: bool) -> str | None:
         """Why this call is PEFT's, or None."""

@@ -100,8 +100,10 @@ def column_dot(a: Tensor, b: Tensor) -> Tensor:
     """See `kernels.column_dot`."""
     exact = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     total = torch.zeros(a.shape[1], dtype=exact, device=a.device)
+    (memory,) = _block_memory(a, BLOCK_ELEMENTS, exact, 1)
     for rows in _row_slices(a.shape, BLOCK_ELEMENTS):
-        total += (a[rows].to(exact) * b[rows].to(exact)).sum(0)
+        part = memory[: rows.stop - rows.start]
+        total += part.copy_(a[rows]).mul_(b[rows]).sum(0)
     return total
 
 
@@ -110,8 +112,10 @@ def glu_forward(e: Tensor, g: Tensor, activation: str) -> Tensor:
     exact = torch.promote_types(e.dtype, torch.float32)
     act, _ = _ACTIVATIONS[activation]
     h = torch.empty(e.shape, dtype=e.dtype, device=e.device)
+    memory = _block_memory(e, GLU_ELEMENTS, exact, 3)
     for rows in _row_slices(e.shape, GLU_ELEMENTS):
-        torch.mul(act(e[rows].to(exact)), g[rows].to(exact), out=h[rows])
+        x, y = (_in_type(matrix, rows, block) for matrix, block in zip((e, g), memory, strict=False))
+        torch.mul(act(x, out=memory[2][: len(x)]), y, out=h[rows])
     return h
 
 
@@ -123,11 +127,12 @@ def glu_backward(dh: Tensor, e: Tensor, g: Tensor, activation: str, dots: bool, 
     h, de = (torch.empty(e.shape, dtype=e.dtype, device=e.device) for _ in range(2))
     dg = torch.empty(e.shape, dtype=e.dtype, device=e.device) if dg is None else dg
     dot_e, dot_g = (torch.zeros(e.shape[1], dtype=exact, device=e.device) if dots else None for _ in range(2))
+    memory = _block_memory(e, GLU_ELEMENTS, exact, 5)
     for rows in _row_slices(e.shape, GLU_ELEMENTS):
-        x, y, upstream = e[rows].to(exact), g[rows].to(exact), dh[rows].to(exact)
-        gate = act(x)
-        torch.mul(gate, y, out=h[rows])
-        d_gate = upstream * y
+        x, y, upstream = (_in_type(matrix, rows, block) for matrix, block in zip((e, g, dh), memory, strict=False))
+        gate, d_gate = (block[: len(x)] for block in memory[3:])
+        torch.mul(act(x, out=gate), y, out=h[rows])
+        torch.mul(upstream, y, out=d_gate)
         d_x, d_y = (de[rows], dg[rows]) if direct else (d_gate, gate)
         act_backward(d_gate, x, grad_input=d_x)
         torch.mul(gate, upstream, out=d_y)
@@ -140,12 +145,12 @@ def glu_backward(dh: Tensor, e: Tensor, g: Tensor, activation: str, dots: bool, 
 
 
 _aten = torch.ops.aten
-_Activation = tuple[Callable[[Tensor], Tensor], Callable[..., Tensor]]
+_Activation = tuple[Callable[..., Tensor], Callable[..., Tensor]]
 _ACTIVATIONS: dict[str, _Activation] = {
-    "silu": (_aten.silu, _aten.silu_backward.grad_input),
-    "gelu": (_aten.gelu, _aten.gelu_backward.grad_input),
+    "silu": (_aten.silu.out, _aten.silu_backward.grad_input),
+    "gelu": (_aten.gelu.out, _aten.gelu_backward.grad_input),
     "gelu_tanh": (
-        functools.partial(_aten.gelu, approximate="tanh"),
+        functools.partial(_aten.gelu.out, approximate="tanh"),
         functools.partial(_aten.gelu_backward.grad_input, approximate="tanh"),
     ),
 }
@@ -157,6 +162,18 @@ def _row_slices(shape: tuple[int, int], elements: int) -> Iterator[slice]:
     step = max(1, elements // max(1, columns))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
+
+
+def _block_memory(like: Tensor, elements: int, dtype: torch.dtype, count: int) -> list[Tensor]:
+    """Memory for `count` blocks of rows, used again for every block: new memory costs more than the arithmetic."""
+    rows, columns = like.shape
+    step = min(rows, max(1, elements // max(1, columns)))
+    return [torch.empty((step, columns), dtype=dtype, device=like.device) for _ in range(count)]
+
+
+def _in_type(matrix: Tensor, rows: slice, block: Tensor) -> Tensor:
+    """Rows of a matrix in the type of `block`: copied there, unless they have it already."""
+    return matrix[rows] if matrix.dtype == block.dtype else block[: rows.stop - rows.start].copy_(matrix[rows])
 
 
 def _dense_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
