@@ -84,7 +84,7 @@ def adapted_group(
     """
     call = _Call(list(projections), dtype, out_dtype)
     if not torch.is_grad_enabled():
-        return tuple(relieved(call.projections[0].snapshot, lambda: call.forward(x, dropped))[0])
+        return tuple(relieved(call.projections[0].snapshot, lambda: call.forward(x, dropped, keeps=False))[0])
     outputs: Any = _Group.apply(x, dropped, call, *parameters)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
@@ -95,7 +95,9 @@ class _Call:
     def __init__(self, projections: list[Projection], dtype: torch.dtype, out_dtype: torch.dtype) -> None:
         self.projections, self.dtype, self.out_dtype = projections, dtype, out_dtype
 
-    def forward(self, x: Tensor, dropped: Tensor | None) -> tuple[list[Tensor], Tensor, list[Tensor | None]]:
+    def forward(
+        self, x: Tensor, dropped: Tensor | None, *, keeps: bool = True
+    ) -> tuple[list[Tensor], Tensor, list[Tensor | None]]:
         """Outputs in the caller's shape and type; the update's input [T, in]; y [T, out] where it is kept for dm."""
         flat = x.reshape(-1, x.shape[-1]).to(self.dtype)
         seen = flat if dropped is None else dropped.reshape(flat.shape).to(self.dtype)
@@ -106,7 +108,8 @@ class _Call:
             shaped = y.view(*x.shape[:-1], y.shape[-1]).to(self.out_dtype)
             outputs.append(shaped)
             private = projection.private_output and shaped.data_ptr() == y.data_ptr()
-            kept.append((y.clone() if private else y) if projection.trains_magnitude else None)
+            wanted = keeps and projection.trains_magnitude
+            kept.append((y.clone() if private else y) if wanted else None)
         return outputs, seen, kept
 
 
