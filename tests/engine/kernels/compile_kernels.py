@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -64,7 +63,7 @@ def norms(card: int) -> None:
     types = {"a": "*fp32", "b": "*fp32", "partial": "*fp32", "scaling": "fp32"}
     code_of(
         triton_norms._nf4_norms_kernel, card, triton_norms, False, types | NF4 | {"absmax": "*u8"}, **BITS,
-        NESTED=True, EVEN=True, DTYPE=tl.bfloat16,
+        NESTED=True, EVEN=True,
     )  # fmt: skip
     dense = types | {"weight": "*bf16"}
     code_of(triton_norms._dense_norms_kernel, card, triton_norms, False, dense, weight_column=1)
