@@ -29,8 +29,6 @@ from qdora_fast.engine.functions import (
     relieved,
 )
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
-
 
 def gated_mlp(
     x: Tensor, projections: Sequence[Projection], parameters: Sequence[Tensor | None], activation: str,

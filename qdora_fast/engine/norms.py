@@ -215,11 +215,9 @@ class Snapshot:
         def make(out: Tensor | None) -> Tensor:
             return self.frozen.matrix(dtype, self.scale, update, out)
 
-        if not self.slot.allowed:
-            with torch.inference_mode(False), torch.no_grad():
-                return make(SCRATCH.view(self.frozen.shape, dtype, self.device))
+        place = (self.frozen.shape, dtype, self.device)
         with torch.inference_mode(False), torch.no_grad():
-            return self.slot.keep(self, (self.frozen.shape, dtype, self.device), make)
+            return self.slot.keep(self, place, make) if self.slot.allowed else make(SCRATCH.view(*place))
 
     def folded(self, dtype: torch.dtype) -> Tensor:
         """diag(g) W [out, in]: the form to which the update's product is added apart. Read only."""
