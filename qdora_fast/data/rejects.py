@@ -13,6 +13,13 @@ from dataclasses import dataclass
 EXAMPLES_PER_REASON = 3
 
 REASONS: dict[str, str] = {
+    # reading a line
+    "bad_json": "the line is not valid JSON",
+    "not_an_object": "the line holds something other than an object {...}",
+    "wrong_columns": "a table row has more or fewer values than there are columns",
+    "formatter_failed": "data.formatter raised an error, or returned something other than a dictionary",
+    "left_out": "data.formatter returned None",
+    "thinned": "left out by the weight of its source",
     # reading a row as a conversation
     "missing_field": "a column that the format needs is missing or empty",
     "wrong_type": "a value is neither text nor a number",
@@ -27,14 +34,35 @@ REASONS: dict[str, str] = {
     "empty_answer": "an answer is blank",
     "nothing_to_train": "every answer is marked as not to be trained",
     "broken_tool_json": "tools or a tool call are not valid JSON of the expected shape",
+    # what a row says: data.filters
+    "too_short": "prompt and answer together have fewer tokens than data.filters.min_tokens",
+    "placeholder_answer": "an answer is a stand-in, or holds an unfilled {{name}}",
+    "truncated_answer": "an answer stops in the middle",
+    "role_order": "the assistant opens the conversation, or a tool result answers no call",
+    "mojibake": "text that was decoded with the wrong encoding",
+    "control_characters": "characters that are no text (NUL, escape sequences, U+FFFD)",
+    "repetition": "an answer repeats itself",
+    "refusal": "an answer refuses",
+    # what other rows say: data.dedup and the split
+    "exact_duplicate": "the same as another row, apart from case and white space",
+    "near_duplicate": "nearly the same as another row",
+    "in_held_out": "a training row that repeats a row of data.held_out_path, or its prompt",
+    # what the reference model says: data.quality
+    "high_ifd": "the question does not help to predict the answer",
+    "outlier_loss": "the answer is far less likely than those of other rows",
     # turning a conversation into tokens
     "template_error": "the chat template refuses the conversation",
     "special_token_in_text": "the text spells out one of the tokenizer's special tokens",
     "answer_not_located": "the template rewrites the answer, so that the trained part cannot be told for sure",
     "no_trained_tokens": "nothing of the answer is left to train on",
-    "too_long": "longer than model.max_length",
+    "too_long": "longer than data.filters.max_fraction of model.max_length",
 }
 """Every reason code with the sentence shown to people."""
+
+MALFORMED = frozenset(
+    ("bad_json", "not_an_object", "wrong_columns", "formatter_failed", "missing_field", "wrong_type", "not_text")
+) | {"broken_unicode", "unknown_role", "broken_tool_json"}
+"""Rows that cannot be read at all: `data.on_bad_row` decides about them. All others can be read, and are unfit."""
 
 
 class RejectedRow(Exception):

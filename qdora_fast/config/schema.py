@@ -1,18 +1,14 @@
-"""The schema: every knob of a run, with its unit and its default.
-
-This file is the only place where a default lives. Reading YAML, `--set` and turning
-mistakes into messages is `config_file.py`'s business; here is only what is valid.
-Names follow Transformers, PEFT and TRL where they have one. Nothing here imports
-torch, so that a wrong config is refused in milliseconds.
-"""
+"""A whole run, section by section: model, adapter, training, engine, export, evaluation; `data` is data.py."""
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from qdora_fast.config.data import DataSettings
+from qdora_fast.config.fields import Count, Real, Section, number
 
 Method = Literal["qdora", "dora", "qlora", "lora"]
 Optimizer = Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
@@ -20,30 +16,11 @@ Tracker = Literal["none", "trackio", "tensorboard", "wandb", "mlflow"]
 MergeBase = Literal["original16", "dequant4"]
 
 
-def _number(value: object) -> object:
-    """Refuse what pydantic would quietly turn into a number: true, and NaN or infinity."""
-    if isinstance(value, bool):
-        raise ValueError("expected a number, not true/false")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("expected a finite number")
-    return value
-
-
 def _gib(value: object) -> object:
     """`auto`, `off`, or GiB as a positive number; said in one message, not one for each kind."""
-    if value in ("auto", "off") or (isinstance(_number(value), int | float) and float(str(value)) > 0):
+    if value in ("auto", "off") or (isinstance(number(value), int | float) and float(str(value)) > 0):
         return value
     raise ValueError("expected auto, off, or a number of GiB above 0")
-
-
-Real = Annotated[float, BeforeValidator(_number)]
-Count = Annotated[int, BeforeValidator(_number)]
-
-
-class Section(BaseModel):
-    """A part of the config. Unknown keys are errors; a loaded config never changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class RunSettings(Section):
@@ -95,7 +72,7 @@ class AdapterSettings(Section):
     or a list such as [q_proj, v_proj]."""
     layers: str | None = None
     """Blocks to adapt, counted from 0, both ends included: "0-15" or "8,10,12-15"; empty: all."""
-    modules_to_save: list[str] = []
+    modules_to_save: list[str] = Field([])
     """Modules trained in full and stored in the adapter, for instance [lm_head]. Costs memory."""
 
     @field_validator("layers")
@@ -114,55 +91,6 @@ class AdapterSettings(Section):
     def quantized(self) -> bool:
         """True when the base is held in 4-bit NF4."""
         return self.method in ("qdora", "qlora")
-
-
-class ColumnSettings(Section):
-    """Your own column names, for question/answer tables."""
-
-    prompt: str | None = None
-    """Column with the question or instruction."""
-    response: str | None = None
-    """Column with the answer that is learned."""
-    system: str | None = None
-    """Column with a system message, if there is one."""
-
-
-class DataSettings(Section):
-    """The rows, and how they become tokens."""
-
-    path: str
-    """A .json, .jsonl, .csv, .tsv or .parquet file (also .gz), a folder of them, a hub dataset id,
-    or `demo` for the embedded rows."""
-    split: str = "train"
-    """Which split of a hub dataset."""
-    config: str | None = None
-    """Which configuration of a hub dataset that has several, such as `main` of openai/gsm8k."""
-    format: Literal["auto", "alpaca", "chatml", "sharegpt", "prompt_completion", "columns", "text"] = "auto"
-    """Shape of a row; `auto` looks at the first 100 rows and prints its decision."""
-    columns: ColumnSettings = ColumnSettings()
-    """Column mapping; setting `prompt` and `response` selects `format: columns`."""
-    template: str = "auto"
-    """How messages become text. auto: the model's own chat template, else plain Alpaca text.
-    model, alpaca, chatml, or the path of a .jinja file."""
-    train_on: Literal["responses", "all"] = "responses"
-    """responses: loss on every assistant turn only. all: loss on every token."""
-    on_long: Literal["drop", "truncate"] = "drop"
-    """Rows longer than `model.max_length`: dropped and counted, or cut at the end and counted."""
-    held_out: Real = Field(0.10, ge=0, lt=0.9)
-    """Share of rows never trained on, chosen by a stable hash of the prompt. 0 turns evaluation off."""
-    max_rows: Annotated[Count, Field(ge=1)] | None = None
-    """Read at most this many rows, for a quick try; empty: all."""
-
-    @model_validator(mode="after")
-    def _columns_in_pairs(self) -> DataSettings:
-        named = [self.columns.prompt, self.columns.response]
-        if any(named) and not all(named):
-            raise ValueError("columns.prompt and columns.response go together: name both")
-        if self.format == "columns" and not all(named):
-            raise ValueError("format `columns` needs columns.prompt and columns.response")
-        if all(named) and self.format not in ("auto", "columns"):
-            raise ValueError(f"columns.* is for format `columns`, not `{self.format}`; remove one of them")
-        return self
 
 
 class TrainSettings(Section):
@@ -271,7 +199,7 @@ class Config(Section):
                 f"export.merge_base: dequant4 needs a 4-bit base, but adapter.method is `{self.adapter.method}`; "
                 "use original16, or method qdora / qlora"
             )
-        if self.train.early_stopping and self.data.held_out == 0:
+        if self.train.early_stopping and self.data.held_out == 0 and not self.data.held_out_path:
             raise ValueError("train.early_stopping watches the held-out loss, but data.held_out is 0")
         if self.train.magnitude_learning_rate and not self.adapter.decomposed:
             raise ValueError(f"train.magnitude_learning_rate: method `{self.adapter.method}` has no magnitudes")

@@ -1,0 +1,45 @@
+"""The schema: every knob of a run, with its unit and its default.
+
+This folder is the only place where a default lives: `schema.py` has the sections of a run, `data.py` the
+largest of them. Reading YAML, `--set` and turning mistakes into messages is `config_file.py`'s business; here is
+only what is valid. Names follow Transformers, PEFT and TRL where they have one. Nothing here imports torch,
+so that a wrong config is refused in milliseconds.
+"""
+
+from qdora_fast.config.data import (
+    ColumnSettings,
+    DataSettings,
+    DedupSettings,
+    FilterSettings,
+    QualitySettings,
+    SourceSettings,
+)
+from qdora_fast.config.schema import (
+    AdapterSettings,
+    Config,
+    EngineSettings,
+    EvaluationSettings,
+    ExportSettings,
+    ModelSettings,
+    RunSettings,
+    TrainSettings,
+    layer_indices,
+)
+
+__all__ = [
+    "AdapterSettings",
+    "ColumnSettings",
+    "Config",
+    "DataSettings",
+    "DedupSettings",
+    "EngineSettings",
+    "EvaluationSettings",
+    "ExportSettings",
+    "FilterSettings",
+    "ModelSettings",
+    "QualitySettings",
+    "RunSettings",
+    "SourceSettings",
+    "TrainSettings",
+    "layer_indices",
+]

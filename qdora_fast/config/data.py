@@ -1,0 +1,206 @@
+"""The `data` section: which rows, what is dropped from them and why, what is held out, how they become tokens.
+
+A single source is described by `path` and its companions at the top of the section; a mixture by a list in
+`sources`, whose entries have the same keys and a weight.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from qdora_fast.config.fields import Count, Real, Section, number
+
+Format = Literal["auto", "alpaca", "chatml", "sharegpt", "prompt_completion", "columns", "text"]
+
+
+def _tokens_or_auto(value: object) -> object:
+    """`auto` or a number of tokens; said in one message, not one for each kind."""
+    if value == "auto" or (isinstance(number(value), int) and int(str(value)) >= 0):
+        return value
+    raise ValueError("expected auto or a number of tokens, 0 for off")
+
+
+class ColumnSettings(Section):
+    """Your own column names, for question/answer tables."""
+
+    prompt: str | None = None
+    """Column with the question or instruction."""
+    response: str | None = None
+    """Column with the answer that is learned."""
+    system: str | None = None
+    """Column with a system message, if there is one."""
+
+
+class _Where(Section):
+    """Where rows lie and what shape they have; the common part of a single source and of each in a mixture."""
+
+    split: str = "train"
+    """Which split of a hub dataset."""
+    config: str | None = None
+    """Which configuration of a hub dataset that has several, such as `main` of openai/gsm8k."""
+    format: Format = "auto"
+    """Shape of a row; `auto` looks at the first 100 rows and prints its decision."""
+    columns: ColumnSettings = ColumnSettings()
+    """Column mapping; setting `prompt` and `response` selects `format: columns`."""
+    formatter: str | None = None
+    """Your own function as `module:function`: it is given a row as a dictionary and returns one in a known shape,
+    or None to leave the row out. The module is looked for in the working directory, too."""
+    max_rows: Annotated[Count, Field(ge=1)] | None = None
+    """Read at most this many rows, for a quick try; empty: all."""
+
+    @field_validator("formatter")
+    @classmethod
+    def _module_and_function(cls, formatter: str | None) -> str | None:
+        if formatter is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", formatter):
+            raise ValueError("write it as module:function, for instance my_rows:to_alpaca")
+        return formatter
+
+    @model_validator(mode="after")
+    def _columns_in_pairs(self) -> _Where:
+        named = [self.columns.prompt, self.columns.response]
+        if any(named) and not all(named):
+            raise ValueError("columns.prompt and columns.response go together: name both")
+        if self.format == "columns" and not all(named):
+            raise ValueError("format `columns` needs columns.prompt and columns.response")
+        if all(named) and self.format not in ("auto", "columns"):
+            raise ValueError(f"columns.* is for format `columns`, not `{self.format}`; remove one of them")
+        return self
+
+
+class SourceSettings(_Where):
+    """One source of a mixture."""
+
+    path: str
+    """As `data.path`."""
+    weight: Real = Field(1.0, gt=0, le=100)
+    """How often a training row of this source is seen in an epoch: 0.5 takes half of them (always the same half),
+    2 takes each twice. Rows held out are neither thinned nor repeated."""
+
+
+class FilterSettings(Section):
+    """Rows that are dropped for what they say; each drop is counted with its reason and place."""
+
+    min_tokens: Annotated[Literal["auto"] | int, BeforeValidator(_tokens_or_auto)] = "auto"
+    """Fewest tokens of prompt and answer together, template not counted. auto: 30, unless more than a third of the
+    rows are shorter (short answers are then what the set is about): no limit, and that is said. 0: no limit."""
+    max_fraction: Real = Field(0.9, gt=0, le=1)
+    """Longest rendered row as a share of `model.max_length`; longer ones are dropped. For `on_long: drop` only."""
+    placeholders: bool = True
+    """Answers with an unfilled {{name}}, or that are nothing but a stand-in such as TODO or [insert answer]."""
+    truncated: bool = True
+    """Answers that stop in the middle: an open code block, a last word that cannot end a sentence, or a column
+    that says that the token limit was reached."""
+    role_order: bool = True
+    """Conversations that the assistant opens, and tool results that nobody asked for."""
+    mojibake: bool = True
+    """Text decoded with the wrong encoding ("donâ€™t")."""
+    control_characters: bool = True
+    """NUL, escape sequences, U+FFFD and other characters that are no text."""
+    max_repetition: Real = Field(0.5, gt=0, le=1)
+    """Largest share of an answer's word 5-grams that repeat an earlier one, from 50 words on; 1: off."""
+    refusals: bool = False
+    """Answers that refuse ("As an AI language model, I cannot ..."). Off: refusing can be what is to be learned."""
+
+
+class DedupSettings(Section):
+    """Rows that say the same. Of each group the longest stays."""
+
+    exact: bool = True
+    """Equal after Unicode NFC, case folding and white-space folding."""
+    near: bool = True
+    """Nearly equal: Jaccard similarity of word 5-grams (of characters, for scripts without spaces) of at least
+    `similarity`; found by MinHash, decided exactly. Off: such rows stay, on one side of the split."""
+    similarity: Real = Field(0.8, ge=0.5, le=1)
+    """Jaccard similarity from which two rows are near-duplicates. Templated sets may need more."""
+
+
+class QualitySettings(Section):
+    """A look at the training rows by a reference model: does the question help to predict the answer (IFD)?"""
+
+    enabled: bool = False
+    """Score training rows with the model named below, and drop the bad tail. Needs its weights."""
+    model: str | None = None
+    """A smaller sibling with the same tokenizer, for speed; empty: the base that is tuned."""
+    max_ifd: Real = Field(1.0, gt=0)
+    """Drop rows of which exp(loss of the answer after its question - loss of the answer alone) is at least this."""
+    outliers: Real = Field(5.0, gt=0)
+    """Drop rows whose loss lies so many median absolute deviations above the median of their script."""
+    min_answer_tokens: Count = Field(10, ge=1)
+    """Rows with shorter answers are not scored: their ratio is mostly noise."""
+    max_drop: Real = Field(0.15, gt=0, le=0.15)
+    """Largest share of the training rows that may be dropped, worst first."""
+    batch_tokens: Count = Field(4096, ge=64)
+    """Tokens per forward pass."""
+
+
+class DataSettings(_Where):
+    """The rows, and how they become tokens."""
+
+    path: str | None = None
+    """A .json, .jsonl, .csv, .tsv, .parquet or .arrow file (text formats also as .gz and .zst), a folder of them, a
+    hub dataset id, or `demo` for the embedded rows."""
+    sources: list[SourceSettings] = Field([])
+    """Several sources instead of `path`: a list of {path, weight, format, columns, ...}."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Rows that cannot be read at all (broken JSON, missing columns, values of a wrong type): stop and name them, or
+    leave them out and count them."""
+    template: str = "auto"
+    """How messages become text. auto: the model's own chat template, else plain Alpaca text.
+    model, alpaca, chatml, or the path of a .jinja file."""
+    train_on: Literal["responses", "all"] = "responses"
+    """responses: loss on every assistant turn only. all: loss on every token."""
+    on_long: Literal["drop", "truncate"] = "drop"
+    """Rows longer than `model.max_length`: dropped and counted, or cut at the end and counted."""
+    filters: FilterSettings = FilterSettings()
+    dedup: DedupSettings = DedupSettings()
+    quality: QualitySettings = QualitySettings()
+    held_out: Real = Field(0.10, ge=0, lt=0.9)
+    """Least share of rows never trained on, chosen by a stable hash of the prompt; up to half as many more, so that
+    rows held out stay so when others are added. 0 turns evaluation off."""
+    held_out_path: str | None = None
+    """Your own held-out rows, in place of a share: a file, folder or hub id of the same shape. Training rows that
+    repeat one of them are dropped."""
+    group: str | None = None
+    """Column whose equal values stay on one side of the split: a conversation's or a document's id."""
+    stratify: str | None = None
+    """Column within each value of which the share is held out."""
+    workers: Annotated[Count, Field(ge=1)] | None = None
+    """Processes that prepare rows; empty: one per CPU core, at most 8."""
+    cache: bool = True
+    """Keep the prepared rows and tokens, so that the next start with the same files and settings takes no time."""
+
+    @model_validator(mode="after")
+    def _path_or_sources(self) -> DataSettings:
+        if not self.path and not self.sources:
+            raise ValueError(f"name the rows in `path` ({DataSettings.model_fields['path'].description}) or `sources`")
+        if self.path and self.sources:
+            raise ValueError("`path` and `sources` exclude each other; put the path into the list")
+        beside = sorted(set(_Where.model_fields) & {key for key in self.model_fields_set if self._differs(key)})
+        if self.sources and beside:
+            raise ValueError(f"with `sources`, put {', '.join(beside)} into its entries")
+        if self.held_out_path and self.stratify:
+            raise ValueError("`stratify` chooses held-out rows, but `held_out_path` names them; remove one")
+        return self
+
+    def _differs(self, key: str) -> bool:
+        return bool(getattr(self, key) != DataSettings.model_fields[key].default)
+
+    @property
+    def mixture(self) -> tuple[SourceSettings, ...]:
+        """The sources in order; a single `path` is a mixture of one."""
+        if self.sources:
+            return tuple(self.sources)
+        return (SourceSettings(path=self.path or "", **self._companions()),)
+
+    @property
+    def own_held_out(self) -> SourceSettings | None:
+        """The source of `held_out_path`, read in the way of the (first) training source."""
+        if self.held_out_path is None:
+            return None
+        return self.mixture[0].model_copy(update={"path": self.held_out_path, "weight": 1.0, "max_rows": None})
+
+    def _companions(self) -> dict[str, object]:
+        return {key: getattr(self, key) for key in _Where.model_fields}
