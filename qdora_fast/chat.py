@@ -96,7 +96,7 @@ def _load_merged(path: Path) -> tuple[Any, Any, frozenset[int]]:
     open_backend()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from qdora_fast.model import stop_token_ids
+    from qdora_fast.base_tokenizer import stop_token_ids
 
     described = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if not described.get("architectures"):

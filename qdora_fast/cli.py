@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 
 import click
 
 import qdora_fast
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SET = click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting; repeatable.")
 
 
@@ -29,7 +31,8 @@ def cli(debug: bool) -> None:
 @_SET
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of this run.")
 @click.option("--dry-run", is_flag=True, help="Check settings, rows, masks and targets; read no weights.")
-def train(config: str | None, overrides: tuple[str, ...], resume: bool, dry_run: bool) -> None:
+@click.option("--reviewed", type=_FILE, help="A person's marks on the sample of these rows, for the evaluation log.")
+def train(config: str | None, overrides: tuple[str, ...], resume: bool, dry_run: bool, reviewed: Path | None) -> None:
     """Fine-tune, compare with the base, export and prove.
 
     CONFIG is a YAML file or the name of a preset; without it the hardware decides.
@@ -46,7 +49,33 @@ def train(config: str | None, overrides: tuple[str, ...], resume: bool, dry_run:
     if dry_run:
         run.dry_run(settings, console=console)
     else:
-        run.run_recipe(settings, name=path.stem, resume=resume, console=console)
+        run.run_recipe(settings, name=path.stem, resume=resume, console=console, reviewed=reviewed)
+
+
+@cli.command()
+@click.argument("target", metavar="CONFIG|RUN")
+@_SET
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: runs/NAME-data.")
+@click.option("--reviewed", type=_FILE, help="Record a person's marks on the sample, saved from review.html.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+def data(target: str, overrides: tuple[str, ...], out: Path | None, reviewed: Path | None, as_json: bool) -> None:
+    """Prepare the rows of a CONFIG: filter, deduplicate, split, report. With a RUN, record a review of its rows.
+
+    No model is loaded, unless data.quality is switched on.
+    """
+    from qdora_fast import preparing, presets, show
+    from qdora_fast.config_file import load_config
+    from qdora_fast.run_folder import RunFolder
+
+    console = show.new_console()
+    if reviewed and (Path(target) / "config.yaml").is_file():
+        report = preparing.review_run(RunFolder.open(target), reviewed, console)
+    else:
+        path = presets.find_config(target)
+        settings = load_config(path, overrides)
+        report = preparing.run_data(settings, name=path.stem, out=out, reviewed=reviewed, console=console)
+    if as_json:
+        click.echo(show.json_line(report))
 
 
 @cli.command()

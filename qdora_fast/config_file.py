@@ -111,6 +111,10 @@ def _plain(node: Any, budget: list[int] | None = None) -> Any:
 
 
 def _places(node: Any, path: tuple[str, ...] = (), depth: int = 0) -> Iterator[tuple[tuple[str, ...], str]]:
+    if isinstance(node, list) and depth < 6:
+        for number, value in enumerate(node):
+            yield (*path, str(number)), f"line {node.lc.key(number)[0] + 1}"  # type: ignore[attr-defined]
+            yield from _places(value, (*path, str(number)), depth + 1)
     if isinstance(node, Mapping) and depth < 6:
         for key, value in node.items():
             yield (*path, str(key)), f"line {node.lc.key(key)[0] + 1}"  # type: ignore[attr-defined]
@@ -222,10 +226,14 @@ def _section(loc: tuple[str, ...]) -> type[BaseModel] | None:
     """The model class at a path of keys; None where there is none."""
     kind: Any = Config
     for key in loc:
+        if key.isdigit():  # an entry of a list of sections
+            continue
         field = kind.model_fields.get(key)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        found = field.annotation if field is not None else None
+        found = typing.get_args(found)[0] if typing.get_origin(found) is list else found
+        if not (isinstance(found, type) and issubclass(found, BaseModel)):
             return None
-        kind = field.annotation
+        kind = found
     return typing.cast("type[BaseModel]", kind)
 
 

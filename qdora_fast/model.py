@@ -14,6 +14,7 @@ from typing import Any
 
 from qdora_fast.adapter import assert_complete, guard_saves
 from qdora_fast.backend import captured_prints, open_backend
+from qdora_fast.base_tokenizer import load_tokenizer, require_fast, stop_token_ids
 from qdora_fast.config import AdapterSettings, Config, EngineSettings, ModelSettings, TrainSettings
 from qdora_fast.errors import ConfigError, QdoraError, RefusedError
 from qdora_fast.targets import Targets, choose_targets, inspect_architecture
@@ -103,6 +104,21 @@ def check_base(name: str, config: Config) -> Targets:
     return choose_targets(inspect_architecture(model_config), config.adapter)
 
 
+def load_reference(name: str) -> tuple[Any, Any]:
+    """A plain causal language model and its tokenizer, for scoring rows; on the GPU where there is one.
+
+    Raises:
+        ConfigError: not there.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer, _ = load_tokenizer(name, None)
+    gpu = torch.cuda.is_available()
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16 if gpu else torch.float32)
+    return model.to("cuda" if gpu else "cpu").eval(), tokenizer
+
+
 def load_base(name: str, config: Config, *, precision: str) -> Base:
     """Load base and tokenizer; NF4 with double quantisation for qdora and qlora.
 
@@ -128,8 +144,7 @@ def load_base(name: str, config: Config, *, precision: str) -> Base:
             use_exact_model_name=True,  # Unsloth would otherwise swap in a repository of its own
             use_gradient_checkpointing=checkpointing(config.train),
         )
-    if getattr(tokenizer, "is_fast", False) is not True:
-        raise ConfigError(f"`{name}` has no fast tokenizer (tokenizer.json); loss masks need its offsets")
+    require_fast(name, tokenizer)
     quantized = tuple(_linear4bit_names(model))
     missing = set(targets.modules) - set(quantized)
     if config.adapter.quantized and missing:
@@ -204,13 +219,6 @@ def load_trained(name: str, config: Config, adapter: Path, *, precision: str) ->
     guard_saves(model)
     fuse_layers(model, config.engine)
     return base, model.eval()
-
-
-def stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Token ids that end an answer: the tokenizer's EOS and the generation config's, one or several."""
-    listed = model.generation_config.eos_token_id
-    listed = listed if isinstance(listed, list) else [listed]
-    return frozenset(i for i in [*listed, tokenizer.eos_token_id] if i is not None)
 
 
 def adapted_modules(model: Any) -> Iterator[str]:

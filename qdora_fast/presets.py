@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from qdora_fast.config import Config
+from qdora_fast.config_file import load_config, make_config
 from qdora_fast.errors import ConfigError
 from qdora_fast.hardware import Gpu
 
@@ -75,6 +78,25 @@ def choose_preset(cards: Sequence[Gpu]) -> tuple[Path, str]:
         f"{card.name} has {card.memory_gib:.1f} GiB; the smallest preset needs {_BY_MEMORY[-1][0]:.0f} GiB. "
         "Name a smaller model (`--set model.name=...` on a preset) or try the embedded demo: `qdora-fast train demo`"
     )
+
+
+def settings_of(config: str | Path | Mapping[str, Any] | Config, sections: Mapping[str, Any]) -> tuple[Config, str]:
+    """A valid Config with `sections` laid over it, and the default name of its run.
+
+    Args:
+        config: name of a preset, path of a YAML file, a dictionary of sections, or a Config.
+
+    Raises:
+        ConfigError: no such config, or a value is wrong.
+    """
+    if isinstance(config, Config):
+        tree, name = config.model_dump(), "run"
+    elif isinstance(config, Mapping):
+        tree, name = dict(config), "run"
+    else:
+        path = find_config(str(config))
+        tree, name = load_config(path).model_dump(), path.stem
+    return make_config({key: {**tree.get(key, {}), **sections.get(key, {})} for key in {*tree, *sections}}), name
 
 
 def _read(path: Path) -> Preset:

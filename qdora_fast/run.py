@@ -7,7 +7,7 @@ as it happens. Nothing is computed here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,19 @@ from rich.console import Console
 from qdora_fast import show
 from qdora_fast.backend import captured_prints, open_backend
 from qdora_fast.config import Config
-from qdora_fast.config_file import load_config, make_config
+from qdora_fast.data.dataset import Prepared
 from qdora_fast.hardware import describe as describe_machine
-from qdora_fast.presets import find_config
+from qdora_fast.preparing import (
+    Ready,
+    confirm,
+    find_base,
+    read_review,
+    ready_data,
+    record_review,
+    with_quality,
+    write_data,
+)
+from qdora_fast.presets import settings_of
 from qdora_fast.run_folder import RunFolder
 
 
@@ -36,13 +46,14 @@ def train(config: str | Path | Mapping[str, Any] | Config, *, resume: bool = Fal
     Raises:
         QdoraError: every foreseen failure, with the place and the fix in its message.
     """
-    settings, name = _settings(config, sections)
+    settings, name = settings_of(config, sections)
     return run_recipe(settings, name=name, resume=resume, console=show.new_console())
 
 
-def run_recipe(config: Config, *, name: str, resume: bool, console: Console) -> RunFolder:
-    """Config → rows → base → tokens → adapter → fused layers → training → adapter/ → comparison → export."""
-    prepared, base_name = prepare_run(config, console)
+def run_recipe(config: Config, *, name: str, resume: bool, console: Console, reviewed: Path | None = None) -> RunFolder:
+    """Config → rows and tokens → base → adapter → fused layers → training → adapter/ → comparison → export."""
+    ready = prepare_run(config, console)
+    review = read_review(ready.prepared, reviewed, config) if reviewed else None
     from qdora_fast.model import attach, fuse_layers, load_base
     from qdora_fast.trainer import choose_precision
 
@@ -50,22 +61,24 @@ def run_recipe(config: Config, *, name: str, resume: bool, console: Console) -> 
     checkpoint = folder.checkpoints()[-1] if resume else None
     show.started(console, folder, checkpoint)
     folder.write_json("environment.json", describe_machine())
-    folder.write_rows("data/train.jsonl", prepared.train)
-    folder.write_rows("data/held_out.jsonl", prepared.held_out)
 
-    base = load_base(base_name, config, precision=choose_precision(config.train))
-    tokens = render_run(prepared, base.tokenizer, base.stop_ids, config, console)
-    _describe_run(folder, config, base_name, base, prepared, tokens)
+    base = load_base(ready.base_name, config, precision=choose_precision(config.train))
+    ready = with_quality(confirm(ready, base, config, console), config, console, base)
+    show.quality(console, ready)
+    write_data(ready.prepared, folder.data, name=folder.path.name, seed=config.train.seed, review=review)
+    if review is not None:
+        record_review(folder.path, review, console)
+    _describe_run(folder, config, base, ready)
 
     model = attach(base, config.adapter, config.train)
     show.adapter(console, config.adapter, base.targets, model)
     report = fuse_layers(model, config.engine)
     show.engine(console, report)
     folder.write_json("engine.json", report.as_dict())
-    _fit(model, base, config, folder, tokens, checkpoint, console)
+    _fit(model, base, config, folder, ready.prepared, checkpoint, console)
     _save_adapter(model, base.tokenizer, folder)
 
-    comparison = compare_held_out(model, base, config, folder, tokens.held_out, console)
+    comparison = compare_held_out(model, base, config, folder, ready.prepared, console)
     if config.export.at_end != "none":
         from qdora_fast.behaviour import release_memory
         from qdora_fast.export import export_merged, merged_folder, record_trained
@@ -79,82 +92,47 @@ def run_recipe(config: Config, *, name: str, resume: bool, console: Console) -> 
     return folder
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Both sides of the data as the model sees them."""
-
-    train: Any
-    held_out: Any | None
-    template: Any
-
-
-def prepare_run(config: Config, console: Console) -> tuple[Any, str]:
-    """The part that fails fast: rows read and split, the base found and checked, no weights read."""
-    from qdora_fast.data import prepare
-    from qdora_fast.model import check_base, locate_base
+def prepare_run(config: Config, console: Console) -> Ready:
+    """The part that fails fast: the base found and checked, rows prepared, split and tokenised, no weights read."""
+    from qdora_fast.model import check_base
     from qdora_fast.trainer import check_tracker
 
     check_tracker(config.train)
-    prepared = prepare(config.data, seed=config.train.seed)
     open_backend()
-    with show.demo_base(console) as on_step:
-        base_name = locate_base(config.model, on_step)
+    base_name = find_base(config, console)
     check_base(base_name, config)
-    return prepared, base_name
-
-
-def render_run(prepared: Any, tokenizer: Any, stop_ids: frozenset[int], config: Config, console: Console) -> Tokens:
-    """Choose the template, turn both sides into tokens and masks, and show the preflight page."""
-    from qdora_fast.data import choose_template, render
-
-    template = choose_template(tokenizer, config.data.template)
-
-    def tokens_of(rows: Any) -> Any:
-        return render(
-            rows,
-            tokenizer,
-            max_length=config.model.max_length,
-            train_on=config.data.train_on,
-            on_long=config.data.on_long,
-            stop_ids=stop_ids,
-        )
-
-    tokens = Tokens(tokens_of(prepared.train), tokens_of(prepared.held_out) if prepared.held_out else None, template)
-    show.preflight(console, prepared.report, tokens.train.report, template)
-    return tokens
+    ready = ready_data(config, base_name, console)
+    show.preflight(console, ready)
+    return ready
 
 
 def dry_run(config: Config, *, console: Console) -> None:
     """Everything short of reading the base's weights: settings, rows, tokens, masks, targets."""
-    prepared, base_name = prepare_run(config, console)
-    from transformers import AutoTokenizer
-
+    ready = prepare_run(config, console)
     from qdora_fast.model import check_base
 
-    tokenizer = AutoTokenizer.from_pretrained(base_name, revision=config.model.revision)
-    render_run(prepared, tokenizer, frozenset({tokenizer.eos_token_id}), config, console)
-    show.dry_run(console, check_base(base_name, config))
+    show.dry_run(console, check_base(ready.base_name, config))
 
 
 def compare_held_out(
-    model: Any, base: Any, config: Config, folder: RunFolder, held_out: Any, console: Console
+    model: Any, base: Any, config: Config, folder: RunFolder, prepared: Prepared, console: Console
 ) -> Any | None:
     """Base against tuned on the held-out rows, written to evaluation/; None when switched off."""
     from qdora_fast.evaluation.heldout import compare, make_questions
 
-    if held_out is None or config.evaluation.max_rows == 0:
+    if not prepared.held_out_examples or config.evaluation.max_rows == 0:
         return None
     open_backend().FastLanguageModel.for_inference(model)
     settings = config.evaluation
     questions = make_questions(
-        held_out.rows, base.tokenizer, most=settings.max_rows, max_length=config.model.max_length
+        prepared.held_out, base.tokenizer, most=settings.max_rows, max_length=config.model.max_length
     )
     with show.answering(console, 2 * len(questions)) as on_answer:
         comparison = compare(
             model,
             base.tokenizer,
             questions,
-            held_out.examples[: settings.max_rows],
+            prepared.held_out_examples[: settings.max_rows],
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size,
             stop_ids=base.stop_ids,
@@ -166,28 +144,35 @@ def compare_held_out(
 
 
 def _fit(
-    model: Any, base: Any, config: Config, folder: RunFolder, tokens: Tokens, checkpoint: Path | None, console: Console
+    model: Any,
+    base: Any,
+    config: Config,
+    folder: RunFolder,
+    prepared: Prepared,
+    checkpoint: Path | None,
+    console: Console,
 ) -> None:
     from qdora_fast.callbacks import training_callbacks
     from qdora_fast.trainer import build_trainer, describe, make_recipe, sft_arguments, trained_groups
 
-    report = tokens.train.report
-    recipe = make_recipe(config.train, rows=report.kept, tokens=report.tokens, max_length=config.model.max_length)
+    rows, tokens = prepared.report.per_epoch, prepared.train_tokens
+    recipe = make_recipe(config.train, rows=rows, tokens=tokens, max_length=config.model.max_length)
     show.recipe(console, describe(recipe, config.train, trained_groups(model, config.train)))
     arguments = sft_arguments(
         config.train,
         recipe,
         folder=folder.path / "checkpoints",
         max_length=config.model.max_length,
-        evaluates=tokens.held_out is not None,
+        evaluates=bool(prepared.held_out_examples),
     )
     callbacks = training_callbacks(
         metrics=folder.metrics,
-        tokens_per_epoch=report.tokens,
+        tokens_per_epoch=tokens,
         decomposed=config.adapter.decomposed,
         console=console,
     )
-    datasets = (tokens.train.dataset(), tokens.held_out.dataset() if tokens.held_out else None)
+    held_out = prepared.held_out_examples
+    datasets = (prepared.tokens.dataset(), held_out.dataset() if held_out else None)
     trainer = build_trainer(
         model, base.tokenizer, datasets, config.train, recipe=recipe, arguments=arguments, callbacks=callbacks
     )
@@ -204,36 +189,21 @@ def _save_adapter(model: Any, tokenizer: Any, folder: RunFolder) -> None:
     tokenizer.save_pretrained(folder.adapter)
 
 
-def _describe_run(folder: RunFolder, config: Config, base_name: str, base: Any, prepared: Any, tokens: Tokens) -> None:
-    """model.json and data/: what export, chat and evaluation need to know later."""
+def _describe_run(folder: RunFolder, config: Config, base: Any, ready: Ready) -> None:
+    """model.json and the rows of the proof: what export, chat and evaluation need to know later."""
     folder.write_json(
         "model.json",
         {
-            "base": base_name,
+            "base": ready.base_name,
             "revision": base.revision,
             "method": config.adapter.method,
             "targets": base.targets.modules,
             "quantized_modules": base.quantized_modules,
             "precision": base.precision,
-            "template": tokens.template.name,
+            "template": ready.rendering.template.name if ready.rendering.template else None,
             "stop_ids": sorted(base.stop_ids),
         },
     )
-    folder.write_json("data/report.json", prepared.report.as_json())
-    source = tokens.held_out or tokens.train
-    folder.write_json(
-        "data/proof_rows.json",
-        {"held_out": tokens.held_out is not None, "rows": source.examples[: config.export.proof_rows]},
-    )
-
-
-def _settings(config: str | Path | Mapping[str, Any] | Config, sections: Mapping[str, Any]) -> tuple[Config, str]:
-    """A valid Config with `sections` laid over it, and the run's default name."""
-    if isinstance(config, Config):
-        tree, name = config.model_dump(), "run"
-    elif isinstance(config, Mapping):
-        tree, name = dict(config), "run"
-    else:
-        path = find_config(str(config))
-        tree, name = load_config(path).model_dump(), path.stem
-    return make_config({key: {**tree.get(key, {}), **sections.get(key, {})} for key in {*tree, *sections}}), name
+    held_out = ready.prepared.held_out_examples
+    source = held_out or ready.prepared.tokens
+    folder.write_json("data/proof_rows.json", {"held_out": bool(held_out), "rows": source[: config.export.proof_rows]})

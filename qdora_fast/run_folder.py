@@ -4,12 +4,13 @@
       config.yaml        the resolved config, every default spelled out; load it to repeat the run
       environment.json   machine and package versions
       model.json         what was trained: base, revision, adapted and quantised layers, template
-      data/              train.jsonl, held_out.jsonl, report.json, proof_rows.json
+      data/              train.jsonl, held_out.jsonl, rejected.jsonl, duplicates.jsonl, proof_rows.json,
+                         report.json and report.html, review.html (a sample to read and mark)
       metrics.jsonl      one line a log event: loss, learning rate, tokens/s, memory
       checkpoints/       for --resume
       adapter/           the trained adapter with its tokenizer and chat template
       merged_16bit/      the deployable model, with export.json beside its weights
-      evaluation/        held-out answers of base and tuned model
+      evaluation/        held-out answers of base and tuned model; log.jsonl, the evaluation log
 
 A folder explains itself: exporting or chatting needs nothing but the folder and the base.
 """
@@ -123,10 +124,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> Path:
         """Write `content` as an indented JSON file below the folder."""
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return path
+        return write_json(self.path / name, content)
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file below the folder.
@@ -155,6 +153,13 @@ class RunFolder:
         if not path.is_file():
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write `content` as an indented JSON file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:

@@ -36,6 +36,18 @@ def test_own_data(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.slow
+def test_own_format(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    module = runpy.run_path(str(EXAMPLES / "own_format.py"))
+    question, answer = module["main"](tmp_path)
+    assert question["content"].startswith("What does ")
+    assert answer["content"].startswith("Water the ")
+    said = capsys.readouterr()
+    assert "34 threads to train on, 5 held out" in said.out
+    assert "4 x left_out" in said.err
+    assert "1 x bad_json: the line is not valid JSON (threads.jsonl:6, " in said.err
+
+
+@pytest.mark.slow
 def test_fuse_in_trl(capsys: pytest.CaptureFixture) -> None:
     module = runpy.run_path(str(EXAMPLES / "fuse_in_trl.py"))
     assert module["main"](max_steps=3) > 0

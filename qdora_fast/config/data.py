@@ -175,7 +175,7 @@ class DataSettings(_Where):
     @model_validator(mode="after")
     def _path_or_sources(self) -> DataSettings:
         if not self.path and not self.sources:
-            raise ValueError(f"name the rows in `path` ({DataSettings.model_fields['path'].description}) or `sources`")
+            raise ValueError("path is required: a file or folder of rows, a hub id, or `demo`; or a list of `sources`")
         if self.path and self.sources:
             raise ValueError("`path` and `sources` exclude each other; put the path into the list")
         beside = sorted(set(_Where.model_fields) & {key for key in self.model_fields_set if self._differs(key)})

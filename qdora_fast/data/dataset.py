@@ -1,145 +1,194 @@
-"""From a path to rows: read, recognise, convert, check, split. No model and no tokenizer yet.
+"""From paths to rows one can stand behind, split in two and tokenised: `prepare`.
 
-This is the first of two stages. It needs milliseconds per thousand rows, so that bad data fails before any
-weight is read. The second stage, `render`, turns rows into token ids with the tokenizer of the model.
+    read → convert → filter → tokenise      one row at a time, on all cores           pipeline.py, judge.py
+    duplicates → short rows → split         over all rows                             selection.py
+    report, version hash                    what became of every row                  accounts.py, report.py
 
-What is here is deliberately only what every run needs; filters that judge the quality of rows, and the removal
-of duplicates, belong between conversion and split and are not part of this file.
+No model is needed, only (for token counts, lengths and masks) its tokenizer, so that bad data fails before any weight
+is read. What is prepared once is kept (cache.py). The quality score of a reference model, if asked for, comes
+afterwards: see `Prepared.without`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import unicodedata
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
 
 from qdora_fast.config import DataSettings
-from qdora_fast.data.detection import Detection, choose_format
-from qdora_fast.data.formats import Conversation, convert
-from qdora_fast.data.messages import Row
-from qdora_fast.data.readers import RawRow
-from qdora_fast.data.rejects import Dropped, RejectedRow, Tally, bullet_list, total
-from qdora_fast.data.sources import ReadReport, read_rows
-from qdora_fast.data.split import group_key, hold_out
+from qdora_fast.data import cache, custom
+from qdora_fast.data.accounts import Ledger, after_quality
+from qdora_fast.data.judge import Judge, Origin
+from qdora_fast.data.pipeline import OnRows, judge_all
+from qdora_fast.data.quality import QualityReport, Verdicts
+from qdora_fast.data.rejects import MALFORMED, Dropped, bullet_list, total
+from qdora_fast.data.render import Rendering, refuse_hopeless
+from qdora_fast.data.report import DataReport, dropped_in, load_report, save_report
+from qdora_fast.data.selection import select
+from qdora_fast.data.sources import Source, open_source
+from qdora_fast.data.store import ROWS, Columns, Examples, Rows, Spool, disk_errors, open_examples
 from qdora_fast.errors import DataError
 
-
-@dataclass(frozen=True)
-class PrepareReport:
-    """What became of the rows. `rows_in` = `kept` + dropped; `kept` = `train` + `held_out`."""
-
-    source: ReadReport
-    format: Detection
-    rows_in: int
-    kept: int
-    dropped: tuple[Dropped, ...]
-    repairs: Mapping[str, int]
-    """How often what was mended, by the codes of `messages.REPAIRS`."""
-    train: int
-    held_out: int
-    prompts: int
-    """Distinct normalised prompts among the kept rows; the groups of the split."""
-    hash: str
-    """SHA-256 over the contents of both sides: the same for the same rows in any order."""
-
-    def as_json(self) -> dict[str, Any]:
-        """The stable part, for `--json`: rows_in, kept, dropped {reason: n}, train, held_out, hash."""
-        return {
-            "rows_in": self.rows_in,
-            "kept": self.kept,
-            "dropped": {each.reason: each.count for each in self.dropped},
-            "train": self.train,
-            "held_out": self.held_out,
-            "hash": self.hash,
-        }
+DUPLICATES, ARRAYS, ACCOUNT = "duplicates.jsonl", "arrays.npz", "account.json"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows to train on, rows never trained on, and how they came about. Both keep the order of the file."""
+    """Rows to train on, rows never trained on, their tokens, and how they came about. All in the order of the files."""
 
-    train: list[Row]
-    held_out: list[Row]
-    report: PrepareReport
+    folder: Path
+    """Where rows and tokens lie; rejected.jsonl and duplicates.jsonl beside them name every dropped row."""
+    columns: Columns
+    report: DataReport
+    chosen: np.ndarray
+    """Numbers of the training rows, each once, ascending."""
+    per_epoch: np.ndarray
+    """The same as an epoch has them: without those that a weight thins, with those that it repeats."""
+    held: np.ndarray
+    """Numbers of the rows held out."""
+
+    @cached_property
+    def train(self) -> Rows:
+        """The training rows, each once."""
+        return Rows(self.folder / ROWS, self.columns.starts, self.chosen)
+
+    @cached_property
+    def held_out(self) -> Rows:
+        """The rows held out."""
+        return Rows(self.folder / ROWS, self.columns.starts, self.held)
+
+    @cached_property
+    def train_examples(self) -> Examples | None:
+        """Tokens of one epoch; None without a tokenizer."""
+        return open_examples(self.folder, self.per_epoch)
+
+    @property
+    def tokens(self) -> Examples:
+        """`train_examples` of rows that were tokenised."""
+        assert self.train_examples is not None, "prepared without a tokenizer"
+        return self.train_examples
+
+    @cached_property
+    def scored_examples(self) -> Examples | None:
+        """Tokens of `train`, row by row."""
+        return open_examples(self.folder, self.chosen)
+
+    @cached_property
+    def held_out_examples(self) -> Examples | None:
+        """Tokens of `held_out`, row by row."""
+        return open_examples(self.folder, self.held)
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens of an epoch; 0 without a tokenizer."""
+        return self.report.tokens.total if self.report.tokens else 0
+
+    @property
+    def scripts(self) -> list[str]:
+        """The dominant script of each row of `train`."""
+        return [str(script) for script in self.columns.scripts[self.chosen]]
+
+    def without(self, verdicts: Verdicts, quality: QualityReport) -> Prepared:
+        """The same without the training rows that a reference model found unfit; held-out rows are never judged."""
+        gone = {int(self.chosen[verdict.index]): verdict for verdict in verdicts}
+        chosen = self.chosen[~np.isin(self.chosen, list(gone))]
+        per_epoch = self.per_epoch[~np.isin(self.per_epoch, list(gone))]
+        places = {row: self.train[verdict.index]["meta"]["source"] for row, verdict in gone.items()}
+        reasons = [(places[row], verdict.reason, verdict.detail) for row, verdict in gone.items()]
+        report = after_quality(self.report, self.columns, (chosen, per_epoch, self.held), reasons, quality)
+        return Prepared(self.folder, self.columns, report, chosen, per_epoch, self.held)
 
 
-def prepare(settings: DataSettings, *, seed: int) -> Prepared:
-    """Read the rows that `settings` describes, in one shape and split in two.
+def prepare(
+    settings: DataSettings, *, seed: int, rendering: Rendering | None = None, on_rows: OnRows | None = None
+) -> Prepared:
+    """Prepare the rows that `settings` describes.
 
     Args:
         settings: the `data` section of a config.
         seed: decides which prompts are held out, nothing else.
+        rendering: tokenizer and lengths; None prepares rows alone, without the filters that count tokens.
+        on_rows: told how many more rows have been looked at; not called when the result was kept from earlier.
 
     Raises:
-        DataError: unreadable, of unknown format, mostly malformed, or too few to hold any out.
+        DataError: unreadable, of unknown format, malformed, or too few to hold any out.
+        ConfigError: a formatter that cannot be imported, a slow tokenizer.
+        DiskSpaceError: no room for the prepared rows.
     """
-    raw_rows, source = read_rows(
-        settings.path, split=settings.split, config=settings.config, max_rows=settings.max_rows
-    )
-    detection = choose_format(raw_rows, settings)
-    rows, dropped, repairs = _convert_all(raw_rows, detection)
-    if total(dropped) * 2 > len(raw_rows):
-        raise DataError(_mostly_malformed(settings.path, len(raw_rows), detection, dropped))
-
-    is_held_out = hold_out(rows, settings.held_out, seed)
-    train = [row for row, held in zip(rows, is_held_out, strict=True) if not held]
-    held_out = [row for row, held in zip(rows, is_held_out, strict=True) if held]
-    report = PrepareReport(
-        source=source,
-        format=detection,
-        rows_in=len(raw_rows),
-        kept=len(rows),
-        dropped=dropped,
-        repairs=repairs,
-        train=len(train),
-        held_out=len(held_out),
-        prompts=len({group_key(row) for row in rows}),
-        hash=_content_hash(train, held_out),
-    )
-    return Prepared(train, held_out, report)
+    if not settings.cache:
+        keeper = tempfile.TemporaryDirectory(prefix="qdora-fast-data-")
+        prepared = _make(Path(keeper.name), settings, seed, rendering, on_rows)
+        weakref.finalize(prepared, keeper.cleanup)
+        return prepared
+    folder = cache.entry(settings, seed=seed, rendering=rendering)
+    if not folder.is_dir():
+        with cache.new_entry(folder) as building:
+            _make(building, settings, seed, rendering, on_rows)
+    cache.used(folder)
+    return _open(folder)
 
 
-def _convert_all(
-    raw_rows: Sequence[RawRow], detection: Detection
-) -> tuple[list[Row], tuple[Dropped, ...], dict[str, int]]:
-    converter = detection.converter()
-    tally, repairs, rows = Tally(), Counter[str](), list[Row]()
-    for number, raw in enumerate(raw_rows, 1):
-        try:
-            conversation = convert(raw.row, converter)
-        except RejectedRow as rejected:
-            tally.add(rejected, raw.place)
-            continue
-        repairs.update(conversation.repairs)
-        rows.append(_row(conversation, raw.place, number))
-    return rows, tally.freeze(), dict(repairs)
+def _make(
+    folder: Path, settings: DataSettings, seed: int, rendering: Rendering | None, on_rows: OnRows | None
+) -> Prepared:
+    own = settings.own_held_out
+    sources = [open_source(source) for source in (*settings.mixture, *([own] if own else []))]
+    judge = Judge([_origin(source, source.settings is own) for source in sources], settings, rendering)
+    spool = Spool(folder)
+    gathered = judge_all(sources, judge, spool, workers=settings.workers, on_rows=on_rows)
+    columns = spool.columns()
+    _refuse_malformed(gathered.rows_in, gathered.tally.freeze(), sources, settings)
+    if rendering:
+        in_tokens = [each for each in gathered.tally.freeze() if dropped_in("tokens", [each])]
+        refuse_hopeless(len(columns) + total(in_tokens), len(columns), in_tokens, rendering.max_length)
+    selection = select(columns, spool, settings, seed=seed)
+
+    rows = Rows(folder / ROWS, columns.starts, np.arange(len(columns)))
+    ledger = Ledger(settings, sources, columns, gathered, selection, rows)
+    with disk_errors(folder):
+        spool.reject(ledger.late_drops())
+        ledger.write_duplicates(folder / DUPLICATES)
+        report = ledger.report(cache.settings_hash(settings, seed=seed, rendering=rendering), rendering)
+        save_report(folder / ACCOUNT, report)
+        arrays = {each.name: getattr(columns, each.name) for each in fields(columns)}
+        sides = {"train": selection.train, "per_epoch": selection.per_epoch, "held": selection.held_out}
+        np.savez(folder / ARRAYS, allow_pickle=False, **arrays, **sides)
+    spool.close()
+    return Prepared(folder, columns, report, selection.train, selection.per_epoch, selection.held_out)
 
 
-def _row(conversation: Conversation, place: str, number: int) -> Row:
-    content = {"messages": conversation.messages, "tools": conversation.tools, "text": conversation.text}
-    canonical = unicodedata.normalize("NFC", json.dumps(content, sort_keys=True, ensure_ascii=False))
-    digest = hashlib.sha256(canonical.encode()).hexdigest()
-    row: Row = {
-        "messages": conversation.messages,
-        "tools": conversation.tools,
-        "meta": {"source": place, "row": number, "hash": digest},
-    }
-    if conversation.text is not None:
-        row["text"] = conversation.text
-    return row
+def _open(folder: Path) -> Prepared:
+    with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
+        columns = Columns(**{each.name: arrays[each.name] for each in fields(Columns)})
+        train, per_epoch, held = arrays["train"], arrays["per_epoch"], arrays["held"]
+    return Prepared(folder, columns, load_report(folder / ACCOUNT), train, per_epoch, held)
 
 
-def _content_hash(train: Sequence[Row], held_out: Sequence[Row]) -> str:
-    sides = ("\n".join(sorted(row["meta"]["hash"] for row in side)) for side in (train, held_out))
-    return hashlib.sha256("\n\nheld out\n".join(sides).encode()).hexdigest()
+def _origin(source: Source, is_own_held_out: bool) -> Origin:
+    formatter: Callable[..., object] | None = None
+    if source.settings.formatter:
+        formatter = custom.load_formatter(source.settings.formatter)
+    return Origin(source.detection.converter(), formatter, is_own_held_out)  # type: ignore[arg-type]
 
 
-def _mostly_malformed(path: str, rows_in: int, detection: Detection, dropped: tuple[Dropped, ...]) -> str:
-    return (
-        f"{path}: {total(dropped)} of {rows_in} rows cannot be used as `{detection.name}` ({detection.why}):\n"
-        f"{bullet_list(dropped)}\nRepair these rows, or choose another data.format or data.columns."
-    )
+def _refuse_malformed(rows_in: int, dropped: Sequence[Dropped], sources: list[Source], settings: DataSettings) -> None:
+    """Stop on rows that cannot be read, unless they may be skipped; on a set of which most cannot be used, always."""
+    read = ("read", "convert")
+    unread = [each for each in dropped if each.reason != "left_out" and any(dropped_in(step, [each]) for step in read)]
+    if total(unread) * 2 > rows_in:
+        named = "; ".join(f"{source.path} as `{source.detection.name}` ({source.detection.why})" for source in sources)
+        raise DataError(
+            f"{total(unread)} of {rows_in} rows cannot be used. They were read from {named}:\n{bullet_list(unread)}\n"
+            "Repair these rows, or choose another data.format or data.columns."
+        )
+    malformed = [each for each in dropped if each.reason in MALFORMED]
+    if malformed and settings.on_bad_row == "error":
+        raise DataError(
+            f"{total(malformed)} of {rows_in} rows cannot be read:\n{bullet_list(malformed)}\n"
+            "Repair or delete them, or set data.on_bad_row: skip to go on without them."
+        )

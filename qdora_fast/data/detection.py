@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-from qdora_fast.config import DataSettings
+from qdora_fast.config.data import SourceSettings
 from qdora_fast.data.formats import FORMATS, Columns, Converter, columns_converter
 from qdora_fast.data.readers import RawRow
 from qdora_fast.errors import DataError
 
 ROWS_LOOKED_AT = 100
 AGREEMENT = 0.95
+COLUMNS_SHOWN = 40
+LETTERS_SHOWN = 40
 
 KNOWN_PAIRS = (
     Columns("instruction", "response", context="context"),
@@ -52,8 +54,8 @@ class Detection:
         return columns_converter(self.columns) if self.columns else FORMATS[self.name]
 
 
-def choose_format(rows: Sequence[RawRow], settings: DataSettings) -> Detection:
-    """The format that the settings name, else the one that the rows show.
+def choose_format(rows: Sequence[RawRow], settings: SourceSettings) -> Detection:
+    """The format that the settings of the source name, else the one that its first rows show.
 
     Raises:
         DataError: see `detect`; or a named column does not exist.
@@ -114,9 +116,9 @@ def _check_columns(names: Sequence[str], rows: Sequence[RawRow]) -> None:
     there = _column_names(raw.row for raw in rows[:ROWS_LOOKED_AT])
     for name in names:
         if name not in there:
-            near = difflib.get_close_matches(name, there, n=1)
+            near = difflib.get_close_matches(name, there[:COLUMNS_SHOWN], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise DataError(f"data.columns names {name!r}, but the columns are {', '.join(there)}{hint}")
+            raise DataError(f"data.columns names {name!r}, but the columns are {_listed(there)}{hint}")
 
 
 def _unrecognised(rows: Sequence[dict[str, Any]], votes: Counter[Any], path: str) -> str:
@@ -125,9 +127,10 @@ def _unrecognised(rows: Sequence[dict[str, Any]], votes: Counter[Any], path: str
         return f"{path}: rows are tokenised already (input_ids); give the text instead, tokens belong to one model"
     seen = [f"{count} {vote[0] if vote else 'unknown'}" for vote, count in votes.most_common()]
     mixed = f" of mixed formats ({', '.join(seen)})" if len(votes) > 1 else ""
-    message = f"{path}: cannot tell the format of the first {len(rows)} rows{mixed}; their columns are: "
-    message += ", ".join(name if len(name) <= 40 else f"{name[:40]}..." for name in names)
-    if any(len(name) > 40 or name.isdigit() for name in names):
+    message = (
+        f"{path}: cannot tell the format of the first {len(rows)} rows{mixed}; their columns are: {_listed(names)}"
+    )
+    if any(len(name) > LETTERS_SHOWN or name.isdigit() for name in names):
         return f"{message}\nThese look like values: add a first line with column names, such as question and answer."
     return f"{message}\nSay what they are with one of:\n" + "\n".join(_suggestions(names, votes))
 
@@ -136,14 +139,22 @@ def _column_names(rows: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(str(name) for row in rows for name in row))
 
 
+def _listed(names: Sequence[str]) -> str:
+    """Column names as people can read them: short, not too many, and without halves of surrogate pairs."""
+    short = [name if len(name) <= LETTERS_SHOWN else f"{name[:LETTERS_SHOWN]}..." for name in names[:COLUMNS_SHOWN]]
+    more = f" and {len(names) - COLUMNS_SHOWN} more" if len(names) > COLUMNS_SHOWN else ""
+    return f"{', '.join(short)}{more}".encode("utf-8", "backslashreplace").decode()
+
+
 def _suggestions(names: list[str], votes: Counter[Any]) -> list[str]:
     """Up to three settings, the most likely first."""
     found = [f"  data.format: {vote[0]}" for vote, _ in votes.most_common() if vote and vote[0] != "columns"]
     if "text" in names:
         found.append("  data.format: text")
-    pairs = sorted(
-        permutations(names, 2), key=lambda pair: -_likeness(pair[0], QUESTION_WORDS) - _likeness(pair[1], ANSWER_WORDS)
-    )
+    shown = [_listed([name]) for name in names[:COLUMNS_SHOWN]]
+    asks = {name: _likeness(name, QUESTION_WORDS) for name in shown}
+    answers = {name: _likeness(name, ANSWER_WORDS) for name in shown}
+    pairs = sorted(permutations(shown, 2), key=lambda pair: -asks[pair[0]] - answers[pair[1]])
     found += [f"  data.columns: {{prompt: {question}, response: {answer}}}" for question, answer in pairs[:3]]
     return list(dict.fromkeys(found))[:3] or ["  data.columns: {prompt: YOUR_QUESTION, response: YOUR_ANSWER}"]
 

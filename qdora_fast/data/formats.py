@@ -136,7 +136,7 @@ FORMATS: dict[str, Converter] = {
 
 
 def _question(row: dict[str, Any], prompt: str, extra: str | None) -> tuple[Message, list[str]]:
-    instruction = required_text(row, prompt)
+    instruction = required_text(row, prompt, reason="empty_prompt")
     given = as_text(row.get(extra), extra) if extra else ""
     if PLACEHOLDER_INPUT.fullmatch(given):
         repairs = ["placeholder_input"] if given.strip() else []

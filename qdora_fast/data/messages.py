@@ -33,11 +33,13 @@ REPAIRS: dict[str, str] = {
 
 
 class RowMeta(TypedDict):
-    """Where a row comes from. `row` counts the rows read from 1; `hash` is SHA-256 of its content."""
+    """Where a row comes from. `row` counts the rows read from 1; `hash` is SHA-256 of its content; `origin` is the
+    number of its source in the config."""
 
     source: str
     row: int
     hash: str
+    origin: NotRequired[int]
 
 
 class Row(TypedDict):

@@ -6,16 +6,19 @@ and two rendered rows in which the learned part is marked. Text in, text out; pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from qdora_fast.data.dataset import PrepareReport
+from qdora_fast.data.lengths import TokenReport
 from qdora_fast.data.messages import REPAIRS
-from qdora_fast.data.rejects import bullet_list
-from qdora_fast.data.render import Preview, RenderReport
+from qdora_fast.data.quality import QualityReport
+from qdora_fast.data.rejects import REASONS, Dropped, bullet_list
+from qdora_fast.data.render import Preview
+from qdora_fast.data.report import STEPS, DataReport, SourceReport
 from qdora_fast.data.templates import TemplateChoice
 
 LONGEST_PIECE = 600
 FILES_SHOWN = 8
+WORST_SHOWN = 5
 GREEN, RESET = "\x1b[32m", "\x1b[0m"
 
 FLAGS = {
@@ -28,39 +31,107 @@ FLAGS = {
 
 
 def format_preflight(
-    prepared: PrepareReport, rendered: RenderReport, template: TemplateChoice, *, colour: bool = False
+    report: DataReport,
+    template: TemplateChoice | None = None,
+    previews: Iterable[Preview] = (),
+    *,
+    colour: bool = False,
 ) -> str:
     """The report as plain text; `colour` marks the trained part green instead of «so»."""
-    return "\n".join([*_rows(prepared), *_tokens(rendered, template), *_previews(rendered.previews, colour)])
+    lines = [*_rows(report), *_duplicates(report)]
+    if report.tokens and template:
+        lines += _tokens(report.tokens, report.per_epoch, template)
+    if report.quality:
+        lines.append(format_quality(report.quality))
+    lines += [f"Warning   {warning}" for warning in report.warnings]
+    return "\n".join([*lines, *_previews(previews, colour)])
 
 
-def _rows(report: PrepareReport) -> Iterator[str]:
-    files = report.source.files
-    yield f"Data      {report.source.path}: {report.rows_in} rows in, {report.kept} usable"
-    if len(files) > 1:
-        yield from (f"  - {name}: {count} rows" for name, count in files[:FILES_SHOWN])
-        if len(files) > FILES_SHOWN:
-            yield f"  - and {len(files) - FILES_SHOWN} more files"
-    if report.source.skipped:
-        yield f"  - not read: {', '.join(report.source.skipped)}"
-    seen = f", {report.format.agreement:.0%} of the first {report.format.checked} rows" if report.format.checked else ""
-    yield f"Format    {report.format.name} ({report.format.why}{seen})"
+def format_quality(quality: QualityReport) -> str:
+    """What the reference model said, and the rows that a person should look at first."""
+    dropped = ", ".join(f"{count} x {reason}: {REASONS[reason]}" for reason, count in quality.dropped.items())
+    lines = [f"Quality   {quality.scored:,} rows scored, {quality.not_scored:,} not; dropped {dropped or 'none'}"]
+    if quality.limited:
+        lines.append(f"  - {quality.limited} more are past the limits, but data.quality.max_drop is reached")
+    if quality.blind:
+        lines.append(
+            "  - the question helps on at most half of the rows: the model does not read this layout, so nothing was "
+            "dropped for its IFD"
+        )
+    for row in quality.worst[:WORST_SHOWN]:
+        verb = "dropped" if row.dropped else "kept"
+        lines.append(f"  - IFD {row.ifd:.2f}, {verb}: {row.place}: {row.prompt[-80:]!r} -> {row.answer[:80]!r}")
+    return "\n".join(lines)
+
+
+def _rows(report: DataReport) -> Iterator[str]:
+    if len(report.sources) == 1:
+        yield f"Data      {report.sources[0].path}: {report.rows_in:,} rows in, {report.kept:,} kept"
+        yield from _files(report.sources[0])
+    else:
+        yield f"Data      {len(report.sources)} sources: {report.rows_in:,} rows in, {report.kept:,} kept"
+        for source in report.sources:
+            yield f"  - {source.path}: {source.rows_in:,} rows in; {_sides(source)}"
+            yield from _files(source)
+    for source in report.sources:
+        seen = f", {source.agreement:.0%} of the first {source.checked} rows" if source.checked else ""
+        yield f"Format    {source.format} ({source.why}{seen})"
     if report.dropped:
-        yield f"Dropped   {report.rows_in - report.kept} rows\n{bullet_list(report.dropped)}"
+        yield f"Dropped   {report.rows_in - report.kept:,} rows\n{bullet_list(_in_order(report.dropped))}"
     if report.repairs:
         yield "Mended"
         yield from (f"  - {count} x {REPAIRS[code]}" for code, count in sorted(report.repairs.items()))
-    yield f"Split     {report.train} to train on, {report.held_out} held out; {report.prompts} distinct prompts"
+    share = f" ({report.held_out / report.kept:.1%})" if report.held_out else ""
+    yield f"Split     {report.train:,} to train on, {report.held_out:,} held out{share}; {report.split.groups:,} groups"
+    if report.per_epoch != report.train:
+        yield f"Weights   an epoch has {report.per_epoch:,} rows"
 
 
-def _tokens(report: RenderReport, template: TemplateChoice) -> Iterator[str]:
+def _sides(source: SourceReport) -> str:
+    weight = "" if source.weight == 1 else f", {source.per_epoch:,} an epoch by weight {source.weight:g}"
+    return f"{source.train:,} to train on{weight}, {source.held_out:,} held out"
+
+
+def _files(source: SourceReport) -> Iterator[str]:
+    if len(source.files) > 1:
+        yield from (f"  - {name}: {count} rows" for name, count in source.files[:FILES_SHOWN])
+        if len(source.files) > FILES_SHOWN:
+            yield f"  - and {len(source.files) - FILES_SHOWN} more files"
+    if source.skipped:
+        yield f"  - not read: {', '.join(source.skipped)}"
+
+
+def _in_order(dropped: Iterable[Dropped]) -> list[Dropped]:
+    """As rows meet the reasons, step by step."""
+    order = {reason: number for number, reason in enumerate(reason for step in STEPS.values() for reason in step)}
+    return sorted(dropped, key=lambda each: order[each.reason])
+
+
+def _duplicates(report: DataReport) -> Iterator[str]:
+    found = report.duplicates
+    if found.exact or found.near:
+        largest = f"; the largest has {1 + found.largest[0].size}" if found.largest else ""
+        groups = f"{found.clusters:,} {'group' if found.clusters == 1 else 'groups'}"
+        yield f"Twice     {found.exact:,} exact and {found.near:,} near-duplicates in {groups}{largest}"
+    if report.languages:
+        yield f"Language  {_percentages(report.languages)} (of {report.languages_of:,} rows)"
+    yield f"Version   {report.hash[:16]}"
+
+
+def _percentages(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:.0%}" for name, share in list(shares.items())[:6] if share >= 0.01)
+
+
+def _tokens(report: TokenReport, rows: int, template: TemplateChoice) -> Iterator[str]:
     yield f"Template  {template.name} ({template.why})"
     yield (
-        f"Tokens    {report.tokens:,} in {report.kept} rows, {report.trained_share:.0%} of them trained; "
-        f"the longest row has {report.longest} of {report.max_length}"
+        f"Tokens    {report.total:,} in {rows:,} rows, {report.trained_share:.0%} of them trained; "
+        f"the longest row has {report.longest:,} of {report.max_length:,}"
     )
-    if report.dropped:
-        yield f"Not used  {report.rows_in - report.kept} of {report.rows_in} rows\n{bullet_list(report.dropped)}"
+    yield (
+        f"Packing   {report.packed_sequences:,} sequences, {report.packing_efficiency:.0%} filled "
+        f"(padded batches: {report.padded_efficiency:.0%}); model.max_length: {report.suggested_max_length} would do"
+    )
     cut = f"{report.truncated} answers cut at {report.max_length} tokens" if report.truncated else "no answer is cut"
     yield f"Cut       {cut}"
     problems = [f"  - {report.flags[flag]} x {text}" for flag, text in FLAGS.items() if report.flags.get(flag)]

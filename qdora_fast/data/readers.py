@@ -3,26 +3,43 @@
 The text formats are read line by line by hand instead of through `datasets.load_dataset`, for two
 reasons: a broken line is then named by its number, and CSV values stay the strings they are
 (pandas underneath turns the answers "NA", "null" and "007" into nothing, nothing and 7).
-Binary tables go through pyarrow and datasets.
+No file is held in memory as a whole, but small .json arrays. Binary tables are `tables.py`'s business.
 
-A line that cannot be parsed means a damaged file: all such lines are named in one error. A row that
-parses but is no use as training data is not decided here.
+A line that cannot be read is given as a `BadRow` in its place; what becomes of it is not decided here, nor is
+whether a row that can be read is of any use. A file that cannot be read (cut, of another encoding) is an error.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
+import io
 import json
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
+from qdora_fast.data.compression import DAMAGE, PACKED_ENDINGS, lines, open_bytes, refuse_utf16
+from qdora_fast.data.large_json import array_items
+from qdora_fast.data.rejects import REASONS
+from qdora_fast.data.tables import TableRow, arrow_rows, parquet_rows
 from qdora_fast.errors import DataError
 
 LINES_SHOWN = 5
-ONE_GIB = 2**30
+LARGE_JSON = 64 * 2**20
+"""Bytes from which on a .json file is read piece by piece."""
+LONGEST_VALUE = 64 * 2**20
+"""Characters in one value of a table; more of them means a quote that is never closed."""
+DEEPEST = 100
+"""Levels of lists and objects in a row. Python's own limit is near 1,000, and each later stage has its own."""
+
+FIXES = {
+    "bad_json": "each line must hold one JSON object",
+    "not_an_object": "each line must hold one JSON object",
+    "wrong_columns": 'put "quotes" around values that hold a separator or a line break',
+    "broken_unicode": "if the file is not UTF-8, convert it: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW_FILE",
+    "formatter_failed": "data.formatter must return a dictionary or None for each row",
+}
+"""What mends the rows, by reason; for the message that ends a run."""
 
 
 class RawRow(NamedTuple):
@@ -32,13 +49,49 @@ class RawRow(NamedTuple):
     place: str
 
 
-def read_file(path: Path) -> Iterator[RawRow]:
-    """Yield the rows of one file, chosen by its ending.
+class BadRow(NamedTuple):
+    """A row that cannot be read: the code from `REASONS`, what is wrong in words, and where."""
+
+    reason: str
+    detail: str
+    place: str
+
+
+def read_file(path: Path) -> Iterator[RawRow | BadRow]:
+    """Yield the rows of one file in order, good and bad, by its ending.
 
     Raises:
-        DataError: unknown ending, wrong encoding, or lines that cannot be parsed (with their numbers).
+        DataError: unknown ending, UTF-16, or damaged in a way that leaves nothing to go on with.
     """
-    return READERS[file_kind(path)](path)
+    reader = READERS[file_kind(path)]
+    read = 0
+    try:
+        for row in reader(path):
+            read += 1
+            yield row
+    except DAMAGE as error:
+        raise DataError(
+            f"{path}: damaged {path.suffix} file ({error}); {read} rows were read before the damage; "
+            "is the download complete?"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def bad_rows_error(bad: Sequence[BadRow], total: int) -> DataError:
+    """The one error that names bad rows: the first few with their places, how many more, and the fix.
+
+    Args:
+        bad: the rows, or just the first of them.
+        total: how many there are in all.
+    """
+    shown = "".join(f"\n  {row.place}: {row.detail or REASONS[row.reason]}" for row in bad[:LINES_SHOWN])
+    more = f"\n  and {total - LINES_SHOWN} more" if total > LINES_SHOWN else ""
+    fixes = "; ".join(dict.fromkeys(FIXES[row.reason] for row in bad if row.reason in FIXES))
+    return DataError(
+        f"{total} row(s) cannot be read:{shown}{more}\n"
+        f"Repair or delete them{f' ({fixes})' if fixes else ''}, or leave them out with data.on_bad_row: skip."
+    )
 
 
 def file_kind(path: Path) -> str:
@@ -48,6 +101,11 @@ def file_kind(path: Path) -> str:
         DataError: an ending that we do not read.
     """
     kind = _ending(path)
+    if kind in RUNS_CODE:
+        raise DataError(
+            f"{path}: {kind} files are not read, since reading them can run code that they hold, and nothing is "
+            "executed from a data set; save the rows as .jsonl or .parquet"
+        )
     if kind not in READERS:
         raise DataError(f"{path}: cannot read {kind or 'a file without ending'}; supported are {supported_endings()}")
     return kind
@@ -60,22 +118,32 @@ def is_supported(path: Path) -> bool:
 
 def supported_endings() -> str:
     """The known endings as a phrase for messages."""
-    return f"{', '.join(READERS)} (text formats also as .gz)"
+    return f"{', '.join(READERS)} (text formats also as {' and '.join(PACKED_ENDINGS)})"
 
 
 def _ending(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes[-1:] == [".gz"]:
-        zipped = suffixes[-2] if len(suffixes) > 1 else ""
-        return ".gz" if zipped in BINARY_ENDINGS else zipped
+    if suffixes and suffixes[-1] in PACKED_ENDINGS:
+        packed = suffixes[-2] if len(suffixes) > 1 else ""
+        return packed if packed in READERS and packed not in BINARY_ENDINGS else suffixes[-1]
     return suffixes[-1] if suffixes else ""
 
 
-def _read_json(path: Path) -> Iterator[RawRow]:
+def _read_json(path: Path) -> Iterator[RawRow | BadRow]:
     """An array of rows, {"data": [rows]}, a single row, or JSON lines under the wrong ending."""
-    text = "".join(line for _, line in _text_lines(path))
+    with open_bytes(path) as stream:
+        data = stream.read(LARGE_JSON + 1)
+    refuse_utf16(data, path)
+    if len(data) > LARGE_JSON:
+        first_line = data[: data.find(b"\n") + 1]
+        del data
+        yield from _read_json_lines(path) if _is_json_object(first_line) else _read_large_json(path)
+        return
     try:
-        value = json.loads(text)
+        value = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{number}: {_encoding_problem(error)}; {FIXES['broken_unicode']}") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             yield from _read_json_lines(path)  # several values one after the other: JSON lines
@@ -85,133 +153,123 @@ def _read_json(path: Path) -> Iterator[RawRow]:
         value = value["data"] if isinstance(value.get("data"), list) else [value]
     if not isinstance(value, list):
         raise DataError(f"{path}: holds a single {type(value).__name__}; expected an array of objects, [{{...}}, ...]")
-    strangers = [number for number, row in enumerate(value, 1) if not isinstance(row, dict)]
-    if strangers:
-        shown = ", ".join(map(str, strangers[:LINES_SHOWN]))
-        raise DataError(f"{path}: {len(strangers)} rows are not objects (rows {shown}); expected [{{...}}, ...]")
     for number, row in enumerate(value, 1):
-        yield RawRow(row, f"{path} row {number}")
+        yield _checked(row, f"{path} row {number}")
 
 
-def _read_json_lines(path: Path) -> Iterator[RawRow]:
-    problems: list[str] = []
-    for number, line in _text_lines(path):
-        if not line.strip():
-            continue
+def _read_large_json(path: Path) -> Iterator[RawRow | BadRow]:
+    read = 0
+    try:
+        with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as text:
+            for read, value in enumerate(array_items(text), 1):
+                yield _checked(value, f"{path} row {read}")
+    except (ValueError, RecursionError) as error:
+        what = error.msg if isinstance(error, json.JSONDecodeError) else _json_problem(error)
+        raise DataError(f"{path}: after row {read}: {what}; is the file complete?") from error
+
+
+def _read_json_lines(path: Path) -> Iterator[RawRow | BadRow]:
+    for number, line in lines(path):
+        place = f"{path}:{number}"
         try:
-            value = json.loads(line)
+            text = line.decode().removeprefix("\ufeff").rstrip()  # the mark also stands where two files were joined
+            if text:
+                yield _checked(json.loads(text), place, text)
+        except UnicodeDecodeError as error:
+            yield BadRow("broken_unicode", _encoding_problem(error), place)
         except (ValueError, RecursionError) as error:
-            problems.append(f"{path}:{number}: {_json_problem(error)}")
-            continue
-        if not isinstance(value, dict):
-            problems.append(f"{path}:{number}: {type(value).__name__} instead of an object {{...}}")
-        elif not problems:
-            yield RawRow(value, f"{path}:{number}")
-    _raise_all(problems, "each line must hold one JSON object; repair or delete these lines")
+            yield BadRow("bad_json", _json_problem(error), place)
 
 
-def _read_csv(path: Path) -> Iterator[RawRow]:
+def _checked(value: object, place: str, text: str | None = None) -> RawRow | BadRow:
+    """A parsed value as a row; `text` is what it was parsed from, for a quick look at its depth."""
+    if not isinstance(value, dict):
+        return BadRow("not_an_object", f"{type(value).__name__} instead of an object {{...}}", place)
+    if (text is None or text.count("[") + text.count("{") > DEEPEST) and _is_deep(value):
+        return BadRow("bad_json", f"nested more than {DEEPEST} levels deep", place)
+    return RawRow(value, place)
+
+
+def _is_deep(value: object) -> bool:
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        level = [each for each in level if isinstance(each, dict | list)]
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+        if not level:
+            return False
+    return True
+
+
+def _read_csv(path: Path) -> Iterator[RawRow | BadRow]:
     return _read_table(path, delimiter=",")
 
 
-def _read_tsv(path: Path) -> Iterator[RawRow]:
+def _read_tsv(path: Path) -> Iterator[RawRow | BadRow]:
     return _read_table(path, delimiter="\t")
 
 
-def _read_table(path: Path, delimiter: str) -> Iterator[RawRow]:
+def _read_table(path: Path, delimiter: str) -> Iterator[RawRow | BadRow]:
     """First line: column names. Every value stays the string that it is."""
-    csv.field_size_limit(ONE_GIB)  # the standard 128 KiB is less than a long document
-    reader = csv.reader((line for _, line in _text_lines(path)), delimiter=delimiter, strict=True)
+    csv.field_size_limit(LONGEST_VALUE)  # the standard 128 KiB is less than a long document
+    undecodable: list[str] = []  # what is wrong with lines of the row that is being read
+    reader = csv.reader(_decoded(path, undecodable), delimiter=delimiter, strict=True)
     names: list[str] = []
-    problems: list[str] = []
     while True:
+        undecodable.clear()
         first_line = reader.line_num + 1
+        place = f"{path}:{first_line}"
         try:
             values = next(reader, None)
         except csv.Error as error:
             raise DataError(
-                f"{path}:{first_line}: {error}; a value that holds quotes, line breaks or separators "
+                f"{place}: {error}; a value that holds quotes, line breaks or separators "
                 'needs "quotes" around it, and quotes inside are doubled ("")'
             ) from error
         if values is None:
-            break
-        if not values:  # a blank line
+            return
+        if len(values) < 2 and not "".join(values).strip():  # a blank line
             continue
         if not names:
-            names = _column_names(path, values, delimiter)
+            if undecodable:
+                raise DataError(f"{place}: {undecodable[0]}; {FIXES['broken_unicode']}")
+            names = _column_names(place, values, delimiter)
+        elif undecodable:
+            yield BadRow("broken_unicode", undecodable[0], place)
         elif len(values) != len(names):
-            problems.append(f"{path}:{first_line}: {len(values)} values for {len(names)} columns")
-        elif not problems:
-            yield RawRow(dict(zip(names, values, strict=True)), f"{path}:{first_line}")
-    _raise_all(problems, 'put "quotes" around values that hold a separator or a line break')
+            yield BadRow("wrong_columns", f"{len(values)} values for {len(names)} columns", place)
+        else:
+            yield RawRow(dict(zip(names, values, strict=True)), place)
 
 
-def _column_names(path: Path, values: list[str], delimiter: str) -> list[str]:
+def _decoded(path: Path, undecodable: list[str]) -> Iterator[str]:
+    for number, line in lines(path):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            undecodable.append(_encoding_problem(error))
+            yield line.decode(errors="replace")
+
+
+def _column_names(place: str, values: list[str], delimiter: str) -> list[str]:
     names = [value.strip() or f"column {number}" for number, value in enumerate(values, 1)]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
-        raise DataError(f"{path}:1: column {doubled[0]!r} stands twice; give every column its own name")
+        raise DataError(f"{place}: column {doubled[0]!r} stands twice; give every column its own name")
     other = next((mark for mark in (";", "\t", ",") if mark != delimiter and mark in names[0]), None)
     if len(names) == 1 and other:
-        raise DataError(f"{path}:1: one column only, but it holds {other!r}; save it with {delimiter!r} as separator")
+        raise DataError(f"{place}: one column only, but it holds {other!r}; save it with {delimiter!r} as separator")
     return names
 
 
-def _read_parquet(path: Path) -> Iterator[RawRow]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-        number = 0
-        for batch in table.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield RawRow(row, f"{path} row {number}")
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error}); is the download complete?") from error
+def numbered(rows: Iterable[TableRow], name: str) -> Iterator[RawRow | BadRow]:
+    """Rows that have no lines, with their places: "NAME row 12"; a text in place of a row says what is wrong."""
+    for number, row in enumerate(rows, 1):
+        place = f"{name} row {number}"
+        yield BadRow("wrong_type", row, place) if isinstance(row, str) else RawRow(row, place)
 
 
-def _read_arrow(path: Path) -> Iterator[RawRow]:
-    import pyarrow
-    from datasets import Dataset
-
-    try:
-        table = Dataset.from_file(str(path))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Arrow stream ({error})") from error
-    for number, row in enumerate(table, 1):
-        yield RawRow(cast(dict[str, Any], row), f"{path} row {number}")
-
-
-def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a UTF-8 file with their numbers from 1; a byte order mark is dropped.
-
-    Raises:
-        DataError: not UTF-8 (with the line and the likely encoding), or a damaged .gz.
-    """
-    try:
-        with _open_bytes(path) as stream:
-            for number, line in enumerate(stream, 1):
-                yield number, _decode(line, path, number)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: damaged .gz file ({error}); is the download complete?") from error
-
-
-def _open_bytes(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
-
-
-def _decode(line: bytes, path: Path, number: int) -> str:
-    if number == 1 and (line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in line[:64]):
-        raise DataError(f"{path}: UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8{path.suffix}")
-    try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x}), probably Latin-1 or Windows-1252; "
-            f"convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8{path.suffix}"
-        ) from error
+def _encoding_problem(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 (byte 0x{error.object[error.start]:02x}), probably Latin-1 or Windows-1252"
 
 
 def _json_problem(error: Exception) -> str:
@@ -221,20 +279,22 @@ def _json_problem(error: Exception) -> str:
     return f"broken JSON: {'nested too deeply' if isinstance(error, RecursionError) else error}"
 
 
-def _raise_all(problems: list[str], fix: str) -> None:
-    if problems:
-        shown = "\n  ".join(problems[:LINES_SHOWN])
-        more = f"\n  and {len(problems) - LINES_SHOWN} more" if len(problems) > LINES_SHOWN else ""
-        raise DataError(f"{len(problems)} unreadable line(s); {fix}:\n  {shown}{more}")
+def _is_json_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line.decode("utf-8-sig")), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
-READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
+READERS: dict[str, Callable[[Path], Iterator[RawRow | BadRow]]] = {
     ".json": _read_json,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".csv": _read_csv,
     ".tsv": _read_tsv,
-    ".parquet": _read_parquet,
-    ".arrow": _read_arrow,
+    ".parquet": lambda path: numbered(parquet_rows(path), str(path)),
+    ".arrow": lambda path: numbered(arrow_rows(path), str(path)),
 }
 BINARY_ENDINGS = (".parquet", ".arrow")
+RUNS_CODE = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".dill", ".npy", ".npz", ".py")
+"""Endings of files that are programs, or that are read by running what they say."""

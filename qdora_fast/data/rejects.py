@@ -96,10 +96,14 @@ class Tally:
 
     def add(self, rejected: RejectedRow, place: str) -> None:
         """Count one rejected row that stood at `place`."""
-        self._counts[rejected.reason] = self._counts.get(rejected.reason, 0) + 1
-        examples = self._examples.setdefault(rejected.reason, [])
+        self.count(rejected.reason, place, rejected.detail)
+
+    def count(self, reason: str, place: str, detail: str = "") -> None:
+        """Count one row that was dropped for `reason`."""
+        self._counts[reason] = self._counts.get(reason, 0) + 1
+        examples = self._examples.setdefault(reason, [])
         if len(examples) < EXAMPLES_PER_REASON:
-            examples.append(f"{place}, {rejected.detail}" if rejected.detail else place)
+            examples.append(f"{place}, {detail}" if detail else place)
 
     def freeze(self) -> tuple[Dropped, ...]:
         """All reasons met, most frequent first."""

@@ -1,12 +1,17 @@
 """From rows to token ids and labels, with an account of everything that happened on the way.
 
-This is the second of two stages: it needs the tokenizer, and with it a chat template. The result has exactly two
-columns, `input_ids` and `labels`, no row longer than asked for, and no row without a trained token,
-so that a trainer has nothing left to decide (some trainers cut, mask or keep empty rows without a word).
+It needs the tokenizer, and with it a chat template. An example has exactly two columns, `input_ids` and `labels`, is
+no longer than asked for, and has at least one trained token, so that a trainer has nothing left to decide (some
+trainers cut, mask or keep empty rows without a word).
+
+`Renderer` does it for one row; `pipeline.py` runs it over files in several processes. `render` is the plain form,
+for rows in a list.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qdora_fast.data.masking import IGNORED, Masked, tokenize_text, tokenize_with_spans
 from qdora_fast.data.messages import Row
 from qdora_fast.data.rejects import Dropped, RejectedRow, Tally, bullet_list, total
+from qdora_fast.data.templates import TemplateChoice
 from qdora_fast.data.vocabulary import Vocabulary
 from qdora_fast.errors import DataError
 
@@ -22,6 +28,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PREVIEWS = 2
+FLAGS = ("eos_appended", "no_stop_token", "double_bos", "no_bos", "truncated")
+"""What may be said of a rendered row, in the order of the bits that keep it."""
 
 Example = dict[str, list[int]]
 
@@ -32,6 +40,99 @@ class Preview:
 
     place: str
     pieces: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How rows become tokens: with which tokenizer (its chat template is chosen, see `choose_template`), and how far.
+
+    `max_length` and `limit` are in tokens; `stop_ids` end generation, from the model's generation config; EOS always
+    counts. `template` is only told, never used.
+    """
+
+    tokenizer: Any
+    max_length: int
+    train_on: Literal["responses", "all"] = "responses"
+    on_long: Literal["drop", "truncate"] = "drop"
+    stop_ids: frozenset[int] = frozenset()
+    max_fraction: float = 1.0
+    template: TemplateChoice | None = None
+
+    @property
+    def limit(self) -> int:
+        """Longest row that is kept, in tokens."""
+        return self.max_length if self.on_long == "truncate" else int(self.max_fraction * self.max_length)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the tokens depend on, in a form that is the same on every machine."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_padding()  # set anew by every call of the tokenizer; what was left over is no part of it
+        backend.no_truncation()
+        named = json.dumps(self.tokenizer.special_tokens_map, sort_keys=True, default=str)
+        return {
+            "tokenizer": hashlib.sha256(f"{backend.to_str()}{named}".encode()).hexdigest(),
+            "template": hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest(),
+            "max_length": self.max_length,
+            "limit": self.limit,
+            "train_on": self.train_on,
+            "on_long": self.on_long,
+            "stop_ids": sorted(self.stop_ids),
+        }
+
+
+class TooLong(RejectedRow):
+    """A row of `length` tokens where `limit` are allowed."""
+
+    def __init__(self, length: int, limit: int) -> None:
+        super().__init__("too_long", f"{length} tokens of {limit}")
+        self.length = length
+
+
+class Renderer:
+    """Turns one row after the other into tokens.
+
+    Raises:
+        ConfigError: a slow tokenizer, or one without any stop token.
+    """
+
+    def __init__(self, rendering: Rendering) -> None:
+        self._rendering = rendering
+        self._vocabulary = Vocabulary(rendering.tokenizer, rendering.stop_ids)
+
+    def __call__(self, row: Row) -> tuple[Example, frozenset[str]]:
+        """The row's example, and its flags: those of `masking.Masked`, and "truncated".
+
+        Raises:
+            RejectedRow: it cannot be masked for sure, is too long, or has nothing to learn.
+        """
+        masked = self._tokenize(row)
+        length, limit = len(masked.input_ids), self._rendering.limit
+        if length > limit and self._rendering.on_long == "drop":
+            raise TooLong(length, limit)
+        labels = masked.labels[:limit]
+        if all(label == IGNORED for label in labels):
+            raise RejectedRow("no_trained_tokens", f"the first {limit} of {length} tokens are all prompt")
+        flags = frozenset(masked.flags) | ({"truncated"} if length > limit else frozenset())
+        return {"input_ids": masked.input_ids[:limit], "labels": labels}, flags
+
+    def said(self, row: Row) -> int:
+        """Tokens of what is said in a row, without the template."""
+        return sum(len(self._vocabulary.encode(text).ids) for text in spoken(row))
+
+    def _tokenize(self, row: Row) -> Masked:
+        if "text" in row:
+            return tokenize_text(row["text"], self._vocabulary)
+        return tokenize_with_spans(
+            row["messages"], self._vocabulary, tools=row["tools"], train_on=self._rendering.train_on
+        )
+
+
+def spoken(row: Row) -> list[str]:
+    """All that is said in a row: the contents of its messages with their tool calls, or the plain text."""
+    if "text" in row:
+        return [row["text"]]
+    calls = [json.dumps(message["tool_calls"]) for message in row["messages"] if "tool_calls" in message]
+    return [message["content"] for message in row["messages"]] + calls
 
 
 @dataclass(frozen=True)
@@ -97,21 +198,19 @@ def render(
         ConfigError: a slow tokenizer, or one without any stop token.
         DataError: no row has anything to train on, or more than half cannot be masked for sure.
     """
-    vocabulary = Vocabulary(tokenizer, stop_ids)
+    renderer = Renderer(Rendering(tokenizer, max_length, train_on, on_long, frozenset(stop_ids)))
     tally, flags = Tally(), Counter[str]()
     examples: list[Example] = []
     kept: list[Row] = []
     truncated = 0
     for row in rows:
         try:
-            masked = _tokenize(row, vocabulary, train_on)
-            too_long = len(masked.input_ids) > max_length
-            example = _fit(masked, max_length, on_long)
+            example, met = renderer(row)
         except RejectedRow as rejected:
             tally.add(rejected, row["meta"]["source"])
             continue
-        flags.update(masked.flags)
-        truncated += too_long
+        truncated += "truncated" in met
+        flags.update(met - {"truncated"})
         examples.append(example)
         kept.append(row)
 
@@ -125,26 +224,16 @@ def render(
         max_length=max_length,
         truncated=truncated,
         flags=dict(flags),
-        previews=tuple(_preview(*pair, tokenizer) for pair in list(zip(kept, examples, strict=True))[:PREVIEWS]),
+        previews=previews(kept, examples, tokenizer),
     )
-    _refuse_hopeless(report)
+    refuse_hopeless(report.rows_in, report.kept, report.dropped, max_length)
     return Rendered(examples, kept, report)
 
 
-def _tokenize(row: Row, vocabulary: Vocabulary, train_on: Literal["responses", "all"]) -> Masked:
-    if "text" in row:
-        return tokenize_text(row["text"], vocabulary)
-    return tokenize_with_spans(row["messages"], vocabulary, tools=row["tools"], train_on=train_on)
-
-
-def _fit(masked: Masked, max_length: int, on_long: Literal["drop", "truncate"]) -> Example:
-    length = len(masked.input_ids)
-    if length > max_length and on_long == "drop":
-        raise RejectedRow("too_long", f"{length} tokens")
-    labels = masked.labels[:max_length]
-    if all(label == IGNORED for label in labels):
-        raise RejectedRow("no_trained_tokens", f"the first {max_length} of {length} tokens are all prompt")
-    return {"input_ids": masked.input_ids[:max_length], "labels": labels}
+def previews(rows: Sequence[Row], examples: Sequence[Example], tokenizer: Any) -> tuple[Preview, ...]:
+    """The first rows as text, with the learned part marked."""
+    count = min(PREVIEWS, len(examples))
+    return tuple(_preview(rows[index], examples[index], tokenizer) for index in range(count))
 
 
 def _preview(row: Row, example: Example, tokenizer: Any) -> Preview:
@@ -158,15 +247,19 @@ def _preview(row: Row, example: Example, tokenizer: Any) -> Preview:
     return Preview(row["meta"]["source"], tuple(pieces))
 
 
-def _refuse_hopeless(report: RenderReport) -> None:
-    """A run on almost nothing is refused; rows that are merely too long are the user's choice, unless all are."""
-    unclear = total(each for each in report.dropped if each.reason != "too_long")
-    if not report.rows_in or (report.kept and unclear * 2 <= report.rows_in):
+def refuse_hopeless(rows_in: int, kept: int, dropped: Sequence[Dropped], max_length: int) -> None:
+    """A run on almost nothing is refused; rows that are merely too long are the user's choice, unless all are.
+
+    Raises:
+        DataError: with the reasons and what mends them.
+    """
+    unclear = total(each for each in dropped if each.reason != "too_long")
+    if not rows_in or (kept and unclear * 2 <= rows_in):
         return
-    reasons = {each.reason for each in report.dropped}
+    reasons = {each.reason for each in dropped}
     fixes = []
     if reasons & {"too_long", "no_trained_tokens"}:
-        fixes.append(f"raise model.max_length (now {report.max_length})")
+        fixes.append(f"raise model.max_length (now {max_length})")
     if "too_long" in reasons:
         fixes.append("set data.on_long: truncate")
     if reasons & {"template_error", "answer_not_located"}:
@@ -174,6 +267,6 @@ def _refuse_hopeless(report: RenderReport) -> None:
     if "special_token_in_text" in reasons:
         fixes.append("remove the special tokens from the text (or use data.format: text for text rendered already)")
     raise DataError(
-        f"{report.rows_in - report.kept} of {report.rows_in} rows cannot be trained on:\n"
-        f"{bullet_list(report.dropped)}\nTo mend it: {'; or '.join(fixes)}."
+        f"{rows_in - kept} of {rows_in} rows cannot be trained on:\n"
+        f"{bullet_list(dropped)}\nTo mend it: {'; or '.join(fixes)}."
     )

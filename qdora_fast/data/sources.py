@@ -1,30 +1,52 @@
 """Where rows come from: a file, a folder of files, a saved dataset, the hub, or the embedded demo.
 
-`data.path` is one string; this file decides what it means, in this order: the word `demo`, something
+`path` is one string; this file decides what it means, in this order: the word `demo`, something
 that exists on disk, a hub dataset id. A path that looks like a file but is not there is never sent
 to the hub, since "not found on the hub" would hide a typing error.
+
+Rows are read once, as they are asked for. Only the first hundred or so are kept for a moment, to recognise the format.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
-from qdora_fast.data.readers import RawRow, is_supported, read_file, supported_endings
+from qdora_fast.config.data import SourceSettings
+from qdora_fast.data import custom
+from qdora_fast.data.detection import ROWS_LOOKED_AT, Detection, choose_format
+from qdora_fast.data.ids import IdCheck as IdCheck  # seen with the rows of a source, so importable from here
+from qdora_fast.data.readers import (
+    RUNS_CODE,
+    BadRow,
+    RawRow,
+    bad_rows_error,
+    file_kind,
+    is_supported,
+    numbered,
+    read_file,
+    supported_endings,
+)
+from qdora_fast.data.rejects import RejectedRow
+from qdora_fast.data.tables import WRONG_FEATURES, dataset_rows
 from qdora_fast.errors import DataError
 
-OTHER_FILE_ENDINGS = (".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".pkl", ".yaml", ".db")
+OTHER_FILE_ENDINGS = (".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".yaml", ".db", *RUNS_CODE)
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+MOST_AHEAD = 10_000
+"""Rows read in search of the first hundred good ones, before giving up."""
 
 
 @dataclass(frozen=True)
 class ReadReport:
-    """What was opened: `files` are (name, rows) pairs in reading order."""
+    """What was read: `files` are (name, rows) pairs in reading order, good and bad rows together."""
 
     path: str
     files: tuple[tuple[str, int], ...]
@@ -32,51 +54,171 @@ class ReadReport:
     """Files of a folder whose ending we do not read."""
 
 
-def read_rows(
-    path: str, *, split: str = "train", config: str | None = None, max_rows: int | None = None
-) -> tuple[list[RawRow], ReadReport]:
-    """Read raw rows from wherever `path` points.
+class Source:
+    """An opened source. `detection` is decided; `rows` are read as they are asked for."""
 
-    Args:
-        path: file, folder, hub dataset id, or `demo`.
-        split: split of a hub dataset or of a folder made by `DatasetDict.save_to_disk`.
-        config: configuration of a hub dataset that has several.
-        max_rows: stop after so many rows; None reads all.
+    def __init__(self, settings: SourceSettings) -> None:
+        self.settings = settings
+        self.path = settings.path
+        self._parts, self._skipped = _parts(settings)
+        self._counts = {part.name: 0 for part in self._parts}
+        rest = self._read()
+        ahead, good = _look_ahead(rest, settings)
+        self.detection: Detection = choose_format(good, settings)
+        self._rows: Iterator[RawRow | BadRow] | None = chain(ahead, rest)
+
+    def rows(self) -> Iterator[RawRow | BadRow]:
+        """The rows as they lie in the files, at most `max_rows` of them, good and bad. Once only.
+
+        Raises:
+            DataError: while reading, see `readers.read_file`.
+        """
+        assert self._rows is not None, "a source is read once"
+        rows, self._rows = self._rows, None
+        return rows
+
+    def report(self) -> ReadReport:
+        """What has been read; complete after the last of the rows."""
+        return ReadReport(self.path, tuple(self._counts.items()), self._skipped)
+
+    def _read(self) -> Iterator[RawRow | BadRow]:
+        left = self.settings.max_rows
+        for part in self._parts:
+            for row in islice(part.rows(), left):
+                self._counts[part.name] += 1
+                yield row
+            left = None if left is None else left - self._counts[part.name]
+
+
+def open_source(source: SourceSettings) -> Source:
+    """Find the rows that `source` describes and recognise their format on the first 100 good ones.
+
+    With `source.formatter` the format is that of what the formatter returns; `rows` stay as they lie in the files.
 
     Raises:
-        DataError: nothing there, nothing in it, or it cannot be parsed.
+        DataError: nothing there, nothing in it, no good row in it, or of unknown format.
+        ConfigError: a formatter that cannot be imported.
     """
-    local = Path(path).expanduser()
-    skipped: tuple[str, ...] = ()
+    return Source(source)
+
+
+def fingerprint(source: SourceSettings) -> str:
+    """SHA-256 of what the source would give: of the bytes of its files and of its formatter's module.
+
+    It is the same wherever the files lie, whenever they were written, and on every machine; the settings (format,
+    split, ...) are not in it.
+
+    Raises:
+        DataError: nothing there.
+        ConfigError: no such formatter module.
+    """
+    digest = hashlib.sha256()
+    for part in _parts(source)[0]:
+        digest.update(f"{part.label}\0{part.digest()}\n".encode())
+    if source.formatter:
+        digest.update(b"formatter\0" + hashlib.sha256(custom.formatter_source(source.formatter)).digest())
+    return digest.hexdigest()
+
+
+class _Part(NamedTuple):
+    """A piece of a source that is read in one go: its name, what it is called in a fingerprint, rows, SHA-256."""
+
+    name: str
+    label: str
+    rows: Callable[[], Iterator[RawRow | BadRow]]
+    digest: Callable[[], str]
+
+
+def _parts(source: SourceSettings) -> tuple[list[_Part], tuple[str, ...]]:
+    """The pieces in reading order, and the files left out."""
+    path, local = source.path, Path(source.path).expanduser()
     if path == "demo":
-        parts = [("demo", _demo_rows())]
-    elif local.is_file():
-        parts = [(str(local), read_file(local))]
-    elif _is_saved_dataset(local):
-        parts = [(str(local), _saved_rows(local, split))]
-    elif local.is_dir():
+        return [_Part("demo", "demo", lambda: numbered(_demo_rows(), "demo"), _demo_digest)], ()
+    if local.is_file():
+        return [_file_part(local, file_kind(local))], ()
+    if _is_saved_dataset(local):
+        return [_dataset_part(str(local), lambda: _saved(local, source.split))], ()
+    if local.is_dir():
         files, skipped = _folder_files(local)
-        parts = [(str(file), read_file(file)) for file in files]
-    elif _looks_local(path):
+        return [_file_part(file, file.name) for file in files], skipped
+    if _looks_local(path):
         raise DataError(_missing_file(local))
-    else:
-        parts = [(path, _hub_rows(path, split, config))]
-
-    rows: list[RawRow] = []
-    counts: list[tuple[str, int]] = []
-    for name, part in parts:
-        before = len(rows)
-        rows.extend(islice(part, None if max_rows is None else max_rows - before))
-        counts.append((name, len(rows) - before))
-    if not rows:
-        raise DataError(f"{path}: no rows in it; expected at least one example")
-    return rows, ReadReport(path, tuple(counts), skipped)
+    if not HUB_ID.fullmatch(path):
+        raise DataError(f"{path!r} is neither a file or folder here nor a hub dataset id such as org/name")
+    return [_dataset_part(path, lambda: _hub(path, source.split, source.config))], ()
 
 
-def _demo_rows() -> Iterator[RawRow]:
+def _file_part(path: Path, label: str) -> _Part:
+    return _Part(str(path), label, lambda: read_file(path), lambda: _file_digest(path))
+
+
+def _dataset_part(name: str, load: Callable[[], Any]) -> _Part:
+    def rows() -> Iterator[RawRow | BadRow]:
+        dataset = load()
+        place = f"{name} ({dataset.split})" if dataset.split else name
+        return numbered(dataset_rows(dataset, place), place)
+
+    return _Part(name, "dataset", rows, lambda: _dataset_digest(load()))
+
+
+def _look_ahead(
+    rest: Iterator[RawRow | BadRow], settings: SourceSettings
+) -> tuple[list[RawRow | BadRow], list[RawRow]]:
+    """Rows read ahead of their time, and the good ones among them as the format's converter will see them."""
+    formatter = custom.load_formatter(settings.formatter) if settings.formatter else None
+    ahead: list[RawRow | BadRow] = []
+    good: list[RawRow] = []
+    bad: list[BadRow] = []
+    for row in islice(rest, MOST_AHEAD):
+        ahead.append(row)
+        if isinstance(row, BadRow):
+            bad.append(row)
+        elif formatter is None:
+            good.append(row)
+        else:
+            try:
+                good.append(RawRow(custom.apply(formatter, row.row), row.place))
+            except RejectedRow as rejected:
+                bad.append(BadRow(rejected.reason, rejected.detail, row.place))
+        if len(good) == ROWS_LOOKED_AT:
+            break
+    if not ahead:
+        raise DataError(f"{settings.path}: no rows in it; expected at least one example")
+    if not good:
+        failed = [row for row in bad if row.reason != "left_out"]
+        if not failed:
+            raise DataError(f"{settings.path}: {settings.formatter} returned None for each of {len(ahead)} rows")
+        raise bad_rows_error(failed, len(failed))
+    return ahead, good
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _dataset_digest(dataset: Any) -> str:
+    """By the Arrow files that hold it; by its rows if it is held in memory."""
+    digest = hashlib.sha256()
+    for file in dataset.cache_files:
+        digest.update(_file_digest(Path(file["filename"])).encode())
+    if not dataset.cache_files:
+        for row in dataset:
+            digest.update(repr(row).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
+def _demo_rows() -> Iterator[dict[str, Any]]:
     from qdora_fast.demo.world import rows
 
-    return _numbered(rows(), "demo")
+    yield from rows()
+
+
+def _demo_digest() -> str:
+    return hashlib.sha256(json.dumps(list(_demo_rows()), sort_keys=True).encode()).hexdigest()
 
 
 def _folder_files(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
@@ -92,36 +234,33 @@ def _is_saved_dataset(folder: Path) -> bool:
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
-def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
+def _saved(folder: Path, split: str) -> Any:
     from datasets import Dataset, load_from_disk
 
-    saved = load_from_disk(str(folder))
+    try:
+        saved = load_from_disk(str(folder))
+    except (OSError, *WRONG_FEATURES) as error:
+        problem = f"{type(error).__name__}: {_first_line(error)}"
+        raise DataError(f"{folder}: not a folder that save_to_disk has written ({problem}); is it complete?") from error
     if isinstance(saved, Dataset):
-        return _numbered(saved, str(folder))
+        return saved
     if split not in saved:
         raise DataError(f"{folder}: no split {split!r}; set data.split to one of: {', '.join(map(str, saved))}")
-    return _numbered(saved[split], f"{folder} ({split})")
+    return saved[split]
 
 
-def _hub_rows(path: str, split: str, config: str | None) -> Iterator[RawRow]:
+def _hub(path: str, split: str, config: str | None) -> Any:
+    """A dataset of the hub. `datasets` runs no code that lies beside it, and is not asked to."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    if not HUB_ID.fullmatch(path):
-        raise DataError(f"{path!r} is neither a file or folder here nor a hub dataset id such as org/name")
     try:
-        dataset = load_dataset(path, config, split=split)
+        return load_dataset(path, config, split=split)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{path!r} is no file or folder here, and loading it from the hub failed: {_first_line(error)}. "
             f"Check the name, data.split ({split!r}) and the network, or download it and give the file's path."
         ) from error
-    return _numbered(dataset, f"{path} ({split})")
-
-
-def _numbered(rows: Iterable[Any], name: str) -> Iterator[RawRow]:
-    for number, row in enumerate(rows, 1):
-        yield RawRow(cast(dict[str, Any], row), f"{name} row {number}")
 
 
 def _looks_local(path: str) -> bool:

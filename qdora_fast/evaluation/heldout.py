@@ -8,7 +8,7 @@ yet: other metrics, confidence intervals, forgetting.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -90,7 +90,7 @@ def compare(
     )
 
 
-def make_questions(rows: Sequence[dict[str, Any]], tokenizer: Any, *, most: int, max_length: int) -> list[Question]:
+def make_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, most: int, max_length: int) -> list[Question]:
     """Turn held-out rows into questions: everything before the last assistant turn is the prompt.
 
     Rows without an earlier turn (plain text) and prompts longer than `max_length` tokens are passed over.

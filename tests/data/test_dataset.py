@@ -22,7 +22,8 @@ def prepared(path: Path, rows: list[Any], seed: int = 42, **settings: Any) -> Pr
 def test_rows_are_split_and_say_where_they_come_from(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     data = prepared(path, GOOD)
-    assert (len(data.train), len(data.held_out)) == (36, 4)
+    assert len(data.train) + len(data.held_out) == 40
+    assert 4 <= len(data.held_out) <= 6
     first = data.train[0]
     assert first["meta"]["source"] == f"{path}:{first['meta']['row']}"
     assert first["messages"][1] == {"role": "assistant", "content": f"It is {first['meta']['row'] - 1}"}
@@ -33,42 +34,137 @@ def test_rows_are_split_and_say_where_they_come_from(tmp_path: Path) -> None:
 def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     bad = [{"instruction": "x", "output": ""}, {"instruction": "y", "output": " "}, {"instruction": "", "output": "z"}]
-    data = prepared(path, [*GOOD, *bad, GOOD[0] | {"instruction": "q", "input": "n/a"}], format="alpaca")
+    bad += [{"instruction": "no answer at all"}]
+    rows = [*GOOD, *bad, GOOD[0] | {"instruction": "q", "input": "n/a"}]
+    data = prepared(path, rows, format="alpaca", on_bad_row="skip")
     report = data.report
-    assert report.rows_in == 44
-    assert report.kept == 41 == report.train + report.held_out
-    assert [(each.reason, each.count) for each in report.dropped] == [("empty_answer", 2), ("missing_field", 1)]
+    assert report.rows_in == 45
+    assert report.kept == 41 == report.train + report.held_out == len(data.train) + len(data.held_out)
+    dropped = [(each.reason, each.count) for each in report.dropped]
+    assert dropped == [("empty_answer", 2), ("empty_prompt", 1), ("missing_field", 1)]
     assert report.dropped[0].examples == (f"{path}:41, output", f"{path}:42, output")
     assert report.repairs == {"placeholder_input": 1}
-    assert report.as_json() == {
-        "rows_in": 44,
+    plain = report.as_json()
+    assert {key: plain[key] for key in ("rows_in", "kept", "dropped", "train", "held_out", "hash")} == {
+        "rows_in": 45,
         "kept": 41,
-        "dropped": {"empty_answer": 2, "missing_field": 1},
+        "dropped": {"empty_answer": 2, "empty_prompt": 1, "missing_field": 1},
         "train": report.train,
         "held_out": report.held_out,
         "hash": report.hash,
     }
+    assert json.loads(json.dumps(plain)) == plain
+    rejected = [json.loads(line) for line in (data.folder / "rejected.jsonl").read_text().splitlines()]
+    assert [(each["place"], each["reason"]) for each in rejected][-1] == (f"{path}:44", "missing_field")
 
 
-def test_the_same_rows_in_any_order_are_the_same_data(tmp_path: Path) -> None:
+def test_a_row_that_cannot_be_read_stops_the_run_unless_it_may_be_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps(row) for row in GOOD]
+    lines[2:2] = ['{"instruction": "cut', "[1, 2]", '{"instruction": "q", "output": {"a": 1}}']
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError) as caught:
+        prepare(DataSettings(path=str(path)), seed=1)
+    message = str(caught.value)
+    assert "3 of 43 rows cannot be read" in message
+    for expected in ("bad_json", "rows.jsonl:3", "not_an_object", "rows.jsonl:4", "wrong_type", "rows.jsonl:5"):
+        assert expected in message
+    assert "data.on_bad_row: skip" in message
+    report = prepare(DataSettings(path=str(path), on_bad_row="skip"), seed=1).report
+    assert (report.rows_in, report.kept) == (43, 40)
+    assert report.steps()[0] | {"dropped": {}} == {"step": "read", "rows_in": 43, "rows_out": 41, "dropped": {}}
+
+
+def test_the_same_rows_in_any_order_and_any_file_are_the_same_data(tmp_path: Path) -> None:
     one = prepared(tmp_path / "one.jsonl", GOOD)
     other = prepared(tmp_path / "other.jsonl", random.Random(1).sample(GOOD, len(GOOD)))
     assert one.report.hash == other.report.hash
     assert {row["meta"]["hash"] for row in one.held_out} == {row["meta"]["hash"] for row in other.held_out}
 
 
-def test_one_changed_letter_or_another_split_is_other_data(tmp_path: Path) -> None:
+def test_one_changed_letter_or_another_split_or_setting_is_other_data(tmp_path: Path) -> None:
     reference = prepared(tmp_path / "rows.jsonl", GOOD).report.hash
     assert prepared(tmp_path / "rows.jsonl", [*GOOD[1:], GOOD[0] | {"output": "It is 0."}]).report.hash != reference
     assert prepared(tmp_path / "rows.jsonl", GOOD, seed=7).report.hash != reference
+    assert prepared(tmp_path / "rows.jsonl", GOOD, filters={"refusals": True}).report.hash != reference
+
+
+def test_the_version_of_the_data_is_the_same_on_every_machine() -> None:
+    """A fixed value: it may change only when what is kept of the embedded rows changes, or the settings do."""
+    report = prepare(DataSettings(path="demo"), seed=42).report
+    assert report.content_hash == "a29104a921471dbca017fb032ac798e9e32a05a67f726579b59562589f6fef24"
+
+
+def test_rows_that_say_the_same_are_kept_once_and_named(tmp_path: Path) -> None:
+    story = " ".join(f"word{i}" for i in range(60))
+    rows = [*GOOD, GOOD[3] | {"output": "IT  is 3"}, {"instruction": "Tell a story", "output": story}]
+    rows += [{"instruction": "Tell a story", "output": f"{story} end"}]
+    data = prepared(tmp_path / "rows.jsonl", rows)
+    assert {each.reason: each.count for each in data.report.dropped} == {"exact_duplicate": 1, "near_duplicate": 1}
+    kept = [row["messages"][1]["content"] for row in (*data.train, *data.held_out)]
+    assert f"{story} end" in kept and story not in kept, "the longest stays"
+    clusters = [json.loads(line) for line in (data.folder / "duplicates.jsonl").read_text().splitlines()]
+    assert len(clusters) == data.report.duplicates.clusters == 2
+    near = next(cluster for cluster in clusters if cluster["members"][0]["kind"] == "near")
+    assert near["kept"].endswith("rows.jsonl:43")
+    assert 0.8 <= near["members"][0]["similarity"] < 1
+    both = prepared(tmp_path / "rows.jsonl", rows, dedup={"exact": False, "near": False})
+    assert both.report.kept == 43
+    stories = [side for side in (both.train, both.held_out) for row in side if "Tell" in row["messages"][0]["content"]]
+    assert stories[0] is stories[1], "what stays alike stays on one side"
+
+
+def test_own_held_out_rows_are_taken_whole_and_nothing_like_them_is_trained_on(tmp_path: Path) -> None:
+    held = [GOOD[0], GOOD[1], GOOD[1], {"instruction": "Only here", "output": "yes"}]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    rows = [*GOOD, {"instruction": "name NUMBER 1", "output": "another answer"}]
+    data = prepared(tmp_path / "rows.jsonl", rows, held_out_path=str(tmp_path / "held.jsonl"))
+    assert len(data.held_out) == 4
+    assert data.report.dropped_for("in_held_out") == 3
+    asked = {row["messages"][0]["content"].casefold() for row in data.train}
+    assert not asked & {row["messages"][0]["content"].casefold() for row in data.held_out}
+    assert data.report.train == 38
+    assert data.report.sources[1].held_out == 4
+
+
+def test_a_mixture_is_thinned_and_repeated_by_its_weights(tmp_path: Path) -> None:
+    for name, count in (("a", 40), ("b", 400), ("c", 40)):
+        rows = [{"question": f"What is {name}{i}?", "answer": f"It is {i} of {name}"} for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [{"path": str(tmp_path / f"{name}.jsonl"), "weight": w} for name, w in (("a", 3), ("b", 0.5), ("c", 1))]
+    data = prepare(DataSettings(sources=sources), seed=1)
+    a, b, c = data.report.sources
+    assert a.per_epoch == 3 * a.train and c.per_epoch == c.train
+    assert 140 <= b.train <= 220 and b.held_out >= 40, "held-out rows are not thinned"
+    assert data.report.per_epoch == a.per_epoch + b.per_epoch + c.per_epoch
+    assert data.report.kept + data.report.dropped_for("thinned") == 480
+    assert [row["meta"]["origin"] for row in data.train] == sorted(row["meta"]["origin"] for row in data.train)
+    again = prepare(DataSettings(sources=sources, cache=False), seed=1)
+    assert again.report == data.report
+
+
+def test_a_conversation_stays_on_one_side_and_every_stratum_is_asked(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"q{i}", "answer": f"a{i}", "chat": i // 4, "kind": "rare" if i % 5 == 0 else "usual"}
+        for i in range(400)
+    ]
+    grouped = prepared(tmp_path / "rows.jsonl", rows, group="chat")
+    chats = [{(row["meta"]["row"] - 1) // 4 for row in side} for side in (grouped.train, grouped.held_out)]
+    assert not chats[0] & chats[1]
+    assert grouped.report.split.groups == 100
+    layered = prepared(tmp_path / "rows.jsonl", rows, stratify="kind")
+    strata = {value: (train, held) for value, train, held in layered.report.split.strata}
+    assert sum(strata["rare"]) == 80 and 8 <= strata["rare"][1] <= 12
+    assert sum(strata["usual"]) == 320 and 32 <= strata["usual"][1] <= 48
 
 
 def test_mostly_malformed_data_is_refused_with_reasons_and_places(tmp_path: Path) -> None:
     rows = GOOD[:10] + [{"instruction": "x", "output": ""}] * 11
     with pytest.raises(DataError) as caught:
-        prepared(tmp_path / "rows.jsonl", rows)
+        prepared(tmp_path / "rows.jsonl", rows, on_bad_row="skip")
     message = str(caught.value)
-    assert "11 of 21 rows cannot be used as `alpaca`" in message
+    assert "11 of 21 rows cannot be used" in message
+    assert "as `alpaca`" in message
     assert "11 x empty_answer" in message
     assert "rows.jsonl:11" in message
 
@@ -78,20 +174,20 @@ def test_an_answer_that_reads_na_survives_csv(tmp_path: Path) -> None:
     path.write_text("question,answer\nCode of Namibia?,NA\n" + "".join(f"Code {i}?,{i:03}\n" for i in range(11)))
     data = prepare(DataSettings(path=str(path), held_out=0), seed=1)
     assert [row["messages"][-1]["content"] for row in data.train][:3] == ["NA", "000", "001"]
-    assert data.held_out == []
+    assert len(data.held_out) == 0
 
 
 def test_plain_text_rows_have_no_messages(tmp_path: Path) -> None:
     data = prepared(tmp_path / "rows.jsonl", [{"text": f"story {i}"} for i in range(20)])
-    assert data.report.format.name == "text"
-    assert all(row["messages"] == [] and row["text"].startswith("story") for row in data.train + data.held_out)
+    assert data.report.sources[0].format == "text"
+    assert all(row["messages"] == [] and row["text"].startswith("story") for row in (*data.train, *data.held_out))
 
 
 def test_the_embedded_rows_are_usable() -> None:
     data = prepare(DataSettings(path="demo"), seed=42)
     assert data.report.dropped == ()
-    assert data.report.format.name == "alpaca"
-    assert data.report.held_out == round(0.1 * data.report.rows_in)
+    assert data.report.sources[0].format == "alpaca"
+    assert 0.1 <= data.report.held_out / data.report.rows_in <= 0.15
 
 
 def test_max_rows_limits_what_is_read(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from qdora_fast.config import DataSettings
+from qdora_fast.config.data import SourceSettings
 from qdora_fast.data.detection import choose_format, detect
 from qdora_fast.data.readers import RawRow
 from qdora_fast.errors import DataError
@@ -55,6 +55,17 @@ def test_the_error_lists_the_columns_and_what_to_write() -> None:
     assert "data.columns: {prompt: user_query, response: reply_text}" in message
 
 
+def test_a_table_of_a_thousand_columns_is_described_in_a_moment_and_in_a_few_lines() -> None:
+    with pytest.raises(DataError) as caught:
+        detect([{f"measured {number}": 1 for number in range(1_000)}, {"half a pair \ud800": 1}])
+    message = str(caught.value)
+    assert "measured 39 and 961 more" in message
+    assert len(message) < 2_000
+    with pytest.raises(DataError, match=r"half a pair \\ud800") as caught:
+        detect([{"half a pair \ud800": 1, "other": 2}])
+    str(caught.value).encode()
+
+
 def test_a_table_without_header_is_suspected() -> None:
     with pytest.raises(DataError, match="These look like values: add a first line with column names"):
         detect([{"Janet has sixteen ducks that lay eggs every single day.": "How many?", "18": "3"}])
@@ -65,8 +76,8 @@ def test_token_ids_are_refused() -> None:
         detect([{"input_ids": [1, 2], "labels": [1, 2]}])
 
 
-def settings_with(**data: Any) -> DataSettings:
-    return DataSettings(path="rows.csv", **data)
+def settings_with(**data: Any) -> SourceSettings:
+    return SourceSettings(path="rows.csv", **data)
 
 
 def test_settings_win_over_detection() -> None:

@@ -1,0 +1,51 @@
+"""The tokenizer of a base, read without its weights, and the tokens that end its answers.
+
+Rows are filtered, masked and tokenised before a weight is read; all that this needs of a base is here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qdora_fast.errors import ConfigError
+
+
+def load_tokenizer(name: str, revision: str | None) -> tuple[Any, frozenset[int]]:
+    """The tokenizer of a base and the token ids that stop it, without reading its weights.
+
+    Raises:
+        ConfigError: none there, or a slow one.
+    """
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"model.name: cannot read the tokenizer of `{name}`: {first}\n  Check the spelling; for gated models run "
+            "`hf auth login`; without a network give a local folder (or `demo`)"
+        ) from None
+    require_fast(name, tokenizer)
+    try:
+        generation = GenerationConfig.from_pretrained(name, revision=revision)
+    except OSError:  # the model has no file of its own for it
+        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(name, revision=revision))
+    return tokenizer, _stop_ids(generation, tokenizer)
+
+
+def stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Token ids that end an answer: the tokenizer's EOS and the generation config's, one or several."""
+    return _stop_ids(model.generation_config, tokenizer)
+
+
+def require_fast(name: str, tokenizer: Any) -> None:
+    """Raise ConfigError for a tokenizer that cannot say where in the text a token lies."""
+    if getattr(tokenizer, "is_fast", False) is not True:
+        raise ConfigError(f"`{name}` has no fast tokenizer (tokenizer.json); loss masks need its offsets")
+
+
+def _stop_ids(generation: Any, tokenizer: Any) -> frozenset[int]:
+    listed = generation.eos_token_id
+    listed = listed if isinstance(listed, list) else [listed]
+    return frozenset(i for i in [*listed, tokenizer.eos_token_id] if i is not None)

@@ -1,0 +1,249 @@
+"""Puts the report together: from what the pipeline counted and the selection decided to one `DataReport`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from qdora_fast.config import DataSettings
+from qdora_fast.data.languages import languages
+from qdora_fast.data.lengths import TokenReport, describe_tokens
+from qdora_fast.data.pipeline import Gathered
+from qdora_fast.data.quality import QualityReport
+from qdora_fast.data.rejects import Dropped, Tally, total
+from qdora_fast.data.render import FLAGS, Rendering, spoken
+from qdora_fast.data.report import (
+    Cluster,
+    DataReport,
+    DuplicateReport,
+    SourceReport,
+    SplitReport,
+    shares,
+)
+from qdora_fast.data.selection import TOO_MANY, Selection
+from qdora_fast.data.sources import Source
+from qdora_fast.data.store import Columns, Rows
+
+CLUSTERS_SHOWN, MEMBERS_SHOWN, TEXT_SHOWN = 10, 5, 200
+
+BLAMED = {
+    "placeholder_answer": "data.filters.placeholders: false",
+    "truncated_answer": "data.filters.truncated: false",
+    "role_order": "data.filters.role_order: false",
+    "mojibake": "data.filters.mojibake: false",
+    "control_characters": "data.filters.control_characters: false",
+    "repetition": "data.filters.max_repetition: 1",
+    "refusal": "data.filters.refusals: false",
+    "too_long": "a larger model.max_length, or data.on_long: truncate",
+}
+"""What keeps the rows that a filter drops, for sets of which it would drop more than a third."""
+
+
+class Ledger:
+    """Everything that is known about one preparation."""
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        sources: Sequence[Source],
+        columns: Columns,
+        gathered: Gathered,
+        selection: Selection,
+        rows: Rows,
+    ) -> None:
+        self.settings, self.sources, self.columns = settings, sources, columns
+        self.gathered, self.selection, self.rows = gathered, selection, rows
+
+    def late_drops(self) -> list[tuple[str, str, str]]:
+        """(place, reason, detail) of the rows that the selection dropped; the pipeline wrote down its own."""
+        return [(self._place(row), reason, detail) for row, reason, detail in self.selection.dropped]
+
+    def write_duplicates(self, path: Path) -> None:
+        """One line a group of rows that say the same: the row that stays, and the others."""
+        found = self.selection.duplicates
+        with path.open("w", encoding="utf-8") as file:
+            for cluster in found.clusters() if found else ():
+                members = [
+                    {"place": self._place(each.row), "kind": each.kind, "similarity": round(each.similarity, 3)}
+                    for each in cluster.members
+                ]
+                line = {"kept": self._place(cluster.kept), "members": members}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def report(self, settings_hash: str, rendering: Rendering | None) -> DataReport:
+        """The report; see `DataReport`."""
+        tally, chosen = self.gathered.tally, self.selection
+        for place, reason, detail in self.late_drops():
+            tally.count(reason, place, detail)
+        dropped = tally.freeze()
+        content = content_hash(self.columns, chosen.train, chosen.held_out)
+        tokens = self._tokens(rendering, dropped) if rendering else None
+        told = languages(self.gathered.texts)
+        inside = np.concatenate([chosen.train, chosen.held_out])
+        return DataReport(
+            rows_in=self.gathered.rows_in,
+            kept=len(inside),
+            dropped=dropped,
+            train=len(chosen.train),
+            held_out=len(chosen.held_out),
+            per_epoch=len(chosen.per_epoch),
+            hash=version_hash(content, settings_hash),
+            content_hash=content,
+            settings_hash=settings_hash,
+            repairs=dict(self.gathered.repairs),
+            sources=tuple(self._source(number) for number in range(len(self.sources))),
+            duplicates=self._duplicates(),
+            split=SplitReport(chosen.groups, self.settings.group, self.settings.stratify, tuple(chosen.strata)),
+            tokens=tokens,
+            scripts=shares(self.columns.scripts[inside].tolist()),
+            languages=told,
+            languages_of=min(len(self.gathered.texts), 1_000),
+            duplicate_ids=self._duplicate_ids(),
+            warnings=tuple(self._warnings(dropped)),
+        )
+
+    def _place(self, row: int) -> str:
+        return self.rows[row]["meta"]["source"]
+
+    def _source(self, number: int) -> SourceReport:
+        source, chosen, origins = self.sources[number], self.selection, self.columns.origins
+        read, found = source.report(), source.detection
+        epoch = chosen.per_epoch[origins[chosen.per_epoch] == number]
+        return SourceReport(
+            path=source.path,
+            weight=source.settings.weight,
+            rows_in=self.gathered.by_origin[number],
+            train=int((origins[chosen.train] == number).sum()),
+            held_out=int((origins[chosen.held_out] == number).sum()),
+            per_epoch=len(epoch),
+            tokens=int(self.columns.tokens[epoch].sum()),
+            format=found.name,
+            why=found.why,
+            agreement=found.agreement,
+            checked=found.checked,
+            files=read.files,
+            skipped=read.skipped,
+        )
+
+    def _duplicates(self) -> DuplicateReport:
+        found, settings = self.selection.duplicates, self.settings.dedup
+        clusters = found.clusters() if found else []
+        largest = [
+            Cluster(
+                kept=self._place(cluster.kept),
+                text=" ".join("\n".join(spoken(self.rows[cluster.kept])).split())[:TEXT_SHOWN],
+                members=tuple(
+                    (self._place(each.row), each.kind, round(each.similarity, 3))
+                    for each in cluster.members[:MEMBERS_SHOWN]
+                ),
+                size=len(cluster.members),
+            )
+            for cluster in clusters[:CLUSTERS_SHOWN]
+        ]
+        kinds = Counter(each.kind for cluster in clusters for each in cluster.members)
+        return DuplicateReport(
+            kinds["exact"],
+            kinds["near"],
+            settings.similarity,
+            len(clusters),
+            tuple(largest),
+            self.selection.contaminated,
+        )
+
+    def _tokens(self, rendering: Rendering, dropped: Sequence[Dropped]) -> TokenReport:
+        epoch = self.selection.per_epoch
+        bits = {name: int((self.columns.flags[epoch] >> bit & 1).sum()) for bit, name in enumerate(FLAGS)}
+        truncated = bits.pop("truncated")
+        return describe_tokens(
+            self.columns.tokens[epoch],
+            self.columns.trained[epoch],
+            beyond=self.gathered.too_long,
+            max_length=rendering.max_length,
+            limit=rendering.limit,
+            fraction=rendering.limit / rendering.max_length,
+            truncated=truncated,
+            too_short=sum(each.count for each in dropped if each.reason == "too_short"),
+            flags={name: count for name, count in bits.items() if count},
+        )
+
+    def _duplicate_ids(self) -> tuple[str, int, tuple[str, ...]] | None:
+        found = [ids for ids in self.gathered.ids if ids.count]
+        if not found:
+            return None
+        examples = tuple(example for ids in found for example in ids.examples)[:3]
+        return str(found[0].column), sum(ids.count for ids in found), examples
+
+    def _warnings(self, dropped: Sequence[Dropped]) -> list[str]:
+        said = list(self.selection.warnings)
+        for each in dropped:
+            if each.reason in BLAMED and each.count > TOO_MANY * self.gathered.rows_in:
+                said.append(
+                    f"{each.count} of {self.gathered.rows_in} rows were dropped as {each.reason}; "
+                    f"{BLAMED[each.reason]} keeps them"
+                )
+        if self.selection.contaminated:
+            said.append(
+                f"{self.selection.contaminated} training rows repeated held-out rows even after deduplication; "
+                "they were dropped"
+            )
+        ids = self._duplicate_ids()
+        if ids:
+            said.append(f"{ids[1]} rows have the {ids[0]} of an earlier row ({'; '.join(ids[2])}); all were read")
+        return said
+
+
+def after_quality(
+    report: DataReport,
+    columns: Columns,
+    sides: tuple[np.ndarray, np.ndarray, np.ndarray],
+    gone: Sequence[tuple[str, str, str]],
+    quality: QualityReport,
+) -> DataReport:
+    """The report once a reference model has judged: `sides` are what is left (train, per epoch, held out), `gone` the
+    (place, reason, detail) of what is not."""
+    train, per_epoch, held = sides
+    tally = Tally()
+    for place, reason, detail in gone:
+        tally.count(reason, place, detail)
+    dropped = sorted((*report.dropped, *tally.freeze()), key=lambda each: (-each.count, each.reason))
+    content = content_hash(columns, train, held)
+    settings_hash = hashlib.sha256(f"{report.settings_hash} judged".encode()).hexdigest()
+    tokens = report.tokens
+    if tokens:
+        lengths = columns.tokens[per_epoch]
+        tokens = replace(
+            tokens,
+            total=int(lengths.sum()),
+            trained=int(columns.trained[per_epoch].sum()),
+            longest=int(lengths.max(initial=0)),
+            mean=float(lengths.mean()) if len(lengths) else 0.0,
+        )
+    return replace(
+        report,
+        kept=report.kept - total(tally.freeze()),
+        train=len(train),
+        per_epoch=len(per_epoch),
+        dropped=tuple(dropped),
+        content_hash=content,
+        settings_hash=settings_hash,
+        hash=version_hash(content, settings_hash),
+        tokens=tokens,
+        quality=quality,
+    )
+
+
+def content_hash(columns: Columns, train: np.ndarray, held_out: np.ndarray) -> str:
+    """SHA-256 over the contents of both sides: the same for the same rows in any order."""
+    sides = ("\n".join(sorted(bytes(row).hex() for row in columns.hashes[side])) for side in (train, held_out))
+    return hashlib.sha256("\n\nheld out\n".join(sides).encode()).hexdigest()
+
+
+def version_hash(content: str, settings: str) -> str:
+    """The version of the data."""
+    return hashlib.sha256(f"{content} {settings}".encode()).hexdigest()

@@ -1,0 +1,173 @@
+"""What can be said of a row on its own: read it as a conversation, look at what it says, turn it into tokens.
+
+This is the work that every row costs, and it needs no other row: `Judge.chunk` takes a few hundred raw rows and gives
+back a `Chunk`, in any process. What needs all rows (duplicates, the split) is decided afterwards, from the keys and
+MinHash signatures that are made here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qdora_fast.config import DataSettings
+from qdora_fast.data import custom, filters, similarity
+from qdora_fast.data.formats import Conversation, Converter, convert
+from qdora_fast.data.languages import script_of
+from qdora_fast.data.messages import Row
+from qdora_fast.data.readers import BadRow, RawRow
+from qdora_fast.data.rejects import RejectedRow
+from qdora_fast.data.render import FLAGS, Renderer, Rendering, TooLong, spoken
+from qdora_fast.data.split import group_key
+from qdora_fast.data.store import Chunk, Columns, Example
+
+LONG_ENOUGH = 2**31 - 1
+CHARACTERS_PER_TOKEN = 40
+"""A text with more characters per token than this is not counted: it is longer than the limit for sure enough."""
+TEXTS_PER_CHUNK = 256
+"""Of how many rows a chunk the text is kept, to tell languages from."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How rows of one source are read; `own_held_out` rows are the user's own choice and not filtered."""
+
+    converter: Converter
+    formatter: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None
+    own_held_out: bool = False
+
+
+class Job(NamedTuple):
+    """Raw rows of one source; the first is row number `first` of all, counted from 1."""
+
+    origin: int
+    first: int
+    rows: Sequence[RawRow | BadRow]
+
+
+class _Judged(NamedTuple):
+    row: Row
+    prompt: str
+    key: str
+    example: Example | None
+    flags: frozenset[str]
+    said: int
+
+
+class Judge:
+    """Judges rows by the `data` section; `rendering` is None when there is no tokenizer yet.
+
+    Raises:
+        ConfigError: see `render.Renderer`.
+    """
+
+    def __init__(self, origins: Sequence[Origin], settings: DataSettings, rendering: Rendering | None) -> None:
+        self._origins, self._settings = origins, settings
+        self._renderer = Renderer(rendering) if rendering else None
+        shortest = settings.filters.min_tokens
+        self._counted = CHARACTERS_PER_TOKEN * (shortest if isinstance(shortest, int) else 30)
+        """Characters of a row from which its tokens need no counting for `filters.min_tokens`."""
+
+    def chunk(self, job: Job) -> Chunk:
+        """Judge the rows of one job; their order is kept."""
+        judged: list[_Judged] = []
+        rejected: list[tuple[str, str, str]] = []
+        too_long: list[int] = []
+        repairs = Counter[str]()
+        for number, raw in enumerate(job.rows, job.first):
+            try:
+                judged.append(self._judge(raw, job.origin, number, repairs))
+            except RejectedRow as reason:
+                rejected.append((raw.place, reason.reason, reason.detail))
+                too_long += [reason.length] if isinstance(reason, TooLong) else []
+        chunk = self._pack(judged, job)
+        chunk.rejected, chunk.too_long, chunk.repairs = rejected, too_long, dict(repairs)
+        return chunk
+
+    def _judge(self, raw: RawRow | BadRow, number_of_origin: int, number: int, repairs: Counter[str]) -> _Judged:
+        if isinstance(raw, BadRow):
+            raise RejectedRow(raw.reason, raw.detail)
+        origin = self._origins[number_of_origin]
+        given = raw.row if origin.formatter is None else custom.apply(origin.formatter, raw.row)
+        assert given is not None
+        conversation = convert(given, origin.converter)
+        repairs.update(conversation.repairs)
+        row = self._row(conversation, raw, number, number_of_origin)
+        if not origin.own_held_out:
+            filters.check(row, raw.row, self._settings.filters)
+        example, flags, said = None, frozenset[str](), LONG_ENOUGH
+        if self._renderer is not None:
+            example, flags = self._renderer(row)
+            if sum(map(len, spoken(row))) < self._counted:
+                said = self._renderer.said(row)
+        return _Judged(row, group_key(row), similarity.canonical_text(row), example, flags, said)
+
+    def _row(self, conversation: Conversation, raw: RawRow, number: int, origin: int) -> Row:
+        content = {"messages": conversation.messages, "tools": conversation.tools, "text": conversation.text}
+        canonical = unicodedata.normalize("NFC", json.dumps(content, sort_keys=True, ensure_ascii=False))
+        row: Row = {
+            "messages": conversation.messages,
+            "tools": conversation.tools,
+            "meta": {
+                "source": raw.place,
+                "row": number,
+                "hash": hashlib.sha256(canonical.encode()).hexdigest(),
+                "origin": origin,
+            },
+        }
+        if conversation.text is not None:
+            row["text"] = conversation.text
+        return row
+
+    def _pack(self, judged: list[_Judged], job: Job) -> Chunk:
+        lines = [json.dumps(each.row, ensure_ascii=False).encode() + b"\n" for each in judged]
+        by_number = {number: raw.row for number, raw in enumerate(job.rows, job.first) if isinstance(raw, RawRow)}
+        raws = [by_number[each.row["meta"]["row"]] for each in judged]
+        chunk = Chunk(
+            _columns(judged, job.origin, lines),
+            b"".join(lines),
+            groups=[_value(raw, self._settings.group) for raw in raws],
+            strata=[_value(raw, self._settings.stratify) or "" for raw in raws],
+            sampled=["\n".join(spoken(each.row))[:1000] for each in judged[:TEXTS_PER_CHUNK]],
+            signatures=similarity.signatures([similarity.shingles(each.key) for each in judged]),
+        )
+        if self._renderer is not None:
+            examples = [each.example for each in judged if each.example is not None]
+            chunk.input_ids = [example["input_ids"] for example in examples]
+            chunk.labels = [example["labels"] for example in examples]
+        return chunk
+
+
+def _columns(judged: Sequence[_Judged], origin: int, lines: Sequence[bytes]) -> Columns:
+    def keys(texts: Sequence[str]) -> np.ndarray:
+        return np.frombuffer(b"".join(map(similarity.exact_key, texts)), np.uint8).reshape(-1, 16)
+
+    examples = [each.example or {"input_ids": [], "labels": []} for each in judged]
+    return Columns(
+        starts=np.array([len(line) for line in lines], np.int64),
+        keys=keys([each.key for each in judged]),
+        prompts=keys([each.prompt for each in judged]),
+        hashes=np.frombuffer(b"".join(bytes.fromhex(each.row["meta"]["hash"]) for each in judged), np.uint8).reshape(
+            -1, 32
+        ),
+        sizes=np.array([len(each.key) for each in judged], np.int64),
+        said=np.array([each.said for each in judged], np.int32),
+        tokens=np.array([len(example["input_ids"]) for example in examples], np.int32),
+        trained=np.array([sum(label >= 0 for label in example["labels"]) for example in examples], np.int32),
+        flags=np.array([sum(1 << FLAGS.index(flag) for flag in each.flags) for each in judged], np.uint8),
+        origins=np.full(len(judged), origin, np.int16),
+        scripts=np.array([script_of("\n".join(spoken(each.row))) for each in judged], "U20"),
+    )
+
+
+def _value(raw: dict[str, Any], column: str | None) -> str | None:
+    """The value of the user's own column as text; None where there is none."""
+    value = raw.get(column) if column else None
+    return None if value is None or value == "" else str(value)

@@ -1,0 +1,261 @@
+"""Two pages that stand alone: the report about the data, and the sample that a person reads and marks.
+
+Each is one HTML file with everything in it, so that it opens from a folder without a network, can be sent to
+somebody, and looks the same in ten years. The templates, styles and the script are in `page_templates/`.
+
+What comes from the data is text and stays text. Jinja escapes every value, the sample goes in as JSON without
+a single "<" and onto the page by textContent, and a content security policy forbids every request. The report has
+no script at all. Nothing is computed here but geometry: figures come from the report, and a part that is missing
+there is missing on the page.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from qdora_fast.data.messages import REPAIRS, Message, Row
+from qdora_fast.data.preflight import FLAGS
+from qdora_fast.data.rejects import REASONS
+
+ROLE_NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool result"}
+SMALLEST_BAR = 1.2
+"""Height of a bar for a single row, in per cent of the histogram: a few long rows should be seen."""
+TICKS = 6
+CLOSEST_TICKS = 8.0
+"""In per cent of the width: labels closer to each other would run into one."""
+NO_NUMBER = "–"
+NO_BREAK = "\u00a0"
+
+
+def review_page(rows: Sequence[Row], *, dataset: str, name: str) -> str:
+    """The page on which a person reads `rows` (see `review.sample`), marks them, and saves the marks as JSON.
+
+    Args:
+        rows: the sample, in the order to show it.
+        dataset: version hash of the data; marks are kept in the browser under it, and the saved file names it.
+        name: what the reader knows the data by.
+    """
+    sample = {"dataset": dataset, "rows": [_shown(row) for row in rows]}
+    return _render("review.html.j2", name=name, dataset=dataset, sample=_embedded(sample))
+
+
+def report_page(report: Mapping[str, Any], *, name: str) -> str:
+    """The data report as a page: what went in, what was dropped and why, what is left, and what it looks like.
+
+    Args:
+        report: the contents of `report.json`. Every part may be missing or None.
+        name: title of the page.
+    """
+    tokens = report.get("tokens") or {}
+    return _render(
+        "report.html.j2",
+        name=name,
+        report=report,
+        reasons=REASONS | (report.get("reasons") or {}),
+        repairs=REPAIRS,
+        flags=FLAGS,
+        steps=_waterfall(report.get("steps") or []),
+        histogram=_histogram(tokens),
+    )
+
+
+def _render(template: str, **values: Any) -> str:
+    page: str = _templates().get_template(template).render(values)
+    return page.encode(errors="replace").decode()  # half a surrogate, as in a broken file name, becomes "?"
+
+
+@functools.cache
+def _templates() -> Any:
+    """The environment of the templates, compiled once a process."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("qdora_fast", "data/page_templates"),
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,
+        finalize=lambda value: "" if value is None else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"count": _count, "share": _share, "decimal": _decimal, "width": _width}
+    return environment
+
+
+def _embedded(value: object) -> Any:
+    """JSON that no text can break out of: ASCII, and without the characters that mean something in HTML."""
+    from markupsafe import Markup
+
+    text = json.dumps(value, ensure_ascii=True)  # U+2028, U+2029 and half surrogates become \\u escapes, too
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _shown(row: Row) -> dict[str, Any]:
+    """A row as the page shows it. Tool calls become text here, since a browser would round their large numbers."""
+    turns = [_turn("said", "Text", row["text"], learned=True)] if "text" in row else []
+    if row["tools"]:
+        names = ", ".join(str(tool.get("function", tool).get("name")) for tool in row["tools"])
+        turns.append(_turn("tools", f"Tools on offer: {names}", _json(row["tools"])))
+    for message in row["messages"]:
+        turns.extend(_message_turns(message))
+    return {"hash": row["meta"]["hash"], "place": row["meta"]["source"], "turns": turns}
+
+
+def _message_turns(message: Message) -> Iterator[dict[str, Any]]:
+    role = message["role"]
+    learned = role == "assistant" and message.get("train", True)
+    label = ROLE_NAMES[role] + (f" ({message['name']})" if message.get("name") else "")
+    if role == "assistant" and not learned:
+        label += ", not learned"
+    if message.get("reasoning_content"):
+        yield _turn("thought", f"{label}: reasoning", message["reasoning_content"], learned=learned)
+    calls = message.get("tool_calls") or []
+    if message["content"].strip() or not calls:
+        yield _turn("code" if role == "tool" else "said", label, message["content"], learned=learned)
+    for call in calls:
+        function = call["function"]
+        yield _turn("code", f"{label} calls {function['name']}", _json(function["arguments"]), learned=learned)
+
+
+def _turn(kind: str, label: str, text: str, *, learned: bool = False) -> dict[str, Any]:
+    return {"kind": kind, "label": label, "text": text, "learned": learned}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def _waterfall(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each step with the widths of its two bars, as shares of the rows that went into the largest."""
+    widest = max((step.get("rows_in") or 0 for step in steps), default=0) or 1
+    shown = []
+    for step in steps:
+        rows_in, rows_out = step.get("rows_in") or 0, step.get("rows_out") or 0
+        lost = max(0, rows_in - rows_out)
+        shown.append({**step, "lost": lost, "kept_share": rows_out / widest, "lost_share": lost / widest})
+    return shown
+
+
+def _histogram(tokens: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Bars, lines and ticks of the token histogram, in per cent of its width and height; None without counts.
+
+    Every bin is drawn equally wide whatever its edges, so that bins that grow can be drawn as well. A limit beyond
+    the last bin gets empty room, at most a quarter of the chart.
+    """
+    given = tokens.get("histogram") or {}
+    edges, counts = list(given.get("edges") or []), list(given.get("counts") or [])
+    rising = all(low < high for low, high in itertools.pairwise(edges))
+    if len(edges) != len(counts) + 1 or not any(counts) or not rising:
+        return None
+    limits = _limits(tokens)
+    places = [float(place) for place in range(len(edges))]
+    furthest = max((limit["value"] for limit in limits), default=0)
+    shortened = False
+    if furthest > edges[-1]:
+        room = 1.03 * (furthest - edges[-1])
+        bins, most = room / (edges[-1] - edges[-2]), max(1.0, len(counts) / 3)
+        shortened = bins > most
+        places.append(places[-1] + min(bins, most))
+        edges.append(edges[-1] + room)
+    for limit in limits:
+        limit["x"] = _at(limit["value"], edges, places)
+    tallest = max(counts)
+    bars = [
+        bar
+        for low, high, number in zip(edges, edges[1:], counts, strict=False)
+        for bar in _bars(low, high, number, tallest, limits, edges, places)
+    ]
+    ticks = _ticks(edges, places, given["edges"][-1])
+    return {"bars": bars, "limits": limits, "ticks": ticks, "tallest": tallest, "shortened": shortened}
+
+
+def _limits(tokens: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lines to draw: the longest row that is kept, where that is shorter, and the sequence length."""
+    sequence, longest = tokens.get("max_length"), tokens.get("limit")
+    limits: list[dict[str, Any]] = []
+    if longest and longest != sequence:
+        part = f" ({_share(longest / sequence)})" if sequence else ""
+        limits.append({"value": longest, "label": f"limit{part}", "zone": "over"})
+    if sequence:
+        limits.append({"value": sequence, "label": "max_length", "zone": "beyond"})
+    return sorted(limits, key=lambda limit: limit["value"])
+
+
+def _bars(
+    low: float,
+    high: float,
+    number: int,
+    tallest: int,
+    limits: Sequence[Mapping[str, Any]],
+    edges: Sequence[float],
+    places: Sequence[float],
+) -> Iterator[dict[str, Any]]:
+    """One bar, cut where a line runs through it: what lies beyond has another colour."""
+    if not number:
+        return
+    cuts = [low, *(limit["value"] for limit in limits if low < limit["value"] < high), high]
+    for start, end in itertools.pairwise(cuts):
+        zone = next((limit["zone"] for limit in reversed(limits) if start >= limit["value"]), "within")
+        left, right = _at(start, edges, places), _at(end, edges, places)
+        height = max(SMALLEST_BAR, 100 * number / tallest)
+        title = f"{_count(low)} to {_count(high)} tokens: {_count(number)} {'row' if number == 1 else 'rows'}"
+        yield {"x": left, "width": right - left, "height": height, "zone": zone, "title": title}
+
+
+def _ticks(edges: Sequence[float], places: Sequence[float], last: float) -> list[dict[str, float]]:
+    """Labels of the axis up to the last edge: multiples of a power of two, as sequence lengths are."""
+    step = 2 ** math.ceil(math.log2(max(1.0, (last - edges[0]) / TICKS)))
+    ticks: list[dict[str, float]] = []
+    for value in range(math.ceil(edges[0] / step) * step, math.floor(last) + 1, step):
+        x = _at(value, edges, places)
+        if not ticks or x - ticks[-1]["x"] >= CLOSEST_TICKS:
+            ticks.append({"value": value, "x": x})
+    return ticks
+
+
+def _at(value: float, edges: Sequence[float], places: Sequence[float]) -> float:
+    """Where `value` stands between the edges, in per cent of the chart's width."""
+    for index in range(len(edges) - 1):
+        if value <= edges[index + 1] or index == len(edges) - 2:
+            part = (value - edges[index]) / (edges[index + 1] - edges[index])
+            place = places[index] + min(1.0, max(0.0, part)) * (places[index + 1] - places[index])
+            return round(100 * place / places[-1], 3)
+    return 0.0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _count(value: Any) -> str:
+    """12,345; a dash where there is no number."""
+    return f"{round(value):,}" if _is_number(value) else NO_NUMBER
+
+
+def _share(value: Any) -> str:
+    """A share as per cent, with one decimal below 10 % and above 90 %; never 0 or 100 % for nearly none and all."""
+    if not _is_number(value):
+        return NO_NUMBER
+    percent = 100 * value
+    if 0 < percent < 0.1:
+        return f"<{NO_BREAK}0.1{NO_BREAK}%"
+    if 99.9 < percent < 100:
+        return f">{NO_BREAK}99.9{NO_BREAK}%"
+    digits = 1 if percent < 10 or 90 < percent < 100 else 0
+    text = f"{percent:.{digits}f}"
+    return f"{text.removesuffix('.0')}{NO_BREAK}%"
+
+
+def _decimal(value: Any) -> str:
+    """Three digits that count: 0.87, 12.3; 1.2e+08 for what has no place in a table."""
+    return f"{value:.3g}" if _is_number(value) else NO_NUMBER
+
+
+def _width(share: Any) -> str:
+    """A share as a CSS width, kept between nothing and all."""
+    return f"{min(100.0, max(0.0, 100 * share)):.2f}%" if _is_number(share) else "0%"

@@ -1,0 +1,229 @@
+"""The data alone: prepare it, look at it, have a person read a sample. What `qdora-fast data` does.
+
+`train` runs the same steps before it reads a weight (`ready_data`), and checks afterwards that the loaded model's
+tokenizer is the one that was used (`confirm`). A model is needed only for `data.quality`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qdora_fast import show
+from qdora_fast.backend import open_backend
+from qdora_fast.config import Config
+from qdora_fast.data.dataset import DUPLICATES, Prepared
+from qdora_fast.data.render import Renderer, Rendering
+from qdora_fast.data.store import REJECTED
+from qdora_fast.errors import ConfigError
+from qdora_fast.presets import settings_of
+from qdora_fast.run_folder import RunFolder, write_json
+
+CONFIRMED_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Prepared rows, how they became tokens, and the base they are for."""
+
+    prepared: Prepared
+    rendering: Rendering
+    base_name: str
+
+
+def prepare_data(config: str | Path | Mapping[str, Any] | Config, **sections: Any) -> Prepared:
+    """Prepare the rows of a config as `train` would, and say what became of them.
+
+    Args:
+        config: name of a preset, path of a YAML file, a dictionary of sections, or a Config.
+        **sections: settings that replace the config's, for instance data={"path": "my.jsonl"}.
+
+    Returns:
+        Rows and tokens of both sides, and `.report`.
+
+    Raises:
+        QdoraError: every foreseen failure, with the place and the fix in its message.
+    """
+    settings, _ = settings_of(config, sections)
+    open_backend()  # a later `train` in this process needs it to come before transformers
+    console = show.new_console()
+    ready = with_quality(ready_data(settings, find_base(settings, console), console), settings, console)
+    show.preflight(console, ready)
+    return ready.prepared
+
+
+def run_data(config: Config, *, name: str, out: Path | None, reviewed: Path | None, console: Console) -> dict[str, Any]:
+    """Prepare, show, and write the rows, the report and the page of the sample; returns the report as JSON."""
+    if config.data.quality.enabled:
+        open_backend()
+    ready = with_quality(ready_data(config, find_base(config, console), console), config, console)
+    show.preflight(console, ready)
+    folder = out or Path(config.run.dir) / f"{name}-data"
+    review = read_review(ready.prepared, reviewed, config) if reviewed else None
+    write_data(ready.prepared, folder, name=name, seed=config.train.seed, review=review)
+    show.prepared_data(console, folder, review)
+    if review is not None:
+        record_review(folder, review, console)
+    return ready.prepared.report.as_json() | {"path": str(folder), "review": review.as_json() if review else None}
+
+
+def review_run(folder: RunFolder, reviewed: Path, console: Console) -> dict[str, Any]:
+    """Record the review of a finished run's data in its evaluation log; returns the review as JSON."""
+    from qdora_fast.data.review import read_review as read
+
+    report = folder.read_json("data/report.json")
+    hashes = {row["meta"]["hash"] for row in folder.read_rows("data/train.jsonl")}
+    review = read(reviewed, dataset=report["hash"], hashes=hashes)
+    record_review(folder.path, review, console)
+    return dict(review.as_json())
+
+
+def find_base(config: Config, console: Console) -> str:
+    """The name of the base that loaders take; the embedded one is made if it is not there yet."""
+    from qdora_fast.model import locate_base
+
+    with show.demo_base(console) as on_step:
+        return locate_base(config.model, on_step)
+
+
+def ready_data(config: Config, base_name: str, console: Console) -> Ready:
+    """Rows, masks and tokens, with the tokenizer of the base; no weight is read.
+
+    Raises:
+        DataError: see `data.prepare`.
+        ConfigError: the base or its tokenizer is not there, the template does not fit.
+    """
+    from qdora_fast.base_tokenizer import load_tokenizer
+    from qdora_fast.data import prepare
+
+    tokenizer, stop_ids = load_tokenizer(base_name, config.model.revision)
+    rendering = _rendering(config, tokenizer, stop_ids)
+    with show.counting_rows(console, "preparing rows") as on_rows:
+        prepared = prepare(config.data, seed=config.train.seed, rendering=rendering, on_rows=on_rows)
+    return Ready(prepared, rendering, base_name)
+
+
+def confirm(ready: Ready, base: Any, config: Config, console: Console) -> Ready:
+    """Set the template on the loaded model's tokenizer, and make sure that it gives the tokens that were prepared."""
+    from qdora_fast.data import prepare
+
+    rendering = _rendering(config, base.tokenizer, base.stop_ids)
+    before, after = Renderer(ready.rendering), Renderer(rendering)
+    rows = ready.prepared.train[:CONFIRMED_ROWS]
+    if ready.rendering.stop_ids == rendering.stop_ids and all(before(row) == after(row) for row in rows):
+        return replace(ready, rendering=rendering)
+    show.tokenizer_differs(console)
+    prepared = prepare(config.data, seed=config.train.seed, rendering=rendering)
+    return Ready(prepared, rendering, ready.base_name)
+
+
+def with_quality(ready: Ready, config: Config, console: Console, base: Any | None = None) -> Ready:
+    """Without the rows that the reference model finds unfit, if `data.quality` asks for it.
+
+    Args:
+        base: the loaded base, where there is one already.
+    """
+    settings = config.data.quality
+    if not settings.enabled:
+        return ready
+    from qdora_fast.data import quality
+
+    prepared = ready.prepared
+    kept = prepared.folder / f"scores-{_scorer(ready, config)}.json"
+    scores = quality.load_scores(kept) if config.data.cache else None
+    if scores is None:
+        model, tokenizer = _reference(ready, config, base)
+        with show.counting_rows(console, "reading training rows with the reference model", len(prepared.train)) as tell:
+            scores = quality.score(model, tokenizer, prepared.scored_examples or [], settings, on_rows=tell)
+        if config.data.cache:
+            quality.save_scores(kept, scores)
+    verdicts = quality.choose(scores, prepared.scripts, settings)
+    return replace(ready, prepared=prepared.without(verdicts, quality.report(prepared.train, scores, verdicts)))
+
+
+def write_data(prepared: Prepared, folder: Path, *, name: str, seed: int, review: Any | None = None) -> None:
+    """Write train.jsonl, held_out.jsonl, rejected.jsonl, duplicates.jsonl, report.json, report.html, review.html."""
+    from qdora_fast.data.pages import report_page, review_page
+    from qdora_fast.data.review import sample
+
+    folder.mkdir(parents=True, exist_ok=True)
+    prepared.train.write(folder / "train.jsonl")
+    prepared.held_out.write(folder / "held_out.jsonl")
+    for file in (REJECTED, DUPLICATES):
+        shutil.copyfile(prepared.folder / file, folder / file)
+    report = prepared.report.as_json() | {"name": name, "review": review.as_json() if review else None}
+    write_json(folder / "report.json", report)
+    (folder / "report.html").write_text(report_page(report, name=name), encoding="utf-8")
+    rows = [prepared.train[index] for index in sample(prepared.train, seed=seed)]
+    page = review_page(rows, dataset=prepared.report.hash, name=name)
+    (folder / "review.html").write_text(page, encoding="utf-8")
+
+
+def read_review(prepared: Prepared, path: Path, config: Config) -> Any:
+    """A person's marks on the sample of this data.
+
+    Raises:
+        DataError: not such a file, or made for another version of the data.
+    """
+    from qdora_fast.data.review import read_review as read
+    from qdora_fast.data.review import sample
+
+    rows = prepared.train
+    hashes = {rows[index]["meta"]["hash"] for index in sample(rows, seed=config.train.seed)}
+    return read(path, dataset=prepared.report.hash, hashes=hashes)
+
+
+def record_review(folder: Path, review: Any, console: Console) -> None:
+    """Append a review to the evaluation log below `folder`."""
+    from qdora_fast.evaluation import log
+
+    show.reviewed(console, review, log.append(folder, "data_review", review.as_json()))
+
+
+def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int]) -> Rendering:
+    from qdora_fast.data import choose_template
+
+    data = config.data
+    template = choose_template(tokenizer, data.template)
+    return Rendering(
+        tokenizer,
+        config.model.max_length,
+        data.train_on,
+        data.on_long,
+        stop_ids,
+        data.filters.max_fraction,
+        template,
+    )
+
+
+def _reference(ready: Ready, config: Config, base: Any | None) -> tuple[Any, Any]:
+    """The model that scores: the base as it is tuned, or the sibling that was named."""
+    from qdora_fast.model import load_base, load_reference
+    from qdora_fast.trainer import choose_precision
+
+    sibling = config.data.quality.model
+    if sibling is None:
+        base = base or load_base(ready.base_name, config, precision=choose_precision(config.train))
+        return base.model, base.tokenizer
+    model, tokenizer = load_reference(sibling)
+    wanted = ready.rendering.identity()["tokenizer"]
+    if replace(ready.rendering, tokenizer=tokenizer).identity()["tokenizer"] != wanted:
+        raise ConfigError(
+            f"data.quality.model: `{sibling}` has another tokenizer than the base; name a smaller model of the same "
+            "family, or leave it empty to score with the base itself"
+        )
+    return model, tokenizer
+
+
+def _scorer(ready: Ready, config: Config) -> str:
+    """Names the scores of one model for one set of rows."""
+    settings = config.data.quality
+    named = (settings.model or ready.base_name, config.model.revision, config.adapter.quantized, config.train.precision)
+    shaped_by = f"{named} {settings.min_answer_tokens} {ready.prepared.report.hash}"
+    return hashlib.sha256(shaped_by.encode()).hexdigest()[:16]
