@@ -135,7 +135,7 @@ def with_quality(ready: Ready, config: Config, console: Console, base: Any | Non
     from qdora_fast.data import quality
 
     prepared = ready.prepared
-    kept = prepared.folder / f"scores-{_scorer(ready, config)}.json"
+    kept = prepared.folder / f"scores-{_scorer(ready, config)}.npy"
     scores = quality.load_scores(kept) if config.data.cache else None
     if scores is None:
         model, tokenizer = _reference(ready, config, base)

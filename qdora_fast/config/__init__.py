@@ -1,9 +1,9 @@
 """The schema: every knob of a run, with its unit and its default.
 
-This folder is the only place where a default lives: `schema.py` has the sections of a run, `data.py` the
-largest of them. Reading YAML, `--set` and turning mistakes into messages is `config_file.py`'s business; here is
-only what is valid. Names follow Transformers, PEFT and TRL where they have one. Nothing here imports torch,
-so that a wrong config is refused in milliseconds.
+This folder is the only place where a default lives: `schema.py` has the sections of a run, `data.py` and
+`evaluation.py` the two largest. Reading YAML, `--set` and turning mistakes into messages is `config_file.py`'s
+business; here is only what is valid. Names follow Transformers, PEFT and TRL where they have one. Nothing here
+imports torch, so that a wrong config is refused in milliseconds.
 """
 
 from qdora_fast.config.data import (
@@ -14,11 +14,11 @@ from qdora_fast.config.data import (
     QualitySettings,
     SourceSettings,
 )
+from qdora_fast.config.evaluation import EvaluationSettings, MmluSettings
 from qdora_fast.config.schema import (
     AdapterSettings,
     Config,
     EngineSettings,
-    EvaluationSettings,
     ExportSettings,
     ModelSettings,
     RunSettings,
@@ -36,6 +36,7 @@ __all__ = [
     "EvaluationSettings",
     "ExportSettings",
     "FilterSettings",
+    "MmluSettings",
     "ModelSettings",
     "QualitySettings",
     "RunSettings",

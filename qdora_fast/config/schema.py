@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from qdora_fast.config.data import DataSettings
+from qdora_fast.config.evaluation import EvaluationSettings
 from qdora_fast.config.fields import Count, Real, Section, number
 
 Method = Literal["qdora", "dora", "qlora", "lora"]
@@ -165,19 +166,6 @@ class ExportSettings(Section):
     training saw, which reproduces it exactly but keeps the 4-bit noise."""
     proof_rows: Count = Field(16, ge=1, le=1024)
     """Held-out rows on which merged and trained model are compared."""
-
-
-class EvaluationSettings(Section):
-    """The comparison of base and tuned model on the held-out rows."""
-
-    max_rows: Count = Field(200, ge=0)
-    """Held-out rows answered by both models; 0 skips the comparison."""
-    max_new_tokens: Count = Field(128, ge=1)
-    """Longest generated answer in tokens."""
-    batch_size: Count = Field(8, ge=1)
-    """Prompts generated at once."""
-    completions: Count = Field(3, ge=0)
-    """Answers printed side by side at the end of a run."""
 
 
 class Config(Section):

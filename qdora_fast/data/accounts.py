@@ -189,8 +189,8 @@ class Ledger:
                 )
         if self.selection.contaminated:
             said.append(
-                f"{self.selection.contaminated} training rows repeated held-out rows even after deduplication; "
-                "they were dropped"
+                f"the check after the split found {self.selection.contaminated} training rows that are like a "
+                "held-out row; they were dropped"
             )
         ids = self._duplicate_ids()
         if ids:

@@ -71,9 +71,11 @@ class _Unpacked(io.RawIOBase):
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:
+        """Always."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` as far as the next block goes; 0 at the end."""
         while not self._ready:
             block = next(self._blocks, None)
             if block is None:
@@ -85,6 +87,7 @@ class _Unpacked(io.RawIOBase):
         return count
 
     def close(self) -> None:
+        """Close the packed file, too."""
         self._blocks.close()
         super().close()
 

@@ -63,7 +63,10 @@ def convert(row: dict[str, Any], converter: Converter) -> Conversation:
     Raises:
         RejectedRow: with the reason, when the row cannot be trained on.
     """
-    conversation = converter(row)
+    try:
+        conversation = converter(row)
+    except RecursionError as error:
+        raise RejectedRow("wrong_type", "nested too deeply") from error
     if conversation.text is None:
         conversation.messages, repairs = settle(conversation.messages)
         conversation.repairs += repairs
@@ -117,7 +120,7 @@ def from_prompt_completion(row: dict[str, Any]) -> Conversation:
 
 def from_text(row: dict[str, Any]) -> Conversation:
     """Plain text, learned from first to last token."""
-    return Conversation(text=required_text(row, "text"))
+    return Conversation(text=required_text(row, "text", reason="empty_answer"))
 
 
 def columns_converter(columns: Columns) -> Converter:

@@ -123,7 +123,10 @@ def as_text(value: object, field: str) -> str:
         return "".join(_part_text(part, field) for part in value)
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
         raise RejectedRow("wrong_type", f"{field} is {type(value).__name__}")
-    text = str(value)
+    try:
+        text = str(value)
+    except ValueError as error:  # Python prints no integer of more than 4,300 digits
+        raise RejectedRow("wrong_type", f"{field} is a number of thousands of digits") from error
     try:
         text.encode()
     except UnicodeEncodeError as error:

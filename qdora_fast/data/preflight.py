@@ -7,6 +7,7 @@ and two rendered rows in which the learned part is marked. Text in, text out; pr
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from qdora_fast.data.lengths import TokenReport
 from qdora_fast.data.messages import REPAIRS
@@ -38,7 +39,7 @@ def format_preflight(
     colour: bool = False,
 ) -> str:
     """The report as plain text; `colour` marks the trained part green instead of «so»."""
-    lines = [*_rows(report), *_duplicates(report)]
+    lines = [_short_places(line, report) for line in (*_rows(report), *_duplicates(report))]
     if report.tokens and template:
         lines += _tokens(report.tokens, report.per_epoch, template)
     if report.quality:
@@ -87,6 +88,17 @@ def _rows(report: DataReport) -> Iterator[str]:
         yield f"Weights   an epoch has {report.per_epoch:,} rows"
 
 
+def _short_places(line: str, report: DataReport) -> str:
+    """Below the line that names the sources, files are called by their names, where these tell them apart."""
+    files = {name for source in report.sources for name, _ in source.files}
+    names = {file: Path(file).name for file in files if "/" in file}
+    if line.startswith("Data") or len(set(names.values())) < len(names):
+        return line
+    for file, name in sorted(names.items(), key=lambda pair: -len(pair[0])):
+        line = line.replace(file, name)
+    return line
+
+
 def _sides(source: SourceReport) -> str:
     weight = "" if source.weight == 1 else f", {source.per_epoch:,} an epoch by weight {source.weight:g}"
     return f"{source.train:,} to train on{weight}, {source.held_out:,} held out"
@@ -118,6 +130,10 @@ def _duplicates(report: DataReport) -> Iterator[str]:
     yield f"Version   {report.hash[:16]}"
 
 
+def _share(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else f"{share:.1%}"
+
+
 def _percentages(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in list(shares.items())[:6] if share >= 0.01)
 
@@ -125,7 +141,7 @@ def _percentages(shares: Mapping[str, float]) -> str:
 def _tokens(report: TokenReport, rows: int, template: TemplateChoice) -> Iterator[str]:
     yield f"Template  {template.name} ({template.why})"
     yield (
-        f"Tokens    {report.total:,} in {rows:,} rows, {report.trained_share:.0%} of them trained; "
+        f"Tokens    {report.total:,} in {rows:,} rows, {_share(report.trained_share)} of them trained; "
         f"the longest row has {report.longest:,} of {report.max_length:,}"
     )
     yield (

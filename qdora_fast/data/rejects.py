@@ -46,7 +46,7 @@ REASONS: dict[str, str] = {
     # what other rows say: data.dedup and the split
     "exact_duplicate": "the same as another row, apart from case and white space",
     "near_duplicate": "nearly the same as another row",
-    "in_held_out": "a training row that repeats a row of data.held_out_path, or its prompt",
+    "in_held_out": "a training row that repeats a held-out row, or its prompt",
     # what the reference model says: data.quality
     "high_ifd": "the question does not help to predict the answer",
     "outlier_loss": "the answer is far less likely than those of other rows",
@@ -72,7 +72,7 @@ class RejectedRow(Exception):
         assert reason in REASONS, f"unknown reason code {reason!r}"
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
-        self.detail = detail
+        self.detail = detail.encode(errors="backslashreplace").decode()  # a file may hold half a surrogate pair
 
 
 @dataclass(frozen=True)

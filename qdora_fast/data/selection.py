@@ -142,13 +142,9 @@ class _Picker:
             self.drop(np.array(repeated, np.int64), "in_held_out", lambda row: "the same prompt is held out")
             self.selection.groups = len({prompts[row] for row in np.flatnonzero(self.alive)})
             return
+        everywhere = merge_groups(_as_bytes(self.columns.prompts), self.spool.groups, self.links)
         inside = np.flatnonzero(self.alive)
-        position = {int(row): number for number, row in enumerate(inside)}
-        keys = merge_groups(
-            _as_bytes(self.columns.prompts[inside]),
-            [self.spool.groups[row] for row in inside],
-            [(position[i], position[j]) for i, j in self.links if i in position and j in position],
-        )
+        keys = [everywhere[row] for row in inside]  # rows that are gone may still tie others together
         self.selection.groups = len(set(keys))
         strata = [self.spool.strata[row] for row in inside] if self.settings.stratify else None
         self.held[inside] = hold_out(keys, self.settings.held_out, self.seed, strata=strata)

@@ -134,7 +134,7 @@ def chat(*messages: object, **more: object) -> dict[str, Any]:
     ("name", "row", "reason"),
     [
         ("alpaca", {"instruction": "x"}, "missing_field"),
-        ("alpaca", {"instruction": " ", "output": "y"}, "missing_field"),
+        ("alpaca", {"instruction": " ", "output": "y"}, "empty_prompt"),
         ("alpaca", {"instruction": "x", "output": " \n"}, "empty_answer"),
         ("alpaca", {"instruction": "x", "output": None}, "empty_answer"),
         ("alpaca", {"instruction": "x", "output": float("nan")}, "empty_answer"),
@@ -165,7 +165,7 @@ def chat(*messages: object, **more: object) -> dict[str, Any]:
          "broken_tool_json"),
         ("prompt_completion", {"prompt": "x", "completion": ""}, "empty_answer"),
         ("prompt_completion", {"completion": "x"}, "missing_field"),
-        ("text", {"text": "  "}, "missing_field"),
+        ("text", {"text": "  "}, "empty_answer"),
     ],
 )  # fmt: skip
 def test_broken_rows_are_rejected_with_their_reason(name: str, row: dict[str, Any], reason: str) -> None:

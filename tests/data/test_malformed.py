@@ -242,7 +242,6 @@ def test_of_a_table_every_row_is_kept_or_rejected(
     assert kept + rejected == sum(len(row) > 1 or bool(row[0].strip()) for row in rows)
 
 
-@pytest.mark.xfail(strict=True, reason="messages.py does not guard against these yet")
 @pytest.mark.parametrize(
     "more",
     [
