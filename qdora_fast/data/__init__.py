@@ -1,6 +1,15 @@
-"""From files to rows, masks and tokens one can stand behind: `prepare`.
+"""From files to rows, masks and tokens one can stand behind: `prepare`, in dataset.py, is the whole path. Read it first.
 
-`choose_template` comes before it, `format_preflight` turns its report into the page shown before training.
+    files        sources, readers, tables, large_json, compression, ids: whatever lies there, row by row, with its place
+    shapes       detection, formats, custom → messages: one shape of a conversation, or a reason in rejects
+    one row      judge: filters, similarity (the keys of a row), languages; run on all cores by pipeline
+    tokens       templates, vocabulary → spans, masking → render: which tokens are learned
+    all rows     selection: dedup and groups, then split
+    opinion      quality, with reference: what a model thinks of the training rows
+    account      accounts → report, lengths; told by preflight, drawn by pages; review: what a person thinks
+    disk         store, cache
+
+`choose_template` comes before `prepare`, `format_preflight` turns its report into the page shown before training.
 Importing this package imports nothing heavy.
 """
 
