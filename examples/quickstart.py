@@ -15,9 +15,9 @@ def main(runs: str = "runs", **train: float) -> str:
     """Run the whole path; returns the merged model's answer."""
     run = qdora_fast.train("demo", run={"dir": runs, "name": "quickstart"}, train=train)
 
-    figures = run.read_json("evaluation/held_out.json")
-    print(f"exact match on {figures['n']} held-out questions:")
-    print(f"  base {figures['base_accuracy']:.0%}, tuned {figures['tuned_accuracy']:.0%}")
+    task = run.read_json("evaluation/evaluation.json")["task"]
+    print(f"right on {task['n']} held-out questions: base {task['base']:.0%}, tuned {task['tuned']:.0%}")
+    print(f"  {task['words']}")
 
     proof = run.read_json("merged_16bit/export.json")["proof"]
     print(f"the merged model is the trained one: {proof['passed']} (KL {proof['kl']:.2g} nats)")

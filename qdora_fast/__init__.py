@@ -4,6 +4,7 @@ import qdora_fast
 run = qdora_fast.train("demo")                      # a preset, a YAML file, or a dictionary
 run = qdora_fast.train("demo", train={"epochs": 1}) # with settings changed
 qdora_fast.export(run.path, to="merged_16bit")
+qdora_fast.evaluate(run.path)                       # base against tuned, once more
 data = qdora_fast.prepare_data("demo", data={"path": "my.jsonl"})   # the rows alone: kept, dropped and why, split
 
 qdora_fast.fuse(peft_model)                         # the fused layers alone, in a training script of your own
@@ -22,10 +23,11 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
-__all__ = ["export", "fuse", "prepare_data", "train", "unfuse"]
+__all__ = ["evaluate", "export", "fuse", "prepare_data", "train", "unfuse"]
 
 _PUBLIC = {
     "train": "qdora_fast.run",
+    "evaluate": "qdora_fast.evaluating",
     "export": "qdora_fast.export",
     "prepare_data": "qdora_fast.preparing",
     "fuse": "qdora_fast.fusing",

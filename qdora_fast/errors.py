@@ -53,3 +53,9 @@ class ProofError(QdoraError):
     """The exported model is not the model that was trained."""
 
     exit_code = 42
+
+
+class RegressionError(QdoraError):
+    """Tuning made the model forget more than `evaluation.mmlu.fail_below` allows."""
+
+    exit_code = 43

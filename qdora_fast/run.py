@@ -7,7 +7,6 @@ as it happens. Nothing is computed here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from qdora_fast import show
 from qdora_fast.backend import captured_prints, open_backend
 from qdora_fast.config import Config
 from qdora_fast.data.dataset import Prepared
+from qdora_fast.evaluating import Subject, evaluate_model, finish, refuse_regression
 from qdora_fast.hardware import describe as describe_machine
 from qdora_fast.preparing import (
     Ready,
@@ -78,7 +78,7 @@ def run_recipe(config: Config, *, name: str, resume: bool, console: Console, rev
     _fit(model, base, config, folder, ready.prepared, checkpoint, console)
     _save_adapter(model, base.tokenizer, folder)
 
-    comparison = compare_held_out(model, base, config, folder, ready.prepared, console)
+    found = _evaluate(model, base, config, folder, ready.prepared, console)
     if config.export.at_end != "none":
         from qdora_fast.behaviour import release_memory
         from qdora_fast.export import export_merged, merged_folder, record_trained
@@ -88,7 +88,9 @@ def run_recipe(config: Config, *, name: str, resume: bool, console: Console, rev
         release_memory()
         out = merged_folder(folder, config.export.merge_base)
         export_merged(folder, evidence, merge_base=config.export.merge_base, out=out, overwrite=resume, console=console)
-    show.finished(console, folder, config, comparison)
+    finish(folder)
+    show.finished(console, folder)
+    refuse_regression(found or {})
     return folder
 
 
@@ -114,33 +116,17 @@ def dry_run(config: Config, *, console: Console) -> None:
     show.dry_run(console, check_base(ready.base_name, config))
 
 
-def compare_held_out(
+def _evaluate(
     model: Any, base: Any, config: Config, folder: RunFolder, prepared: Prepared, console: Console
-) -> Any | None:
-    """Base against tuned on the held-out rows, written to evaluation/; None when switched off."""
-    from qdora_fast.evaluation.heldout import compare, make_questions
-
+) -> dict[str, Any] | None:
+    """Base against tuned on the held-out rows; None where nothing is held out or it is switched off."""
     if not prepared.held_out_examples or config.evaluation.max_rows == 0:
         return None
     open_backend().FastLanguageModel.for_inference(model)
-    settings = config.evaluation
-    questions = make_questions(
-        prepared.held_out, base.tokenizer, most=settings.max_rows, max_length=config.model.max_length
+    subject = Subject(
+        model, base.tokenizer, base.stop_ids, prepared.held_out, prepared.held_out_examples, base.precision
     )
-    with show.answering(console, 2 * len(questions)) as on_answer:
-        comparison = compare(
-            model,
-            base.tokenizer,
-            questions,
-            prepared.held_out_examples[: settings.max_rows],
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
-            stop_ids=base.stop_ids,
-            on_answer=on_answer,
-        )
-    folder.write_json("evaluation/held_out.json", comparison.figures())
-    folder.write_rows("evaluation/held_out_answers.jsonl", map(asdict, comparison.answers))
-    return comparison
+    return evaluate_model(subject, config, folder, console)
 
 
 def _fit(

@@ -45,13 +45,17 @@ RANKS = {
     "evaluation": 8,
     "show": 9,
     "preparing": 10,
+    "evaluating": 10,
+    "reviewing": 11,
     "fusing": 10,
     "export": 10,
     "chat": 10,
     "doctor": 10,
     "benchmark": 11,
+    "comparison": 11,
     "run": 11,
-    "cli": 12,
+    "comparing": 12,
+    "cli": 13,
 }
 
 # Heavy or touchy libraries, and the only modules that may import them at all ("*": inside functions anywhere).
@@ -59,13 +63,13 @@ OWNERS = {
     "unsloth": {"backend"},
     "unsloth_zoo": set(),
     "click": {"cli", "chat"},
-    "pydantic": {"config", "config_file", "fusing", "data"},
+    "pydantic": {"config", "config_file", "fusing", "data", "evaluation"},
     "ruamel": {"config_file"},
     "trl": {"trainer"},
     "bitsandbytes": {"model", "optim", "doctor", "base_weights", "engine", "benchmark"},
     "triton": {"engine"},
     "datasets": {"data"},
-    "jinja2": {"data"},
+    "jinja2": {"data", "comparison"},
 }
 NEVER_AT_TOP = {"transformers", "trl", "peft", "bitsandbytes", "datasets", "unsloth", "accelerate"}
 TORCH_AT_TOP = {"weights", "base_weights", "adapter", "merge", "proof", "behaviour", "reopen", "engine", "benchmark"}

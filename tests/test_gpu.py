@@ -16,9 +16,9 @@ from qdora_fast.run import train
 @pytest.mark.gpu
 def test_the_demo_tunes_and_exports_on_a_gpu(tmp_path: Path) -> None:
     run = train("demo", run={"dir": str(tmp_path)})
-    figures = run.read_json("evaluation/held_out.json")
-    assert figures["base_accuracy"] <= 0.20
-    assert figures["tuned_accuracy"] >= 0.80
+    figures = run.read_json("evaluation/evaluation.json")["task"]
+    assert figures["base"] <= 0.20
+    assert figures["tuned"] >= 0.80
     assert run.read_json("merged_16bit/export.json")["proof"]["passed"]
 
 

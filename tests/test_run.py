@@ -14,11 +14,14 @@ from qdora_fast.run_folder import RunFolder
 
 
 def test_tuning_teaches_the_demo_base_a_new_skill(demo_run: RunFolder) -> None:
-    figures = demo_run.read_json("evaluation/held_out.json")
+    found = demo_run.read_json("evaluation/evaluation.json")
+    figures, loss = found["task"], found["heldout_loss"]
     assert figures["n"] >= 40
-    assert figures["base_accuracy"] <= 0.20
-    assert figures["tuned_accuracy"] >= 0.80
-    assert figures["tuned_loss"] < figures["base_loss"]
+    assert figures["base"] <= 0.20
+    assert figures["tuned"] >= 0.80
+    assert figures["verdict"] == "better"
+    assert loss["tuned"] < loss["base"]
+    assert found["dataset"]["overlap"] == 0
     assert len(demo_run.read_rows("evaluation/held_out_answers.jsonl")) == figures["n"]
 
 

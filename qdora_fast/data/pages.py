@@ -6,7 +6,8 @@ somebody, and looks the same in ten years. The templates, styles and the script 
 What comes from the data is text and stays text. Jinja escapes every value, the sample goes in as JSON without
 a single "<" and onto the page by textContent, and a content security policy forbids every request. The report has
 no script at all. Nothing is computed here but geometry: figures come from the report, and a part that is missing
-there is missing on the page.
+there is missing on the page. The pages of an evaluation are made with the same environment (`render`), from
+templates of their own.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from qdora_fast.data.messages import REPAIRS, Message, Row
 from qdora_fast.data.preflight import FLAGS
 from qdora_fast.data.rejects import REASONS
 
+TEMPLATES = "data/page_templates"
 ROLE_NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool result"}
 SMALLEST_BAR = 1.2
 """Height of a bar for a single row, in per cent of the histogram: a few long rows should be seen."""
@@ -41,7 +43,7 @@ def review_page(rows: Sequence[Row], *, dataset: str, name: str) -> str:
         name: what the reader knows the data by.
     """
     sample = {"dataset": dataset, "rows": [_shown(row) for row in rows]}
-    return _render("review.html.j2", name=name, dataset=dataset, sample=_embedded(sample))
+    return render("review.html.j2", name=name, dataset=dataset, sample=embedded(sample))
 
 
 def report_page(report: Mapping[str, Any], *, name: str) -> str:
@@ -52,7 +54,7 @@ def report_page(report: Mapping[str, Any], *, name: str) -> str:
         name: title of the page.
     """
     tokens = report.get("tokens") or {}
-    return _render(
+    return render(
         "report.html.j2",
         name=name,
         report=report,
@@ -64,18 +66,25 @@ def report_page(report: Mapping[str, Any], *, name: str) -> str:
     )
 
 
-def _render(template: str, **values: Any) -> str:
-    page: str = _templates().get_template(template).render(values)
+def render(template: str, folder: str = TEMPLATES, **values: Any) -> str:
+    """A page from a template. Values are escaped; numbers have the filters count, share, decimal and width.
+
+    Args:
+        template: name of a file in `folder`, or in the folder of this module's own templates.
+        folder: folder of templates below the package.
+    """
+    page: str = _templates(folder).get_template(template).render(values)
     return page.encode(errors="replace").decode()  # half a surrogate, as in a broken file name, becomes "?"
 
 
 @functools.cache
-def _templates() -> Any:
+def _templates(folder: str) -> Any:
     """The environment of the templates, compiled once a process."""
     import jinja2
 
+    places = [jinja2.PackageLoader("qdora_fast", place) for place in dict.fromkeys((folder, TEMPLATES))]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("qdora_fast", "data/page_templates"),
+        loader=jinja2.ChoiceLoader(places),
         autoescape=True,
         undefined=jinja2.ChainableUndefined,
         finalize=lambda value: "" if value is None else value,
@@ -87,7 +96,7 @@ def _templates() -> Any:
     return environment
 
 
-def _embedded(value: object) -> Any:
+def embedded(value: object) -> Any:
     """JSON that no text can break out of: ASCII, and without the characters that mean something in HTML."""
     from markupsafe import Markup
 
@@ -101,12 +110,17 @@ def _shown(row: Row) -> dict[str, Any]:
     if row["tools"]:
         names = ", ".join(str(tool.get("function", tool).get("name")) for tool in row["tools"])
         turns.append(_turn("tools", f"Tools on offer: {names}", _json(row["tools"])))
-    for message in row["messages"]:
-        turns.extend(_message_turns(message))
+    turns.extend(message_turns(row["messages"]))
     return {"hash": row["meta"]["hash"], "place": row["meta"]["source"], "turns": turns}
 
 
-def _message_turns(message: Message) -> Iterator[dict[str, Any]]:
+def message_turns(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:
+    """A conversation as the pages show it: kind (said, thought, code), label, text, and whether it is learned."""
+    for message in messages:
+        yield from _turns_of(message)
+
+
+def _turns_of(message: Message) -> Iterator[dict[str, Any]]:
     role = message["role"]
     learned = role == "assistant" and message.get("train", True)
     label = ROLE_NAMES[role] + (f" ({message['name']})" if message.get("name") else "")
@@ -228,18 +242,19 @@ def _at(value: float, edges: Sequence[float], places: Sequence[float]) -> float:
     return 0.0
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
+    """A finite number, and neither True nor False."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _count(value: Any) -> str:
     """12,345; a dash where there is no number."""
-    return f"{round(value):,}" if _is_number(value) else NO_NUMBER
+    return f"{round(value):,}" if is_number(value) else NO_NUMBER
 
 
 def _share(value: Any) -> str:
     """A share as per cent, with one decimal below 10 % and above 90 %; never 0 or 100 % for nearly none and all."""
-    if not _is_number(value):
+    if not is_number(value):
         return NO_NUMBER
     percent = 100 * value
     if 0 < percent < 0.1:
@@ -253,9 +268,9 @@ def _share(value: Any) -> str:
 
 def _decimal(value: Any) -> str:
     """Three digits that count: 0.87, 12.3; 1.2e+08 for what has no place in a table."""
-    return f"{value:.3g}" if _is_number(value) else NO_NUMBER
+    return f"{value:.3g}" if is_number(value) else NO_NUMBER
 
 
 def _width(share: Any) -> str:
     """A share as a CSS width, kept between nothing and all."""
-    return f"{min(100.0, max(0.0, 100 * share)):.2f}%" if _is_number(share) else "0%"
+    return f"{min(100.0, max(0.0, 100 * share)):.2f}%" if is_number(share) else "0%"

@@ -1,17 +1,19 @@
-"""Base against tuned on the held-out rows: the same loaded model, answering twice.
+"""Base and tuned model on the held-out rows: the same loaded model, asked twice.
 
-With its adapter switched off the trained model is its own base, at the same quantisation, so
-the difference is the tuning alone. Answers are greedy, rendered with the training template,
-and right when they equal the reference (white space at the ends aside). What it does not do
-yet: other metrics, confidence intervals, forgetting.
+With its adapter switched off the trained model is its own base, at the same quantisation, so the difference is the
+tuning alone. Answers are greedy and rendered with the training template. What counts as right is a metric's business
+(`metrics.py`), whether a difference means anything is `statistics.py`'s; here models are asked and losses taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+OnAnswer = Callable[[int], None]
+"""Told how many more answers are finished."""
 
 
 @dataclass(frozen=True)
@@ -23,71 +25,54 @@ class Question:
     shown: str
     """The last user message, for people."""
     reference: str
+    row: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What base and tuned model said to one question."""
+class Reply:
+    """What a model said: its text, how many tokens it took, and whether it came to an end by itself."""
 
-    question: str
-    reference: str
-    base: str
-    tuned: str
+    text: str
+    tokens: int
+    finished: bool
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Held-out figures of base and tuned model."""
+class Loss:
+    """Summed negative log-likelihood, in nats, of `tokens` trained tokens of one row."""
 
-    answers: tuple[Answer, ...]
-    base_accuracy: float | None
-    """Share of answers equal to the reference; None when nothing was asked."""
-    tuned_accuracy: float | None
-    base_loss: float
-    """Mean loss per trained token of the held-out rows, in nats."""
-    tuned_loss: float
+    total: float
+    tokens: int
 
-    def figures(self) -> dict[str, Any]:
-        """Everything but the answers."""
-        figures = {key: value for key, value in asdict(self).items() if key != "answers"}
-        return {"metric": "exact_match", "n": len(self.answers), **figures}
+    @property
+    def mean(self) -> float:
+        """Nats per token."""
+        return self.total / self.tokens if self.tokens else float("nan")
 
 
-def compare(
-    model: Any,
-    tokenizer: Any,
-    questions: Sequence[Question],
-    rendered: Sequence[dict[str, list[int]]],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    stop_ids: frozenset[int],
-    on_answer: Callable[[int], None] | None = None,
-) -> Comparison:
-    """Ask base and tuned model the same questions and measure their held-out loss.
+@dataclass(frozen=True)
+class Both:
+    """One thing of the base, and the same of the tuned model."""
 
-    Args:
-        model: a PEFT model in evaluation mode.
-        rendered: the held-out rows as `input_ids` and `labels`, for the loss.
-        on_answer: told the number of answers just finished, twice len(questions) in all.
-    """
-    said: dict[str, list[str]] = {}
-    losses: dict[str, float] = {}
-    for name, mode in (("base", model.disable_adapter), ("tuned", nullcontext)):
-        with mode():
-            losses[name] = mean_loss(model, rendered)
-            said[name] = generate(model, tokenizer, questions, max_new_tokens, batch_size, stop_ids, on_answer)
-    answers = tuple(
-        Answer(question.shown, question.reference, base, tuned)
-        for question, base, tuned in zip(questions, said["base"], said["tuned"], strict=True)
-    )
-    return Comparison(
-        answers,
-        _accuracy((answer.base, answer.reference) for answer in answers),
-        _accuracy((answer.tuned, answer.reference) for answer in answers),
-        losses["base"],
-        losses["tuned"],
-    )
+    base: Any
+    tuned: Any
+
+
+def of_both(model: Any, measure: Callable[[], Any]) -> Both:
+    """Run `measure` with the adapter of a PEFT model switched off, then as it is."""
+    with model.disable_adapter():
+        base = measure()
+    with nullcontext():
+        return Both(base, measure())
+
+
+def choose_rows(rows: Sequence[Mapping[str, Any]], most: int) -> list[int]:
+    """Numbers of the rows to ask about, ascending: all, or `most` of them by their content's hash, so that neither the
+    order of the file nor rows added later decide."""
+    if len(rows) <= most:
+        return list(range(len(rows)))
+    ranked = sorted(range(len(rows)), key=lambda number: str(rows[number]["meta"]["hash"]))
+    return sorted(ranked[:most])
 
 
 def make_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, most: int, max_length: int) -> list[Question]:
@@ -105,29 +90,31 @@ def make_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, most: i
         reference = last.get("content") or _rendered_answer(row["messages"], prompt, tokenizer, tools)
         if len(tokenizer(prompt, add_special_tokens=False).input_ids) < max_length:
             users = [message["content"] for message in before if message["role"] == "user"]
-            questions.append(Question(prompt, users[-1] if users else before[-1]["content"], reference.strip()))
+            shown = users[-1] if users else before[-1]["content"]
+            questions.append(Question(prompt, shown, reference.strip(), row))
     return questions
 
 
 def generate(
     model: Any,
     tokenizer: Any,
-    questions: Sequence[Question],
+    prompts: Sequence[str],
     max_new_tokens: int,
     batch_size: int,
     stop_ids: frozenset[int],
-    on_answer: Callable[[int], None] | None = None,
-) -> list[str]:
-    """Greedy answers in the questions' order; batches are of similar length, padded on the left."""
+    on_answer: OnAnswer | None = None,
+) -> list[Reply]:
+    """Greedy answers in the prompts' order; batches are of similar length, padded on the left."""
     import torch
 
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i].prompt))
-    answers = [""] * len(questions)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    replies = [Reply("", 0, False)] * len(prompts)
     with _left_padding(tokenizer), torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            prompts = [questions[i].prompt for i in chosen]
-            batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+            batch = tokenizer(
+                [prompts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False
+            ).to(model.device)
             out = model.generate(  # [batch, prompt + new]
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
@@ -137,27 +124,35 @@ def generate(
                 pad_token_id=tokenizer.pad_token_id,
             )
             for i, tokens in zip(chosen, out[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                answers[i] = tokenizer.decode(_until_stop(tokens, stop_ids), skip_special_tokens=True).strip()
+                said = _until_stop(tokens, stop_ids)
+                text = tokenizer.decode(said, skip_special_tokens=True).strip()
+                replies[i] = Reply(text, len(said), len(said) < len(tokens))
             if on_answer:
                 on_answer(len(chosen))
-    return answers
+    return replies
 
 
-def mean_loss(model: Any, rendered: Sequence[dict[str, list[int]]]) -> float:
-    """Mean cross-entropy over all trained tokens of the rows, in nats; NaN without rows."""
+def row_losses(model: Any, examples: Sequence[Mapping[str, Sequence[int]]]) -> list[Loss]:
+    """The loss of each tokenised row over its trained tokens."""
     import torch
     from torch.nn import functional
 
-    total, count = 0.0, 0
+    losses: list[Loss] = []
     with torch.inference_mode():
-        for row in rendered:
-            ids = torch.tensor([row["input_ids"]], device=model.device)  # [1, T]
-            labels = torch.tensor(row["labels"][1:], device=model.device)  # [T - 1]
+        for example in examples:
+            ids = torch.tensor([list(example["input_ids"])], device=model.device)  # [1, T]
+            labels = torch.tensor(list(example["labels"])[1:], device=model.device)  # [T - 1]
             trained = labels != -100
             logits = model(input_ids=ids).logits[0, :-1][trained]  # [trained, vocabulary]
-            total += float(functional.cross_entropy(logits.float(), labels[trained], reduction="sum"))
-            count += int(trained.sum())
-    return total / count if count else float("nan")
+            total = float(functional.cross_entropy(logits.float(), labels[trained], reduction="sum"))
+            losses.append(Loss(total, int(trained.sum())))
+    return losses
+
+
+def mean_loss(losses: Sequence[Loss]) -> float:
+    """Mean cross-entropy over all trained tokens, in nats; NaN without rows."""
+    tokens = sum(loss.tokens for loss in losses)
+    return sum(loss.total for loss in losses) / tokens if tokens else float("nan")
 
 
 @contextmanager
@@ -182,8 +177,3 @@ def _rendered_answer(messages: list[dict[str, Any]], prompt: str, tokenizer: Any
     for token in tokenizer.all_special_tokens:
         answer = answer.replace(token, "")
     return answer
-
-
-def _accuracy(pairs: Iterator[tuple[str, str]]) -> float | None:
-    right = [said.strip() == reference.strip() for said, reference in pairs]
-    return sum(right) / len(right) if right else None

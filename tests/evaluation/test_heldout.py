@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qdora_fast.data import choose_template
-from qdora_fast.evaluation.heldout import Question, compare, generate, make_questions, mean_loss
+from qdora_fast.evaluation.heldout import Loss, choose_rows, generate, make_questions, mean_loss, of_both, row_losses
 from qdora_fast.model import attach, load_base
 
 
@@ -40,29 +40,45 @@ def test_rows_without_a_question_and_too_long_ones_are_passed_over(loaded) -> No
     assert [q.shown for q in make_questions(rows, base.tokenizer, most=1, max_length=100)] == ["short"]
 
 
+def test_which_rows_are_asked_depends_on_what_they_say_alone() -> None:
+    rows: list[dict[str, Any]] = [{"meta": {"hash": f"{(7 * i) % 101:03}"}} for i in range(100)]
+    chosen = {rows[i]["meta"]["hash"] for i in choose_rows(rows, 20)}
+    assert len(chosen) == 20
+    turned = rows[::-1]
+    assert {turned[i]["meta"]["hash"] for i in choose_rows(turned, 20)} == chosen
+    assert choose_rows(rows, 20) == sorted(choose_rows(rows, 20))
+    assert choose_rows(rows, 1000) == list(range(100))
+
+
 def test_an_untrained_adapter_is_its_base(loaded) -> None:
     base, model = loaded
-    questions = make_questions(
-        [_row("What?", "This."), _row("Where is it then?", "There.")], base.tokenizer, most=9, max_length=100
-    )
-    rendered = [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}]
+    prompts = ["What?", "Where is it then?"]
     done: list[int] = []
-    result = compare(
-        model, base.tokenizer, questions, rendered, max_new_tokens=4, batch_size=1, stop_ids=base.stop_ids,
-        on_answer=done.append,
-    )  # fmt: skip
-    assert all(answer.base == answer.tuned for answer in result.answers)
-    assert result.base_loss == pytest.approx(result.tuned_loss, rel=1e-5)
-    assert sum(done) == 2 * len(questions)
+    said = of_both(model, lambda: generate(model, base.tokenizer, prompts, 4, 1, base.stop_ids, done.append))
+    assert said.base == said.tuned
+    assert sum(done) == 2 * len(prompts)
+    rendered = [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}]
+    losses = of_both(model, lambda: row_losses(model, rendered))
+    assert losses.base[0].mean == pytest.approx(losses.tuned[0].mean, rel=1e-5)
 
 
 def test_the_order_and_size_of_batches_change_no_answer(loaded) -> None:
     base, model = loaded
-    questions = [Question(f"{'x ' * n}answer:", "", "") for n in (9, 1, 5, 3)]
-    alone = generate(model, base.tokenizer, questions, 6, 1, base.stop_ids)
-    together = generate(model, base.tokenizer, questions, 6, 4, base.stop_ids)
+    prompts = [f"{'x ' * n}answer:" for n in (9, 1, 5, 3)]
+    alone = generate(model, base.tokenizer, prompts, 6, 1, base.stop_ids)
+    together = generate(model, base.tokenizer, prompts, 6, 4, base.stop_ids)
     assert alone == together
     assert base.tokenizer.padding_side == "right"  # left for the time of generating only
+
+
+def test_an_answer_that_runs_into_the_limit_is_not_finished(loaded) -> None:
+    base, model = loaded
+    (reply,) = generate(model, base.tokenizer, ["x"], 3, 1, frozenset({10**6}))
+    assert (reply.tokens, reply.finished) == (3, False)
+    with torch.no_grad():
+        first = int(model(**base.tokenizer("x", return_tensors="pt", add_special_tokens=False)).logits[0, -1].argmax())
+    (reply,) = generate(model, base.tokenizer, ["x"], 3, 1, frozenset({first}))
+    assert (reply.text, reply.tokens, reply.finished) == ("", 0, True)
 
 
 def test_the_loss_is_the_mean_over_trained_tokens(loaded) -> None:
@@ -70,18 +86,9 @@ def test_the_loss_is_the_mean_over_trained_tokens(loaded) -> None:
     ids = [5, 6, 7, 8, 9]
     with torch.no_grad():
         log_probs = model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
-    expected = -(log_probs[2, 8] + log_probs[3, 9]) / 2
-    assert mean_loss(model, [{"input_ids": ids, "labels": [-100, -100, -100, 8, 9]}]) == pytest.approx(
-        float(expected), rel=1e-4
-    )
-    assert math.isnan(mean_loss(model, []))
-
-
-def test_accuracy_counts_equal_answers(loaded) -> None:
-    base, model = loaded
-    prompts = [Question("one", "", ""), Question("two", "", "")]
-    said = generate(model, base.tokenizer, prompts, 3, 2, base.stop_ids)
-    questions = [Question("one", "q", said[0]), Question("two", "q", said[1] + " no")]
-    result = compare(model, base.tokenizer, questions, [], max_new_tokens=3, batch_size=2, stop_ids=base.stop_ids)
-    assert result.tuned_accuracy == 0.5
-    assert result.figures()["n"] == 2
+    expected = -(log_probs[2, 8] + log_probs[3, 9])
+    (loss,) = row_losses(model, [{"input_ids": ids, "labels": [-100, -100, -100, 8, 9]}])
+    assert loss.tokens == 2
+    assert loss.total == pytest.approx(float(expected), rel=1e-4)
+    assert mean_loss([loss, Loss(30.0, 8)]) == pytest.approx((loss.total + 30) / 10)
+    assert math.isnan(mean_loss([]))

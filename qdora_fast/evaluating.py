@@ -1,0 +1,275 @@
+"""Did it work? The evaluation of a run: base against tuned, what was forgotten, completions to read, and the log.
+
+`train` calls `evaluate_model` with the model it has in memory; `evaluate` opens a finished run for it. Both leave the
+same: evaluation/evaluation.json, a line in evaluation/log.jsonl, the answers, completions to read, report.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qdora_fast import show
+from qdora_fast.backend import open_backend
+from qdora_fast.config import Config
+from qdora_fast.config_file import load_config
+from qdora_fast.errors import ConfigError, RegressionError
+from qdora_fast.hardware import cache_folder
+from qdora_fast.run_folder import RunFolder
+
+EVALUATION, ANSWERS = "evaluation/evaluation.json", "evaluation/held_out_answers.jsonl"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model with its adapter, ready to be asked, and the held-out rows with their tokens."""
+
+    model: Any
+    tokenizer: Any
+    stop_ids: frozenset[int]
+    rows: Sequence[Mapping[str, Any]]
+    examples: Sequence[Mapping[str, Sequence[int]]]
+    precision: str
+
+
+def evaluate(
+    run: str | Path | RunFolder,
+    *,
+    overrides: Sequence[str] = (),
+    allow_regression: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Evaluate a finished run once more.
+
+    Args:
+        run: its folder.
+        overrides: settings of the `evaluation` section to change, as `evaluation.metric=numeric`.
+        allow_regression: report a fallen MMLU instead of failing.
+
+    Returns:
+        The evaluation, as in evaluation/evaluation.json.
+
+    Raises:
+        ConfigError: not a finished run, no held-out rows, a template that is not the run's, an unknown metric.
+        RegressionError: MMLU fell by more than `evaluation.mmlu.fail_below`.
+    """
+    folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
+    console = console or show.new_console()
+    config = _changed(folder, overrides)
+    subject = open_run(folder, config)
+    found = evaluate_model(subject, config, folder, console)
+    finish(folder)
+    if not allow_regression:
+        refuse_regression(found)
+    return found
+
+
+def evaluate_model(subject: Subject, config: Config, folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Measure, show, and write down; `subject.model` is used as it stands, its adapter switched off for the base."""
+    from qdora_fast.evaluation import log
+    from qdora_fast.evaluation.heldout import choose_rows, make_questions
+    from qdora_fast.evaluation.record import make_record
+    from qdora_fast.evaluation.task import ask, judge, measure_loss
+
+    settings = config.evaluation
+    chosen = choose_rows(subject.rows, settings.max_rows)
+    rows, examples = [subject.rows[i] for i in chosen], [subject.examples[i] for i in chosen]
+    questions = make_questions(rows, subject.tokenizer, most=len(rows), max_length=config.model.max_length)
+    options = _options(config, folder) if settings.metric == "choice" else ()
+    with show.answering(console, 2 * len(questions)) as on_answer:
+        answered = ask(
+            subject.model,
+            subject.tokenizer,
+            questions,
+            settings,
+            subject.stop_ids,
+            options=options,
+            on_answer=on_answer,
+        )
+    task, right = judge(answered, settings)
+    loss, losses = measure_loss(subject.model, examples)
+    by_hash = {row["meta"]["hash"]: number for number, row in enumerate(rows)}
+    folder.write_rows(ANSWERS, _answer_lines(answered, right, losses, by_hash))
+    completions = _completions(subject, answered, config, folder, console)
+    mmlu = _mmlu(subject, config, folder, console)
+    found = make_record(folder, config, task=task, heldout_loss=loss, mmlu=mmlu, completions=completions)
+    folder.write_json(EVALUATION, found)
+    log.append(folder.path, "evaluation", found)
+    show.evaluation(console, found, answered)
+    return found
+
+
+def finish(folder: RunFolder) -> Path:
+    """Write report.html and the model cards anew from what lies in the run's folder; returns the report's path."""
+    from qdora_fast.evaluation.card import model_card
+    from qdora_fast.evaluation.pages import run_page
+
+    for kind in ("adapter", "merged_16bit"):
+        if (folder.path / kind).is_dir():
+            (folder.path / kind / "README.md").write_text(model_card(folder, kind=kind), encoding="utf-8")
+    report = folder.path / "report.html"
+    report.write_text(run_page(folder), encoding="utf-8")
+    return report
+
+
+def refuse_regression(found: Mapping[str, Any]) -> None:
+    """Raise RegressionError when an evaluation says that too much was forgotten."""
+    mmlu = found.get("mmlu")
+    if mmlu and mmlu["status"] == "fail":
+        raise RegressionError(
+            f"{mmlu['words']}. Fewer epochs, a lower learning rate or rank, or general rows in the mixture keep more; "
+            "--allow-regression goes on, evaluation.mmlu.fail_below moves the limit"
+        )
+
+
+def open_run(folder: RunFolder, config: Config) -> Subject:
+    """Load a run's base and adapter, its held-out rows, and their tokens as they were for training.
+
+    Raises:
+        ConfigError: the run did not finish, held nothing out, or its template is not what the base and config give.
+    """
+    unsloth = open_backend()
+    from transformers import AutoTokenizer
+
+    from qdora_fast.data import choose_template
+    from qdora_fast.data.render import Renderer, Rendering
+    from qdora_fast.model import load_trained
+    from qdora_fast.trainer import choose_precision
+
+    made = folder.read_json("model.json")
+    rows = folder.read_rows("data/held_out.jsonl")
+    if not rows:
+        raise ConfigError(
+            f"{folder.path} held no rows out (data.held_out: 0), so there is nothing to evaluate on; train with "
+            "data.held_out: 0.1, or with your own rows in data.held_out_path"
+        )
+    if not folder.adapter.is_dir():
+        raise ConfigError(f"{folder.path} has no adapter yet: the run did not finish; run it again or --resume it")
+    tokenizer = AutoTokenizer.from_pretrained(folder.adapter)
+    base, model = load_trained(made["base"], config, folder.adapter, precision=choose_precision(config.train))
+    template = choose_template(base.tokenizer, config.data.template)
+    if template.text != tokenizer.chat_template:
+        raise ConfigError(
+            f"the chat template saved with {folder.adapter} is not the one that data.template: {config.data.template} "
+            f"gives for `{made['base']}`; one of them was changed after training. Answers would be to other prompts "
+            "than those trained on: put the template back, or train again"
+        )
+    unsloth.FastLanguageModel.for_inference(model)
+    stop_ids = frozenset(made["stop_ids"])
+    renderer = Renderer(
+        Rendering(tokenizer, config.model.max_length, config.data.train_on, config.data.on_long, stop_ids)
+    )
+    return Subject(model, tokenizer, stop_ids, rows, [renderer(row)[0] for row in rows], base.precision)
+
+
+def _changed(folder: RunFolder, overrides: Sequence[str]) -> Config:
+    for text in overrides:
+        if not text.startswith("evaluation."):
+            raise ConfigError(f"--set {text}: a finished run keeps its settings; only evaluation.* can be changed")
+    return load_config(folder.config_file, overrides)
+
+
+def _options(config: Config, folder: RunFolder) -> Sequence[str]:
+    from qdora_fast.evaluation.choices import options_of
+
+    return config.evaluation.choices or options_of(folder.read_rows("data/train.jsonl"))
+
+
+def _answer_lines(answered: Any, right: Sequence[tuple[float, float]], losses: Any, by_hash: Mapping[str, int]) -> Any:
+    replies = zip(answered.questions, answered.replies.base, answered.replies.tuned, right, strict=True)
+    for question, base, tuned, (base_right, tuned_right) in replies:
+        meta = question.row["meta"]
+        number = by_hash[meta["hash"]]
+        yield {
+            "question": question.shown,
+            "reference": question.reference,
+            "base": base.text,
+            "tuned": tuned.text,
+            "base_right": base_right,
+            "tuned_right": tuned_right,
+            "base_loss": losses.base[number].mean,
+            "tuned_loss": losses.tuned[number].mean,
+            "base_finished": base.finished,
+            "tuned_finished": tuned.finished,
+            "place": meta["source"],
+            "hash": meta["hash"],
+        }
+
+
+def _completions(
+    subject: Subject, answered: Any, config: Config, folder: RunFolder, console: Console
+) -> dict[str, Any] | None:
+    """Answers for a person to read: some of the held-out ones, and general prompts that show what was forgotten."""
+    from qdora_fast.evaluation.completions import GENERAL, choose_prompts, write
+    from qdora_fast.evaluation.heldout import generate, of_both
+
+    settings = config.evaluation
+    if not settings.completions or settings.metric == "choice":
+        return None
+    ask = partial(subject.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+    prompts = [ask(list(messages)) for messages in GENERAL]
+    with show.answering(console, 2 * len(prompts)) as on_answer:
+        asked = (prompts, settings.max_new_tokens, settings.batch_size, subject.stop_ids, on_answer)
+        general = of_both(subject.model, lambda: generate(subject.model, subject.tokenizer, *asked))
+    kept = [
+        _completion(f"general-{number}", messages, messages[-1]["content"], None, general, number - 1)
+        for number, messages in enumerate(GENERAL, 1)
+    ]
+    for index in choose_prompts(answered.questions, most=settings.completions, seed=config.train.seed):
+        question = answered.questions[index]
+        prompt = question.row["messages"][:-1]
+        row = question.row["meta"]["hash"]
+        kept.append(_completion(row, prompt, question.shown, question.reference, answered.replies, index))
+    about = f"{config.adapter.method} on {Path(folder.read_json('model.json')['base']).name}"
+    written = write(kept, folder.evaluation, name=folder.path.name, about=about)
+    return {"n": len(kept), "path": str(written.path.relative_to(folder.path)), "sha256": written.sha256}
+
+
+def _completion(name: str, prompt: Sequence[Any], shown: str, reference: str | None, replies: Any, index: int) -> Any:
+    from qdora_fast.evaluation.completions import Completion
+
+    base, tuned = replies.base[index], replies.tuned[index]
+    return Completion(
+        id=name,
+        prompt=prompt,
+        shown=shown,
+        reference=reference,
+        base=base.text,
+        tuned=tuned.text,
+        base_tokens=base.tokens,
+        tuned_tokens=tuned.tokens,
+        base_finished=base.finished,
+        tuned_finished=tuned.finished,
+        general=reference is None,
+    )
+
+
+def _mmlu(subject: Subject, config: Config, folder: RunFolder, console: Console) -> dict[str, Any] | None:
+    settings = config.evaluation.mmlu
+    if not settings.enabled:
+        return None
+    from qdora_fast.evaluation.mmlu import measure
+
+    made = folder.read_json("model.json")
+    identity = {
+        "base": made["base"],
+        "revision": made["revision"],
+        "quantized": config.adapter.quantized,
+        "precision": subject.precision,
+        "packages": folder.read_json("environment.json")["packages"],
+    }
+    with show.asking_benchmark(console) as on_request:
+        return measure(
+            subject.model,
+            subject.tokenizer,
+            settings,
+            identity=identity,
+            cache=cache_folder() / "benchmarks",
+            batch_size=config.evaluation.batch_size,
+            on_request=on_request,
+        )

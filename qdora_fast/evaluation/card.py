@@ -1,0 +1,278 @@
+"""The model card: what a stranger who finds the adapter or the merged model must know, in the hub's own format.
+
+Written from the run's files with huggingface_hub, which knows the header's keys. The card says what was measured and
+what was not, and repeats the limits; it never claims a benchmark score, because what is measured here is a subset or a
+difference. Nothing of this machine goes into it: of a local path only the last name, and no rows of the data, which
+may be private. The licence is the user's to choose, so the card reminds of it instead of guessing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from qdora_fast.config import Config, RunSettings
+from qdora_fast.config_file import dump_config
+from qdora_fast.data.pages import is_number
+from qdora_fast.data.rejects import REASONS
+from qdora_fast.evaluation.before_after import before_after
+from qdora_fast.evaluation.markdown import code, escaped, fenced
+from qdora_fast.evaluation.run_parts import RunParts, base_name, base_on_hub, is_hub_id, part, public_name, read_run
+from qdora_fast.run_folder import RunFolder
+
+Kind = Literal["adapter", "merged_16bit"]
+
+LIBRARIES = {"adapter": "peft", "merged_16bit": "transformers"}
+RELATIONS = {"adapter": "adapter", "merged_16bit": "finetune"}
+PATHS = (
+    *("model.name", "model.base_16bit", "data.path", "data.held_out_path", "data.template", "data.quality.model"),
+    *("evaluation.mmlu.path", "evaluation.mmlu.task_folder"),
+)
+"""Settings that may hold a path of this machine; `run` is left out whole, and sources are looked through."""
+
+NOT_BETTER = {
+    "worse": "It does its task worse than its base.",
+    "no evidence": "There is no evidence that it does its task better than its base.",
+}
+LICENCE = (
+    "> **No licence is set.** Before you publish this, add `license:` to the header above. The licence of the",
+    "> base and the terms of the training data bind what you may choose.",
+)
+USES = {
+    "adapter": """\
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, pipeline
+
+# "." is this folder; its name on the hub does as well
+model, tokenizer = AutoPeftModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+answer = pipeline("text-generation", model, tokenizer=tokenizer)
+print(answer([{"role": "user", "content": "Hello!"}], max_new_tokens=128)[0]["generated_text"][-1]["content"])
+""",
+    "merged_16bit": """\
+from transformers import pipeline
+
+# "." is this folder; its name on the hub does as well
+answer = pipeline("text-generation", ".")
+print(answer([{"role": "user", "content": "Hello!"}], max_new_tokens=128)[0]["generated_text"][-1]["content"])
+""",
+}
+
+
+def model_card(folder: RunFolder, *, kind: Kind) -> str:
+    """The README.md of a run's adapter or merged model. What the run does not know is said to be unknown.
+
+    Args:
+        kind: which of the two it lies beside.
+    """
+    from huggingface_hub import ModelCard
+
+    parts = read_run(folder)
+    sections = (
+        _introduction(parts, kind),
+        LICENCE,
+        ["## How to use it", "", *fenced(USES[kind].rstrip(), "python"), *_use_notes(parts, kind)],
+        ["## Training data", "", *_data(parts)],
+        ["## Results", "", *_results(parts)],
+        ["## Limits", "", *(f"- {line}" for line in _limits(parts, kind))],
+        ["## Reproduction", "", *_reproduction(parts)],
+    )
+    body = "\n\n".join("\n".join(lines).strip() for lines in sections)
+    card: str = ModelCard(f"---\n{_header(parts, kind)}\n---\n\n{body}\n").content
+    return card.encode(errors="replace").decode()
+
+
+def _header(parts: RunParts, kind: Kind) -> str:
+    from huggingface_hub import ModelCardData
+
+    config, on_hub = parts.config, base_on_hub(parts)
+    method = [config.adapter.method] if config else []
+    family = ["dora" if config.adapter.decomposed else "lora"] if config else []
+    header: str = ModelCardData(
+        base_model=on_hub,
+        base_model_relation=RELATIONS[kind] if on_hub else None,
+        library_name=LIBRARIES[kind],
+        pipeline_tag="text-generation",
+        datasets=_hub_datasets(parts) or None,
+        tags=list(dict.fromkeys(["qdora_fast", *method, *family, "unsloth", "sft"])),
+    ).to_yaml()
+    return header
+
+
+def _introduction(parts: RunParts, kind: Kind) -> list[str]:
+    config, base = parts.config, escaped(base_name(parts))
+    lines = [f"# {escaped(parts.name)}", ""]
+    what = "An adapter for" if kind == "adapter" else "A merged 16-bit model, tuned from"
+    revision = parts.model.get("revision") or (config.model.revision if config else None)
+    lines += [f"{what} {base}" + (f" at revision `{code(revision)}`" if revision else "") + "."]
+    if config:
+        adapter = config.adapter
+        on = "a base held in 4-bit NF4" if adapter.quantized else "a 16-bit base"
+        name = "DoRA (magnitude and direction are trained apart)" if adapter.decomposed else "LoRA"
+        scale = "alpha / sqrt(r)" if adapter.rslora else "alpha / r"
+        lines += ["", f"- method: `{adapter.method}`, {name} on {on}"]
+        lines += [f"- rank r = {adapter.r}, alpha = {adapter.alpha:g}, scale {scale}, dropout {adapter.dropout:g}"]
+    targets, precision = parts.model.get("targets"), parts.model.get("precision")
+    if isinstance(targets, list):
+        lines += [f"- {len(targets)} adapted layers: {_names(targets)}"]
+    if precision or parts.model.get("template"):
+        template, computed = code(parts.model.get("template") or "unknown"), code(precision or "unknown")
+        lines += [f"- trained in {computed}, with the chat template `{template}`, which lies beside the weights"]
+    export = next((each for each in parts.exports if each["folder"] == kind), None)
+    if export:
+        into = "the original 16-bit weights" if export.get("merge_base") == "original16" else "the 4-bit weights"
+        proven = "checked to be the model that was trained" if part(export, "proof").get("passed") else "not proven"
+        lines += [f"- merged into {into}; {proven} (see `export.json`)"]
+    return lines
+
+
+def _use_notes(parts: RunParts, kind: Kind) -> list[str]:
+    if kind == "merged_16bit" or base_on_hub(parts):
+        return []
+    return [
+        "",
+        "The base is not on the hub: `base_model_name_or_path` in `adapter_config.json` must name where it lies.",
+    ]
+
+
+def _data(parts: RunParts) -> Iterator[str]:
+    data, config = parts.data, parts.config
+    if config:
+        yield f"- sources: {', '.join(escaped(public_name(source.path)) for source in config.data.mixture)}"
+    if not data:
+        yield "- not recorded"
+        return
+    yield (
+        f"- {_count(data, 'rows_in')} rows read, {_count(data, 'kept')} kept: {_count(data, 'train')} to train on, "
+        + (f"{_count(data, 'held_out')} held out")
+    )
+    known = REASONS | part(data, "reasons")
+    dropped = sorted(part(data, "dropped").items(), key=lambda item: -item[1])
+    yield "- dropped: " + ("; ".join(f"{number:,} {escaped(known.get(why, why))}" for why, number in dropped) or "none")
+    yield f"- held out: {_held_out(parts)}"
+    duplicates = part(data, "duplicates")
+    if duplicates:
+        yield f"- {_count(duplicates, 'exact')} exact and {_count(duplicates, 'near')} near-duplicates were removed"
+    yield f"- version of the rows and their settings (SHA-256): `{code(data.get('hash') or 'unknown')}`"
+    review = parts.data_review()
+    yield (
+        f"- {escaped(review['sentence'])}"
+        if review and review.get("sentence")
+        else "- rows read by a person: review pending"
+    )
+
+
+def _hub_datasets(parts: RunParts) -> list[str]:
+    """Sources that were read from the hub: a folder's or file's rows are listed under its files' names instead."""
+    named = {
+        str(each.get("path")): each.get("files") for each in parts.data.get("sources") or [] if isinstance(each, dict)
+    }
+    paths = dict.fromkeys(source.path for source in parts.config.data.mixture) if parts.config else {}
+    read_whole = {path for path in paths if all(each[0] == path for each in named.get(path) or [])}
+    return [path for path in paths if path in read_whole and is_hub_id(path)]
+
+
+def _held_out(parts: RunParts) -> str:
+    if parts.config is None:
+        return "unknown"
+    settings, split = parts.config.data, part(parts.data, "split")
+    if settings.held_out_path:
+        return "rows from a file of their own"
+    if settings.held_out == 0:
+        return "none"
+    together = f", rows with the same `{code(split['group'])}` together" if split.get("group") else ""
+    share = f"at least {settings.held_out:.0%} of the prompts, by a hash{together}"
+    return f"{share}; near-duplicates of them were not trained on"
+
+
+def _results(parts: RunParts) -> Iterator[str]:
+    lines = list(before_after(parts.evaluation))
+    if not lines:
+        yield "Not measured."
+        return
+    task = part(parts.evaluation, "task")
+    if task.get("words"):
+        yield f"**By the run's own evaluation:** {escaped(task['words'])}"
+        yield ""
+    yield "| | rows | base | tuned | difference | 95 % interval |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+    for line in lines:
+        cells = (line.name, line.n, line.base, line.tuned, line.change, line.interval)
+        yield "| " + " | ".join(escaped(cell) for cell in cells) + " |"
+    yield ""
+    yield "Base and tuned model answered the same rows, greedily; the base is the same loaded model without"
+    yield "the adapter, at the same quantisation."
+    yield ""
+    yield f"Not measured: {_not_measured(parts)}."
+
+
+def _not_measured(parts: RunParts) -> str:
+    mmlu = part(parts.evaluation, "mmlu")
+    missing = [] if part(parts.evaluation, "task") else ["accuracy on the held-out rows"]
+    missing += [] if mmlu else ["what was forgotten (MMLU)"]
+    missing += ["MMLU as a whole (a fixed subset was asked)"] if mmlu and mmlu.get("questions") != "full" else []
+    return ", ".join([*missing, "safety, bias, other languages and tasks than those of the training rows"])
+
+
+def _limits(parts: RunParts, kind: Kind) -> Iterator[str]:
+    config = parts.config
+    if config and config.adapter.quantized:
+        yield "Training saw the base in 4-bit NF4; on 16-bit weights the answers may differ slightly."
+    if config and config.adapter.decomposed and kind == "adapter":
+        yield "Servers often take no DoRA adapter, or drop its magnitudes: deploy the merged model there."
+    task = part(parts.evaluation, "task")
+    if str(task.get("verdict")) in NOT_BETTER:
+        yield NOT_BETTER[str(task["verdict"])]
+    mmlu = part(parts.evaluation, "mmlu")
+    if mmlu.get("status") in ("warn", "fail"):
+        yield escaped(mmlu.get("words") or "MMLU fell")
+    review = parts.review()
+    if review is None:
+        yield "Answers read by a person: review pending."
+    else:
+        yield f"Answers read by a person: {escaped(review.get('reviewer'))} says {escaped(review.get('verdict'))}."
+    yield "It repeats what is wrong in its rows, and it was not tested for other uses than theirs."
+
+
+def _reproduction(parts: RunParts) -> Iterator[str]:
+    evaluation = parts.evaluation
+    training = part(evaluation, "training")
+    for name, key in (("steps", "steps"), ("SHA-256 of the adapter's weights", "adapter_sha256")):
+        if training.get(key):
+            yield f"- {name}: `{code(training[key])}`"
+    packages = part(parts.environment, "packages")
+    if packages:
+        yield "- packages: " + ", ".join(f"{escaped(name)} {escaped(each)}" for name, each in packages.items() if each)
+    gpus = parts.environment.get("gpus")
+    names = [str(each.get("name")) for each in gpus if isinstance(each, dict)] if isinstance(gpus, list) else []
+    yield f"- hardware: {escaped(', '.join(names) or 'CPU')}" if parts.environment else "- hardware: unknown"
+    if parts.config:
+        yield from ("", "<details><summary>The whole config</summary>", "")
+        yield from fenced(_public_config(parts.config), "yaml")
+        yield from ("", "</details>")
+
+
+def _public_config(config: Config) -> str:
+    """The resolved config with names in place of paths, and without where files went."""
+    public: Any = config.model_copy(update={"run": RunSettings()})
+    for key in PATHS:
+        public = _with_name(public, key.split("."))
+    sources = [source.model_copy(update={"path": public_name(source.path)}) for source in config.data.sources]
+    public = public.model_copy(update={"data": public.data.model_copy(update={"sources": sources})})
+    return dump_config(public).rstrip()
+
+
+def _with_name(section: Any, keys: Sequence[str]) -> Any:
+    """A copy of a section in which the path at `keys` is only a name."""
+    value = getattr(section, keys[0])
+    named = _with_name(value, keys[1:]) if len(keys) > 1 else value and public_name(value)
+    return section.model_copy(update={keys[0]: named})
+
+
+def _names(targets: Sequence[Any]) -> str:
+    """The kinds of layers: q_proj, k_proj, ..."""
+    return ", ".join(f"`{code(each)}`" for each in dict.fromkeys(str(name).rsplit(".", 1)[-1] for name in targets))
+
+
+def _count(section: Mapping[str, Any], key: str) -> str:
+    value = section.get(key)
+    return f"{value:,}" if is_number(value) else "an unknown number of"

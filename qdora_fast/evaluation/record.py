@@ -1,0 +1,133 @@
+"""What one evaluation found, in a form that is checked before it is written: the line an auditor reads.
+
+`Evaluation` is the schema. Unknown or missing keys are errors here, not questions later; `schema_version` grows when
+a key changes its meaning. Figures that were not measured are null, never 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from qdora_fast.config import Config
+from qdora_fast.run_folder import RunFolder
+
+SCHEMA_VERSION = 1
+SIDES = ("train", "held_out")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Dataset(_Part):
+    """Which rows: version hashes, counts, and how many contents lie on both sides (0, or something is wrong)."""
+
+    hash: str
+    content_hash: str
+    settings_hash: str
+    train: int
+    held_out: int
+    sha256_train: str
+    sha256_held_out: str
+    overlap: int
+
+
+class Training(_Part):
+    """Which model: how it was trained, on what base, and the hash of what was learned."""
+
+    config: dict[str, Any]
+    config_sha256: str
+    base: str
+    revision: str | None
+    quantized: bool
+    method: str
+    adapter_sha256: str
+    steps: int | None
+    final_loss: float | None
+
+
+class Evaluation(_Part):
+    """One evaluation of one run."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    id: str
+    run: str
+    versions: dict[str, str | None]
+    machine: dict[str, Any]
+    dataset: Dataset
+    training: Training
+    task: dict[str, Any] | None
+    heldout_loss: dict[str, Any] | None
+    mmlu: dict[str, Any] | None
+    completions: dict[str, Any] | None
+
+
+def file_hash(paths: Iterable[Path]) -> str:
+    """SHA-256 over the names and bytes of files, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def value_hash(value: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON value, keys sorted."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def make_record(folder: RunFolder, config: Config, **found: Any) -> dict[str, Any]:
+    """The checked record of one evaluation: what was measured, and everything that it was measured on."""
+    from qdora_fast.adapter import WEIGHTS_NAME, sha256_of
+
+    made, data = folder.read_json("model.json"), folder.read_json("data/report.json")
+    machine = folder.read_json("environment.json")
+    train, held_out = ([row["meta"]["hash"] for row in folder.read_rows(f"data/{side}.jsonl")] for side in SIDES)
+    settings = config.model_dump(mode="json")
+    steps, final = _training_end(folder)
+    return Evaluation(
+        id=datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ"),
+        run=folder.path.name,
+        versions=machine["packages"],
+        machine={key: value for key, value in machine.items() if key != "packages"},
+        dataset=Dataset(
+            hash=data["hash"],
+            content_hash=data["content_hash"],
+            settings_hash=data["settings_hash"],
+            train=len(train),
+            held_out=len(held_out),
+            sha256_train=file_hash([folder.data / "train.jsonl"]),
+            sha256_held_out=file_hash([folder.data / "held_out.jsonl"]),
+            overlap=len(set(train) & set(held_out)),
+        ),
+        training=Training(
+            config=settings,
+            config_sha256=value_hash(settings),
+            base=made["base"],
+            revision=made["revision"],
+            quantized=config.adapter.quantized,
+            method=config.adapter.method,
+            adapter_sha256=sha256_of(folder.adapter / WEIGHTS_NAME),
+            steps=steps,
+            final_loss=final,
+        ),
+        **found,
+    ).model_dump(mode="json")
+
+
+def _training_end(folder: RunFolder) -> tuple[int | None, float | None]:
+    """The last step of the run, and the last training loss that was logged."""
+    if not folder.metrics.is_file():
+        return None, None
+    lines = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines() if line]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    steps = [line["step"] for line in lines if "step" in line]
+    return (max(steps) if steps else None), (losses[-1] if losses else None)

@@ -1,0 +1,144 @@
+"""Accuracy and loss on the held-out rows, base against tuned, as the `task` and `heldout_loss` of an evaluation.
+
+Every question is answered by both models and judged by the same metric, so all comparisons are paired. Questions of
+one group (the same prompt) are resampled together. The losses need no parsing of answers and see the smallest
+change; they are weighted by tokens, as the trainer's are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qdora_fast.config import EvaluationSettings
+from qdora_fast.data.split import group_key
+from qdora_fast.evaluation import statistics
+from qdora_fast.evaluation.heldout import Both, Loss, OnAnswer, Question, generate, mean_loss, of_both, row_losses
+from qdora_fast.evaluation.metrics import Metric, find_metric
+
+RESAMPLES = 10_000
+CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Answered:
+    """All questions with what both models said: `replies` is a `Both` of lists of `Reply`."""
+
+    questions: Sequence[Question]
+    replies: Both
+
+
+def ask(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    settings: EvaluationSettings,
+    stop_ids: frozenset[int],
+    *,
+    options: Sequence[str] = (),
+    on_answer: OnAnswer | None = None,
+) -> Answered:
+    """Have base and tuned model answer; for metric `choice` by the likeliest of `options`, else by writing.
+
+    Args:
+        model: a PEFT model in evaluation mode.
+        on_answer: told the number of answers just finished, twice len(questions) in all.
+    """
+    prompts = [question.prompt for question in questions]
+
+    def write() -> Any:
+        return generate(model, tokenizer, prompts, settings.max_new_tokens, settings.batch_size, stop_ids, on_answer)
+
+    def choose() -> Any:
+        from qdora_fast.evaluation.choices import choose as choose_option
+        from qdora_fast.evaluation.heldout import Reply
+
+        chosen = choose_option(model, tokenizer, prompts, options, batch_size=settings.batch_size)
+        if on_answer:
+            on_answer(len(prompts))
+        return [Reply(options[number], 0, True) for number in chosen]
+
+    return Answered(questions, of_both(model, choose if settings.metric == "choice" else write))
+
+
+def judge(answered: Answered, settings: EvaluationSettings) -> tuple[dict[str, Any] | None, list[tuple[float, float]]]:
+    """The `task` of an evaluation, and for each question how right base and tuned model are by the chosen metric.
+
+    Raises:
+        ConfigError: a metric that does not fit the references; the row is named.
+    """
+    if not answered.questions:
+        return None, []
+    groups = [group_key(question.row) for question in answered.questions]  # type: ignore[arg-type]
+    metric = find_metric(settings.metric, pattern=settings.pattern)
+    scores = _scores(answered, metric)
+    task = {"metric": metric.name} | _compared(metric, scores, groups)
+    task["more"] = {
+        name: _compared(other, _scores(answered, other), groups)
+        for name in settings.more_metrics
+        for other in [find_metric(name, pattern=settings.pattern)]
+    }
+    replies = answered.replies
+    task["truncated"] = {side: _share(not reply.finished for reply in getattr(replies, side)) for side in SIDES}
+    task["empty"] = {side: _share(not reply.text for reply in getattr(replies, side)) for side in SIDES}
+    task["decoding"] = {"greedy": True, "max_new_tokens": settings.max_new_tokens, "padding": "left"}
+    return task, list(zip(scores.base, scores.tuned, strict=True))
+
+
+SIDES = ("base", "tuned")
+
+
+def measure_loss(model: Any, examples: Sequence[Mapping[str, Sequence[int]]]) -> tuple[dict[str, Any] | None, Both]:
+    """The `heldout_loss` of an evaluation, and the losses of each row of base and tuned model."""
+    losses = of_both(model, lambda: row_losses(model, examples))
+    if not examples:
+        return None, losses
+    base, tuned = mean_loss(losses.base), mean_loss(losses.tuned)
+    low, high = _bootstrap(losses.base, losses.tuned)
+    return {
+        "n": len(examples),
+        "base": base,
+        "tuned": tuned,
+        "difference": tuned - base,
+        "ci95": [low, high],
+        "perplexity": {"base": _exp(base), "tuned": _exp(tuned)},
+    }, losses
+
+
+def _scores(answered: Answered, metric: Metric) -> Both:
+    def of(replies: Sequence[Any]) -> list[float]:
+        pairs = zip(replies, answered.questions, strict=True)
+        return [metric.score(reply.text, question.reference, question.row) for reply, question in pairs]
+
+    return Both(of(answered.replies.base), of(answered.replies.tuned))
+
+
+def _compared(metric: Metric, scores: Both, groups: Sequence[str]) -> dict[str, Any]:
+    compare = statistics.compare_rates if metric.binary else statistics.compare_scores
+    return dict(compare(scores.base, scores.tuned, groups=groups).as_json())
+
+
+def _bootstrap(base: Sequence[Loss], tuned: Sequence[Loss]) -> tuple[float, float]:
+    """95 % interval of the difference of the token-weighted mean losses, rows resampled in pairs."""
+    rng = np.random.default_rng(0)
+    change = np.array([after.total - before.total for before, after in zip(base, tuned, strict=True)])
+    tokens = np.array([loss.tokens for loss in base], float)
+    found = []
+    for _ in range(RESAMPLES // CHUNK):
+        drawn = rng.integers(0, len(base), (CHUNK, len(base)))
+        found.append(change[drawn].sum(axis=1) / np.maximum(tokens[drawn].sum(axis=1), 1))
+    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _share(met: Any) -> float:
+    values = list(met)
+    return sum(values) / len(values) if values else 0.0
+
+
+def _exp(loss: float) -> float:
+    return math.exp(min(loss, 700.0))

@@ -1,0 +1,104 @@
+"""What people said about runs, and all runs side by side: `qdora-fast review` and `qdora-fast log`.
+
+A review is an entry in the run's evaluation log, made by a named person about one set of completions (their hash is in
+it). Entries are never changed; the last one counts. `require_review` is the gate in front of an export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qdora_fast import show
+from qdora_fast.errors import ConfigError, RefusedError
+from qdora_fast.evaluating import EVALUATION, finish
+from qdora_fast.evaluation import log
+from qdora_fast.run_folder import RunFolder
+
+VERDICTS = ("pass", "fail", "needs-work")
+
+
+def review(
+    run: str | Path,
+    *,
+    file: Path | None = None,
+    reviewer: str | None = None,
+    verdict: str | None = None,
+    note: str = "",
+    console: Console,
+) -> dict[str, Any]:
+    """Record what a person thinks of a run's completions: the file saved from completions.html, or name and verdict.
+
+    Raises:
+        ConfigError: neither, or the run has no completions.
+        DataError: the file is about other completions.
+    """
+    folder = RunFolder.open(run)
+    kept = folder.read_json(EVALUATION)["completions"]
+    if not kept:
+        raise ConfigError(f"{run} has no completions to review (evaluation.completions: 0); run `qdora-fast evaluate`")
+    if file is not None:
+        from qdora_fast.evaluation.completions import read_review
+
+        found = dict(read_review(file, sha256=kept["sha256"]).as_json())
+    elif reviewer and reviewer.strip() and verdict:
+        found = {"reviewer": reviewer.strip(), "verdict": verdict, "note": note, "completions_sha256": kept["sha256"]}
+    else:
+        raise ConfigError("give the file saved from completions.html, or --reviewer NAME and --verdict")
+    path = log.append(folder.path, "review", found)
+    finish(folder)
+    show.review_recorded(console, found, path)
+    return found
+
+
+def last_review(folder: RunFolder) -> dict[str, Any] | None:
+    """The newest review of the completions that the run has now; None: pending."""
+    if not (folder.path / EVALUATION).is_file():
+        return None
+    kept = folder.read_json(EVALUATION)["completions"] or {}
+    found = [entry for entry in log.entries(folder.path, "review") if entry["completions_sha256"] == kept.get("sha256")]
+    return found[-1] if found else None
+
+
+def require_review(folder: RunFolder) -> None:
+    """Refuse to go on unless a person has read the completions and let them pass.
+
+    Raises:
+        RefusedError: nobody did, or the last verdict is another one.
+    """
+    found = last_review(folder)
+    if found is None:
+        raise RefusedError(
+            f"--require-review: nobody has reviewed {folder.path} yet; read {folder.evaluation / 'completions.html'}, "
+            f"then `qdora-fast review {folder.path} --reviewer NAME --verdict pass`"
+        )
+    if found["verdict"] != "pass":
+        raise RefusedError(
+            f"--require-review: {found['reviewer']} said `{found['verdict']}` about {folder.path}"
+            + (f": {found['note']}" if found["note"] else "")
+        )
+
+
+def evaluations(paths: Sequence[str]) -> list[dict[str, Any]]:
+    """The evaluations of runs, oldest first, each with the review that it got; folders of runs stand for their runs.
+
+    Raises:
+        ConfigError: a path is neither a run nor a folder of runs.
+    """
+    folders: list[RunFolder] = []
+    for path in paths:
+        inside = sorted(config.parent for config in Path(path).glob("*/config.yaml"))
+        if (Path(path) / "config.yaml").is_file() or not inside:
+            folders.append(RunFolder.open(path))
+        else:
+            folders += [RunFolder(run) for run in inside]
+    found = []
+    for folder in folders:
+        reviews = {entry["completions_sha256"]: entry for entry in log.entries(folder.path, "review")}
+        for entry in log.entries(folder.path, "evaluation"):
+            kept = entry["completions"] or {}
+            found.append(entry | {"path": str(folder.path), "review": reviews.get(kept.get("sha256"))})
+    return sorted(found, key=lambda entry: str(entry["at"]))

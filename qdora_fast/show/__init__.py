@@ -1,0 +1,53 @@
+"""What a run tells its user, all in one place: one line a decision, warnings where they matter.
+
+Only this folder and the command line print. Modules return what they decided and why; here it becomes text. Nothing is
+decided here.
+"""
+
+from qdora_fast.show.console import json_line, new_console
+from qdora_fast.show.evaluating import answering, asking_benchmark, evaluation, evaluations, review_recorded
+from qdora_fast.show.rows import counting_rows, preflight, prepared_data, quality, reviewed, tokenizer_differs
+from qdora_fast.show.running import (
+    adapter,
+    chosen,
+    demo_base,
+    dry_run,
+    engine,
+    engine_afterwards,
+    exported,
+    finished,
+    presets,
+    recipe,
+    started,
+    trained,
+    writing,
+)
+
+__all__ = [
+    "adapter",
+    "answering",
+    "asking_benchmark",
+    "chosen",
+    "counting_rows",
+    "demo_base",
+    "dry_run",
+    "engine",
+    "engine_afterwards",
+    "evaluation",
+    "evaluations",
+    "exported",
+    "finished",
+    "json_line",
+    "new_console",
+    "preflight",
+    "prepared_data",
+    "presets",
+    "quality",
+    "recipe",
+    "review_recorded",
+    "reviewed",
+    "started",
+    "tokenizer_differs",
+    "trained",
+    "writing",
+]

@@ -1,0 +1,38 @@
+"""Where text goes, and the forms it takes: a labelled line, a bar, one JSON object."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def new_console() -> Console:
+    """Progress and decisions go to standard error, so that standard output stays for results."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def json_line(content: Any) -> str:
+    """One JSON object on one line."""
+    return json.dumps(content, ensure_ascii=False)
+
+
+def line(console: Console, label: str, text: str, *, markup: bool = False) -> None:
+    """One decision, under its label."""
+    console.print(f"{label.capitalize():<9} {text}", markup=markup)
+
+
+def bar(console: Console) -> Progress:
+    """A progress bar that is seen only on a terminal."""
+    columns = (TextColumn("  {task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
+    return Progress(
+        *columns, TextColumn("{task.fields[said]}"), console=console, transient=True, disable=not console.is_terminal
+    )
+
+
+def short(text: str, most: int = 160) -> str:
+    """The text on one line, cut."""
+    folded = " ".join(text.split())
+    return folded if len(folded) <= most else f"{folded[: most - 1]}…"

@@ -1,0 +1,139 @@
+"""A run from its config to its export, as it happens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from qdora_fast.config import AdapterSettings
+from qdora_fast.run_folder import RunFolder
+from qdora_fast.show.console import bar, line
+
+
+def chosen(console: Console, path: Path, why: str | None) -> None:
+    """Which config, and why that one."""
+    line(console, "config", f"{path}" + (f" ({why})" if why else ""))
+
+
+def started(console: Console, folder: RunFolder, checkpoint: Path | None) -> None:
+    """Where the run's files go."""
+    line(console, "run", f"{folder.path}" + (f", resumed from {checkpoint.name}" if checkpoint else ""))
+
+
+def adapter(console: Console, settings: AdapterSettings, targets: Any, model: Any) -> None:
+    """What is trained."""
+    from qdora_fast.model import parameter_report
+
+    scale = "alpha/sqrt(r)" if settings.rslora else "alpha/r"
+    base = "4-bit NF4 base" if settings.quantized else "16-bit base"
+    kind = "DoRA" if settings.decomposed else "LoRA"
+    line(console, "adapter", f"{settings.method}: {kind} r={settings.r} alpha={settings.alpha:g} ({scale}) on a {base}")
+    line(console, "", targets.said)
+    line(console, "", str(parameter_report(model)))
+
+
+def engine(console: Console, report: Any) -> None:
+    """How adapted layers are computed, and what was left to PEFT."""
+    for number, text in enumerate(report.lines()):
+        line(console, "" if number else "engine", text)
+
+
+def engine_afterwards(console: Console, model: Any) -> None:
+    """What changed while training: layer calls that PEFT's forward took, and memory that was given back."""
+    from qdora_fast.engine.patch import fallbacks, residency
+
+    for why, calls in fallbacks(model).items():
+        line(console, "engine", f"{calls} layer calls ran PEFT's own forward: {why}")
+    kept = residency(model)
+    if kept is not None and kept.given_up:
+        line(console, "engine", f"gave its kept weights back: {kept.given_up}; the run was slower from there on")
+
+
+def recipe(console: Console, lines: Sequence[str]) -> None:
+    """What the training will do."""
+    for number, text in enumerate(lines):
+        line(console, "" if number else "train", text)
+
+
+def trained(console: Console, state: Any) -> None:
+    """Where training ended."""
+    losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+    best = f", best {min(losses):.4f}" if losses else ""
+    last = f"; held-out loss {losses[-1]:.4f}{best}" if losses else ""
+    line(console, "trained", f"{state.global_step} steps{last}")
+
+
+def dry_run(console: Console, targets: Any) -> None:
+    """What a real run would adapt; said in place of training."""
+    line(console, "adapter", targets.said)
+    line(console, "dry run", "everything checked; no weights were read and nothing was written")
+
+
+def exported(console: Console, report: dict[str, Any]) -> None:
+    """The proof, check by check."""
+    proof = report.get("proof")
+    for check in proof["checks"] if proof else []:
+        mark = "[green]passed[/]" if check["passed"] else "[red]FAILED[/]"
+        line(console, "", f"{mark} {escape(check['words'])}", markup=True)
+    size = f", {report['bytes'] / 2**20:,.0f} MiB" if report.get("bytes") else ""
+    line(console, "exported", f"{report['format']} to {report['path']}{size}")
+
+
+def finished(console: Console, folder: RunFolder) -> None:
+    """Where everything is, and what to do next."""
+    merged, completions = folder.path / "merged_16bit", folder.evaluation / "completions.html"
+    console.print()
+    if merged.is_dir():
+        console.print(f"merged model  {merged}  (load it with AutoModelForCausalLM)", markup=False)
+    console.print(f"adapter       {folder.adapter}", markup=False)
+    console.print(f"report        {folder.path / 'report.html'}", markup=False)
+    if completions.is_file():
+        console.print(f"read answers  {completions}  (mark them, save, then: qdora-fast review {folder.path} FILE)")
+    console.print(f"try it        qdora-fast chat {folder.path}", markup=False)
+
+
+def presets(console: Console, *, schema: bool) -> None:
+    """The shipped configs as a table, or the config schema as JSON on standard output."""
+    from qdora_fast import config_file, hardware
+    from qdora_fast import presets as shipped
+    from qdora_fast.errors import ConfigError
+
+    if schema:
+        print(json.dumps(config_file.json_schema(), indent=2, ensure_ascii=False))
+        return
+    for preset in shipped.list_presets():
+        print(f"{preset.name:<24} {preset.about}\n{'':<24} card: {preset.card}")
+    try:
+        path, why = shipped.choose_preset(hardware.gpus())
+        console.print(f"\nHere `qdora-fast train` takes {path.stem}: {why}.", markup=False)
+    except ConfigError as error:
+        console.print(f"\n{error}", markup=False)
+
+
+@contextmanager
+def demo_base(console: Console) -> Iterator[Callable[[int, int, float], None]]:
+    """A progress bar that appears only if the embedded base has to be pretrained."""
+    with bar(console) as progress:
+        tasks: list[Any] = []
+
+        def on_step(step: int, total: int, loss: float) -> None:
+            if not tasks:
+                line(console, "base", "pretraining the embedded base; this happens once and is kept in the cache")
+                tasks.append(progress.add_task("pretraining", total=total, said=""))
+            progress.update(tasks[0], completed=step, said=f"loss {loss:.3f}")
+
+        yield on_step
+
+
+@contextmanager
+def writing(console: Console, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar over bytes written."""
+    with bar(console) as progress:
+        task = progress.add_task("merging", total=total, said="")
+        yield lambda count: progress.advance(task, count)

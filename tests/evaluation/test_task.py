@@ -1,0 +1,96 @@
+"""From replies to the `task` and `heldout_loss` of an evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qdora_fast.config import EvaluationSettings
+from qdora_fast.evaluation.heldout import Both, Question, Reply
+from qdora_fast.evaluation.task import Answered, judge, measure_loss
+
+
+def answered(*pairs: tuple[str, str, str]) -> Answered:
+    """(reference, base, tuned) of each question; an answer that ends with "..." ran into the limit."""
+    rows: list[Any] = [
+        {
+            "messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": reference}],
+            "tools": None,
+            "meta": {"source": f"rows:{i}", "row": i, "hash": str(i)},
+        }
+        for i, (reference, _, _) in enumerate(pairs)
+    ]
+    questions = [
+        Question(f"q{i}:", f"q{i}", pair[0], row) for i, (pair, row) in enumerate(zip(pairs, rows, strict=True))
+    ]
+    replies = [[Reply(pair[side], 3, not pair[side].endswith("...")) for pair in pairs] for side in (1, 2)]
+    return Answered(questions, Both(*replies))
+
+
+def test_accuracy_is_paired_and_says_who_changed() -> None:
+    pairs = [("Paris", "Rome", "paris."), ("Oslo", "Oslo", "Bern"), ("Lima", "Quito", "Lima")] * 4
+    task, right = judge(answered(*pairs), EvaluationSettings())
+    assert task is not None
+    assert (task["metric"], task["n"], task["gained"], task["lost"]) == ("normalized_match", 12, 8, 4)
+    assert (task["base"], task["tuned"], task["difference"]) == pytest.approx((1 / 3, 2 / 3, 1 / 3))
+    assert right[:3] == [(0, 1), (1, 0), (0, 1)]
+    assert task["ci95"][0] <= task["difference"] <= task["ci95"][1]
+
+
+def test_what_was_cut_or_empty_is_counted_for_each_model() -> None:
+    task, _ = judge(answered(("a", "", "a"), ("b", "b b b ...", "b")), EvaluationSettings())
+    assert task is not None
+    assert task["truncated"] == {"base": 0.5, "tuned": 0.0}
+    assert task["empty"] == {"base": 0.5, "tuned": 0.0}
+
+
+def test_more_metrics_stand_beside_and_decide_nothing() -> None:
+    settings = EvaluationSettings(metric="exact_match", more_metrics=["contains", "numeric"])
+    task, _ = judge(answered(("7", "it is 7", "7"), ("12", "none", "#### 12")), settings)
+    assert task is not None
+    assert (task["base"], task["tuned"]) == (0.0, 0.5)
+    assert (task["more"]["numeric"]["base"], task["more"]["numeric"]["tuned"]) == (0.5, 1.0)
+    assert task["more"]["contains"]["tuned"] == 1.0
+
+
+def test_nothing_asked_is_no_task() -> None:
+    assert judge(answered(), EvaluationSettings()) == (None, [])
+
+
+class _Model:
+    """Says the loss it is told to: one logit stands out by `margin` for every right token."""
+
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self.margin = 3.0
+
+    def disable_adapter(self) -> Any:
+        from contextlib import contextmanager
+
+        @contextmanager
+        def off() -> Any:
+            self.margin = 1.0
+            yield
+            self.margin = 3.0
+
+        return off()
+
+    def __call__(self, input_ids: Any) -> Any:
+        import torch
+
+        logits = torch.zeros(1, input_ids.shape[1], 11)
+        logits[0, :-1].scatter_(1, input_ids[0, 1:, None], self.margin)
+        return type("Out", (), {"logits": logits})
+
+
+def test_the_loss_is_weighted_by_tokens_and_has_an_interval() -> None:
+    examples = [{"input_ids": [1] * n, "labels": [-100] + [1] * (n - 1)} for n in (3, 9, 5, 7)]
+    found, losses = measure_loss(_Model(), examples)
+    assert found is not None
+    assert found["tuned"] < found["base"]
+    assert found["difference"] == pytest.approx(found["tuned"] - found["base"])
+    assert found["ci95"] == pytest.approx([found["difference"]] * 2), "every token changed by the same"
+    assert [loss.tokens for loss in losses.base] == [2, 8, 4, 6]
+    assert measure_loss(_Model(), [])[0] is None
