@@ -72,14 +72,14 @@ def evaluate(
 def evaluate_model(subject: Subject, config: Config, folder: RunFolder, console: Console) -> dict[str, Any]:
     """Measure, show, and write down; `subject.model` is used as it stands, its adapter switched off for the base."""
     from qdora_fast.evaluation import log
-    from qdora_fast.evaluation.heldout import choose_rows, make_questions
+    from qdora_fast.evaluation.heldout import choose_rows
     from qdora_fast.evaluation.record import make_record
     from qdora_fast.evaluation.task import ask, judge, measure_loss
 
     settings = config.evaluation
     chosen = choose_rows(subject.rows, settings.max_rows)
     rows, examples = [subject.rows[i] for i in chosen], [subject.examples[i] for i in chosen]
-    questions = make_questions(rows, subject.tokenizer, most=len(rows), max_length=config.model.max_length)
+    questions = check_questions(rows, subject.tokenizer, config)
     options = _options(config, folder) if settings.metric == "choice" else ()
     with show.answering(console, 2 * len(questions)) as on_answer:
         answered = ask(
@@ -102,6 +102,24 @@ def evaluate_model(subject: Subject, config: Config, folder: RunFolder, console:
     log.append(folder.path, "evaluation", found)
     show.evaluation(console, found, answered)
     return found
+
+
+def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: Config) -> list[Any]:
+    """The questions of these held-out rows, once it is sure that the metrics can judge their answers.
+
+    Raises:
+        ConfigError, DataError: see `evaluation.task.check`; or MMLU is asked for and its harness is not installed.
+    """
+    from qdora_fast.evaluation.heldout import make_questions
+    from qdora_fast.evaluation.task import check
+
+    if config.evaluation.mmlu.enabled:
+        from qdora_fast.evaluation.harness import harness_version
+
+        harness_version()
+    questions = make_questions(rows, tokenizer, most=len(rows), max_length=config.model.max_length)
+    check(questions, config.evaluation)
+    return questions
 
 
 def finish(folder: RunFolder) -> Path:

@@ -16,7 +16,7 @@ from qdora_fast import show
 from qdora_fast.backend import captured_prints, open_backend
 from qdora_fast.config import Config
 from qdora_fast.data.dataset import Prepared
-from qdora_fast.evaluating import Subject, evaluate_model, finish, refuse_regression
+from qdora_fast.evaluating import Subject, check_questions, evaluate_model, finish, refuse_regression
 from qdora_fast.hardware import describe as describe_machine
 from qdora_fast.preparing import (
     Ready,
@@ -105,6 +105,8 @@ def prepare_run(config: Config, console: Console) -> Ready:
     check_base(base_name, config)
     ready = ready_data(config, base_name, console)
     show.preflight(console, ready)
+    if config.evaluation.max_rows:
+        check_questions(list(ready.prepared.held_out), ready.rendering.tokenizer, config)
     return ready
 
 

@@ -28,6 +28,8 @@ RANKS = {
     "data": 4,
     "demo": 3,
     "staging": 3,
+    "memory": 4,
+    "advice": 5,
     "weights": 4,
     "base_weights": 5,
     "adapter_guard": 4,
@@ -53,6 +55,7 @@ RANKS = {
     "doctor": 10,
     "benchmark": 11,
     "comparison": 11,
+    "planning": 11,
     "run": 11,
     "comparing": 12,
     "cli": 13,
@@ -69,9 +72,10 @@ OWNERS = {
     "bitsandbytes": {"model", "optim", "doctor", "base_weights", "engine", "benchmark"},
     "triton": {"engine"},
     "datasets": {"data"},
-    "jinja2": {"data", "comparison"},
+    "jinja2": {"data"},
+    "lm_eval": {"evaluation"},
 }
-NEVER_AT_TOP = {"transformers", "trl", "peft", "bitsandbytes", "datasets", "unsloth", "accelerate"}
+NEVER_AT_TOP = {"transformers", "trl", "peft", "bitsandbytes", "datasets", "unsloth", "accelerate", "lm_eval"}
 TORCH_AT_TOP = {"weights", "base_weights", "adapter", "merge", "proof", "behaviour", "reopen", "engine", "benchmark"}
 PEFT_AT_TOP = {"engine.layers", "engine.patch"}  # subclasses of PEFT's layers; imported only once a PEFT model exists
 

@@ -31,8 +31,8 @@ class MmluSettings(Section):
     empty: from the hub."""
     questions: Annotated[Literal["full"] | int, BeforeValidator(_questions)] = 36
     """Questions a subject. 36: the fixed subset of 2,052 that ships with this package; or full (14,042)."""
-    shots: Count = Field(5, ge=0, le=25)
-    """Solved examples before each question."""
+    shots: Count = Field(5, ge=0, le=5)
+    """Solved examples before each question; MMLU has 5."""
     warn_below: Real = Field(-2.0, le=0)
     """Change of accuracy in points, from which on the report warns."""
     fail_below: Real = Field(-3.0, le=0)

@@ -1,4 +1,4 @@
-"""From files to rows, masks and tokens one can stand behind: `prepare`, in dataset.py, is the whole path. Read it first.
+"""From files to rows, masks and tokens one can stand behind: `prepare`, in dataset.py, is the whole path.
 
     files        sources, readers, tables, large_json, compression, ids: whatever lies there, row by row, with its place
     shapes       detection, formats, custom → messages: one shape of a conversation, or a reason in rejects

@@ -238,7 +238,9 @@ def _sets_stops(answer: str, line: str) -> bool:
 # Answers that go round in circles
 
 _BLOCK = re.compile(r"```.*?(?:```|\Z)|^[^\n|]*\|[^\n|]*\|[^\n]*$", re.DOTALL | re.MULTILINE)  # code, table rows
-_ASKED_FOR_LOOPS = re.compile(r"\brepeat|\b(?:\d+|ten|hundred|many) times\b|lyrics|\bsong|\bpoem|chant", re.IGNORECASE)
+_ASKED_FOR_LOOPS = re.compile(
+    r"\brepeat|\b(?:say|write|type|print|copy)\b[^.?!]{0,80}\btimes\b|lyrics|\bsong|\bpoem|chant", re.IGNORECASE
+)
 
 
 def _check_loops(answers: list[Said], messages: list[Message], largest: float) -> None:

@@ -26,11 +26,11 @@ from qdora_fast.data.readers import BadRow, RawRow
 from qdora_fast.data.rejects import RejectedRow
 from qdora_fast.data.render import FLAGS, Renderer, Rendering, TooLong, spoken
 from qdora_fast.data.split import group_key
-from qdora_fast.data.store import Chunk, Columns, Example
+from qdora_fast.data.store import Chunk, Columns
 
 LONG_ENOUGH = 2**31 - 1
 CHARACTERS_PER_TOKEN = 40
-"""A text with more characters per token than this is not counted: it is longer than the limit for sure enough."""
+"""More than any ordinary text has, on average."""
 TEXTS_PER_CHUNK = 256
 """Of how many rows a chunk the text is kept, to tell languages from."""
 
@@ -56,9 +56,13 @@ class _Judged(NamedTuple):
     row: Row
     prompt: str
     key: str
-    example: Example | None
+    input_ids: np.ndarray
+    labels: np.ndarray
     flags: frozenset[str]
     said: int
+
+
+_NO_TOKENS = np.zeros(0, np.int32)
 
 
 class Judge:
@@ -72,8 +76,7 @@ class Judge:
         self._origins, self._settings = origins, settings
         self._renderer = Renderer(rendering) if rendering else None
         shortest = settings.filters.min_tokens
-        self._counted = CHARACTERS_PER_TOKEN * (shortest if isinstance(shortest, int) else 30)
-        """Characters of a row from which its tokens need no counting for `filters.min_tokens`."""
+        self._shortest = shortest if isinstance(shortest, int) else 30
 
     def chunk(self, job: Job) -> Chunk:
         """Judge the rows of one job; their order is kept."""
@@ -102,12 +105,20 @@ class Judge:
         row = self._row(conversation, raw, number, number_of_origin)
         if not origin.own_held_out:
             filters.check(row, raw.row, self._settings.filters)
-        example, flags, said = None, frozenset[str](), LONG_ENOUGH
-        if self._renderer is not None:
-            example, flags = self._renderer(row)
-            if sum(map(len, spoken(row))) < self._counted:
-                said = self._renderer.said(row)
-        return _Judged(row, group_key(row), similarity.canonical_text(row), example, flags, said)
+        keys = (group_key(row), similarity.canonical_text(row))
+        if self._renderer is None:
+            return _Judged(row, *keys, _NO_TOKENS, _NO_TOKENS, frozenset(), LONG_ENOUGH)
+        example, flags = self._renderer(row)
+        ids, labels = (np.array(example[name], np.int32) for name in ("input_ids", "labels"))
+        return _Judged(row, *keys, ids, labels, flags, self._said(row, int((labels >= 0).sum())))
+
+    def _said(self, row: Row, trained: int) -> int:
+        """Tokens of what is said; not counted for rows that `filters.min_tokens` cannot meet: with twice as many
+        trained tokens (some are stop tokens), or with more characters than so few tokens hold."""
+        assert self._renderer is not None
+        if trained >= 2 * self._shortest or sum(map(len, spoken(row))) >= CHARACTERS_PER_TOKEN * self._shortest:
+            return LONG_ENOUGH
+        return self._renderer.said(row)
 
     def _row(self, conversation: Conversation, raw: RawRow, number: int, origin: int) -> Row:
         content = {"messages": conversation.messages, "tools": conversation.tools, "text": conversation.text}
@@ -139,9 +150,8 @@ class Judge:
             signatures=similarity.signatures([similarity.shingles(each.key) for each in judged]),
         )
         if self._renderer is not None:
-            examples = [each.example for each in judged if each.example is not None]
-            chunk.input_ids = [example["input_ids"] for example in examples]
-            chunk.labels = [example["labels"] for example in examples]
+            chunk.input_ids = np.concatenate([each.input_ids for each in judged] or [_NO_TOKENS])
+            chunk.labels = np.concatenate([each.labels for each in judged] or [_NO_TOKENS])
         return chunk
 
 
@@ -149,7 +159,6 @@ def _columns(judged: Sequence[_Judged], origin: int, lines: Sequence[bytes]) -> 
     def keys(texts: Sequence[str]) -> np.ndarray:
         return np.frombuffer(b"".join(map(similarity.exact_key, texts)), np.uint8).reshape(-1, 16)
 
-    examples = [each.example or {"input_ids": [], "labels": []} for each in judged]
     return Columns(
         starts=np.array([len(line) for line in lines], np.int64),
         keys=keys([each.key for each in judged]),
@@ -159,8 +168,8 @@ def _columns(judged: Sequence[_Judged], origin: int, lines: Sequence[bytes]) -> 
         ),
         sizes=np.array([len(each.key) for each in judged], np.int64),
         said=np.array([each.said for each in judged], np.int32),
-        tokens=np.array([len(example["input_ids"]) for example in examples], np.int32),
-        trained=np.array([sum(label >= 0 for label in example["labels"]) for example in examples], np.int32),
+        tokens=np.array([len(each.input_ids) for each in judged], np.int32),
+        trained=np.array([int((each.labels >= 0).sum()) for each in judged], np.int32),
         flags=np.array([sum(1 << FLAGS.index(flag) for flag in each.flags) for each in judged], np.uint8),
         origins=np.full(len(judged), origin, np.int16),
         scripts=np.array([script_of("\n".join(spoken(each.row))) for each in judged], "U20"),

@@ -67,7 +67,8 @@ def report_page(report: Mapping[str, Any], *, name: str) -> str:
 
 
 def render(template: str, folder: str = TEMPLATES, **values: Any) -> str:
-    """A page from a template. Values are escaped; numbers have the filters count, share, decimal and width.
+    """A page from a template. Values are escaped; numbers have the filters count, share, decimal and
+    width, objects and lists of files that may be broken pairs and entries.
 
     Args:
         template: name of a file in `folder`, or in the folder of this module's own templates.
@@ -93,6 +94,7 @@ def _templates(folder: str) -> Any:
         keep_trailing_newline=True,
     )
     environment.filters |= {"count": _count, "share": _share, "decimal": _decimal, "width": _width}
+    environment.filters |= {"pairs": _pairs, "entries": _entries}
     return environment
 
 
@@ -245,6 +247,16 @@ def _at(value: float, edges: Sequence[float], places: Sequence[float]) -> float:
 def is_number(value: object) -> TypeGuard[float]:
     """A finite number, and neither True nor False."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _pairs(value: Any) -> list[tuple[Any, Any]]:
+    """Keys and values; none of what is no object."""
+    return list(value.items()) if isinstance(value, Mapping) else []
+
+
+def _entries(value: Any) -> list[Any]:
+    """The entries of a list; none of what is no list."""
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def _count(value: Any) -> str:

@@ -131,8 +131,9 @@ class Chunk:
     columns: Columns
     lines: bytes = b""
     """The rows as JSON lines."""
-    input_ids: list[list[int]] | None = None
-    labels: list[list[int]] | None = None
+    input_ids: np.ndarray | None = None
+    """int32: the tokens of all rows, one after the other; `columns.tokens` says how many each has. So `labels`."""
+    labels: np.ndarray | None = None
     signatures: np.ndarray | None = None
     """[rows, 256] uint32."""
     groups: list[str | None] = field(default_factory=list)
@@ -169,7 +170,7 @@ class Spool:
                 self._files[SIGNATURES].write(chunk.signatures.tobytes())
             self.reject(chunk.rejected)
             if chunk.input_ids is not None and chunk.labels is not None:
-                self._write_tokens(chunk.input_ids, chunk.labels)
+                self._write_tokens(chunk.columns.tokens, {"input_ids": chunk.input_ids, "labels": chunk.labels})
         self._chunks.append(chunk.columns)
         self.groups += chunk.groups
         self.strata += chunk.strata
@@ -212,12 +213,14 @@ class Spool:
                 self._tokens.close()
         (self.folder / SIGNATURES).unlink(missing_ok=True)
 
-    def _write_tokens(self, input_ids: list[list[int]], labels: list[list[int]]) -> None:
+    def _write_tokens(self, lengths: np.ndarray, columns: dict[str, np.ndarray]) -> None:
         import pyarrow
 
-        columns = {"input_ids": input_ids, "labels": labels}
-        kind = pyarrow.list_(pyarrow.int32())
-        batch = pyarrow.record_batch({name: pyarrow.array(values, kind) for name, values in columns.items()})
+        offsets = pyarrow.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+        lists = {
+            name: pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values)) for name, values in columns.items()
+        }
+        batch = pyarrow.record_batch(lists)
         if self._tokens is None:
             self._tokens = pyarrow.RecordBatchStreamWriter(str(self.folder / TOKENS), batch.schema)
         self._tokens.write_batch(batch)

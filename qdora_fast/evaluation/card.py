@@ -146,7 +146,8 @@ def _data(parts: RunParts) -> Iterator[str]:
         + (f"{_count(data, 'held_out')} held out")
     )
     known = REASONS | part(data, "reasons")
-    dropped = sorted(part(data, "dropped").items(), key=lambda item: -item[1])
+    counted = [(why, number) for why, number in part(data, "dropped").items() if is_number(number)]
+    dropped = sorted(counted, key=lambda item: -item[1])
     yield "- dropped: " + ("; ".join(f"{number:,} {escaped(known.get(why, why))}" for why, number in dropped) or "none")
     yield f"- held out: {_held_out(parts)}"
     duplicates = part(data, "duplicates")
@@ -163,12 +164,16 @@ def _data(parts: RunParts) -> Iterator[str]:
 
 def _hub_datasets(parts: RunParts) -> list[str]:
     """Sources that were read from the hub: a folder's or file's rows are listed under its files' names instead."""
-    named = {
-        str(each.get("path")): each.get("files") for each in parts.data.get("sources") or [] if isinstance(each, dict)
-    }
+    listed = parts.data.get("sources")
+    local = [each.get("path") for each in (listed if isinstance(listed, list) else []) if _has_files(each)]
     paths = dict.fromkeys(source.path for source in parts.config.data.mixture) if parts.config else {}
-    read_whole = {path for path in paths if all(each[0] == path for each in named.get(path) or [])}
-    return [path for path in paths if path in read_whole and is_hub_id(path)]
+    return [path for path in paths if is_hub_id(path) and path not in local]
+
+
+def _has_files(source: Any) -> bool:
+    files = source.get("files") if isinstance(source, dict) else None
+    pieces = [each for each in files if isinstance(each, list) and each] if isinstance(files, list) else []
+    return any(piece[0] != source["path"] for piece in pieces if "path" in source)
 
 
 def _held_out(parts: RunParts) -> str:

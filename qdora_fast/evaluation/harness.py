@@ -177,6 +177,7 @@ class _Callable:
         return self._model(**inputs)
 
     def generate(self, **inputs: Any) -> Any:
+        """Write on, as the model does."""
         return self._model.generate(**inputs)
 
 

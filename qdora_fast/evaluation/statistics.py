@@ -213,7 +213,7 @@ def _interval(sums: np.ndarray, sizes: np.ndarray, seed: int) -> Interval | None
     """95 % bootstrap interval of the mean over rows; None where one group alone differs from nothing.
 
     The share cut off at each end is a little below 2.5 %, as Student's t is wider than the normal distribution:
-    the plain percentiles of a few rows are too narrow, by a fifth of their width for 6 rows.
+    the plain percentiles of a few rows are too narrow, by three tenths for 6 rows.
     """
     count = len(sums)
     if count and not sums.any():

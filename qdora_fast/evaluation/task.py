@@ -32,6 +32,19 @@ class Answered:
     replies: Both
 
 
+def check(questions: Sequence[Question], settings: EvaluationSettings) -> None:
+    """Make sure, before anything is asked, that the metrics exist here and can judge every reference.
+
+    Raises:
+        ConfigError: a package or a function of your own that is missing.
+        DataError: a reference that the metric cannot read; the row is named.
+    """
+    for name in (settings.metric, *settings.more_metrics):
+        metric = find_metric(name, pattern=settings.pattern)
+        for question in questions:
+            metric.score(question.reference, question.reference, question.row)
+
+
 def ask(
     model: Any,
     tokenizer: Any,

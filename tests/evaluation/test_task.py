@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from qdora_fast.config import EvaluationSettings
+from qdora_fast.errors import ConfigError, DataError
 from qdora_fast.evaluation.heldout import Both, Question, Reply
-from qdora_fast.evaluation.task import Answered, judge, measure_loss
+from qdora_fast.evaluation.task import Answered, check, judge, measure_loss
 
 
 def answered(*pairs: tuple[str, str, str]) -> Answered:
@@ -52,6 +53,15 @@ def test_more_metrics_stand_beside_and_decide_nothing() -> None:
     assert (task["base"], task["tuned"]) == (0.0, 0.5)
     assert (task["more"]["numeric"]["base"], task["more"]["numeric"]["tuned"]) == (0.5, 1.0)
     assert task["more"]["contains"]["tuned"] == 1.0
+
+
+def test_a_reference_that_cannot_be_judged_is_found_before_anything_is_asked() -> None:
+    questions = answered(("#### 7", "", ""), ("no number here", "", "")).questions
+    check(questions, EvaluationSettings(metric="exact_match", more_metrics=["contains"]))
+    with pytest.raises(DataError, match="rows:1"):
+        check(questions, EvaluationSettings(metric="numeric"))
+    with pytest.raises(ConfigError, match="nowhere_to_be_found"):
+        check(questions, EvaluationSettings(metric="nowhere_to_be_found:score"))
 
 
 def test_nothing_asked_is_no_task() -> None:
