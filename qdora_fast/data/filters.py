@@ -239,7 +239,7 @@ def _sets_stops(answer: str, line: str) -> bool:
 
 _BLOCK = re.compile(r"```.*?(?:```|\Z)|^[^\n|]*\|[^\n|]*\|[^\n]*$", re.DOTALL | re.MULTILINE)  # code, table rows
 _ASKED_FOR_LOOPS = re.compile(
-    r"\brepeat|\b(?:say|write|type|print|copy)\b[^.?!]{0,80}\btimes\b|lyrics|\bsong|\bpoem|chant", re.IGNORECASE
+    r"\brepeat|\b(?:say|write|type)\b[^.?!]* times\b|lyrics|\bsong|\bpoem|chant", re.IGNORECASE
 )
 
 

@@ -1,0 +1,49 @@
+"""One result of the doctor, and the one place where a check that breaks becomes a result too.
+
+A machine that is not ready is ready to break anything: a library half installed, a driver that answers nonsense, a
+folder that may not be read. So every check runs alone, and what it did not foresee is a finding like the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from qdora_fast.show.console import short
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's page: what was found, and the fix where there is something to do."""
+
+    check: str
+    status: Literal["ok", "note", "wrong"]
+    """wrong: training will not work; note: it will, and there is something to know."""
+    found: str
+    fix: str = ""
+    topic: str = ""
+    """The heading it stands under; set by `examined`."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something to look at. `look` gives any number of findings, and may fail in any way."""
+
+    topic: str
+    name: str
+    look: Callable[[], Iterable[Finding]]
+    vital: bool = False
+    """Training cannot work where this cannot be checked."""
+
+
+def examined(check: Check) -> list[Finding]:
+    """The findings of one check. Whatever it raises is a finding as well."""
+    found: list[Finding] = []
+    try:
+        found.extend(check.look())
+    except Exception as problem:  # noqa: BLE001  the doctor must come to its end on a machine that is broken anywhere
+        said = short(f"could not be checked: {type(problem).__name__}: {problem}")
+        fix = "make clean && make install sets up the tested environment" if check.vital else ""
+        found.append(Finding(check.name, "wrong" if check.vital else "note", said, fix))
+    return [replace(finding, topic=check.topic) for finding in found]

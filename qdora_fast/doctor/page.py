@@ -1,0 +1,51 @@
+"""The doctor's page: findings under headings, each printed as soon as it is known, and at the end what to do first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+
+from qdora_fast.doctor.finding import Finding
+
+_MARKS = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "wrong": "[red]wrong[/]"}
+_WIDTH = 13
+"""Characters of the longest name of a check."""
+
+
+def show(findings: Iterable[Finding], console: Console) -> list[Finding]:
+    """Print findings as they come, each fix once below the last finding that it mends, then the summary.
+
+    Returns:
+        The findings.
+    """
+    seen: list[Finding] = []
+    for finding in findings:
+        last = seen[-1] if seen else None
+        if last and (last.fix, last.topic) != (finding.fix, finding.topic):
+            _fix(last, console)
+        if last is None or last.topic != finding.topic:
+            console.print(f"{'' if last is None else chr(10)}[bold]{finding.topic}[/]")
+        console.print(f"  {_MARKS[finding.status]}  {finding.check:<{_WIDTH}} ", end="")
+        console.print(finding.found, markup=False)
+        seen.append(finding)
+    if seen:
+        _fix(seen[-1], console)
+    console.print(f"\n{_summary(seen)}", markup=False)
+    return seen
+
+
+def _fix(finding: Finding, console: Console) -> None:
+    if finding.fix:
+        console.print(f"         {'':<{_WIDTH}} → {finding.fix}", markup=False)
+
+
+def _summary(findings: list[Finding]) -> str:
+    wrong = [finding for finding in findings if finding.status == "wrong"]
+    notes = sum(finding.status == "note" for finding in findings)
+    also = f"{notes} note{'s'[: notes != 1]} to read" if notes else ""
+    if not wrong:
+        return "ready to train" + (f"; {also}" if also else "")
+    first = wrong[0]
+    do = f": {first.fix}" if first.fix else ""
+    return f"{len(wrong)} to mend before training{f'; {also}' if also else ''}\nfirst, {first.check}{do}"
