@@ -273,13 +273,13 @@ def _mmlu(subject: Subject, config: Config, folder: RunFolder, console: Console)
         return None
     from qdora_fast.evaluation.mmlu import measure
 
-    made = folder.read_json("model.json")
+    made, packages = folder.read_json("model.json"), folder.read_json("environment.json")["packages"]
     identity = {
         "base": made["base"],
         "revision": made["revision"],
         "quantized": config.adapter.quantized,
         "precision": subject.precision,
-        "packages": folder.read_json("environment.json")["packages"],
+        "packages": {name: packages.get(name) for name in ("torch", "transformers", "bitsandbytes", "unsloth")},
     }
     with show.asking_benchmark(console) as on_request:
         return measure(

@@ -14,8 +14,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGES = ("torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets", "accelerate",
-            "bitsandbytes", "tokenizers", "safetensors", "triton", "xformers")  # fmt: skip
+PACKAGES = ("qdora_fast", "torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets", "accelerate",
+            "bitsandbytes", "tokenizers", "safetensors", "triton", "xformers", "datasketch", "regex", "lm_eval")  # fmt: skip
 
 
 @dataclass(frozen=True)

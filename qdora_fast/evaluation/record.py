@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict
 from qdora_fast.config import Config
 from qdora_fast.run_folder import RunFolder
 
-SCHEMA_VERSION = 1
 SIDES = ("train", "held_out")
 
 
@@ -56,7 +55,7 @@ class Training(_Part):
 class Evaluation(_Part):
     """One evaluation of one run."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     id: str
     run: str
     versions: dict[str, str | None]
