@@ -238,9 +238,7 @@ def _sets_stops(answer: str, line: str) -> bool:
 # Answers that go round in circles
 
 _BLOCK = re.compile(r"```.*?(?:```|\Z)|^[^\n|]*\|[^\n|]*\|[^\n]*$", re.DOTALL | re.MULTILINE)  # code, table rows
-_ASKED_FOR_LOOPS = re.compile(
-    r"\brepeat|\b(?:say|write|type)\b[^.?!]* times\b|lyrics|\bsong|\bpoem|chant", re.IGNORECASE
-)
+_ABOUT_LOOPS = re.compile(r"\brepeat|\b(?:say|write|type)\b[^.?!]* times\b|lyrics|\bsong|\bpoem|chant", re.IGNORECASE)
 
 
 def _check_loops(answers: list[Said], messages: list[Message], largest: float) -> None:
@@ -253,7 +251,7 @@ def _check_loops(answers: list[Said], messages: list[Message], largest: float) -
             continue
         grams = list(zip(*(words[start:] for start in range(GRAM)), strict=False))
         share = 1 - len(set(grams)) / runs
-        if share > largest and not _is_about(_ASKED_FOR_LOOPS, _asked(messages)):
+        if share > largest and not _is_about(_ABOUT_LOOPS, _asked(messages)):
             raise RejectedRow("repetition", f"{place}: {share:.0%} of its 5-grams repeat an earlier one")
 
 

@@ -117,11 +117,16 @@ def _is_interval(bounds: object) -> TypeGuard[Sequence[float]]:
 
 
 def _decimal(value: object) -> str:
-    return f"{value:.4g}" if is_number(value) else NONE
+    return f"{value:{_form(value, 4)}}" if is_number(value) else NONE
 
 
 def _signed_decimal(value: object) -> str:
-    return f"{value:+.3g}".replace("-", MINUS) if is_number(value) else NONE
+    return f"{value:+{_form(value, 3)}}".replace("-", MINUS) if is_number(value) else NONE
+
+
+def _form(value: float, digits: int) -> str:
+    """How to write a number: large ones whole, unless they are beyond all tables."""
+    return ",.0f" if 1000 <= abs(value) < 1e9 else f".{digits}g"
 
 
 def _signed(value: float, digits: int) -> str:

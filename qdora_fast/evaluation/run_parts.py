@@ -174,6 +174,7 @@ class _Reader:
             return None
 
     def object(self, name: str) -> dict[str, Any]:
+        """The one object in a file."""
         text = self._text(name)
         if text is None:
             return {}
@@ -183,6 +184,7 @@ class _Reader:
         return found or {}
 
     def lines(self, name: str) -> list[dict[str, Any]]:
+        """The objects of a file with one a line."""
         text = self._text(name)
         return [found for line in (text or "").split("\n") if (found := _parsed(line)) is not None]
 

@@ -43,6 +43,12 @@ def test_losses_are_numbers_and_scores_are_no_accuracies() -> None:
     assert (score.base, score.change, score.flips) == ("0.31", "+0.59", "")
 
 
+def test_large_numbers_are_written_out_and_senseless_ones_short() -> None:
+    loss = evaluation()["heldout_loss"] | {"perplexity": {"base": 849_917.3, "tuned": 1e30}}
+    line = lines(heldout_loss=loss)["held-out perplexity"]
+    assert (line.base, line.tuned, line.change) == ("849,917", "1e+30", "+1e+30")
+
+
 def test_a_side_is_taken_only_where_the_whole_interval_is_there_and_less_loss_is_a_gain() -> None:
     sides = {name: line.side for name, line in lines().items()}
     assert sides["normalized_match"] == sides["held-out loss"] == "gain"
