@@ -108,14 +108,14 @@ def read_review(path: Path, *, dataset: str, hashes: Collection[str]) -> ReviewR
     Raises:
         DataError: the file cannot be read, is no review, is one of other data, or holds no mark.
     """
-    raw, saved = _load(path)
+    raw, saved = load_saved(path)
     if saved.get("kind") != KIND or saved.get("version") != VERSION:
         raise DataError(f"{path}: not a review of version {VERSION}; save one with the button of the review page")
     _check_dataset(path, saved.get("dataset"), dataset)
-    reviewer = _plain(saved.get("reviewer"))
+    reviewer = one_line(saved.get("reviewer"))
     if not reviewer:
         raise DataError(f"{path}: `reviewer` is empty; a review needs the name of the person who read the rows")
-    finished = _time(path, saved.get("finished"))
+    finished = finishing_time(path, saved.get("finished"))
     verdicts, notes = _marks(path, saved.get("rows"), frozenset(hashes))
     good, bad = (list(verdicts.values()).count(verdict) for verdict in VERDICTS)
     if good + bad == 0:
@@ -137,7 +137,12 @@ def _sample_size(rows: int) -> int:
     return min(rows, MOST, max(FEWEST, round(SHARE * rows)))
 
 
-def _load(path: Path) -> tuple[bytes, dict[str, Any]]:
+def load_saved(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """The bytes and the object of a file that one of our pages saved.
+
+    Raises:
+        DataError: it cannot be read, or holds no JSON object.
+    """
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -191,18 +196,19 @@ def _marks(path: Path, rows: object, known: frozenset[str]) -> tuple[dict[str, s
     return verdicts, notes
 
 
-def _time(path: Path, finished: object) -> str:
+def finishing_time(path: Path, finished: object) -> str:
+    """The time at which a page was saved, as ISO 8601, or a DataError."""
     try:
         return datetime.fromisoformat(str(finished)).isoformat()
     except ValueError as error:
         raise DataError(f"{path}: `finished` is {finished!r}; write a time such as 2026-01-31T12:00:00Z") from error
 
 
-def _plain(name: object) -> str:
-    """A name on one line, without control characters and half surrogates: it is printed in the terminal."""
+def one_line(name: object) -> str:
+    """A text on one line, without control characters and half surrogates: it is printed in the terminal."""
     text = name if isinstance(name, str) else ""
     return " ".join("".join(" " if unicodedata.category(each) in ("Cc", "Cs") else each for each in text).split())
 
 
 def _short(name: str) -> str:
-    return f"{_plain(name)[:SHORT_HASH]}..." if len(name) > SHORT_HASH else _plain(name) or '""'
+    return f"{one_line(name)[:SHORT_HASH]}..." if len(name) > SHORT_HASH else one_line(name) or '""'

@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qdora_fast.data.messages import Message
 from qdora_fast.data.pages import embedded, message_turns, render
+from qdora_fast.data.review import finishing_time, load_saved, one_line
 from qdora_fast.errors import DataError
 
 GENERAL: tuple[list[Message], ...] = (
@@ -173,17 +172,17 @@ def read_review(path: Path, *, sha256: str) -> CompletionsReview:
     Raises:
         DataError: the file cannot be read, is no such review, is one of other answers, or says nothing.
     """
-    raw, saved = _load(path)
+    raw, saved = load_saved(path)
     if saved.get("kind") != KIND or saved.get("version") != VERSION:
         raise DataError(f"{path}: not a review of answers of version {VERSION}; save one with the button of the page")
     read = saved.get("sha256")
     if read != sha256:
-        named = f"{_line(read)[:SHORT_HASH]}..." if isinstance(read, str) and read else "no answers by name"
+        named = f"{one_line(read)[:SHORT_HASH]}..." if isinstance(read, str) and read else "no answers by name"
         raise DataError(
             f"{path}: this review is of {named}, the run's answers are {sha256[:SHORT_HASH]}...; "
             f"open the {PAGE} of this run, read, mark, and save again"
         )
-    reviewer, verdict, note = _line(saved.get("reviewer")), saved.get("verdict"), saved.get("note", "")
+    reviewer, verdict, note = one_line(saved.get("reviewer")), saved.get("verdict"), saved.get("note", "")
     if not reviewer:
         raise DataError(f"{path}: `reviewer` is empty; a review needs the name of the person who read the answers")
     if verdict not in VERDICTS:
@@ -198,11 +197,11 @@ def read_review(path: Path, *, sha256: str) -> CompletionsReview:
         file=str(path),
         sha256=hashlib.sha256(raw).hexdigest(),
         completions_sha256=sha256,
-        run=_line(saved.get("run")),
+        run=one_line(saved.get("run")),
         reviewer=reviewer,
         verdict=verdict,
         note=_text(note),
-        finished=_time(path, saved.get("finished")),
+        finished=finishing_time(path, saved.get("finished")),
         good=good,
         bad=bad,
         same=same,
@@ -215,19 +214,6 @@ def _shown(completion: Completion) -> dict[str, Any]:
     """A completion as the page shows it."""
     about = {key: value for key, value in asdict(completion).items() if key not in ("prompt", "shown")}
     return {**about, "turns": [{**turn, "learned": False} for turn in message_turns(completion.prompt)]}
-
-
-def _load(path: Path) -> tuple[bytes, dict[str, Any]]:
-    try:
-        raw = path.read_bytes()
-        saved = json.loads(raw.decode("utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give the file that the page saved") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}); save the review again from its page") from error
-    if not isinstance(saved, dict):
-        raise DataError(f"{path}: holds no review; give the file that the page saved")
-    return raw, saved
 
 
 def _marks(path: Path, rows: object) -> tuple[dict[str, str | None], dict[str, str]]:
@@ -246,23 +232,10 @@ def _marks(path: Path, rows: object) -> tuple[dict[str, str | None], dict[str, s
         if not isinstance(note, str):
             raise DataError(f"{place}: the note is {json.dumps(note)}; it is a text, empty for none")
         if name in marks:
-            raise DataError(f"{place}: {_line(name)[:SHORT_HASH]} is marked twice; keep one of its marks")
+            raise DataError(f"{place}: {one_line(name)[:SHORT_HASH]} is marked twice; keep one of its marks")
         marks[name], notes[name] = mark, _text(note)
     return marks, notes
 
 
-def _time(path: Path, finished: object) -> str:
-    try:
-        return datetime.fromisoformat(str(finished)).isoformat()
-    except ValueError as error:
-        raise DataError(f"{path}: `finished` is {finished!r}; write a time such as 2026-01-31T12:00:00Z") from error
-
-
 def _text(value: str) -> str:
     return value.encode(errors="replace").decode()
-
-
-def _line(value: object) -> str:
-    """A text on one line, without control characters and half surrogates: it is printed in the terminal."""
-    text = value if isinstance(value, str) else ""
-    return " ".join("".join(" " if unicodedata.category(each) in ("Cc", "Cs") else each for each in text).split())
