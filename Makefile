@@ -17,7 +17,7 @@ DATA    ?=
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-gpu bench bench-gpu benchmarks lint format clean
+.PHONY: help install train test test-gpu bench bench-gpu bench-data benchmarks lint format clean
 
 help: ## show these verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -39,6 +39,9 @@ bench: $(STAMP) ## measure the fused layers against PEFT's, correctness first (A
 
 bench-gpu: $(STAMP) ## the same on an NVIDIA GPU beside Unsloth's own training, in 8 minutes
 	$(BIN)/qdora-fast bench-gpu $(ARGS)
+
+bench-data: $(STAMP) ## prepare rows with planted duplicates and faults: what is found, then speed and memory
+	$(BIN)/qdora-fast bench-data $(ARGS)
 
 benchmarks: $(STAMP) ## write the measured part of BENCHMARKS.md from the kept records
 	$(BIN)/python -m qdora_fast.benchmark.records

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 import qdora_fast
+from qdora_fast.cli_bench import bench, bench_data, bench_gpu
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SET = click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting; repeatable.")
@@ -53,6 +54,24 @@ def train(config: str | None, overrides: tuple[str, ...], resume: bool, dry_run:
 
 
 @cli.command()
+@click.argument("config", required=False)
+@_SET
+@click.option("--vram", type=float, metavar="GIB", help="Plan for a card with so much memory. Default: this machine's.")
+@click.option("--presets", "all_presets", is_flag=True, help="All shipped presets as a table.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the plan as a page, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+def plan(config: str | None, overrides: tuple[str, ...], vram: float | None, all_presets: bool, html: Path | None,
+         as_json: bool) -> None:  # fmt: skip
+    """Will a CONFIG fit, how long will it take, which method? Reads no weights. Exit code 10: it does not fit."""
+    from qdora_fast import planning
+
+    if all_presets:
+        planning.answer_presets(vram=vram, as_json=as_json, say=click.echo)
+    else:
+        planning.answer(config, overrides, vram=vram, html=html, as_json=as_json, say=click.echo)
+
+
+@cli.command()
 @click.argument("target", metavar="CONFIG|RUN")
 @_SET
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: runs/NAME-data.")
@@ -80,17 +99,121 @@ def data(target: str, overrides: tuple[str, ...], out: Path | None, reviewed: Pa
 
 @cli.command()
 @click.argument("run")
+@_SET
+@click.option("--mmlu", is_flag=True, help="Also ask MMLU, whatever the run's settings say.")
+@click.option("--allow-regression", is_flag=True, help="Report a fallen MMLU instead of failing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+def evaluate(run: str, overrides: tuple[str, ...], mmlu: bool, allow_regression: bool, as_json: bool) -> None:
+    """Base against tuned on the held-out rows of a finished RUN; MMLU; completions to read; the log."""
+    from qdora_fast import evaluating, show
+
+    changed = [*overrides, *(["evaluation.mmlu.enabled=true"] if mmlu else [])]
+    found = evaluating.evaluate(run, overrides=changed, allow_regression=allow_regression, console=show.new_console())
+    if as_json:
+        click.echo(show.json_line(found))
+
+
+@cli.command()
+@click.argument("run")
+@click.argument("file", required=False, type=_FILE)
+@click.option("--reviewer", metavar="NAME", help="Who has read the completions.")
+@click.option("--verdict", type=click.Choice(["pass", "fail", "needs-work"]))
+@click.option("--note", default="", help="Why.")
+def review(run: str, file: Path | None, reviewer: str | None, verdict: str | None, note: str) -> None:
+    """Record what a person thinks of a RUN's completions: FILE saved from completions.html, or name and verdict."""
+    from qdora_fast import reviewing, show
+
+    reviewing.review(run, file=file, reviewer=reviewer, verdict=verdict, note=note, console=show.new_console())
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line, and no table.")
+def log(runs: tuple[str, ...], as_json: bool) -> None:
+    """List and compare the evaluations of RUNS (run folders, or folders of runs)."""
+    from qdora_fast import reviewing, show
+
+    found = reviewing.evaluations(runs)
+    if as_json:
+        click.echo(show.json_line({"evaluations": found}))
+    else:
+        show.evaluations(found)
+
+
+@cli.command()
+@click.argument("run")
+def report(run: str) -> None:
+    """Write a RUN's report.html and model cards anew."""
+    from qdora_fast import evaluating
+    from qdora_fast.run_folder import RunFolder
+
+    click.echo(evaluating.finish(RunFolder.open(run)))
+
+
+@cli.command()
+@click.argument("config")
+@_SET
+@click.option("--methods", default="lora,qlora,dora,qdora", show_default=True, metavar="A,B",
+              help="What to compare; also full, full fine-tuning.")  # fmt: skip
+@click.option("--loraplus", default="1,16", show_default=True, metavar="A,B", help="LoRA+ ratios; 1 is off.")
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="Trainings of each arm.")
+@click.option("--learning-rates", default="", metavar="A,B", help="Take the best for each arm. Default: the config's.")
+@click.option("--full-lr", default="", metavar="A,B", help="The same for full. Default: a tenth of the others.")
+@click.option("--target", type=float, help="Held-out loss to reach. Default: where the first arm's median run ends.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: runs/NAME-compare.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+def compare(config: str, overrides: tuple[str, ...], methods: str, loraplus: str, seeds: int, learning_rates: str,
+            full_lr: str, target: float | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
+    """Train a CONFIG with several methods and seeds on the same rows, and say what holds.
+
+    Goes on where an earlier comparison stopped.
+    """
+    from qdora_fast import comparing, presets, show
+    from qdora_fast.comparison.arms import numbers, split
+    from qdora_fast.config_file import load_config
+
+    path = presets.find_config(config)
+    record = comparing.compare(
+        load_config(path, overrides),
+        methods=split(methods),
+        ratios=numbers("--loraplus", loraplus),
+        seeds=seeds,
+        learning_rates=numbers("--learning-rates", learning_rates),
+        full_learning_rates=numbers("--full-lr", full_lr),
+        target=target,
+        name=path.stem,
+        out=out,
+        console=show.new_console(),
+    )
+    if as_json:
+        click.echo(show.json_line(record))
+
+
+@cli.command()
+@click.argument("run")
 @click.option("--to", "to", default="merged_16bit", show_default=True, metavar="FORMAT",
               help="merged_16bit, adapter, or (for runs without DoRA) lora.")  # fmt: skip
 @click.option("--merge-base", type=click.Choice(["original16", "dequant4"]), help="Default: the run's own setting.")
 @click.option("--out", type=click.Path(), help="Folder to write; default: RUN/FORMAT.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing folder.")
+@click.option("--require-review", is_flag=True, help="Only if a person has let the completions pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-def export(run: str, to: str, merge_base: str | None, out: str | None, overwrite: bool, as_json: bool) -> None:
+def export(
+    run: str,
+    to: str,
+    merge_base: str | None,
+    out: str | None,
+    overwrite: bool,
+    require_review: bool,
+    as_json: bool,
+) -> None:
     """Write a trained RUN for others to load, and prove it."""
-    from qdora_fast import show
+    from qdora_fast import reviewing, show
     from qdora_fast.export import export as export_run
+    from qdora_fast.run_folder import RunFolder
 
+    if require_review:
+        reviewing.require_review(RunFolder.open(run))
     report = export_run(run, to=to, merge_base=merge_base, out=out, overwrite=overwrite, console=show.new_console())
     if as_json:
         click.echo(show.json_line(report))
@@ -108,59 +231,13 @@ def chat(run: str, once: str | None, max_new_tokens: int) -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-def doctor(as_json: bool) -> None:
-    """Check this machine: packages, GPU, 4-bit kernels, disk."""
+@click.option("--offline", is_flag=True, help="Make no connection to the hub.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no page.")
+def doctor(offline: bool, as_json: bool) -> None:
+    """Check this machine: packages, GPU, kernels, the engine, disks, the hub. Exit code 0: ready."""
     from qdora_fast.doctor import examine
 
-    sys.exit(examine(as_json=as_json))
-
-
-@cli.command()
-@click.option(
-    "--case", type=click.Choice(["linear", "model", "all"]), help="One adapted layer, a 4-layer model, or both."
-)
-@click.option("--widths", multiple=True, type=click.IntRange(64), help="Width of the layer; repeatable.")
-@click.option("--tokens", multiple=True, type=click.IntRange(1), help="Tokens of a micro-batch; repeatable.")
-@click.option("--grad-accum", multiple=True, type=click.IntRange(1), help="Micro-batches a step; repeatable.")
-@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(["fp32", "bf16", "bf16-pure"]), help="Repeatable.")
-@click.option("--arm", "arms", multiple=True, help="Compare only these; repeatable.")
-@click.option("--rounds", type=click.IntRange(3), help="Measured rounds.")
-@click.option(
-    "--impl", type=click.Choice(["auto", "triton", "torch", "reference"]), help="The engine's implementation."
-)
-@click.option("--full", is_flag=True, help="Every width, length and accumulation; hours.")
-@click.option("--record", metavar="NAME", help="Keep the figures, for BENCHMARKS.md.")
-def bench(full: bool, record: str | None, **asked: object) -> None:
-    """Measure the fused layers against PEFT's on this machine: correctness first, then speed and memory."""
-    from qdora_fast import show
-    from qdora_fast.benchmark import Options, records, run_benchmark
-
-    options = (Options().full() if full else Options()).changed(**asked)
-    figures = run_benchmark(options, console=show.new_console(), command=sys.argv[1:])
-    if record:
-        records.keep(record, figures)
-    click.echo(show.json_line(figures))
-    sys.exit(0 if figures["gate"]["passed"] else 1)
-
-
-@cli.command()
-@click.option("--minutes", type=click.FloatRange(1), help="Wall clock to stay within.")
-@click.option("--layers", type=click.IntRange(1), help="Decoder layers of the random Llama.")
-@click.option("--steps", type=click.IntRange(3), help="Measured steps.")
-@click.option("--arm", "arms", multiple=True, help="Compare only these; repeatable.")
-@click.option("--cap-gib", type=click.FloatRange(1), help="Stand in for a smaller card.")
-@click.option("--record", metavar="NAME", help="Keep the figures, for BENCHMARKS.md.")
-def bench_gpu(record: str | None, **asked: object) -> None:
-    """Train a random Llama-3.1-8B on the GPU: Unsloth's own arms beside ours, each in a fresh process."""
-    from qdora_fast import show
-    from qdora_fast.benchmark import GpuOptions, records, run_gpu_benchmark
-
-    figures = run_gpu_benchmark(GpuOptions().changed(**asked), console=show.new_console(), command=sys.argv[1:])
-    if record:
-        records.keep(record, figures)
-    click.echo(show.json_line(figures))
-    sys.exit(0 if figures["gate"]["passed"] else 1)
+    sys.exit(examine(as_json=as_json, offline=offline))
 
 
 @cli.command()
@@ -170,6 +247,10 @@ def presets(schema: bool) -> None:
     from qdora_fast import show
 
     show.presets(show.new_console(), schema=schema)
+
+
+for measuring in (bench, bench_gpu, bench_data):
+    cli.add_command(measuring)
 
 
 def main() -> None:

@@ -59,3 +59,9 @@ class RegressionError(QdoraError):
     """Tuning made the model forget more than `evaluation.mmlu.fail_below` allows."""
 
     exit_code = 43
+
+
+class DoesNotFit(QdoraError):
+    """The run needs more memory than the card has."""
+
+    exit_code = 10

@@ -58,6 +58,7 @@ RANKS = {
     "planning": 11,
     "run": 11,
     "comparing": 12,
+    "cli_bench": 12,
     "cli": 13,
 }
 
@@ -65,7 +66,7 @@ RANKS = {
 OWNERS = {
     "unsloth": {"backend"},
     "unsloth_zoo": set(),
-    "click": {"cli", "chat"},
+    "click": {"cli", "cli_bench", "chat"},
     "pydantic": {"config", "config_file", "fusing", "data", "evaluation"},
     "ruamel": {"config_file"},
     "trl": {"trainer"},

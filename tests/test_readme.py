@@ -6,6 +6,9 @@ import re
 import subprocess
 from pathlib import Path
 
+from click.testing import CliRunner
+
+from qdora_fast.cli import cli
 from qdora_fast.errors import QdoraError
 from qdora_fast.presets import list_presets
 
@@ -25,6 +28,14 @@ def test_the_file_map_is_the_tree() -> None:
 def test_every_preset_is_listed() -> None:
     missing = [preset.name for preset in list_presets() if f"`{preset.name}`" not in README]
     assert not missing
+
+
+def test_the_table_of_what_fits_is_what_plan_says() -> None:
+    said = CliRunner().invoke(cli, ["plan", "--presets"]).stdout
+    planned = dict(re.findall(r"^\| (`\S+`) \| (.*) \|$", said, flags=re.MULTILINE))
+    for name, (_, _, peak, _, longest) in ((name, row.split(" | ")) for name, row in planned.items()):
+        line = next(line for line in README.split("## Will it fit?")[1].splitlines() if line.startswith(f"| {name} "))
+        assert f"| {peak} | {longest} |" in line, f"{name}: plan says {peak} and {longest}"
 
 
 def test_every_exit_code_is_listed() -> None:

@@ -1,9 +1,10 @@
-"""What the fused path is worth, measured against what people could pick instead.
+"""What the fused path and the preparation of rows are worth, measured against what people could pick instead.
 
-Two commands stand on this package. `qdora-fast bench` (session.py) runs one adapted layer and a four-layer Llama on
+Three commands stand on this package. `qdora-fast bench` (session.py) runs one adapted layer and a four-layer Llama on
 this machine: first the gate, which compares every arm with an independent fp64 oracle, then the clock, with all arms
 interleaved in one process, then bytes and operations counted by hooks. `qdora-fast bench-gpu` (gpu.py) trains a
-random-weight Llama-3.1-8B in fresh processes, Unsloth's own arms beside ours. Where the gate is red no ratio is given.
+random-weight Llama-3.1-8B in fresh processes, Unsloth's own arms beside ours. `qdora-fast bench-data` (data_bench.py)
+prepares rows with planted duplicates and faults, datasketch beside it. Where the gate is red no speed is given.
 
 The arms "peft" are stock PEFT on stock bitsandbytes: Unsloth is not imported by `bench`.
 
@@ -20,12 +21,23 @@ The arms "peft" are stock PEFT on stock bitsandbytes: Unsloth is not imported by
     table.py        the same for people
     records.py      JSON records, and the part of BENCHMARKS.md that is made from them
     gpu*.py         the GPU protocol: parent, child, random checkpoint, kernels against their roofline
+
+    data_bench.py   rows: the whole run
+    seed_text.py    different rows, as many as are asked for
+    planting.py     duplicates, decoys and repeated ids among them
+    faults.py       rows with one fault each
+    near_pairs.py   all pairs that are similar enough, exactly
+    data_arm.py     one preparation, timed; datasketch on the same rows
+    process_tree.py a process of its own, its memory watched
+    data_grade.py   recall, precision, and the gate
+    data_table.py   the same for people
 """
 
 from __future__ import annotations
 
+from qdora_fast.benchmark.data_bench import run_data_benchmark
 from qdora_fast.benchmark.gpu import run_gpu_benchmark
-from qdora_fast.benchmark.options import GpuOptions, Options
+from qdora_fast.benchmark.options import DataOptions, GpuOptions, Options
 from qdora_fast.benchmark.session import run_benchmark
 
-__all__ = ["GpuOptions", "Options", "run_benchmark", "run_gpu_benchmark"]
+__all__ = ["DataOptions", "GpuOptions", "Options", "run_benchmark", "run_data_benchmark", "run_gpu_benchmark"]

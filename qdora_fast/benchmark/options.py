@@ -1,8 +1,8 @@
-"""What can be asked of the two benchmarks, each with its unit. The defaults live here and nowhere else.
+"""What can be asked of the benchmarks, each with its unit. The defaults live here and nowhere else.
 
 `Options()` is the short protocol (a few minutes on two cores); `Options().full()` is all of it (hours). The field's
 own protocol for the GPU is in `GpuOptions`; its fields exist so that the same code can be run on a CPU with a model of
-two narrow layers, which is how it is tested.
+two narrow layers, which is how it is tested. `DataOptions` is the preparation of rows; it needs no model.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+BASELINES = ("datasketch", "none")
 DTYPES = ("fp32", "bf16", "bf16-pure")
 """fp32; bf16: bf16 base, fp32 adapters, autocast, as trainers run it; bf16-pure: the adapters in bf16 as well."""
 
@@ -110,6 +111,34 @@ class GpuOptions:
     """Of weights and token ids."""
 
     def changed(self, **asked: Any) -> GpuOptions:
+        """What was asked for on the command line; None and () leave a field as it is."""
+        return replace(self, **_given(asked))
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """`qdora-fast bench-data`. The defaults are the protocol: six minutes on two cores."""
+
+    rows: int = 50_000
+    """Lines of the planted training file."""
+    seeds: tuple[str, ...] = ()
+    """Files or folders of real rows that the planted ones are made of; empty: sentences of the demo."""
+    baseline: str = "datasketch"
+    """Of BASELINES: what is measured beside ours, on the same rows."""
+    memory_rows: int = 10_000
+    """Rows of the smallest set that memory is measured on; 0: it is measured on the planted rows alone."""
+    text_factors: tuple[int, ...] = (1, 4, 16)
+    """How much longer the texts of those sets are, with the same number of rows."""
+    row_factors: tuple[int, ...] = (1, 2, 4)
+    """How many more rows they have, with texts of the same length."""
+    workers: int | None = None
+    """As `data.workers`: processes that judge rows; None: one per core."""
+    max_length: int = 2048
+    """As `model.max_length`, in tokens."""
+    seed: int = 0
+    """Of what is planted where, and of the split."""
+
+    def changed(self, **asked: Any) -> DataOptions:
         """What was asked for on the command line; None and () leave a field as it is."""
         return replace(self, **_given(asked))
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.benchmark import table
+from qdora_fast.benchmark import data_table, table
 from qdora_fast.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "records"
@@ -67,6 +67,11 @@ def render(records: Mapping[str, Mapping[str, Any]]) -> str:
             lines += list(_gpu(record) if "kernels" in record else _cpu(record))
         if not chosen:
             lines += ["not measured", ""]
+    prepared = {name: record for name, record in records.items() if record["kind"] == "data"}
+    if prepared:
+        lines += ["## Data preparation", ""]
+    for name, record in prepared.items():
+        lines += [f"Record `{name}`. {'. '.join(data_table.provenance(record['machine']))}.", "", *_data(record)]
     return "\n".join(lines)
 
 
@@ -96,6 +101,19 @@ def _gpu(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"Kernels; a copy runs at {record['kernels']['copy_bytes_per_s'] / 1e9:,.0f} GB/s."
         yield ""
         yield from _table(("kernel", *table.KERNEL), [(row["kernel"], *table.kernel_cells(row)) for row in kernels])
+
+
+def _data(record: Mapping[str, Any]) -> Iterator[str]:
+    if not record["gate"]["passed"]:
+        yield f"gate red: no figures ({'; '.join(record['gate']['red'])})"
+        yield ""
+        return
+    for each in data_table.tables(record):
+        yield f"**{each.title}**"
+        yield ""
+        yield from _table(each.columns, list(each.rows))
+    yield " ".join(data_table.remarks(record))
+    yield ""
 
 
 def _gate(gate: Mapping[str, Any]) -> str:

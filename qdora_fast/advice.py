@@ -1,0 +1,156 @@
+"""Which method, rank, rate and length of training suit a run: the field's rules of thumb, each with its reason.
+
+A pure function of settings and a few facts. Nothing here is applied: it is printed, and the user decides. Rules of
+thumb are no law; the held-out comparison of a finished run (`evaluate`, `compare`) is better evidence than any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qdora_fast.config import Config
+
+FEW_ROWS = 500
+MANY_ROWS = 20_000
+TIME_BOUND_ROWS = 50_000
+FEW_STEPS = 30
+LARGE_MODEL = 30e9
+"""Parameters from which on lower learning rates are the custom."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about a run before it starts; None: unknown."""
+
+    rows: int | None = None
+    """Training rows."""
+    steps: int | None = None
+    """Optimizer steps of the whole run."""
+    too_long: float | None = None
+    """Share of rows longer than `model.max_length`."""
+    fits: bool | None = None
+    dense_fits: bool | None = None
+    """A 16-bit base would fit as well."""
+    answers: int | None = None
+    """Held-out rows that can be answered at a time, where `evaluation.batch_size` is what does not fit."""
+    smaller: tuple[int, int] | None = None
+    """Batch size and accumulation that fit, where the configured ones do not."""
+    longest: int | None = None
+    """Tokens of the longest rows that fit at batch size 1."""
+    parameters: int | None = None
+    """Of the base."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One suggestion."""
+
+    change: str
+    """What to pass to `--set`; empty: nothing to change, or no single setting."""
+    why: str
+    saves_memory: bool = False
+    """Makes a run fit that does not."""
+
+    def __str__(self) -> str:
+        return f"--set {self.change}  {self.why}" if self.change else self.why
+
+
+def advise(config: Config, facts: Facts) -> list[Advice]:
+    """What to consider, the most important first; nothing for the demo, which is set as it is on purpose."""
+    if config.model.name == "demo":
+        return []
+    return [*_memory(config, facts), *_method(config, facts), *_size(config, facts), *_pace(config, facts)]
+
+
+def _memory(config: Config, facts: Facts) -> Iterator[Advice]:
+    """Memory is short: quantise first, then smaller batches, then shorter rows, then another base."""
+    if facts.fits is False:
+        found = [Advice(change, why, saves_memory=True) for change, why in _savings(config, facts)]
+        yield from found or [Advice("", "nothing here saves enough: take a smaller base, or a larger card")]
+    if facts.too_long is not None and facts.too_long >= 0.01:
+        fate = "dropped" if config.data.on_long == "drop" else "cut"
+        yield Advice(
+            "",
+            f"about {facts.too_long:.0%} of the rows are longer than model.max_length {config.model.max_length} and "
+            f"would be {fate}",
+        )
+
+
+def _savings(config: Config, facts: Facts) -> Iterator[tuple[str, str]]:
+    if facts.answers:
+        yield f"evaluation.batch_size={facts.answers}", "training fits; so many answers at a time do, too"
+        return
+    if not config.adapter.quantized:
+        method = "qdora" if config.adapter.decomposed else "qlora"
+        yield f"adapter.method={method}", "memory is short, and a 4-bit base takes a quarter of a 16-bit one"
+    if config.train.gradient_checkpointing in ("off", "torch"):
+        yield "train.gradient_checkpointing=unsloth", "keeps one input per block, and that on the host"
+    if facts.smaller:
+        batch, accumulation = facts.smaller
+        change = f"train.batch_size={batch} --set train.gradient_accumulation={accumulation}"
+        yield change, "the same effective batch in smaller pieces, and it fits"
+    elif facts.longest and facts.longest < config.model.max_length:
+        change = f"model.max_length={facts.longest} --set train.batch_size=1"
+        yield change, "the longest rows that fit at batch size 1"
+
+
+def _method(config: Config, facts: Facts) -> Iterator[Advice]:
+    """Quality short: decompose. Both: QDoRA. Time short and rows plenty: plain LoRA at a higher rank."""
+    adapter = config.adapter
+    if facts.rows is not None and facts.rows > TIME_BOUND_ROWS and adapter.decomposed:
+        plain = "qlora" if adapter.quantized else "lora"
+        yield Advice(
+            f"adapter.method={plain} --set adapter.r={max(32, 2 * adapter.r)}",
+            f"with over {TIME_BOUND_ROWS:,} rows, if time is what is short: more rank makes up for the decomposition",
+        )
+    elif not adapter.decomposed:
+        better = "qdora" if adapter.quantized else "dora"
+        yield Advice(
+            f"adapter.method={better}", "if quality is what is short: DoRA learns direction and length of rows apart"
+        )
+    if adapter.quantized and facts.dense_fits:
+        dense = "dora" if adapter.decomposed else "lora"
+        yield Advice(f"adapter.method={dense}", "a 16-bit base fits here too, and has no quantisation error")
+    if config.train.loraplus_ratio is None:
+        yield Advice(
+            "train.loraplus_ratio=16", "if speed is what is short: LoRA+ often needs fewer steps to the same loss"
+        )
+
+
+def _size(config: Config, facts: Facts) -> Iterator[Advice]:
+    """Rank and dropout by the number of rows."""
+    rows, adapter = facts.rows, config.adapter
+    if rows is None:
+        return
+    if rows < FEW_ROWS and adapter.r > 8:
+        yield Advice("adapter.r=8", f"under {FEW_ROWS} rows a larger rank learns them by heart")
+    elif FEW_ROWS <= rows < MANY_ROWS and adapter.r < 16:
+        yield Advice("adapter.r=16", f"{rows:,} rows hold more than rank {adapter.r} can take")
+    elif rows >= MANY_ROWS and adapter.r < 32:
+        yield Advice("adapter.r=32", f"{rows:,} rows, if they are diverse, can use a larger rank")
+    if rows < FEW_ROWS and adapter.dropout == 0:
+        yield Advice("adapter.dropout=0.05", f"0.05 to 0.1 holds back learning {rows:,} rows by heart; a little slower")
+    if rows >= 10 * FEW_ROWS and adapter.dropout > 0:
+        yield Advice("adapter.dropout=0", f"{rows:,} rows need no dropout, and the fastest form of the engine needs 0")
+
+
+def _pace(config: Config, facts: Facts) -> Iterator[Advice]:
+    """Epochs, learning rate and number of steps."""
+    rows, train = facts.rows, config.train
+    if train.max_steps is None and rows is not None:
+        if rows < FEW_ROWS and train.epochs < 3:
+            yield Advice("train.epochs=3", "few rows need to be seen more often; watch the held-out loss")
+        elif rows > TIME_BOUND_ROWS and train.epochs > 1:
+            yield Advice("train.epochs=1", f"{rows:,} rows seldom gain from a second pass")
+    few = rows is not None and rows < FEW_ROWS
+    if few and not train.early_stopping and config.data.held_out > 0:
+        yield Advice("train.early_stopping=2", "small sets overfit early; keeps the best checkpoint")
+    large = facts.parameters is not None and facts.parameters >= LARGE_MODEL
+    if (few or large) and train.learning_rate > 1e-4:
+        yield Advice("train.learning_rate=1e-4", "small sets and large models do better with half the usual 2e-4")
+    if facts.steps is not None and facts.steps < FEW_STEPS and train.gradient_accumulation > 1:
+        yield Advice(
+            f"train.gradient_accumulation={max(1, train.gradient_accumulation // 4)}",
+            f"{facts.steps} optimizer steps are few; a smaller effective batch makes more of the same rows",
+        )

@@ -1,0 +1,166 @@
+"""One preparation in a process of its own, timed: `python data_arm.py SPEC OUT`.
+
+The file is run by its path, not as a module of the package, so that the process holds no more than `qdora-fast data`
+would: the benchmark package imports torch. Steps are timed by putting a stopwatch around the functions that
+`prepare` calls, in this process only; nothing of the package is changed for it.
+
+Tasks, by `spec["task"]`:
+
+    prepare      `qdora_fast.data.prepare` on the rows of `spec["settings"]`
+    datasketch   what the quick start of datasketch does: a signature a row, a query, no look at the rows themselves
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+Spec = dict[str, Any]
+
+
+class Stopwatch:
+    """Adds up the seconds spent in functions, by label."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def around(self, owner: Any, name: str, label: str) -> None:
+        """Time each call of the attribute `name` of a module or class from now on."""
+        inner: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **options: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return inner(*args, **options)
+            finally:
+                self.seconds[label] += time.perf_counter() - begin
+
+        setattr(owner, name, timed)
+
+
+def prepare(spec: Spec) -> dict[str, Any]:
+    """Prepare rows. With `spec["inside"]`, in this process alone and with the steps of a single row timed, too."""
+    from qdora_fast.base_tokenizer import load_tokenizer
+    from qdora_fast.config import DataSettings
+    from qdora_fast.data import choose_template
+    from qdora_fast.data import prepare as prepare_rows
+    from qdora_fast.data.render import Rendering
+
+    settings = DataSettings.model_validate(spec["settings"])
+    tokenizer, stop_ids = load_tokenizer(spec["tokenizer"], None)
+    template = choose_template(tokenizer, "alpaca")
+    length, fraction = spec["max_length"], settings.filters.max_fraction
+    rendering = Rendering(tokenizer, length, stop_ids=stop_ids, max_fraction=fraction, template=template)
+    watch = _watch_rows() if spec.get("inside") else _watch_stages()
+    begin = time.perf_counter()
+    prepared = prepare_rows(settings, seed=spec["seed"], rendering=rendering)
+    seconds = time.perf_counter() - begin
+    report = prepared.report.as_json()
+    result = {"seconds": seconds, "steps": dict(watch.seconds)}
+    result["report"] = {key: report[key] for key in ("rows_in", "kept", "dropped", "train", "held_out", "hash")}
+    result["duplicate_ids"] = report["duplicate_ids"] and report["duplicate_ids"]["count"]
+    result["tokens"] = report["tokens"]["total"]
+    if spec.get("places"):
+        result["train"] = [row["meta"]["source"] for row in prepared.train]
+        result["held_out"] = [row["meta"]["source"] for row in prepared.held_out]
+        for name in ("rejected", "duplicates"):
+            lines = (prepared.folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+            result[name] = [json.loads(line) for line in lines]
+    return result
+
+
+def datasketch(spec: Spec) -> dict[str, Any]:
+    """Mark each row that a MinHashLSH finds like an earlier one; the held-out rows come first."""
+    from datasketch import MinHash, MinHashLSH
+
+    begin = time.perf_counter()
+    sets = list(_grams(spec["files"]))
+    shingled = time.perf_counter()
+    sketches = []
+    for _, grams in sets:
+        sketch = MinHash(num_perm=256)
+        sketch.update_batch(grams)
+        sketches.append(sketch)
+    signed = time.perf_counter()
+    index, marked = MinHashLSH(threshold=0.8, num_perm=256), []
+    for (place, grams), sketch in zip(sets, sketches, strict=True):
+        if grams and index.query(sketch):
+            marked.append(place)
+        elif grams:
+            index.insert(place, sketch)
+    end = time.perf_counter()
+    steps = {"read and shingle": shingled - begin, "signatures": signed - shingled, "index": end - signed}
+    return {"seconds": end - begin, "steps": steps, "rows": len(sets), "marked": marked}
+
+
+def _grams(files: list[str]) -> Iterator[tuple[str, list[bytes]]]:
+    """Place and different word 5-grams of each row that can be read, folded as `prepare` folds them."""
+    from qdora_fast.config.data import SourceSettings
+    from qdora_fast.data.formats import convert
+    from qdora_fast.data.readers import RawRow
+    from qdora_fast.data.rejects import RejectedRow
+    from qdora_fast.data.similarity import canonical_text, units
+    from qdora_fast.data.sources import open_source
+
+    for file in files:
+        source = open_source(SourceSettings(path=file))
+        converter = source.detection.converter()
+        for raw in source.rows():
+            if not isinstance(raw, RawRow):
+                continue
+            try:
+                messages = convert(raw.row, converter).messages
+            except RejectedRow:
+                continue
+            row: Any = {"messages": messages, "tools": None}
+            said = [part.partition(": ")[2] for part in canonical_text(row).split("\x1e")]
+            words = units(" ".join(said))
+            runs = zip(*(words[start:] for start in range(5)), strict=False)
+            yield raw.place, list({" ".join(run).encode() for run in runs})
+
+
+def _watch_stages() -> Stopwatch:
+    from qdora_fast.data import cache, dataset, selection
+    from qdora_fast.data.accounts import Ledger
+
+    watch = Stopwatch()
+    watch.around(cache, "entry", "hash the files")
+    watch.around(dataset, "judge_all", "read and judge rows")
+    watch.around(selection, "find_duplicates", "find duplicates")
+    watch.around(selection, "contaminated", "check contamination")
+    watch.around(dataset, "select", "all selection")
+    watch.around(Ledger, "write_duplicates", "report")
+    watch.around(Ledger, "report", "report")
+    return watch
+
+
+def _watch_rows() -> Stopwatch:
+    from qdora_fast.data import dataset, filters, judge, similarity
+    from qdora_fast.data.render import Renderer
+
+    watch = Stopwatch()
+    watch.around(judge, "convert", "convert")
+    watch.around(filters, "check", "filter")
+    watch.around(Renderer, "__call__", "tokenise and mask")
+    watch.around(Renderer, "said", "count what is said")
+    watch.around(similarity, "canonical_text", "fold")
+    watch.around(similarity, "shingles", "shingles")
+    watch.around(similarity, "signatures", "MinHash signatures")
+    watch.around(judge, "script_of", "script")
+    watch.around(judge.Judge, "chunk", "all judging")
+    watch.around(dataset, "judge_all", "read and judge rows")
+    return watch
+
+
+TASKS = {"prepare": prepare, "datasketch": datasketch}
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    Path(sys.argv[2]).write_text(json.dumps(TASKS[given["task"]](given)), encoding="utf-8")

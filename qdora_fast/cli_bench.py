@@ -1,0 +1,77 @@
+"""The commands that measure: `bench`, `bench-gpu`, `bench-data`. As in cli.py, each calls one function.
+
+The last line of each is one JSON object; where a gate is red no speed is told and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+
+@click.command()
+@click.option(
+    "--case", type=click.Choice(["linear", "model", "all"]), help="One adapted layer, a 4-layer model, or both."
+)
+@click.option("--widths", multiple=True, type=click.IntRange(64), help="Width of the layer; repeatable.")
+@click.option("--tokens", multiple=True, type=click.IntRange(1), help="Tokens of a micro-batch; repeatable.")
+@click.option("--grad-accum", multiple=True, type=click.IntRange(1), help="Micro-batches a step; repeatable.")
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(["fp32", "bf16", "bf16-pure"]), help="Repeatable.")
+@click.option("--arm", "arms", multiple=True, help="Compare only these; repeatable.")
+@click.option("--rounds", type=click.IntRange(3), help="Measured rounds.")
+@click.option(
+    "--impl", type=click.Choice(["auto", "triton", "torch", "reference"]), help="The engine's implementation."
+)
+@click.option("--full", is_flag=True, help="Every width, length and accumulation; hours.")
+@click.option("--record", metavar="NAME", help="Keep the figures, for BENCHMARKS.md.")
+def bench(full: bool, record: str | None, **asked: object) -> None:
+    """Measure the fused layers against PEFT's on this machine: correctness first, then speed and memory."""
+    from qdora_fast import show
+    from qdora_fast.benchmark import Options, records, run_benchmark
+
+    options = (Options().full() if full else Options()).changed(**asked)
+    figures = run_benchmark(options, console=show.new_console(), command=sys.argv[1:])
+    if record:
+        records.keep(record, figures)
+    click.echo(show.json_line(figures))
+    sys.exit(0 if figures["gate"]["passed"] else 1)
+
+
+@click.command()
+@click.option("--minutes", type=click.FloatRange(1), help="Wall clock to stay within.")
+@click.option("--layers", type=click.IntRange(1), help="Decoder layers of the random Llama.")
+@click.option("--steps", type=click.IntRange(3), help="Measured steps.")
+@click.option("--arm", "arms", multiple=True, help="Compare only these; repeatable.")
+@click.option("--cap-gib", type=click.FloatRange(1), help="Stand in for a smaller card.")
+@click.option("--record", metavar="NAME", help="Keep the figures, for BENCHMARKS.md.")
+def bench_gpu(record: str | None, **asked: object) -> None:
+    """Train a random Llama-3.1-8B on the GPU: Unsloth's own arms beside ours, each in a fresh process."""
+    from qdora_fast import show
+    from qdora_fast.benchmark import GpuOptions, records, run_gpu_benchmark
+
+    figures = run_gpu_benchmark(GpuOptions().changed(**asked), console=show.new_console(), command=sys.argv[1:])
+    if record:
+        records.keep(record, figures)
+    click.echo(show.json_line(figures))
+    sys.exit(0 if figures["gate"]["passed"] else 1)
+
+
+@click.command()
+@click.option("--rows", type=click.IntRange(1_000), help="Lines of the planted file.")
+@click.option("--from", "seeds", multiple=True, type=click.Path(exists=True),
+              help="Real rows to make it of, a file or folder; repeatable. Default: the demo's sentences.")  # fmt: skip
+@click.option("--baseline", type=click.Choice(["datasketch", "none"]), help="What to measure beside it.")
+@click.option("--memory-rows", type=click.IntRange(0), help="Rows of the smallest set for memory; 0: none.")
+@click.option("--workers", type=click.IntRange(1), help="Processes that judge rows.")
+@click.option("--record", metavar="NAME", help="Keep the figures, for BENCHMARKS.md.")
+def bench_data(record: str | None, **asked: object) -> None:
+    """Prepare rows with planted duplicates and faults: what is found, then speed and memory."""
+    from qdora_fast import show
+    from qdora_fast.benchmark import DataOptions, records, run_data_benchmark
+
+    figures = run_data_benchmark(DataOptions().changed(**asked), console=show.new_console(), command=sys.argv[1:])
+    if record and figures["gate"]["passed"]:
+        records.keep(record, figures)
+    click.echo(show.json_line(figures))
+    sys.exit(0 if figures["gate"]["passed"] else 1)

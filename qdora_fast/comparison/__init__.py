@@ -1,0 +1,1 @@
+"""Methods against each other on the same data: arms, trials, figures over seeds, and how they are shown."""

@@ -1,0 +1,209 @@
+"""Bytes that tokens cost: what a block leaves alive for its backward pass, checkpoints, temporaries, the loss.
+
+What a block leaves alive was read off PyTorch's saved-tensor hooks and written down as widths; on small models of every
+supported architecture, in fp32 and in bf16, with our engine and with PEFT's layers, the tests measure it again. Where
+Unsloth's own blocks run (on a GPU) its norms keep their input instead of an fp32 copy; that is read from its code.
+
+Letters: T tokens, d hidden, q and k the widths of all query and key heads, f the width of the MLP, e bytes a value.
+
+Left out: attention kernels' own workspace, and what torch.compile makes of a block.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from qdora_fast.memory.job import GIB, Job
+
+FULL = 4
+"""Bytes of an fp32 value."""
+LOSS_BYTES = 16
+"""Of every logit of a chunk: the logit, its fp32 copy, its logarithm and its gradient. Unsloth plans with it too."""
+LOSS_MOST = 4 * GIB
+"""Most that a chunk of Unsloth's fused loss takes; else half of the memory that is free when it first runs."""
+SCORE_BYTES = 12
+"""Of every capped attention score, where no kernel avoids making them (Gemma 2). Read from the code, not measured."""
+TWIN_BLOCK = 2**20
+"""Values that the engine's PyTorch kernels, which stand in for Triton's on a CPU, take to fp32 at a time."""
+SMALLEST_OFFLOAD = 2 * 2**20
+"""Unsloth's checkpointing copies a block's input to the host if it is larger."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a forward pass leaves behind for the backward pass."""
+
+    card: int
+    """Bytes where the model is."""
+    host: int
+    """Bytes in pinned host memory."""
+
+
+def block_bytes(job: Job) -> int:
+    """What one block leaves alive for its backward pass, without checkpointing."""
+    return job.tokens * (_norms(job) + _attention(job) + _inputs(job) + _mlp(job) + _adapters(job)) + _constant(job)
+
+
+def kept_bytes(job: Job) -> Kept:
+    """What all blocks together leave alive: everything, or with checkpointing the input of each block."""
+    rotary = 2 * job.length * job.sizes.head_width * job.element
+    around = rotary + job.tokens * (_norm_value(job) * job.sizes.hidden + FULL)  # and the last norm
+    one = job.tokens * job.sizes.hidden * job.element
+    if job.checkpointing == "off":
+        return Kept(job.sizes.blocks * block_bytes(job) + around, 0)
+    if job.checkpointing == "unsloth" and one > SMALLEST_OFFLOAD:
+        # The last block's input stays; two buffers bring the others back, one being filled while one is used.
+        return Kept(3 * one + around, (job.sizes.blocks - 1) * one)
+    return Kept(job.sizes.blocks * one + around, 0)
+
+
+def recomputed_bytes(job: Job) -> int:
+    """With checkpointing, the one block that is run again in the backward pass."""
+    return 0 if job.checkpointing == "off" else block_bytes(job)
+
+
+def passing_bytes(job: Job) -> int:
+    """Temporaries of a block's backward pass at its widest place, the MLP.
+
+    Ours makes h and the gradients of h, gate and up [T, f] and of input and output [T, d] while all is still kept. In
+    PEFT's layers what was kept is let go on the way, so that little is added.
+    """
+    sizes = job.sizes
+    if not job.ours:
+        return job.tokens * job.element * (sizes.intermediate + sizes.hidden)
+    passing = job.tokens * job.element * (3 * sizes.intermediate + 3 * sizes.hidden)
+    if job.on_gpu:
+        return passing
+    return passing + min(TWIN_BLOCK, job.tokens * sizes.intermediate) * FULL * (3 if job.mixed else 2)
+
+
+def workspace_bytes(job: Job) -> int:
+    """The largest weight, unpacked for one product; PEFT's DoRA also makes B·A from an identity matrix [in, in], and
+    W + s·B·A for the norm, in fp32."""
+    linears = job.adapted or job.sizes.linears
+    if job.ours or not job.decomposed:
+        return max(linear.values for linear in linears) * job.element
+    return max(job.element * linear.columns**2 + 3 * FULL * linear.values for linear in linears)
+
+
+def scores_bytes(job: Job) -> int:
+    """Attention scores, where they are made: only for capped attention."""
+    if not job.sizes.softcapped:
+        return 0
+    return job.batch_size * job.sizes.heads * job.length**2 * SCORE_BYTES
+
+
+def loss_bytes(job: Job, free: int | None) -> int:
+    """Logits and all that comes of them at once, and the gradient of the last hidden state.
+
+    Args:
+        free: bytes free when the loss first runs. On a GPU Unsloth's fused loss takes half of them at most, by working
+            in chunks of tokens (their number is a multiple of 4). None: not in chunks, as on the CPU.
+    """
+    gradient = job.tokens * job.sizes.hidden * job.element
+    whole = job.tokens * job.sizes.vocabulary * LOSS_BYTES
+    if free is None or not job.on_gpu:
+        return whole + gradient
+    target = max(1, min(LOSS_MOST, free // 2) - gradient)
+    chunks = 1 if whole <= target else min(job.tokens, 4 * math.ceil(whole / target / 4))
+    return math.ceil(whole / chunks) + gradient
+
+
+def answering_bytes(job: Job, batch: int) -> int:
+    """Keys and values of `batch` held-out rows of full length while they are answered, one block of the prompt's pass,
+    and the logits of the last position. Real prompts are shorter: this is the most."""
+    if not batch:
+        return 0
+    sizes, length = job.sizes, job.length
+    cache = batch * (length + job.answer_tokens) * 2 * sizes.key * sizes.blocks * job.element
+    block = batch * length * (2 * sizes.intermediate + 4 * sizes.hidden) * job.element
+    return cache + block + batch * sizes.vocabulary * 2 * FULL
+
+
+def _layer_by_layer(job: Job) -> bool:
+    """The MLP is not one function of ours: its layers run one after another, and more is kept between them."""
+    whole = {"gate_proj", "up_proj", "down_proj"} <= set(job.targets)
+    biased = any(linear.bias for linear in job.sizes.linears if linear.name in ("gate_proj", "up_proj"))
+    return not job.ours or job.dropout or not whole or biased
+
+
+def _copies(job: Job) -> bool:
+    """Every adapted layer keeps an input of its own: dropped out, or cast by PEFT to fp32 and back."""
+    return job.dropout or (not job.ours and job.mixed)
+
+
+def _norm_value(job: Job) -> int:
+    """Bytes of a value that a norm keeps of its input: an fp32 copy, or in Unsloth's blocks the input as it is."""
+    return job.element if job.fast_blocks else FULL
+
+
+def _norms(job: Job) -> int:
+    """The input of each norm, and a number a token."""
+    sizes = job.sizes
+    value = _norm_value(job)
+    wide = sizes.wide_norms * (value * sizes.hidden + FULL)
+    per_head = value * (sizes.query + sizes.key) + FULL * (sizes.heads + sizes.kv_heads)
+    return wide + per_head * sizes.head_norms
+
+
+def _attention(job: Job) -> int:
+    """Q and K after their rotation, V, the result, and a number a head. V of a joint projection keeps all of it."""
+    sizes = job.sizes
+    values = sizes.query + sizes.key
+    values += sizes.query + 2 * sizes.key if sizes.fused_projections else sizes.key
+    return job.element * (values + sizes.query) + FULL * sizes.heads
+
+
+def _inputs(job: Job) -> int:
+    """What the adapted layers keep of their inputs, where nobody else keeps it; h is the MLP's business."""
+    named = {linear.name: linear.columns for linear in job.adapted}
+    if _copies(job):
+        total = job.element * sum(columns for name, columns in named.items() if name != "down_proj")
+    else:
+        normed = int(any(name in named for name in ("q_proj", "k_proj", "v_proj", "qkv_proj")))
+        normed += any(name in named for name in ("gate_proj", "up_proj", "gate_up_proj"))
+        total = job.element * normed * job.sizes.hidden
+        if job.sizes.fused_projections:  # its attention's result is laid out anew
+            total += job.element * named.get("o_proj", 0)
+    if job.dropout:
+        mask = 1 if job.on_gpu else FULL if not job.ours else job.element
+        total += mask * sum(named.values())
+    return total
+
+
+def _mlp(job: Job) -> int:
+    """Outputs of gate and up; layer by layer also act(gate), and h for the last layer."""
+    if not _layer_by_layer(job):
+        return job.element * 2 * job.sizes.intermediate
+    return job.element * (3 + ("down_proj" in job.targets)) * job.sizes.intermediate
+
+
+def _adapters(job: Job) -> int:
+    """With our engine, DoRA keeps the outputs that nobody else keeps. PEFT keeps x A, and for DoRA base and update."""
+    if not job.ours:
+        wide = 2 * sum(linear.rows for linear in job.adapted) if job.decomposed else 0
+        return job.element * (job.rank * len(job.adapted) + wide)
+    if not job.decomposed:
+        return 0
+    kept_anyway = {"v_proj", "gate_proj", "up_proj", "qkv_proj", "gate_up_proj"}
+    if job.fast_blocks or job.element == FULL:  # then a norm keeps its input as it is
+        kept_anyway |= {"q_proj", "k_proj"} if job.sizes.head_norms else set()
+        kept_anyway |= {"o_proj", "down_proj"} if job.sizes.wide_norms == 4 else set()
+    return job.element * sum(linear.rows for linear in job.adapted if linear.name not in kept_anyway)
+
+
+def _constant(job: Job) -> int:
+    """What a block keeps whatever the number of tokens."""
+    sizes, total = job.sizes, 0
+    if sizes.model_type.startswith("gemma") and not job.fast_blocks:  # its norms multiply by 1 + w
+        total += FULL * (sizes.wide_norms * sizes.hidden + 2 * sizes.head_width * sizes.head_norms)
+    if job.ours:
+        return total
+    if job.mixed:  # A and B, cast
+        total += job.element * job.rank * sum(linear.rows + linear.columns for linear in job.adapted)
+    if job.decomposed:
+        total += 3 * FULL * sum(linear.rows for linear in job.adapted)
+        if job.dropout:  # W, unpacked for a second product
+            total += job.element * sum(linear.values for linear in job.adapted)
+    return total

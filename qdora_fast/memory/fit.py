@@ -1,0 +1,105 @@
+"""What fits on a card: yes or no, the longest rows, and the pair of batch size and accumulation to train with.
+
+The margin is for what the estimate assumes. Held-out rows are answered one at a time where the question is how long
+rows may be, for `evaluation.batch_size` can be lowered without another result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from qdora_fast.memory.activations import answering_bytes
+from qdora_fast.memory.estimate import Card, Estimate, estimate
+from qdora_fast.memory.job import GIB, Job
+
+MARGIN_SHARE = 0.05
+MARGIN_BYTES = int(0.3 * GIB)
+STEP = 64
+"""Lengths are tried in multiples of this."""
+ENOUGH_TOKENS = 8192
+"""More tokens a forward pass no longer make a step faster: a large GPU is busy long before. Not measured yet."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Settings that fit, with the effective batch unchanged."""
+
+    batch_size: int
+    gradient_accumulation: int
+    length: int
+    """As asked for; shorter only if not even one such row fits."""
+    answers: int
+    """Held-out rows of full length that can be answered at a time, at most as many as asked for."""
+    estimate: Estimate
+
+
+def margin(card: Card) -> int:
+    """Bytes that are to stay free: 5 % of the card and 0.3 GiB."""
+    return int(MARGIN_SHARE * card.memory) + MARGIN_BYTES
+
+
+def fits(found: Estimate, card: Card) -> bool:
+    """Whether every phase leaves the margin free."""
+    return found.peak_bytes + margin(card) <= card.memory
+
+
+def longest_length(job: Job, card: Card) -> int:
+    """The longest rows at batch size 1 that fit, in tokens: a multiple of 64, at most what the model was made for; 0 if
+    not even 64 fit."""
+    most = job.sizes.longest or 1_048_576
+    alone = replace(_one_answer(job), batch_size=1)
+    return STEP * _largest(most // STEP, lambda count: fits(estimate(_with_length(alone, count * STEP), card), card))
+
+
+def best_fit(job: Job, card: Card) -> Fit | None:
+    """Of the batch sizes that divide the effective batch, the one that should train fastest: the smallest with enough
+    tokens to keep a GPU busy, else the largest that fits. If not even one row fits, the longest that does; None if
+    nothing does."""
+    found: Job | None = None
+    for size in (size for size in range(1, job.effective_batch + 1) if job.effective_batch % size == 0):
+        tried = replace(_one_answer(job), batch_size=size, gradient_accumulation=job.effective_batch // size)
+        if not fits(estimate(tried, card), card):
+            break
+        found = tried
+        if tried.tokens >= ENOUGH_TOKENS:
+            break
+    if found is None:
+        longest = longest_length(job, card)
+        if longest == 0:
+            return None
+        found = replace(job, batch_size=1, gradient_accumulation=job.effective_batch, length=longest)
+    found = replace(found, answer_batch=job.answer_batch)
+    found = replace(found, answer_batch=most_answers(found, card))
+    counted = estimate(found, card)
+    return Fit(found.batch_size, found.gradient_accumulation, found.length, found.answer_batch, counted)
+
+
+def most_answers(job: Job, card: Card) -> int:
+    """Held-out rows of full length that can be answered at a time; at most as many as asked for."""
+
+    def fitting(batch: int) -> bool:
+        counted = estimate(replace(job, answer_batch=batch), card)
+        return counted.phases.get("evaluation", 0) + margin(card) <= card.memory
+
+    return _largest(job.answer_batch, fitting) if answering_bytes(job, 1) else job.answer_batch
+
+
+def _one_answer(job: Job) -> Job:
+    return replace(job, answer_batch=min(1, job.answer_batch))
+
+
+def _with_length(job: Job, length: int) -> Job:
+    return replace(job, length=length)
+
+
+def _largest(most: int, fitting: Callable[[int], bool]) -> int:
+    """The largest number up to `most` that fits, where all smaller ones fit too; 0 if none does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fitting(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low

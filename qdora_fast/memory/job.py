@@ -1,0 +1,151 @@
+"""A run as the numbers that decide its memory: what a Config, a base and a machine come to.
+
+Every `auto` is resolved here as model.py, trainer.py and the engine resolve it when they run. Nothing is counted yet.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from qdora_fast.config import AdapterSettings, Config, layer_indices
+from qdora_fast.errors import ConfigError
+from qdora_fast.memory.architecture import Linear, Sizes
+
+GIB = 2**30
+SHORTEST_OFFLOAD = 512
+"""Below this `model.max_length` Unsloth quietly uses PyTorch's checkpointing instead of its own."""
+FAST_FAMILIES = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
+"""Architectures that Unsloth runs by hand-written blocks on a GPU; others run transformers' own."""
+
+Checkpointing = Literal["off", "torch", "unsloth"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. Bytes per value are called element."""
+
+    sizes: Sizes
+    decomposed: bool
+    """DoRA: magnitudes are trained, and layers keep their outputs for them."""
+    quantized: bool
+    rank: int
+    targets: tuple[str, ...]
+    """Names of the adapted linear layers of a block."""
+    adapted_blocks: int
+    saved_values: int
+    """Parameters of modules trained in full."""
+    dropout: bool
+    element: int
+    """Of activations and of weights that are not in NF4: 2 or 4."""
+    checkpointing: Checkpointing
+    optimizer: str
+    batch_size: int
+    gradient_accumulation: int
+    length: int
+    """Tokens of a row, or of a packed sequence."""
+    ours: bool
+    """The fused engine runs the adapted layers; else PEFT does."""
+    resident_bytes: int
+    """Merged weights that must be kept. With `auto` only what is left over is used: 0."""
+    on_gpu: bool
+    evaluates: bool
+    answer_batch: int
+    """Held-out rows answered at a time; 0: none are."""
+    answer_tokens: int
+    merges: bool
+
+    @property
+    def tokens(self) -> int:
+        """Of one forward pass."""
+        return self.batch_size * self.length
+
+    @property
+    def mixed(self) -> bool:
+        """16-bit computation around fp32 adapters."""
+        return self.element == 2
+
+    @property
+    def fast_blocks(self) -> bool:
+        """Unsloth's own blocks run; their norms keep their input and no fp32 copy of it."""
+        return self.on_gpu and self.sizes.model_type in FAST_FAMILIES
+
+    @property
+    def adapted(self) -> tuple[Linear, ...]:
+        """The adapted linear layers of one block."""
+        return tuple(linear for linear in self.sizes.linears if linear.name in self.targets)
+
+    @property
+    def effective_batch(self) -> int:
+        """Rows per optimizer step."""
+        return self.batch_size * self.gradient_accumulation
+
+
+def job_of(config: Config, sizes: Sizes, *, on_gpu: bool) -> Job:
+    """What a config comes to on this base.
+
+    Args:
+        on_gpu: train on a card; else on the CPU, where other defaults hold.
+
+    Raises:
+        ConfigError: a target or block that the model does not have.
+    """
+    adapter, train, engine = config.adapter, config.train, config.engine
+    length = config.model.max_length
+    checkpointing = train.gradient_checkpointing
+    if checkpointing == "auto":
+        checkpointing = "unsloth" if on_gpu else "off"
+    if checkpointing == "unsloth" and (length < SHORTEST_OFFLOAD or not on_gpu):
+        checkpointing = "torch"
+    optimizer: str = train.optimizer
+    if optimizer == "auto":
+        optimizer = "paged_adamw_8bit" if on_gpu else "adamw"
+    precision = train.precision if train.precision != "auto" else "bf16" if on_gpu else "fp32"
+    return Job(
+        sizes=sizes,
+        decomposed=adapter.decomposed,
+        quantized=adapter.quantized,
+        rank=adapter.r,
+        targets=_targets(adapter, sizes),
+        adapted_blocks=_adapted_blocks(adapter, sizes),
+        saved_values=sizes.vocabulary * sizes.hidden * len(adapter.modules_to_save),
+        dropout=adapter.dropout > 0,
+        element=4 if precision == "fp32" else 2,
+        checkpointing=checkpointing,
+        optimizer=optimizer,
+        batch_size=train.batch_size,
+        gradient_accumulation=train.gradient_accumulation,
+        length=length,
+        ours=engine.impl in ("auto", "triton", "torch"),
+        resident_bytes=int(engine.resident * GIB) if isinstance(engine.resident, float | int) else 0,
+        on_gpu=on_gpu,
+        evaluates=config.data.held_out > 0 or config.data.held_out_path is not None,
+        answer_batch=config.evaluation.batch_size if config.evaluation.max_rows else 0,
+        answer_tokens=config.evaluation.max_new_tokens,
+        merges=config.export.at_end != "none",
+    )
+
+
+def _targets(adapter: AdapterSettings, sizes: Sizes) -> tuple[str, ...]:
+    names = tuple(linear.name for linear in sizes.linears)
+    if adapter.target_modules == "all-linear":
+        return names
+    for name in adapter.target_modules:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`? " if near else ""
+            raise ConfigError(
+                f"adapter.target_modules: no linear layer of a `{sizes.model_type}` block is called `{name}`; {hint}"
+                f"there are {', '.join(names)}"
+            )
+    return tuple(dict.fromkeys(adapter.target_modules))
+
+
+def _adapted_blocks(adapter: AdapterSettings, sizes: Sizes) -> int:
+    if adapter.layers is None:
+        return sizes.blocks
+    chosen = layer_indices(adapter.layers)
+    if chosen[-1] >= sizes.blocks:
+        raise ConfigError(f"adapter.layers: there is no block {chosen[-1]}; the model has blocks 0-{sizes.blocks - 1}")
+    return len(chosen)

@@ -1,0 +1,96 @@
+"""The base's config.json: from its folder, from the hub's cache, from our table of well-known bases, or from the hub.
+
+In this order, so that a preset is planned in a second and without a network. Nothing else of the base is read, and
+where the values came from is always said.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qdora_fast.errors import ConfigError
+from qdora_fast.memory import known_config, known_names
+
+DEMO = "demo"
+PATIENCE = 5
+"""Seconds to wait for the hub."""
+
+
+class Found(NamedTuple):
+    """The values, and where they are from."""
+
+    values: dict[str, Any]
+    source: str
+
+
+def base_config(name: str, revision: str | None = None) -> Found:
+    """The config.json of `model.name`.
+
+    Raises:
+        ConfigError: a folder without one, or a hub id that can neither be read nor is in our table.
+    """
+    if name == DEMO:
+        return Found(_demo(), "the embedded demo")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return Found(_read(folder / "config.json"), str(folder))
+    cached = _from_cache(name, revision)
+    if cached is not None:
+        return Found(_read(cached), "its config.json in the hub's cache")
+    known = known_config(name)
+    if known is not None:
+        return Found(known, "our table of well-known bases")
+    try:
+        return Found(_read(_from_hub(name, revision)), "its config.json on the hub")
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"model.name: cannot read the config.json of `{name}`: {reason}\n  Check the spelling; for gated models "
+            f"run `hf auth login`; without a network give a local folder, or one of: {', '.join(known_names())}"
+        ) from None
+
+
+def _from_cache(name: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:  # not a hub id at all; the hub's own answer says so better
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision, etag_timeout=PATIENCE))
+    except ValueError as error:  # not a hub id at all
+        raise OSError(str(error)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"model.name: {path.parent} holds no config.json; it is not a model's folder") from None
+    except ValueError as error:
+        raise ConfigError(f"model.name: {path} is no JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"model.name: {path} holds no JSON object")
+    return values
+
+
+def _demo() -> dict[str, Any]:
+    from qdora_fast.demo.base import Recipe
+
+    recipe = Recipe()
+    return {
+        "model_type": "llama", "vocab_size": recipe.vocab_size, "hidden_size": recipe.hidden_size,
+        "intermediate_size": recipe.intermediate_size, "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads, "num_key_value_heads": recipe.kv_heads, "tie_word_embeddings": True,
+        "max_position_embeddings": 2048,
+    }  # fmt: skip

@@ -1,0 +1,229 @@
+"""A plan in words and blocks: the answer first, then why, then what to consider.
+
+The picture is a staircase: each part's bar starts where the one above ends, on the scale of the card, so that one sees
+what fills it and how much is left.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from qdora_fast.memory import Estimate, Part, in_words
+from qdora_fast.planning.plan import GIB, Plan
+
+WIDTH = 36
+"""Characters that stand for the whole card."""
+PAGE = 116
+NEXT_TO_NOTHING = 0.1
+"""Of a card: below this the picture is drawn on the scale of the step."""
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """The plan, line by line."""
+    yield verdict(plan)
+    yield ""
+    yield from _settings(plan)
+    yield ""
+    yield from staircase(plan)
+    yield ""
+    yield from _phases(plan)
+    yield from _labelled("Longest", _longest(plan))
+    if plan.better and plan.better.length == plan.config.model.max_length and plan.place.on_gpu:
+        yield from _labelled("Batch", _batch(plan))
+    yield from _labelled("Host", _host(plan))
+    yield from _labelled("Disk", _disk(plan))
+    yield from _labelled("Rows", _rows(plan))
+    yield from _labelled("Time", _time(plan))
+    job, engine = plan.estimate.job, plan.config.engine
+    if job.on_gpu and job.ours and engine.resident == "auto" and engine.form != "folded":
+        text = (
+            "the engine fills most of what is left with merged weights (engine.resident: auto) and gives it back when "
+        )
+        yield from _labelled("Left", f"{text}memory runs short, so the card will look full")
+    for number, advice in enumerate(plan.advice):
+        yield from _labelled("Consider" if number == 0 else "", str(advice))
+    if plan.place.on_gpu:
+        yield from _labelled(
+            "Assumed",
+            "CUDA context 0.5 GiB, allocator gaps 5 %, a fused loss in chunks, attention kernels without scores: "
+            f"not measured on a GPU yet, so {gib(plan.margin)} stay free for them (5 % of the card + 0.3 GiB)",
+        )
+
+
+def verdict(plan: Plan) -> str:
+    """Yes or no, with the figures."""
+    card, peak = plan.place.card, plan.estimate.peak_bytes
+    where = f"{gib(peak)} of {gib(card.memory)}"
+    if plan.fits:
+        left = card.memory - peak
+        return f"FITS      {where} at the highest ({plan.estimate.peak_phase}), {gib(left)} to spare: {_card(plan)}"
+    needed = f"{gib(peak)} at the highest ({plan.estimate.peak_phase}) and {gib(plan.margin)} to spare"
+    return f"DOES NOT FIT: it needs {needed}, of {gib(card.memory)}: {_card(plan)}"
+
+
+def what_to_do(plan: Plan) -> str:
+    """One sentence for the error of a plan that does not fit."""
+    change = next((advice.change for advice in plan.advice if advice.saves_memory), None)
+    card = plan.place.card
+    remedy = f"try --set {change}" if change else "take a smaller base, or a larger card"
+    needed = gib(plan.estimate.peak_bytes + plan.margin)
+    return f"{plan.name} does not fit on {card.name}: {needed} are needed; {remedy}"
+
+
+def staircase(plan: Plan) -> Iterator[str]:
+    """The parts of a training step, each with its bar; on the scale of the card, unless hardly any of it is needed."""
+    counted, card = plan.estimate, plan.place.card
+    step = counted.phases["step"]
+    small = step < NEXT_TO_NOTHING * card.memory
+    scale = step if small else max(card.memory, step)
+    whole = gib(scale) + (" (a small part of what there is)" if small else "")
+    yield f"A training step in {'MiB' if scale < GIB else 'GiB'}; a whole bar is {whole}:"
+    unit, digits = (2**20, 1) if scale < GIB else (GIB, 2)
+    start = 0
+    for part in counted.parts:
+        yield f"  {part.name:<15}{part.bytes / unit:>7,.{digits}f}  {bar(start, part.bytes, scale)}  {part.why}"
+        start += part.bytes
+    yield f"  {'together':<15}{start / unit:>7,.{digits}f}  {bar(0, start, scale)}"
+    if scale > card.memory:
+        yield f"  {'the card':<15}{card.memory / unit:>7,.{digits}f}  {bar(0, card.memory, scale)}"
+
+
+def bar(start: int, size: int, scale: int, width: int = WIDTH) -> str:
+    """A bar of `size` that begins at `start`, between the edges of `scale`; at least a sliver for what is not 0."""
+    first = int(start / scale * width)
+    end = (start + size) / scale * width
+    whole, part = int(end), int((end - int(end)) * 8)
+    blocks = "█" * max(0, whole - first)
+    tail = _EIGHTHS[part] if part and len(blocks) + first < width else ""
+    if not blocks and not tail.strip():
+        tail = "▏"
+    return f"▕{' ' * min(first, width - 1) + blocks + tail:<{width}}▏"[: width + 2]
+
+
+def preset_table(plans: Sequence[Plan]) -> Iterator[str]:
+    """The presets as a Markdown table: what each needs, and the longest rows that fit at batch size 1."""
+    yield "| preset | card | batch x tokens | peak | fits | longest rows at batch 1 |"
+    yield "| --- | ---: | ---: | ---: | --- | ---: |"
+    for plan in plans:
+        train, model = plan.config.train, plan.config.model
+        limit = " (the model's limit)" if _at_limit(plan) else ""
+        yield (
+            f"| `{plan.name}` | {plan.place.card.memory / GIB:.0f} GiB | {train.batch_size} x {model.max_length:,} "
+            f"| {gib(plan.estimate.peak_bytes)} | {'yes' if plan.fits else 'no'} | {plan.longest:,}{limit} |"
+        )
+
+
+def gib(count: int) -> str:
+    """Bytes in GiB, in MiB where that is clearer."""
+    if count >= 0.1 * GIB:
+        return f"{count / GIB:.1f} GiB"
+    return f"{count / 2**20:,.0f} MiB" if count >= 2**20 else "under 1 MiB"
+
+
+def _card(plan: Plan) -> str:
+    return f"{plan.place.card.name} ({plan.place.why})"
+
+
+def _labelled(label: str, text: str) -> list[str]:
+    return textwrap.wrap(f"{label:<10}{text}", PAGE, subsequent_indent=" " * 10, break_on_hyphens=False,
+                         break_long_words=False)  # fmt: skip
+
+
+def _settings(plan: Plan) -> Iterator[str]:
+    job, config = plan.estimate.job, plan.config
+    sizes = job.sizes
+    yield from _labelled(
+        "Base",
+        f"{config.model.name}: {in_words(sizes.parameters)} parameters, {sizes.blocks} blocks "
+        f"({sizes.model_type}); sizes from {plan.base_source}",
+    )
+    width = {2: "16-bit", 4: "fp32"}[job.element]
+    yield from _labelled(
+        "Run",
+        f"{config.adapter.method} rank {job.rank}, {job.batch_size} x {job.length:,} tokens, "
+        f"{job.gradient_accumulation} times a step; {width}, checkpointing {job.checkpointing}, {job.optimizer}",
+    )
+
+
+def _phases(plan: Plan) -> list[str]:
+    counted: Estimate = plan.estimate
+    text = " · ".join(f"{name} {gib(size)}" for name, size in counted.phases.items())
+    if counted.peak_phase == "evaluation":
+        job = counted.job
+        text += f"; evaluation when {job.answer_batch} held-out rows of full length are answered at a time "
+        text += "(evaluation.batch_size)"
+    return _labelled("Peaks", text)
+
+
+def _at_limit(plan: Plan) -> bool:
+    limit = plan.estimate.job.sizes.longest
+    return limit is not None and plan.longest + 64 > limit
+
+
+def _longest(plan: Plan) -> str:
+    limit = plan.estimate.job.sizes.longest
+    if not plan.longest:
+        return "not even rows of 64 tokens fit at batch size 1"
+    made_for = "" if limit is None else f" (the model was made for {limit:,})"
+    return f"rows of {plan.longest:,} tokens fit at batch size 1{made_for}"
+
+
+def _batch(plan: Plan) -> str:
+    assert plan.better is not None
+    train, better = plan.config.train, plan.better
+    if better.batch_size == train.batch_size:
+        return f"{train.batch_size} x {train.gradient_accumulation} is what we would take"
+    why = "should be faster (not measured)" if better.batch_size > train.batch_size else "is smaller"
+    return (
+        f"{better.batch_size} x {better.gradient_accumulation} instead of {train.batch_size} x "
+        f"{train.gradient_accumulation} is the same effective batch, {why}, and takes {gib(better.estimate.peak_bytes)}"
+    )
+
+
+def _host(plan: Plan) -> str:
+    return _listed(plan.estimate.host, "at the most, one after another")
+
+
+def _disk(plan: Plan) -> str:
+    total = sum(part.bytes for part in plan.disk)
+    state = "enough" if total < plan.free_disk else "NOT ENOUGH"
+    return f"{_listed(plan.disk, f'{gib(total)} in all')}; {gib(plan.free_disk)} are free: {state}"
+
+
+def _listed(parts: Sequence[Part], said: str) -> str:
+    if not parts:
+        return "nothing worth counting"
+    return f"{', '.join(f'{part.name} {gib(part.bytes)}' for part in parts)} ({said})"
+
+
+def _rows(plan: Plan) -> str:
+    if plan.rows is None:
+        return "not in local files, so not looked at; `qdora-fast data` counts them"
+    rows, about = plan.rows, "" if plan.rows.exact else "about "
+    train = plan.config.train
+    length = "train.max_steps" if train.max_steps else f"{train.epochs:g} epochs"
+    steps = f": {plan.steps:,} optimizer steps ({length})" if plan.steps else ""
+    return (
+        f"{about}{rows.rows:,} to train on before any filter, of about {rows.median_tokens:,} tokens each (median, "
+        f"template not counted){steps}"
+    )
+
+
+def _time(plan: Plan) -> str:
+    if plan.speed is None:
+        how = "`qdora-fast bench-gpu` measures this card" if plan.place.on_gpu else "a first run measures it"
+        return f"not measured; {how}, and each run writes its tokens/s to metrics.jsonl, where the next plan finds it"
+    speed = f"{plan.speed.tokens_per_second:,.0f} tokens/s in {plan.speed.run}"
+    if plan.seconds is None:
+        return f"{speed}; the number of rows is not known"
+    fast, slow = plan.seconds
+    return f"training {clock(fast)} to {clock(slow)} ({speed}); evaluation and export come on top"
+
+
+def clock(seconds: int) -> str:
+    """95 → 1:35 min, 5400 → 1:30 h."""
+    if seconds < 3600:
+        return f"{seconds // 60}:{seconds % 60:02} min"
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02} h"

@@ -1,0 +1,137 @@
+"""The page of a comparison: whole, without a request, and with nothing of the data in its markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qdora_fast.comparison import figures
+from qdora_fast.comparison.arms import choose_arms
+from qdora_fast.comparison.plot import Scale, comparison_page, loss_scale
+from qdora_fast.comparison.words import sentence
+
+
+class _Page(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+    def of(self, tag: str, kind: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag and kind in (attrs.get("class") or "").split()]
+
+
+def _record(results: Sequence[dict[str, Any]], methods: Sequence[str], ratios: Sequence[float]) -> dict[str, Any]:
+    arms = choose_arms(methods, ratios)
+    chosen = figures.of_arms(arms, results)
+    target = figures.default_target(chosen[arms[0].name])
+    found = figures.differences(arms, chosen)
+    return {
+        "name": "<b>tiny</b>", "seeds": sorted({one["seed"] for one in results}), "steps": 30, "metric": "numeric",
+        "score_name": "accuracy", "target": {"loss": target, "from": "where it ends"}, "base": "demo",
+        "arms": {arm.name: figures.describe_arm(arm, chosen[arm.name], target, {1e-3: 1.0}) for arm in arms},
+        "differences": [one | {"words": sentence(one, "accuracy")} for one in found],
+        "dataset": {"hash": "abc", "train": 10, "held_out": 5, "asked": 5},
+        "machine": {"cpu": "a <processor>", "python": "3.11", "packages": {"torch": "2.11"}},
+        "clock": "on it", "memory_counts": "weights", "at": "2026-01-01T00:00:00+00:00",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def record(result: Any) -> dict[str, Any]:
+    results = [
+        result(arm.name, seed, [6.5, 2.0 + seed / 10, 0.5, 0.02 * seed + place / 100], right=5 + place % 4)
+        for seed in (1, 2, 3)
+        for place, arm in enumerate(choose_arms(["lora", "dora", "full"], [1, 16]))
+    ]
+    return _record(results, ["lora", "dora", "full"], [1, 16])
+
+
+def test_every_arm_is_a_line_a_row_and_a_strip_with_a_dot_a_seed(record: dict[str, Any]) -> None:
+    page = _Page(comparison_page(record))
+    charts = [name for name, attrs in page.tags if name == "figure"]
+    assert len(charts) == 4  # LoRA+ off, LoRA+ 16, lora, dora
+    drawn = [attrs for attrs in page.of("polyline", "mean") if len((attrs["points"] or "").split()) > 2]
+    assert len(drawn) == (2 + 1) + (2 + 1) + 2 + 2
+    assert len(page.of("polygon", "band")) == len(drawn)
+    dots = [attrs for name, attrs in page.tags if name == "i" and "left:" in (attrs.get("style") or "")]
+    assert len(dots) == 2 * 5 * 3  # loss and accuracy, five arms, three seeds
+    for arm in record["arms"].values():
+        assert arm["spoken"] in page.words
+
+
+def test_the_page_makes_no_request_and_runs_nothing(record: dict[str, Any]) -> None:
+    page = _Page(comparison_page(record))
+    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.tags}
+    assert not any({"src", "href"} & attrs.keys() for _, attrs in page.tags)
+    assert "url(" not in comparison_page(record)
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv"))
+    assert "default-src 'none'" in (policy or "")
+
+
+def test_names_are_text_and_never_markup(record: dict[str, Any]) -> None:
+    page = _Page(comparison_page(record))
+    assert "<b>tiny</b>" in page.words
+    assert "processor" not in {tag for tag, _ in page.tags}
+
+
+def test_every_sentence_and_every_limit_is_on_the_page(record: dict[str, Any]) -> None:
+    words = _Page(comparison_page(record)).words
+    assert len(record["differences"]) == 6
+    assert all(one["words"] in words for one in record["differences"])
+    assert "not corrected for their number" in words
+
+
+def test_everything_drawn_lies_inside_its_chart(record: dict[str, Any]) -> None:
+    page = _Page(comparison_page(record))
+    for attrs in [*page.of("polyline", "mean"), *page.of("polygon", "band")]:
+        for x, y in (map(float, point.split(",")) for point in (attrs["points"] or "").split()):
+            assert 0 <= x <= 420
+            assert 0 <= y <= 250
+    for _, attrs in page.tags:
+        for share in re.findall(r"(?:left|width):([-\d.e]+)%", attrs.get("style") or ""):
+            assert -0.01 <= float(share) <= 100.01
+
+
+LOSS = st.one_of(st.none(), st.floats(0, 1e6))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(LOSS, LOSS, LOSS), min_size=1, max_size=4))
+def test_a_page_is_drawn_whatever_the_losses(ends: list[tuple[float | None, ...]]) -> None:
+    def result(arm: str, seed: int, losses: Sequence[float | None]) -> dict[str, Any]:
+        curve = [[number, loss] for number, loss in enumerate(losses)]
+        return {"arm": arm, "seed": seed, "learning_rate": 1e-3, "curve": curve, "loss": losses[-1], "scores": [],
+                "step_seconds": 0.1, "memory": {"total": 1}, "trained_parameters": 1}  # fmt: skip
+
+    results = [result(arm, seed, losses) for seed, losses in enumerate(ends) for arm in ("lora", "dora")]
+    page = _Page(comparison_page(_record(results, ["lora", "dora"], [1])))
+    assert "nan" not in page.words
+    assert [tag for tag, _ in page.tags].count("figure") <= 1
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1.0, 1e6))
+def test_an_axis_has_labels_in_order_between_its_ends(low: float, times: float) -> None:
+    scale = loss_scale(low, low * times, 0, 100)
+    ticks = scale.ticks()
+    assert len({label for label, _ in ticks}) == len(ticks)
+    assert [place for _, place in ticks] == sorted(place for _, place in ticks)
+    assert scale.logarithmic == (low * times / low >= 20)
+    assert 0 <= scale(low) <= scale(low * times) <= 100
+
+
+def test_a_value_beyond_an_axis_is_drawn_at_its_end() -> None:
+    assert [Scale(1, 3, 0, 100)(value) for value in (0, 1, 2, 3, 9)] == [0, 0, 50, 100, 100]

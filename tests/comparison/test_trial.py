@@ -1,0 +1,60 @@
+"""One trial: measured where it should be, judged by the config's metric, and honest about a loss that is no number."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from qdora_fast.comparison import trial as trial_module
+from qdora_fast.comparison.arms import Arm, Trial
+from qdora_fast.comparison.trial import Material, run_trial
+from qdora_fast.config import Config
+from qdora_fast.preparing import ready_data
+
+
+def _material(config: Config, options: tuple[str, ...] = ()) -> Material:
+    ready = ready_data(config, config.model.name, Console(quiet=True))
+    return Material(config, ready.base_name, ready.prepared, [0, 1, 2], options)
+
+
+def _run(material: Material, method: str = "lora") -> dict[str, Any]:
+    return run_trial(Trial(Arm(method), 1e-2, 7), material)
+
+
+def test_the_held_out_loss_is_measured_before_at_every_so_many_steps_and_at_the_end(
+    tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_module, "POINTS", 2)
+    material = _material(tiny_config(train={"max_steps": 5}))
+    assert (material.steps, material.every) == (5, 2)
+    assert [step for step, _ in _run(material)["curve"]] == [0, 2, 4, 5]
+
+
+def test_measuring_changes_nothing_about_the_training(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    material = _material(tiny_config())
+    often = _run(material)
+    monkeypatch.setattr(trial_module, "POINTS", 1)
+    seldom = _run(material)
+    assert len(often["curve"]) > len(seldom["curve"])
+    assert often["loss"] == pytest.approx(seldom["loss"], rel=1e-5)
+
+
+def test_a_choice_is_made_among_the_options_and_judged(tiny_config: Any) -> None:
+    config = tiny_config(evaluation={"metric": "choice"})
+    prepared = _material(config).prepared
+    right = [prepared.held_out[number]["messages"][-1]["content"] for number in (0, 1, 2)]
+    assert _run(_material(config, tuple(right[:1])))["scores"] == [float(one == right[0]) for one in right]
+
+
+def test_a_loss_that_is_no_number_is_none_and_the_result_is_still_json(
+    tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_module, "mean_loss", lambda losses: math.nan)
+    result = _run(_material(tiny_config()))
+    assert result["loss"] is None
+    assert result["best_loss"] is None
+    json.dumps(result, allow_nan=False)

@@ -1,0 +1,125 @@
+"""Bytes that are there before a token is seen: exact against what bitsandbytes, PEFT, the engine and the optimizers
+allocate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from small_models import build, config_of
+from torch import Tensor
+
+from qdora_fast.benchmark.footprint import persistent
+from qdora_fast.config_file import make_config
+from qdora_fast.memory import Job, job_of, sizes_of
+from qdora_fast.memory import weights as count
+from qdora_fast.optim import build_optimizer, parameter_groups
+
+
+def _job(family: str = "llama", *, blocks: int = 2, base: dict[str, Any] | None = None, **sections: Any) -> Job:
+    settings = {"model": {"name": "base"}, "data": {"path": "rows.jsonl"}, **sections}
+    return job_of(make_config(settings), sizes_of({**config_of(family, blocks), **(base or {})}), on_gpu=False)
+
+
+def _bytes(tensors: Iterator[Tensor] | list[Tensor]) -> int:
+    """Of distinct storages."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (192, 128), (96, 200), (320, 192), (1024, 1024)])
+def test_a_weight_in_nf4_takes_what_bitsandbytes_allocates(shape: tuple[int, int]) -> None:
+    from bitsandbytes.functional import quantize_4bit
+
+    packed, state = quantize_4bit(
+        torch.randn(shape, dtype=torch.bfloat16), blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    parts = [packed, state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+    assert count.nf4_bytes(*shape) == sum(part.numel() * part.element_size() for part in parts)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "phi3"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_base_takes_what_its_quantised_model_holds(family: str, dtype: torch.dtype) -> None:
+    model = build(family, 2, dtype, dora=True, ours=False)
+    trained = {id(p.data) for p in model.parameters() if p.requires_grad}
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    assert trained
+    held = _bytes([tensor for p in frozen for tensor in _parts(p)])
+    job = _job(family, train={"precision": "bf16" if dtype == torch.bfloat16 else "fp32"})
+    assert count.linear_bytes(job) + count.unquantized_bytes(job) == held
+
+
+def _parts(parameter: Tensor) -> Iterator[Tensor]:
+    class Alone:
+        def parameters(self) -> list[Tensor]:
+            return [parameter]
+
+        def buffers(self) -> list[Tensor]:
+            return []
+
+    return persistent(Alone())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])
+@pytest.mark.parametrize("method", ["qdora", "qlora"])
+def test_adapter_gradients_and_optimizer_take_what_is_allocated(optimizer: str, method: str) -> None:
+    model = build("llama", 2, torch.float32, dora=method == "qdora", ours=False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    built = build_optimizer(optimizer, parameter_groups(model.named_parameters(), learning_rate=1e-4))
+    built.step()
+    job = _job(adapter={"method": method}, train={"optimizer": optimizer})
+    assert count.trained_bytes(job) == _bytes([p.data for p in trained])
+    assert count.trained_bytes(job) == _bytes([p.grad for p in trained if p.grad is not None])
+    state = [value for per in built.state.values() for value in per.values() if isinstance(value, Tensor)]
+    assert count.optimizer_bytes(job) == _bytes(state)
+
+
+def test_some_layers_some_blocks_and_a_module_trained_in_full_are_counted_as_chosen() -> None:
+    every = _job(adapter={"r": 8})
+    some = _job(adapter={"r": 8, "target_modules": ["q_proj", "down_proj"], "layers": "1"})
+    assert [tensor.values for tensor in count.trained_tensors(some)] == [
+        *(8 * 192, 8 * 384, 384),
+        *(8 * 320, 8 * 192, 192),
+    ]
+    assert count.trained_bytes(some) < count.trained_bytes(every)
+    whole = _job(adapter={"r": 8, "modules_to_save": ["lm_head"]})
+    assert count.trained_bytes(whole) == count.trained_bytes(every) + 4 * 512 * 192
+
+
+@pytest.mark.parametrize("dora", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_engine_keeps_as_many_bytes_as_counted(dora: bool, dtype: torch.dtype) -> None:
+    from qdora_fast.benchmark.subjects import adapted
+    from qdora_fast.engine import install
+
+    model = build("llama", 2, dtype, dora=dora, ours=False)
+    install(model, form="merged", resident="off")
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        model(input_ids=torch.ones(1, 64, dtype=torch.long)).logits.float().sum().backward()
+    known = {p.data.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: list[Tensor] = []
+    for _, layer in adapted(model):
+        state = layer.fused
+        snapshot = state.cache(layer, "default")._snapshot
+        kept += [t for t in (snapshot.norms, snapshot.scale, *snapshot._copies.values()) if t is not None]
+        kept += [tensor for pair in layer.__dict__.get("_magnitudes_before_fusing", {}).values() for tensor in pair]
+        kept += [tensor for pair in state.magnitudes_before.values() for tensor in pair]
+    kept = [tensor for tensor in kept if tensor.untyped_storage().data_ptr() not in known]
+    job = _job(
+        adapter={"method": "qdora" if dora else "qlora"},
+        train={"precision": "bf16" if dtype == torch.bfloat16 else "fp32"},
+    )
+    assert count.engine_bytes(job) == _bytes(kept)
+
+
+def test_a_target_or_block_that_is_not_there_is_refused_with_a_hint() -> None:
+    from qdora_fast.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="did you mean `q_proj`"):
+        _job(adapter={"target_modules": ["q_prj"]})
+    with pytest.raises(ConfigError, match="no block 7"):
+        _job(adapter={"layers": "0-7"})
