@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = ("qdora_fast", "torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets", "accelerate",
-            "bitsandbytes", "tokenizers", "safetensors", "triton", "xformers", "datasketch", "regex", "lm_eval")  # fmt: skip
+            "bitsandbytes", "tokenizers", "safetensors", "triton", "xformers",
+            "datasketch", "regex", "lm_eval")  # fmt: skip
 
 
 @dataclass(frozen=True)
