@@ -14,9 +14,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGES = ("qdora_fast", "torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets", "accelerate",
-            "bitsandbytes", "tokenizers", "safetensors", "triton", "xformers",
-            "datasketch", "regex", "lm_eval")  # fmt: skip
+PACKAGES = ("torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes",
+            "tokenizers", "safetensors", "triton", "xformers", "datasketch", "regex")  # fmt: skip
+EXTRAS = ("qdora_fast", "lm_eval")
+"""Ourselves, and what only some runs need."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def cpu_count() -> int:
 def package_versions() -> dict[str, str | None]:
     """Installed version of every package that decides a run's result; None: not installed."""
     versions: dict[str, str | None] = {}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *EXTRAS):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

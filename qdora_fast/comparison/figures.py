@@ -127,14 +127,14 @@ def _speed(fast: Results, plain: Results) -> dict[str, Any]:
     }
 
 
-def _curve(results: Results) -> list[dict[str, float | int]]:
-    """Held-out loss by step: mean, lowest and highest over the seeds; up to where a run diverged."""
+def _curve(results: Results) -> list[dict[str, Any]]:
+    """Held-out loss by step: geometric mean, lowest and highest over the seeds; up to where a run diverged."""
     points = []
     for place in zip(*(result["curve"] for result in results), strict=False):
         losses = [loss for _, loss in place]
         if None in losses:
             break
-        points.append({"step": place[0][0], "mean": statistics.fmean(losses), "low": min(losses), "high": max(losses)})
+        points.append({"step": place[0][0], "mean": geometric(losses).mean, "low": min(losses), "high": max(losses)})
     return points
 
 

@@ -49,7 +49,8 @@ class Scale:
         """Label and place of round values between the ends."""
         wide = self.logarithmic and self.high > 5 * self.low
         values = _decades(self.low, self.high) if wide else _round_steps(self.low, self.high, most)
-        return [(_label(value), self(value)) for value in values if self.low <= value <= self.high]
+        inside = [value for value in values if self.low <= value <= self.high]
+        return list(zip(_labels(inside), map(self, inside), strict=True))
 
     def _bent(self, value: float) -> float:
         return math.log10(max(value, 1e-12)) if self.logarithmic else value
@@ -118,7 +119,7 @@ def loss_scale(lowest: float, highest: float, start: float, end: float) -> Scale
     """An axis for losses: logarithmic where they span much, with a little room at both ends."""
     if lowest > 0 and highest / lowest >= LOGARITHMIC:
         return Scale(lowest / 1.2, highest * 1.2, start, end, logarithmic=True)
-    room = 0.05 * (highest - lowest) or 0.05 * abs(highest) or 0.05
+    room = max(0.05 * (highest - lowest), 1e-3 * highest) or 0.05
     return Scale(max(0.0, lowest - room), highest + room, start, end)
 
 
@@ -195,5 +196,11 @@ def _round_steps(low: float, high: float, most: int) -> Sequence[float]:
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _label(value: float) -> str:
-    return f"{value:.4g}"
+def _labels(values: Sequence[float]) -> list[str]:
+    """With four digits that count, or as many as tell them apart."""
+    labels = [f"{value:.4g}" for value in values]
+    digits = 5
+    while len(set(labels)) < len(labels) and digits < 17:
+        labels = [f"{value:.{digits}g}" for value in values]
+        digits += 1
+    return labels

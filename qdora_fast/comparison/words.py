@@ -104,14 +104,17 @@ def _loss(difference: Mapping[str, Any]) -> str:
     many = not all(1 / MANY < ratio < MANY for ratio in (found["mean"], *ends) if ratio is not None)
     mean, *ends = ("" if ratio is None else _change(ratio, many=many) for ratio in (found["mean"], *ends))
     range_ = f"95 % CI {ends[0]} to {ends[1]}" if ends[0] else "one seed, no interval"
+    mean += " times" if many else ""
     if sure:
         return f"held-out loss {'lower' if found['mean'] < 1 else 'HIGHER'}: {mean} ({range_})"
     return f"no evidence of a difference in held-out loss ({mean}; {range_})"
 
 
 def _change(ratio: float, *, many: bool) -> str:
-    """`-12 %`, or where factors are large `4.9 times`."""
-    return f"{ratio:.2g} times" if many else f"{100 * (ratio - 1):+.1f} %"
+    """`-12.0 %`, or where factors are large `4.9`."""
+    if not many:
+        return f"{round(100 * (ratio - 1), 1) + 0.0:+.1f} %"
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:#.2g}".rstrip(".")
 
 
 def _score(found: Mapping[str, Any], name: str) -> str:

@@ -123,6 +123,7 @@ def test_a_page_is_drawn_whatever_the_losses(ends: list[tuple[float | None, ...]
     assert [tag for tag, _ in page.tags].count("figure") <= 1
 
 
+@settings(deadline=None, max_examples=500)
 @given(st.floats(1e-6, 1e6), st.floats(1.0, 1e6))
 def test_an_axis_has_labels_in_order_between_its_ends(low: float, times: float) -> None:
     scale = loss_scale(low, low * times, 0, 100)

@@ -35,7 +35,7 @@ def test_a_difference_for_the_worse_cannot_be_overlooked() -> None:
 
 def test_large_changes_are_said_as_factors() -> None:
     said = sentence(_difference(_found(6.0, 2.5, 14.4), _found(0.0, -0.1, 0.1)), "accuracy")
-    assert "held-out loss HIGHER: 6 times (95 % CI 2.5 times to 14 times)" in said
+    assert "held-out loss HIGHER: 6.0 times (95 % CI 2.5 to 14)" in said
 
 
 @settings(deadline=None)
