@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels are then run by Python, on the CPU
@@ -27,6 +28,12 @@ from qdora_fast.config_file import make_config
 from qdora_fast.run_folder import RunFolder
 
 open_backend()
+
+# Every run tries the same generated examples, on slow machines too, so that a red test is the change's own.
+# HYPOTHESIS_SEARCH=1 looks for new ones.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+if not os.environ.get("HYPOTHESIS_SEARCH"):
+    settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

@@ -60,11 +60,10 @@ def line_chart(series: Sequence[Series], *, from_zero: bool = False, logarithmic
     xs = [x for each in drawn for x, _ in each.points]
     ys = [y for each in drawn for _, y in each.points]
     on_log = logarithmic and min(ys) > 0 and max(ys) / min(ys) >= LOG_FROM
-    ticks = _log_ticks(min(ys), max(ys)) if on_log else _ticks(0.0 if from_zero else min(ys), max(ys))
+    shown = [*ys, 0.0] if from_zero else ys
+    ticks = _log_ticks(min(ys), max(ys)) if on_log else _ticks(min(shown), max(shown))
     scale = math.log10 if on_log else float
-    bounds = (
-        (scale(min(ys)), scale(max(ys))) if on_log else (min(0.0 if from_zero else ticks[0], *ys), max(*ticks, *ys))
-    )
+    bounds = (scale(min(ys)), scale(max(ys))) if on_log else (min(*ticks, *ys), max(*ticks, *ys))
     low, high = _apart(*bounds)
     left, right = _apart(min(xs), max(xs))
 
