@@ -53,7 +53,8 @@ def train(config: str | Path | Mapping[str, Any] | Config, *, resume: bool = Fal
 def run_recipe(config: Config, *, name: str, resume: bool, console: Console, reviewed: Path | None = None) -> RunFolder:
     """Config → rows and tokens → base → adapter → fused layers → training → adapter/ → comparison → export."""
     ready = prepare_run(config, console)
-    review = read_review(ready.prepared, reviewed, config) if reviewed else None
+    judged = config.data.quality.enabled  # the review is then about rows that are not chosen yet
+    review = read_review(ready.prepared, reviewed, config) if reviewed and not judged else None
     from qdora_fast.model import attach, fuse_layers, load_base
     from qdora_fast.trainer import choose_precision
 
@@ -65,6 +66,7 @@ def run_recipe(config: Config, *, name: str, resume: bool, console: Console, rev
     base = load_base(ready.base_name, config, precision=choose_precision(config.train))
     ready = with_quality(confirm(ready, base, config, console), config, console, base)
     show.quality(console, ready)
+    review = read_review(ready.prepared, reviewed, config) if reviewed and judged else review
     write_data(ready.prepared, folder.data, name=folder.path.name, seed=config.train.seed, review=review)
     if review is not None:
         record_review(folder.path, review, console)
@@ -86,9 +88,14 @@ def run_recipe(config: Config, *, name: str, resume: bool, console: Console, rev
         evidence = record_trained(model, folder)
         del model, base  # the proof opens the merged model beside nothing else
         release_memory()
-        out = merged_folder(folder, config.export.merge_base)
-        export_merged(folder, evidence, merge_base=config.export.merge_base, out=out, overwrite=resume, console=console)
-    finish(folder)
+        merge_base = config.export.merge_base
+        out = merged_folder(folder, merge_base)
+        try:
+            export_merged(folder, evidence, merge_base=merge_base, out=out, overwrite=resume, console=console)
+        finally:  # a proof that failed is in the report, too
+            finish(folder)
+    else:
+        finish(folder)
     show.finished(console, folder)
     refuse_regression(found or {})
     return folder

@@ -82,6 +82,16 @@ def test_a_run_takes_a_review_before_or_after_training(tiny_config: Any, tmp_pat
         )  # refused before any weight is read
 
 
+def test_a_review_of_judged_rows_is_about_the_rows_that_are_left(tiny_config: Any, tmp_path: Path) -> None:
+    quality = {"enabled": True, "max_ifd": 100, "outliers": 0.5, "min_answer_tokens": 2, "max_drop": 0.1}
+    config = tiny_config(data={"quality": quality})
+    said = run_data(config, name="tiny", out=tmp_path / "out", reviewed=None, console=QUIET)
+    assert said["dropped"]["outlier_loss"]
+    marks = saved_review(tmp_path / "out", tmp_path / "marks.json")
+    run = run_recipe(config, name="tiny", resume=False, console=QUIET, reviewed=marks)
+    assert [entry["dataset"] for entry in log.entries(run.path, "data_review")] == [said["hash"]]
+
+
 def test_the_command_prints_one_object_and_a_page(tiny_base: Path, tmp_path: Path) -> None:
     rows = [{"question": f"What is {i}?", "answer": f"It is {i}"} for i in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
