@@ -15,6 +15,8 @@ import click
 
 import qdora_fast
 from qdora_fast.cli_bench import bench, bench_data, bench_gpu
+from qdora_fast.cli_chat import chat
+from qdora_fast.cli_export import export
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _SET = click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting; repeatable.")
@@ -190,47 +192,6 @@ def compare(config: str, overrides: tuple[str, ...], methods: str, loraplus: str
 
 
 @cli.command()
-@click.argument("run")
-@click.option("--to", "to", default="merged_16bit", show_default=True, metavar="FORMAT",
-              help="merged_16bit, adapter, or (for runs without DoRA) lora.")  # fmt: skip
-@click.option("--merge-base", type=click.Choice(["original16", "dequant4"]), help="Default: the run's own setting.")
-@click.option("--out", type=click.Path(), help="Folder to write; default: RUN/FORMAT.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing folder.")
-@click.option("--require-review", is_flag=True, help="Only if a person has let the completions pass.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-def export(
-    run: str,
-    to: str,
-    merge_base: str | None,
-    out: str | None,
-    overwrite: bool,
-    require_review: bool,
-    as_json: bool,
-) -> None:
-    """Write a trained RUN for others to load, and prove it."""
-    from qdora_fast import reviewing, show
-    from qdora_fast.export import export as export_run
-    from qdora_fast.run_folder import RunFolder
-
-    if require_review:
-        reviewing.require_review(RunFolder.open(run))
-    report = export_run(run, to=to, merge_base=merge_base, out=out, overwrite=overwrite, console=show.new_console())
-    if as_json:
-        click.echo(show.json_line(report))
-
-
-@cli.command()
-@click.argument("run")
-@click.option("--once", metavar="TEXT", help="Answer one message and leave.")
-@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(1))
-def chat(run: str, once: str | None, max_new_tokens: int) -> None:
-    """Talk to a RUN or to the folder of a merged model."""
-    from qdora_fast.chat import chat as start
-
-    start(run, once=once, max_new_tokens=max_new_tokens)
-
-
-@cli.command()
 @click.option("--offline", is_flag=True, help="Make no connection to the hub.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no page.")
 def doctor(offline: bool, as_json: bool) -> None:
@@ -249,8 +210,8 @@ def presets(schema: bool) -> None:
     show.presets(show.new_console(), schema=schema)
 
 
-for measuring in (bench, bench_gpu, bench_data):
-    cli.add_command(measuring)
+for command in (export, chat, bench, bench_gpu, bench_data):
+    cli.add_command(command)
 
 
 def main() -> None:

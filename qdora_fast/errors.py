@@ -55,6 +55,35 @@ class ProofError(QdoraError):
     exit_code = 42
 
 
+class NonFiniteError(QdoraError):
+    """Training was stopped: losses or gradients were NaN or infinite several times in a row."""
+
+    exit_code = 30
+
+
+class OutOfMemory(QdoraError):
+    """The device's memory is too small, even for the smallest part of a step."""
+
+    exit_code = 31
+
+
+class RunLocked(QdoraError):
+    """Another process works in the run's folder."""
+
+    exit_code = 50
+
+
+class Stopped(QdoraError):
+    """A signal ended the run, and a checkpoint was saved; the same command with --resume goes on."""
+
+    exit_code = 75
+
+    def __init__(self, message: str, exit_code: int = 75) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        """75 after SIGTERM, 130 after Ctrl-C."""
+
+
 class RegressionError(QdoraError):
     """Tuning made the model forget more than `evaluation.mmlu.fail_below` allows."""
 

@@ -59,6 +59,8 @@ RANKS = {
     "run": 11,
     "comparing": 12,
     "cli_bench": 12,
+    "cli_chat": 12,
+    "cli_export": 12,
     "cli": 13,
 }
 
@@ -66,7 +68,7 @@ RANKS = {
 OWNERS = {
     "unsloth": {"backend"},
     "unsloth_zoo": set(),
-    "click": {"cli", "cli_bench", "chat"},
+    "click": {"cli", "cli_bench", "cli_chat", "cli_export", "chat"},
     "pydantic": {"config", "config_file", "fusing", "data", "evaluation"},
     "ruamel": {"config_file"},
     "trl": {"trainer"},

@@ -1,0 +1,35 @@
+"""The commands that write or check a trained model for others: `export`. As in cli.py, each calls one function."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("run")
+@click.option("--to", "to", default="merged_16bit", show_default=True, metavar="FORMAT",
+              help="merged_16bit, adapter, or (for runs without DoRA) lora.")  # fmt: skip
+@click.option("--merge-base", type=click.Choice(["original16", "dequant4"]), help="Default: the run's own setting.")
+@click.option("--out", type=click.Path(), help="Folder to write; default: RUN/FORMAT.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing folder.")
+@click.option("--require-review", is_flag=True, help="Only if a person has let the completions pass.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+def export(
+    run: str,
+    to: str,
+    merge_base: str | None,
+    out: str | None,
+    overwrite: bool,
+    require_review: bool,
+    as_json: bool,
+) -> None:
+    """Write a trained RUN for others to load, and prove it."""
+    from qdora_fast import reviewing, show
+    from qdora_fast.export import export as export_run
+    from qdora_fast.run_folder import RunFolder
+
+    if require_review:
+        reviewing.require_review(RunFolder.open(run))
+    report = export_run(run, to=to, merge_base=merge_base, out=out, overwrite=overwrite, console=show.new_console())
+    if as_json:
+        click.echo(show.json_line(report))
