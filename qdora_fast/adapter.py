@@ -10,7 +10,6 @@ the layers exist there and have these shapes is `merge.py`'s business.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Collection
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from qdora_fast.adapter_guard import complete_in_memory, guard_saves, module_problems, raise_broken, unguard_saves
 from qdora_fast.errors import ConfigError, IntegrityError
+from qdora_fast.manifest import sha256_of
 from qdora_fast.staging import staged_folder
 from qdora_fast.weights import WeightFolder, read_json, read_rows
 
@@ -197,12 +197,6 @@ def save_adapter(model: Any, folder: Path) -> SavedAdapter:
         modules = len(read_adapter(staging).modules)
     weights = folder / WEIGHTS_NAME
     return SavedAdapter(folder, modules, weights.stat().st_size, sha256_of(weights))
-
-
-def sha256_of(file: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _require_files(folder: Path) -> None:

@@ -28,6 +28,7 @@ RANKS = {
     "data": 4,
     "demo": 3,
     "staging": 3,
+    "manifest": 3,
     "memory": 4,
     "advice": 5,
     "weights": 4,

@@ -1,0 +1,95 @@
+"""What a folder should hold, to the bit: MANIFEST.json with the SHA-256 and size of each of its files.
+
+A flipped bit in an adapter loads without a word and trains on; a file that a crash left out is
+filled with fresh values. So a checkpoint, an adapter and an export each carry a list of what was
+written, and nothing is read back before it has been compared. The manifest covers itself: its own
+text must be exactly what its content comes to, and its last entry is the hash of the others.
+
+What this does not do: protect against somebody who wants to cheat, for they can write a new
+manifest. Files that came later (a model card) are nobody's business here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from qdora_fast.errors import IntegrityError
+
+NAME = "MANIFEST.json"
+
+
+def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
+    """Hash every file below `folder` and write the manifest beside them.
+
+    Args:
+        about: what the folder is (kind, step, ...), any JSON.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+    entries = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
+    }
+    (folder / NAME).write_text(_text({"about": dict(about), "files": entries}), encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest's content, itself checked: `about`, and `files` by relative name.
+
+    Raises:
+        IntegrityError: not there, or not as it was written.
+    """
+    path = folder / NAME
+    try:
+        text = path.read_bytes().decode("utf-8")
+        found = json.loads(text)
+        content = {"about": found["about"], "files": found["files"]}
+        whole = isinstance(found["about"], dict) and isinstance(found["files"], dict) and text == _text(content)
+    except OSError as error:
+        raise IntegrityError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise IntegrityError(f"{path}: damaged; it is not what was written")
+    return content
+
+
+def problems(folder: Path) -> list[str]:
+    """What is wrong with the files of a folder, each by name; nothing: it is as it was written."""
+    try:
+        files = read_manifest(folder)["files"]
+    except IntegrityError as error:
+        return [str(error)]
+    return [f"{folder / name}: {wrong}" for name, entry in files.items() if (wrong := _wrong(folder, name, entry))]
+
+
+def sha256_of(file: Path) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _wrong(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:
+    """Why one file is not as the manifest says; None: it is."""
+    place = PurePosixPath(name)
+    if place.is_absolute() or ".." in place.parts:
+        return "lies outside the folder"
+    path = folder / place
+    try:
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            return f"{size:,} bytes, but {entry['bytes']:,} were written"
+        return None if sha256_of(path) == entry["sha256"] else "its content has changed since it was written"
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _text(content: dict[str, Any]) -> str:
+    """The one way to write a manifest."""
+    plain = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    seal = hashlib.sha256(plain.encode()).hexdigest()
+    return json.dumps({**content, "manifest_sha256": seal}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
