@@ -25,8 +25,8 @@ help: ## show these verbs
 
 install: $(STAMP) ## set up .venv and nothing else (PROFILE=cpu or gpu; found by itself)
 
-train: $(STAMP) ## fine-tune, export merged_16bit and prove it (CONFIG=... DATA=... ARGS=...)
-	$(BIN)/qdora-fast train $(CONFIG) $(if $(DATA),--set "data.path=$(DATA)") $(ARGS)
+train: $(STAMP) ## fine-tune, export and prove; goes on where it was stopped (CONFIG=... DATA=... ARGS=...)
+	$(BIN)/qdora-fast train --auto-resume $(CONFIG) $(if $(DATA),--set "data.path=$(DATA)") $(ARGS)
 
 test: $(STAMP) ## run the tests (ARGS="-k merge" for some of them)
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)

@@ -34,10 +34,12 @@ __all__ = [
     "assert_complete_dora",
     "complete_in_memory",
     "guard_saves",
+    "load_into",
     "read_adapter",
     "save_adapter",
     "sha256_of",
     "unguard_saves",
+    "write_adapter",
 ]
 
 CONFIG_NAME = "adapter_config.json"
@@ -188,15 +190,40 @@ def save_adapter(model: Any, folder: Path) -> SavedAdapter:
         IntegrityError: the live model or what was written is not whole.
         ConfigError: `folder` holds something else than an adapter, or the model has several adapters.
     """
+    with staged_folder(folder, overwrite=(folder / CONFIG_NAME).is_file()) as staging:
+        modules = write_adapter(model, staging)
+    weights = folder / WEIGHTS_NAME
+    return SavedAdapter(folder, modules, weights.stat().st_size, sha256_of(weights))
+
+
+def write_adapter(model: Any, folder: Path) -> int:
+    """Write the adapter of a live PEFT model into a folder that is being built, and read it back.
+
+    Returns the number of adapted layers; raises as `save_adapter` does.
+    """
     if len(model.peft_config) != 1:
         raise ConfigError(f"{folder}: the model has {len(model.peft_config)} adapters; save a model with exactly one")
     complete_in_memory(model)
     state = {key: value.float() if ".lora_" in key else value for key, value in model.state_dict().items()}
-    with staged_folder(folder, overwrite=(folder / CONFIG_NAME).is_file()) as staging:
-        model.save_pretrained(str(staging), state_dict=state, save_embedding_layers=False)
-        modules = len(read_adapter(staging).modules)
-    weights = folder / WEIGHTS_NAME
-    return SavedAdapter(folder, modules, weights.stat().st_size, sha256_of(weights))
+    model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+    return len(read_adapter(folder).modules)
+
+
+def load_into(model: Any, folder: Path) -> None:
+    """Put the values of a saved adapter into the trained parameters of a live PEFT model, in place.
+
+    Raises:
+        IntegrityError: the two do not hold the same tensors.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    weights = load_file(str(folder / WEIGHTS_NAME))
+    result = set_peft_model_state_dict(model, weights)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    lost = sorted({*result.unexpected_keys, *trained.intersection(result.missing_keys)})
+    if lost:
+        raise IntegrityError(f"{folder}: {len(lost)} trained tensors do not match the model's, first {lost[0]}")
 
 
 def _require_files(folder: Path) -> None:

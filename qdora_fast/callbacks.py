@@ -1,5 +1,4 @@
-"""What happens at every step besides learning: the progress bar, metrics.jsonl, and the check
-that every checkpoint of a DoRA run has all its magnitudes.
+"""What happens at every step besides learning: the progress bar and metrics.jsonl.
 
 The meter is plain arithmetic; one small class at the end hangs it into the Trainer, and is
 defined inside a function because transformers may only be imported after Unsloth.
@@ -16,8 +15,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from qdora_fast.adapter import assert_complete
 
 
 @dataclass
@@ -46,18 +43,17 @@ def memory_gib() -> float:
     return float(psutil.Process().memory_info().rss) / 2**30
 
 
-def training_callbacks(*, metrics: Path, tokens_per_epoch: int, decomposed: bool, console: Console) -> list[Any]:
-    """Callbacks for the Trainer: progress on the console, metrics to a file, checkpoints checked.
+def training_callbacks(*, metrics: Path, tokens_per_epoch: int, console: Console) -> list[Any]:
+    """Callbacks for the Trainer: progress on the console, metrics to a file.
 
     Args:
         metrics: file that gets one JSON object a line, flushed at once.
         tokens_per_epoch: tokens of the training rows together.
-        decomposed: a DoRA run, whose checkpoints must hold magnitudes.
     """
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
-        """Hangs meter, progress bar and checkpoint check into the Trainer."""
+        """Hangs meter and progress bar into the Trainer."""
 
         def __init__(self) -> None:
             self.meter = Meter(tokens_per_epoch)
@@ -87,9 +83,6 @@ def training_callbacks(*, metrics: Path, tokens_per_epoch: int, decomposed: bool
                     console.print(place + _said(record))
             elif "eval_loss" in record:
                 console.print(f"{place}held-out loss {float(record['eval_loss']):.4f}")
-
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            assert_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", decomposed=decomposed)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.progress:

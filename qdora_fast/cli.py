@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -32,10 +33,12 @@ def cli(debug: bool) -> None:
 @cli.command()
 @click.argument("config", required=False)
 @_SET
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of this run.")
+@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint of this run.")
+@click.option("--auto-resume", is_flag=True, help="The same if the newest run of this name was stopped; else start.")
 @click.option("--dry-run", is_flag=True, help="Check settings, rows, masks and targets; read no weights.")
 @click.option("--reviewed", type=_FILE, help="A person's marks on the sample of these rows, for the evaluation log.")
-def train(config: str | None, overrides: tuple[str, ...], resume: bool, dry_run: bool, reviewed: Path | None) -> None:
+def train(config: str | None, overrides: tuple[str, ...], resume: bool, auto_resume: bool, dry_run: bool,
+          reviewed: Path | None) -> None:  # fmt: skip
     """Fine-tune, compare with the base, export and prove.
 
     CONFIG is a YAML file or the name of a preset; without it the hardware decides.
@@ -52,7 +55,8 @@ def train(config: str | None, overrides: tuple[str, ...], resume: bool, dry_run:
     if dry_run:
         run.dry_run(settings, console=console)
     else:
-        run.run_recipe(settings, name=path.stem, resume=resume, console=console, reviewed=reviewed)
+        how: bool | Literal["auto"] = True if resume else "auto" if auto_resume else False
+        run.run_recipe(settings, name=path.stem, resume=how, console=console, reviewed=reviewed)
 
 
 @cli.command()

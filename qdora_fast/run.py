@@ -6,9 +6,10 @@ as it happens. Nothing is computed here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -29,15 +30,19 @@ from qdora_fast.preparing import (
     write_data,
 )
 from qdora_fast.presets import settings_of
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.resume import NEW, go_on, go_on_if_stopped, identity, require_same
+from qdora_fast.run_folder import FINISHED, RunFolder
+from qdora_fast.run_lock import locked
 
 
-def train(config: str | Path | Mapping[str, Any] | Config, *, resume: bool = False, **sections: Any) -> RunFolder:
+def train(
+    config: str | Path | Mapping[str, Any] | Config, *, resume: bool | Literal["auto"] = False, **sections: Any
+) -> RunFolder:
     """Fine-tune, compare with the base on held-out rows, export and prove the export.
 
     Args:
         config: name of a preset, path of a YAML file, a dictionary of sections, or a Config.
-        resume: go on from the newest checkpoint of the run of the same name.
+        resume: go on from the newest whole checkpoint of the run of the same name; "auto": if that run was stopped.
         **sections: settings that replace the config's, for instance train={"epochs": 1}.
 
     Returns:
@@ -50,17 +55,41 @@ def train(config: str | Path | Mapping[str, Any] | Config, *, resume: bool = Fal
     return run_recipe(settings, name=name, resume=resume, console=show.new_console())
 
 
-def run_recipe(config: Config, *, name: str, resume: bool, console: Console, reviewed: Path | None = None) -> RunFolder:
-    """Config → rows and tokens → base → adapter → fused layers → training → adapter/ → comparison → export."""
+def run_recipe(
+    config: Config,
+    *,
+    name: str,
+    resume: bool | Literal["auto"] = False,
+    console: Console,
+    reviewed: Path | None = None,
+) -> RunFolder:
+    """Rows and tokens, then everything else in one run's folder, which no other process may use meanwhile."""
     ready = prepare_run(config, console)
-    judged = config.data.quality.enabled  # the review is then about rows that are not chosen yet
+    start = NEW if not resume else go_on_if_stopped(config, name) if resume == "auto" else go_on(config, name)
+    folder = start.folder or RunFolder.create(config, name)
+    with locked(folder.path):
+        show.started(console, folder, start)
+        if start.checkpoint is not None and not config.data.quality.enabled:  # else the rows are not chosen yet
+            require_same(start.checkpoint, _identity(config, ready))
+        _train_and_export(config, folder, ready, start.checkpoint, reviewed, console)
+    return folder
+
+
+def _train_and_export(
+    config: Config,
+    folder: RunFolder,
+    ready: Ready,
+    checkpoint: Path | None,
+    reviewed: Path | None,
+    console: Console,
+) -> None:
+    """Base → adapter → fused layers → training → adapter/ → comparison → export."""
+    judged = config.data.quality.enabled  # a review is then about rows that are not chosen yet
     review = read_review(ready.prepared, reviewed, config) if reviewed and not judged else None
     from qdora_fast.model import attach, fuse_layers, load_base
     from qdora_fast.trainer import choose_precision
 
-    folder = RunFolder.resumable(config, name) if resume else RunFolder.create(config, name)
-    checkpoint = folder.checkpoints()[-1] if resume else None
-    show.started(console, folder, checkpoint)
+    (folder.path / FINISHED).unlink(missing_ok=True)
     folder.write_json("environment.json", describe_machine())
 
     base = load_base(ready.base_name, config, precision=choose_precision(config.train))
@@ -77,28 +106,30 @@ def run_recipe(config: Config, *, name: str, resume: bool, console: Console, rev
     report = fuse_layers(model, config.engine)
     show.engine(console, report)
     folder.write_json("engine.json", report.as_dict())
-    _fit(model, base, config, folder, ready.prepared, checkpoint, console)
+    if config.adapter.init_adapter and checkpoint is None:
+        from qdora_fast.warm_start import warm_start
+
+        show.note(console, warm_start(model, config.adapter))
+    _fit(model, base, config, folder, ready, checkpoint, console)
     _save_adapter(model, base.tokenizer, folder)
 
     found = _evaluate(model, base, config, folder, ready.prepared, console)
-    if config.export.at_end != "none":
-        from qdora_fast.behaviour import release_memory
-        from qdora_fast.export import export_merged, merged_folder, record_trained
+    try:
+        if config.export.at_end != "none":
+            from qdora_fast.behaviour import release_memory
+            from qdora_fast.export import export_merged, merged_folder, record_trained
 
-        evidence = record_trained(model, folder)
-        del model, base  # the proof opens the merged model beside nothing else
-        release_memory()
-        merge_base = config.export.merge_base
-        out = merged_folder(folder, merge_base)
-        try:
-            export_merged(folder, evidence, merge_base=merge_base, out=out, overwrite=resume, console=console)
-        finally:  # a proof that failed is in the report, too
-            finish(folder)
-    else:
+            evidence = record_trained(model, folder)
+            del model, base  # the proof opens the merged model beside nothing else
+            release_memory()
+            merge_base = config.export.merge_base
+            out, again = merged_folder(folder, merge_base), checkpoint is not None
+            export_merged(folder, evidence, merge_base=merge_base, out=out, overwrite=again, console=console)
+    finally:  # a proof that failed is in the report, too
         finish(folder)
+    folder.write_json(FINISHED, {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
     show.finished(console, folder)
     refuse_regression(found or {})
-    return folder
 
 
 def prepare_run(config: Config, console: Console) -> Ready:
@@ -139,19 +170,15 @@ def _evaluate(
 
 
 def _fit(
-    model: Any,
-    base: Any,
-    config: Config,
-    folder: RunFolder,
-    prepared: Prepared,
-    checkpoint: Path | None,
-    console: Console,
+    model: Any, base: Any, config: Config, folder: RunFolder, ready: Ready, checkpoint: Path | None, console: Console
 ) -> None:
     from qdora_fast.callbacks import training_callbacks
-    from qdora_fast.trainer import build_trainer, describe, make_recipe, sft_arguments, trained_groups
+    from qdora_fast.signals import listening, signal_callback
+    from qdora_fast.trainer import build_trainer, describe, sft_arguments, trained_groups
 
-    rows, tokens = prepared.report.per_epoch, prepared.train_tokens
-    recipe = make_recipe(config.train, rows=rows, tokens=tokens, max_length=config.model.max_length)
+    prepared, recipe, identity = ready.prepared, _recipe(config, ready), _identity(config, ready)
+    if checkpoint is not None:
+        require_same(checkpoint, identity)
     show.recipe(console, describe(recipe, config.train, trained_groups(model, config.train)))
     arguments = sft_arguments(
         config.train,
@@ -160,21 +187,41 @@ def _fit(
         max_length=config.model.max_length,
         evaluates=bool(prepared.held_out_examples),
     )
-    callbacks = training_callbacks(
-        metrics=folder.metrics,
-        tokens_per_epoch=tokens,
-        decomposed=config.adapter.decomposed,
-        console=console,
-    )
+    callbacks = training_callbacks(metrics=folder.metrics, tokens_per_epoch=prepared.train_tokens, console=console)
     held_out = prepared.held_out_examples
-    datasets = (prepared.tokens.dataset(), held_out.dataset() if held_out else None)
-    trainer = build_trainer(
-        model, base.tokenizer, datasets, config.train, recipe=recipe, arguments=arguments, callbacks=callbacks
-    )
-    with captured_prints():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with listening(lambda said: show.note(console, said)) as requests:
+        trainer = build_trainer(
+            model,
+            base.tokenizer,
+            (prepared.tokens.dataset(), held_out.dataset() if held_out else None),
+            config.train,
+            recipe=recipe,
+            arguments=arguments,
+            callbacks=[*callbacks, signal_callback(requests)],
+            identity=identity,
+        )
+        with captured_prints():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        requests.raise_if_stopped(f"checkpoint-{trainer.state.global_step} of {folder.path}")
     show.trained(console, trainer.state)
     show.engine_afterwards(console, model)
+
+
+def _recipe(config: Config, ready: Ready) -> Any:
+    from qdora_fast.trainer import make_recipe
+
+    rows, tokens = ready.prepared.report.per_epoch, ready.prepared.train_tokens
+    return make_recipe(config.train, rows=rows, tokens=tokens, max_length=config.model.max_length)
+
+
+def _identity(config: Config, ready: Ready) -> dict[str, Any]:
+    return identity(
+        config,
+        base=ready.base_name,
+        data=ready.prepared.report.hash,
+        rendering=ready.rendering.identity(),
+        recipe=_recipe(config, ready),
+    )
 
 
 def _save_adapter(model: Any, tokenizer: Any, folder: RunFolder) -> None:

@@ -7,7 +7,8 @@
       data/              train.jsonl, held_out.jsonl, rejected.jsonl, duplicates.jsonl, proof_rows.json,
                          report.json and report.html, review.html (a sample to read and mark)
       metrics.jsonl      one line a log event: loss, learning rate, tokens/s, memory
-      checkpoints/       for --resume
+      checkpoints/       for --resume; the newest two and the best
+      finished.json      written last: without it, the run was stopped on its way
       adapter/           the trained adapter with its tokenizer and chat template
       merged_16bit/      the deployable model, with export.json beside its weights
       evaluation/        held-out answers of base and tuned model; log.jsonl, the evaluation log
@@ -26,6 +27,8 @@ from typing import Any
 from qdora_fast.config import Config
 from qdora_fast.config_file import dump_config, load_config
 from qdora_fast.errors import CheckpointError, ConfigError
+
+FINISHED = "finished.json"
 
 
 @dataclass(frozen=True)
@@ -73,20 +76,26 @@ class RunFolder:
         Raises:
             CheckpointError: none; the message says what stands in the way.
         """
-        parent, name = Path(config.run.dir), config.run.name or default_name
-        found = [p for p in parent.glob(f"{name}*") if p.name == name or p.name.removeprefix(f"{name}-").isdigit()]
-        candidates = [cls(p) for p in found if (p / "config.yaml").is_file()]
-        candidates = [folder for folder in candidates if folder.checkpoints()]
-        if not candidates:
+        newest = cls.newest(config, default_name)
+        if newest is None:
+            name = config.run.name or default_name
             raise CheckpointError(
-                f"--resume: no run `{name}` under {parent} has a checkpoint; start it without --resume"
+                f"--resume: no run `{name}` under {config.run.dir} has a checkpoint; start it without --resume"
             )
-        newest = max(candidates, key=lambda folder: folder.checkpoints()[-1].stat().st_mtime)
         differing = _differences(newest.config().model_dump(), config.model_dump())
         if differing:
             listed = "\n".join(f"  - {line}" for line in differing)
             raise CheckpointError(f"--resume: {newest.path} was started with other settings:\n{listed}")
         return newest
+
+    @classmethod
+    def newest(cls, config: Config, default_name: str) -> RunFolder | None:
+        """The run of this name (`name-2` and so on included) that has the newest checkpoint; None: none has any."""
+        parent, name = Path(config.run.dir), config.run.name or default_name
+        found = [p for p in parent.glob(f"{name}*") if p.name == name or p.name.removeprefix(f"{name}-").isdigit()]
+        runs = [cls(p) for p in found if (p / "config.yaml").is_file()]
+        saved = [(run.checkpoints()[-1].stat().st_mtime, run.path) for run in runs if run.checkpoints()]
+        return cls(max(saved)[1]) if saved else None
 
     @property
     def config_file(self) -> Path:
@@ -113,14 +122,18 @@ class RunFolder:
         """Answers and figures of the held-out comparison."""
         return self.path / "evaluation"
 
+    @property
+    def finished(self) -> bool:
+        """Trained, compared, exported and reported."""
+        return (self.path / FINISHED).is_file()
+
     def config(self) -> Config:
         """The config this run was started with."""
         return load_config(self.config_file)
 
     def checkpoints(self) -> list[Path]:
         """Checkpoints, oldest first, by step."""
-        found = (self.path / "checkpoints").glob("checkpoint-*")
-        return sorted((p for p in found if p.name[11:].isdigit()), key=lambda p: int(p.name[11:]))
+        return checkpoints_in(self.path / "checkpoints")
 
     def write_json(self, name: str, content: Any) -> Path:
         """Write `content` as an indented JSON file below the folder."""
@@ -153,6 +166,12 @@ class RunFolder:
         if not path.is_file():
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The folders `checkpoint-<step>` below `folder`, oldest first, by step."""
+    found = (p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit())
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def write_json(path: Path, content: Any) -> Path:

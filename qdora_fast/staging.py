@@ -70,6 +70,14 @@ def take_place(staging: Path, out: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def discard(folder: Path) -> None:
+    """Remove a folder that looks like a whole one: it loses its name first, so that no half of it keeps it."""
+    removed = folder.with_name(folder.name + ".removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    folder.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
 def _flush(path: Path) -> None:
     """Force a file, or a folder's list of names, onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from types import MethodType
 from typing import Any
 
 from qdora_fast.backend import captured_prints
+from qdora_fast.checkpoint import DurableCheckpoints
 from qdora_fast.config import TrainSettings
 from qdora_fast.errors import ConfigError
 from qdora_fast.model import checkpointing
@@ -149,24 +150,30 @@ def build_trainer(
     recipe: Recipe,
     arguments: dict[str, Any],
     callbacks: Sequence[Any],
+    identity: Mapping[str, Any] | None = None,
 ) -> Any:
     """TRL's SFTTrainer (in Unsloth's version) over tokenised train and held-out rows.
 
     Args:
         datasets: datasets.Dataset with `input_ids` and `labels`: (train, held-out or None).
         arguments: from `sft_arguments`.
+        identity: goes into every checkpoint; see `resume.py`.
     """
     from transformers import EarlyStoppingCallback
     from trl import SFTConfig, SFTTrainer
 
+    class Trainer(DurableCheckpoints, SFTTrainer):
+        """TRL's trainer with our checkpoints."""
+
     with captured_prints(), _exact_weights(model):
-        trainer = SFTTrainer(
+        trainer = Trainer(
             model=model,
             args=SFTConfig(**arguments),
             train_dataset=datasets[0],
             eval_dataset=datasets[1],
             processing_class=tokenizer,
         )
+    trainer.identity = identity or {}
     trainer.create_optimizer = MethodType(_optimizer_maker(train, recipe), trainer)
     for theirs in ("PrinterCallback", "ProgressCallback"):
         for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == theirs]:

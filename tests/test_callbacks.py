@@ -11,7 +11,6 @@ import pytest
 from rich.console import Console
 
 from qdora_fast.callbacks import Meter, training_callbacks
-from qdora_fast.errors import ConfigError, IntegrityError
 
 
 def test_throughput_is_tokens_over_time() -> None:
@@ -25,9 +24,7 @@ def test_throughput_is_tokens_over_time() -> None:
 @pytest.fixture
 def watch(tmp_path: Path):
     console = Console(file=io.StringIO(), width=120)
-    (callback,) = training_callbacks(
-        metrics=tmp_path / "metrics.jsonl", tokens_per_epoch=1000, decomposed=True, console=console
-    )
+    (callback,) = training_callbacks(metrics=tmp_path / "metrics.jsonl", tokens_per_epoch=1000, console=console)
     return SimpleNamespace(callback=callback, metrics=tmp_path / "metrics.jsonl", out=console.file)
 
 
@@ -48,9 +45,3 @@ def test_each_log_is_one_json_line_even_when_the_loss_is_not_finite(watch) -> No
     assert third == {"step": 2, "seconds": third["seconds"], "eval_loss": 2.0}
     assert "step 1/10: loss 2.5000" in watch.out.getvalue()
     assert "step 2/10: held-out loss 2.0000" in watch.out.getvalue()
-
-
-def test_an_incomplete_checkpoint_stops_the_run(watch, tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-1").mkdir()
-    with pytest.raises((ConfigError, IntegrityError), match="checkpoint-1"):
-        watch.callback.on_save(SimpleNamespace(output_dir=str(tmp_path)), _state(1), None)

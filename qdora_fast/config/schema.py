@@ -75,6 +75,8 @@ class AdapterSettings(Section):
     """Blocks to adapt, counted from 0, both ends included: "0-15" or "8,10,12-15"; empty: all."""
     modules_to_save: list[str] = Field([])
     """Modules trained in full and stored in the adapter, for instance [lm_head]. Costs memory."""
+    init_adapter: str | None = None
+    """Run or adapter folder whose weights a new run starts from; everything else starts anew. Not `--resume`."""
 
     @field_validator("layers")
     @classmethod

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from qdora_fast.config import AdapterSettings
+from qdora_fast.resume import Start
 from qdora_fast.run_folder import RunFolder
 from qdora_fast.show.console import bar, line
 
@@ -21,9 +22,16 @@ def chosen(console: Console, path: Path, why: str | None) -> None:
     line(console, "config", f"{path}" + (f" ({why})" if why else ""))
 
 
-def started(console: Console, folder: RunFolder, checkpoint: Path | None) -> None:
-    """Where the run's files go."""
-    line(console, "run", f"{folder.path}" + (f", resumed from {checkpoint.name}" if checkpoint else ""))
+def started(console: Console, folder: RunFolder, start: Start) -> None:
+    """Where the run's files go, and where it begins."""
+    line(console, "run", f"{folder.path}" + (f", going on from {start.checkpoint.name}" if start.checkpoint else ""))
+    for said in start.said:
+        line(console, "", said)
+
+
+def note(console: Console, said: str) -> None:
+    """Something that happened on the way."""
+    line(console, "note", said)
 
 
 def adapter(console: Console, settings: AdapterSettings, targets: Any, model: Any) -> None:

@@ -1,0 +1,57 @@
+"""Begin a new run from a trained adapter: its weights, and nothing else of it.
+
+Not the same as `--resume`, which goes on with one run to the bit. Here optimizer, schedule, step
+count and data start anew; only where A, B and the magnitudes begin is taken over. The adapter must
+have the form that the new run trains, or it would be another function from the start.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qdora_fast.adapter import load_into, read_adapter
+from qdora_fast.config import AdapterSettings
+from qdora_fast.errors import ConfigError
+from qdora_fast.model import adapted_modules
+
+
+def warm_start(model: Any, settings: AdapterSettings) -> str:
+    """Put the weights of `adapter.init_adapter` into a fresh PEFT model.
+
+    Args:
+        model: with its adapter attached and fused; that makes fresh magnitudes, which are replaced here.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        ConfigError: no adapter there, or of another form; each difference is named.
+        IntegrityError: it is not whole.
+    """
+    assert settings.init_adapter is not None, "called only when it is set"
+    named = Path(settings.init_adapter).expanduser()
+    folder = named / "adapter" if (named / "config.yaml").is_file() else named
+    saved = read_adapter(folder)
+    here, there = set(adapted_modules(model)), set(saved.modules)
+    compared = {
+        "DoRA": (saved.use_dora, settings.decomposed),
+        "r": (saved.r, settings.r),
+        "alpha": (saved.alpha, settings.alpha),
+        "rslora": (bool(saved.config.get("use_rslora")), settings.rslora),
+        "adapted layers": (len(there), len(here)),
+    }
+    different = [f"{name}: {theirs} there, {ours} here" for name, (theirs, ours) in compared.items() if theirs != ours]
+    if not different and here != there:
+        different = [f"adapted layers: {min(here ^ there)} is in one of them only"]
+    if different:
+        raise ConfigError(
+            f"adapter.init_adapter: {folder} has another form than this run trains: {'; '.join(different)}. "
+            "Change the settings of `adapter` to match it"
+        )
+    load_into(model, folder)
+    base = saved.config.get("base_model_name_or_path")
+    return (
+        f"starts from the weights of {folder} ({len(there)} layers, trained on {base}); "
+        "optimizer, schedule and rows start anew (to go on with a run, use --resume)"
+    )

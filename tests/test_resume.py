@@ -1,0 +1,57 @@
+"""The base's fingerprint tells bases apart and does not mind where they lie; damaged checkpoints are named.
+
+Which run is gone on with, and that it ends the same, is in test_checkpoint.py and test_run_folder.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qdora_fast.errors import CheckpointError
+from qdora_fast.manifest import write_manifest
+from qdora_fast.resume import base_fingerprint, newest_whole, require_same
+from qdora_fast.run_folder import RunFolder
+
+
+def test_a_base_is_known_by_its_weights_and_not_by_its_place(tmp_path: Path) -> None:
+    first, moved, other = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    first.mkdir()
+    (first / "config.json").write_text("{}")
+    (first / "model.safetensors").write_bytes(bytes(3 * 2**20))
+    shutil.copytree(first, moved)
+    shutil.copytree(first, other)
+    (other / "model.safetensors").write_bytes(b"\x01" + bytes(3 * 2**20 - 1))
+    assert base_fingerprint(str(first), None) == base_fingerprint(str(moved), None)
+    assert base_fingerprint(str(first), None) != base_fingerprint(str(other), None)
+    assert base_fingerprint("someone/some-model", "abc") == "someone/some-model@abc"
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_each_newer_one_explained(tmp_path: Path) -> None:
+    for step in (2, 4, 10):
+        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text("x" * step)
+        write_manifest(folder, {})
+    (tmp_path / "checkpoints" / "checkpoint-10" / "weights").write_text("x")
+    (tmp_path / "checkpoints" / "checkpoint-10.incomplete").mkdir()
+    found, skipped = newest_whole(RunFolder(tmp_path))
+    assert found == tmp_path / "checkpoints" / "checkpoint-4"
+    assert len(skipped) == 1
+    assert "checkpoint-10: " in skipped[0]
+    assert "1 bytes, but 10 were written" in skipped[0]
+
+
+def test_each_difference_to_the_run_that_wrote_it_is_named(tmp_path: Path) -> None:
+    write_manifest(tmp_path, {"identity": {"seed": 1, "data": "abc", "optimizer": "adamw"}})
+    require_same(tmp_path, {"seed": 1, "data": "abc", "optimizer": "adamw"})
+    with pytest.raises(CheckpointError) as caught:
+        require_same(tmp_path, {"seed": 2, "data": "abc", "optimizer": "adamw_8bit", "template": "x"})
+    lines = str(caught.value).splitlines()
+    assert lines[1:4] == [
+        "  - seed: 1 then, 2 now",
+        "  - optimizer: adamw then, adamw_8bit now",
+        "  - template: not recorded then, x now",
+    ]
