@@ -62,6 +62,7 @@ _PLAIN: dict[str, tuple[object, ...]] = {
     "kasa_config": (None,),
     "monteclora_config": (None,),
     "use_bdlora": (None,),
+    "megatron_config": (None,),
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }
 """Settings of a PEFT config that change what the weights mean, and the values we can merge. The missing

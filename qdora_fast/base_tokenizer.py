@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from qdora_fast.errors import ConfigError
+from qdora_fast.remote_code import remote_code_allowed, unreadable
 
 
 def load_tokenizer(name: str, revision: str | None) -> tuple[Any, frozenset[int]]:
@@ -16,22 +17,30 @@ def load_tokenizer(name: str, revision: str | None) -> tuple[Any, frozenset[int]
     Raises:
         ConfigError: none there, or a slow one.
     """
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"model.name: cannot read the tokenizer of `{name}`: {first}\n  Check the spelling; for gated models run "
-            "`hf auth login`; without a network give a local folder (or `demo`)"
-        ) from None
+    tokenizer = read_tokenizer(name, revision)
     require_fast(name, tokenizer)
     try:
         generation = GenerationConfig.from_pretrained(name, revision=revision)
     except OSError:  # the model has no file of its own for it
-        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(name, revision=revision))
+        described = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
+        generation = GenerationConfig.from_model_config(described)
     return tokenizer, _stop_ids(generation, tokenizer)
+
+
+def read_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer of a base, an adapter or a merged model.
+
+    Raises:
+        ConfigError: none there, or one that needs code of its own.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
+    except (OSError, ValueError) as error:
+        raise unreadable("tokenizer", name, revision, error) from None
 
 
 def stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from qdora_fast.errors import ProofError
+from qdora_fast.remote_code import remote_code_allowed
 
 BUDGET_BYTES = 256 * 2**20
 """Host memory for the distributions of one recording: with 16 rows and 128k tokens, 32 positions a row."""
@@ -196,7 +197,14 @@ def reopen(folder: Path, *, device: str, dtype: torch.dtype | None = None) -> An
     from transformers import AutoModelForCausalLM
 
     chosen = dtype or (torch.float32 if device == "cpu" else "auto")
-    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=chosen, local_files_only=True).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        str(folder),
+        dtype=chosen,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=remote_code_allowed(),
+    )
+    return model.to(device).eval()
 
 
 def release_memory() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from qdora_fast import remote_code
 from qdora_fast.backend import open_backend
 from qdora_fast.errors import ConfigError
 from qdora_fast.run_folder import RunFolder
@@ -51,16 +52,16 @@ def load(path: Path) -> tuple[Any, Any, frozenset[int]]:
     made = folder.read_json("model.json")
     if not folder.adapter.is_dir():
         raise ConfigError(f"{path} has no adapter yet: the run did not finish; run it again or --resume it")
+    remote_code.require_allowed(made)
     unsloth = open_backend()
-    from transformers import AutoTokenizer
-
+    from qdora_fast.base_tokenizer import read_tokenizer
     from qdora_fast.model import load_trained
     from qdora_fast.trainer import choose_precision
 
     config = folder.config()
     _, model = load_trained(made["base"], config, folder.adapter, precision=choose_precision(config.train))
     unsloth.FastLanguageModel.for_inference(model)
-    return model, AutoTokenizer.from_pretrained(folder.adapter), frozenset(made["stop_ids"])
+    return model, read_tokenizer(str(folder.adapter)), frozenset(made["stop_ids"])
 
 
 def answer(
@@ -94,13 +95,22 @@ def answer(
 
 def _load_merged(path: Path) -> tuple[Any, Any, frozenset[int]]:
     open_backend()
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    from qdora_fast.base_tokenizer import stop_token_ids
+    from qdora_fast.base_tokenizer import read_tokenizer, stop_token_ids
 
     described = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if not described.get("architectures"):
         raise ConfigError(f"{path} is not a merged model: its config.json names no architecture")
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map="auto").eval()
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    return model, tokenizer, stop_token_ids(model, tokenizer)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype="auto",
+            device_map="auto",
+            use_safetensors=True,
+            trust_remote_code=remote_code.remote_code_allowed(),
+        )
+    except (OSError, ValueError) as error:
+        raise remote_code.unreadable("safetensors weights", str(path), None, error, setting="") from None
+    tokenizer = read_tokenizer(str(path))
+    return model.eval(), tokenizer, stop_token_ids(model, tokenizer)

@@ -18,9 +18,7 @@ import qdora_fast
 from qdora_fast.cli_bench import bench, bench_data, bench_gpu
 from qdora_fast.cli_chat import chat
 from qdora_fast.cli_export import export
-
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_SET = click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting; repeatable.")
+from qdora_fast.cli_options import FILE, SET, TRUST
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -32,11 +30,12 @@ def cli(debug: bool) -> None:
 
 @cli.command()
 @click.argument("config", required=False)
-@_SET
+@SET
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint of this run.")
 @click.option("--auto-resume", is_flag=True, help="The same if the newest run of this name was stopped; else start.")
 @click.option("--dry-run", is_flag=True, help="Check settings, rows, masks and targets; read no weights.")
-@click.option("--reviewed", type=_FILE, help="A person's marks on the sample of these rows, for the evaluation log.")
+@click.option("--reviewed", type=FILE, help="A person's marks on the sample of these rows, for the evaluation log.")
+@TRUST
 def train(config: str | None, overrides: tuple[str, ...], resume: bool, auto_resume: bool, dry_run: bool,
           reviewed: Path | None) -> None:  # fmt: skip
     """Fine-tune, compare with the base, export and prove.
@@ -61,7 +60,7 @@ def train(config: str | None, overrides: tuple[str, ...], resume: bool, auto_res
 
 @cli.command()
 @click.argument("config", required=False)
-@_SET
+@SET
 @click.option("--vram", type=float, metavar="GIB", help="Plan for a card with so much memory. Default: this machine's.")
 @click.option("--presets", "all_presets", is_flag=True, help="All shipped presets as a table.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the plan as a page, too.")
@@ -79,9 +78,10 @@ def plan(config: str | None, overrides: tuple[str, ...], vram: float | None, all
 
 @cli.command()
 @click.argument("target", metavar="CONFIG|RUN")
-@_SET
+@SET
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: runs/NAME-data.")
-@click.option("--reviewed", type=_FILE, help="Record a person's marks on the sample, saved from review.html.")
+@click.option("--reviewed", type=FILE, help="Record a person's marks on the sample, saved from review.html.")
+@TRUST
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 def data(target: str, overrides: tuple[str, ...], out: Path | None, reviewed: Path | None, as_json: bool) -> None:
     """Prepare the rows of a CONFIG: filter, deduplicate, split, report. With a RUN, record a review of its rows.
@@ -105,9 +105,10 @@ def data(target: str, overrides: tuple[str, ...], out: Path | None, reviewed: Pa
 
 @cli.command()
 @click.argument("run")
-@_SET
+@SET
 @click.option("--mmlu", is_flag=True, help="Also ask MMLU, whatever the run's settings say.")
 @click.option("--allow-regression", is_flag=True, help="Report a fallen MMLU instead of failing.")
+@TRUST
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 def evaluate(run: str, overrides: tuple[str, ...], mmlu: bool, allow_regression: bool, as_json: bool) -> None:
     """Base against tuned on the held-out rows of a finished RUN; MMLU; completions to read; the log."""
@@ -121,7 +122,7 @@ def evaluate(run: str, overrides: tuple[str, ...], mmlu: bool, allow_regression:
 
 @cli.command()
 @click.argument("run")
-@click.argument("file", required=False, type=_FILE)
+@click.argument("file", required=False, type=FILE)
 @click.option("--reviewer", metavar="NAME", help="Who has read the completions.")
 @click.option("--verdict", type=click.Choice(["pass", "fail", "needs-work"]))
 @click.option("--note", default="", help="Why.")
@@ -158,7 +159,7 @@ def report(run: str) -> None:
 
 @cli.command()
 @click.argument("config")
-@_SET
+@SET
 @click.option("--methods", default="lora,qlora,dora,qdora", show_default=True, metavar="A,B",
               help="What to compare; also full, full fine-tuning.")  # fmt: skip
 @click.option("--loraplus", default="1,16", show_default=True, metavar="A,B", help="LoRA+ ratios; 1 is off.")
@@ -167,6 +168,7 @@ def report(run: str) -> None:
 @click.option("--full-lr", default="", metavar="A,B", help="The same for full. Default: a tenth of the others.")
 @click.option("--target", type=float, help="Held-out loss to reach. Default: where the first arm's median run ends.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: runs/NAME-compare.")
+@TRUST
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 def compare(config: str, overrides: tuple[str, ...], methods: str, loraplus: str, seeds: int, learning_rates: str,
             full_lr: str, target: float | None, out: Path | None, as_json: bool) -> None:  # fmt: skip

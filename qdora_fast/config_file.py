@@ -21,9 +21,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from qdora_fast import remote_code
 from qdora_fast.config import Config
 from qdora_fast.errors import ConfigError
 
+ON_THE_COMMAND_LINE = {
+    "trust_remote_code": f"whoever runs it decides, with {remote_code.FLAG} on the command line",
+}
 _MAX_NODES = 10_000  # a config has some fifty values; more means a bomb of YAML aliases
 
 
@@ -171,6 +175,8 @@ def _describe(item: Any, lines: Mapping[tuple[str, ...], str]) -> str:
     place = f" ({lines[known[0]]})" if known else ""
     path = ".".join(loc) or "config"
     kind, value = item["type"], item.get("input")
+    if kind == "extra_forbidden" and loc[-1] in ON_THE_COMMAND_LINE:
+        return f"{path}{place}: not a setting of a file; {ON_THE_COMMAND_LINE[loc[-1]]}"
     if kind == "extra_forbidden":
         return f"{path}{place}: unknown key{_did_you_mean(loc)}"
     if kind == "missing":

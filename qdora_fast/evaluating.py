@@ -20,6 +20,7 @@ from qdora_fast.config import Config
 from qdora_fast.config_file import load_config
 from qdora_fast.errors import ConfigError, RegressionError
 from qdora_fast.hardware import cache_folder
+from qdora_fast.remote_code import require_allowed
 from qdora_fast.run_folder import RunFolder
 
 EVALUATION, ANSWERS = "evaluation/evaluation.json", "evaluation/held_out_answers.jsonl"
@@ -152,14 +153,14 @@ def open_run(folder: RunFolder, config: Config) -> Subject:
         ConfigError: the run did not finish, held nothing out, or its template is not what the base and config give.
     """
     unsloth = open_backend()
-    from transformers import AutoTokenizer
-
+    from qdora_fast.base_tokenizer import read_tokenizer
     from qdora_fast.data import choose_template
     from qdora_fast.data.render import Renderer, Rendering
     from qdora_fast.model import load_trained
     from qdora_fast.trainer import choose_precision
 
     made = folder.read_json("model.json")
+    require_allowed(made)
     rows = folder.read_rows("data/held_out.jsonl")
     if not rows:
         raise ConfigError(
@@ -168,7 +169,7 @@ def open_run(folder: RunFolder, config: Config) -> Subject:
         )
     if not folder.adapter.is_dir():
         raise ConfigError(f"{folder.path} has no adapter yet: the run did not finish; run it again or --resume it")
-    tokenizer = AutoTokenizer.from_pretrained(folder.adapter)
+    tokenizer = read_tokenizer(str(folder.adapter))
     base, model = load_trained(made["base"], config, folder.adapter, precision=choose_precision(config.train))
     template = choose_template(base.tokenizer, config.data.template)
     if template.text != tokenizer.chat_template:

@@ -27,6 +27,7 @@ from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.errors import ConfigError, ProofError, RefusedError
 from qdora_fast.hardware import package_versions
+from qdora_fast.remote_code import require_allowed
 from qdora_fast.run_folder import RunFolder
 from qdora_fast.staging import refuse_existing, staged_folder, take_place
 
@@ -80,7 +81,7 @@ def export(
         raise RefusedError(f"--merge-base dequant4: method `{config.adapter.method}` has no 4-bit base; use original16")
     target = Path(out) if out else merged_folder(folder, chosen)
     refuse_existing(target, overwrite=overwrite)
-    folder.read_json("model.json")  # says so when the run did not finish
+    require_allowed(folder.read_json("model.json"))  # says so when the run did not finish, too
     evidence = _record_saved(folder, config)
     return export_merged(folder, evidence, merge_base=chosen, out=target, overwrite=overwrite, console=console)
 

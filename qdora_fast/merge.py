@@ -29,6 +29,7 @@ from torch import Tensor
 from qdora_fast.adapter import Adapter, AdapterModule, read_adapter
 from qdora_fast.base_weights import BaseWeights, MergeRecipe
 from qdora_fast.errors import ConfigError, IntegrityError
+from qdora_fast.remote_code import remote_code_allowed
 from qdora_fast.staging import refuse_existing, require_space, staged_folder
 from qdora_fast.weights import TensorInfo, write_index, write_shard
 
@@ -230,7 +231,7 @@ def _copy_companions(weights: BaseWeights, tokenizer_from: Path | None, staging:
     (staging / "config.json").write_text(
         json.dumps(_dense_config(weights.config, weights.recipe.dtype), indent=2) + "\n", encoding="utf-8"
     )
-    own_code = ("*.py",) if "auto_map" in weights.config else ()
+    own_code = ("*.py",) if "auto_map" in weights.config and remote_code_allowed() else ()
     has_own = tokenizer_from is not None and bool(_matching(tokenizer_from, ("tokenizer*",)))
     tokenizer = tokenizer_from if tokenizer_from is not None and has_own else base
     sources = {file.name: file for file in _matching(base, (*_MODEL_FILES, *own_code))}
@@ -241,8 +242,9 @@ def _copy_companions(weights: BaseWeights, tokenizer_from: Path | None, staging:
 
 
 def _dense_config(config: dict[str, Any], dtype: torch.dtype | None) -> dict[str, Any]:
-    """The base's config without its quantisation, and with the dtype that was written."""
-    dense = {key: value for key, value in config.items() if key != "quantization_config"}
+    """The base's config with the dtype that was written, without its quantisation and without code that did not run."""
+    unused = {"quantization_config"} if remote_code_allowed() else {"quantization_config", "auto_map"}
+    dense = {key: value for key, value in config.items() if key not in unused}
     if isinstance(dense.get("text_config"), dict):
         dense["text_config"] = _dense_config(dense["text_config"], dtype)
     if dtype is not None:

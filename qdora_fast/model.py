@@ -17,7 +17,9 @@ from qdora_fast.backend import captured_prints, open_backend
 from qdora_fast.base_tokenizer import load_tokenizer, require_fast, stop_token_ids
 from qdora_fast.config import AdapterSettings, Config, EngineSettings, ModelSettings, TrainSettings
 from qdora_fast.errors import ConfigError, QdoraError, RefusedError
+from qdora_fast.remote_code import remote_code_allowed, unreadable
 from qdora_fast.targets import Targets, choose_targets, inspect_architecture
+from qdora_fast.weights import shard_names
 
 DEMO = "demo"
 
@@ -79,20 +81,18 @@ def check_base(name: str, config: Config) -> Targets:
     """Read the base's config.json alone and refuse what cannot work, before weights are read.
 
     Raises:
-        ConfigError: not found, not a text model, or 4-bit weights with a method that needs 16 bits.
+        ConfigError: not found, pickled weights, not a text model, or 4-bit ones with a method that needs 16 bits.
         RefusedError: see `targets.choose_targets`.
     """
     open_backend()
     from transformers import AutoConfig
 
     try:
-        model_config = AutoConfig.from_pretrained(name, revision=config.model.revision)
+        model_config = AutoConfig.from_pretrained(
+            name, revision=config.model.revision, trust_remote_code=remote_code_allowed()
+        )
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"model.name: cannot read the config of `{name}`: {first}\n  Check the spelling; for gated models run "
-            "`hf auth login`; without a network give a local folder (or `demo`)"
-        ) from None
+        raise unreadable("config", name, config.model.revision, error) from None
     prequantized = getattr(model_config, "quantization_config", None) is not None
     if prequantized and not config.adapter.quantized:
         raise RefusedError(f"`{name}` exists in 4 bits; method `{config.adapter.method}` needs a 16-bit base")
@@ -101,6 +101,8 @@ def check_base(name: str, config: Config) -> Targets:
             f"`{name}` holds 4-bit weights only, and export.merge_base: original16 needs the 16-bit ones. "
             "Name them in model.base_16bit, or set export.merge_base: dequant4"
         )
+    if Path(name).is_dir():
+        shard_names(Path(name))  # refuses pickles, and an index that leads elsewhere
     return choose_targets(inspect_architecture(model_config), config.adapter)
 
 
@@ -115,7 +117,12 @@ def load_reference(name: str) -> tuple[Any, Any]:
 
     tokenizer, _ = load_tokenizer(name, None)
     gpu = torch.cuda.is_available()
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16 if gpu else torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        name,
+        dtype=torch.bfloat16 if gpu else torch.float32,
+        use_safetensors=True,
+        trust_remote_code=remote_code_allowed(),
+    )
     return model.to("cuda" if gpu else "cpu").eval(), tokenizer
 
 
@@ -133,17 +140,24 @@ def load_base(name: str, config: Config, *, precision: str) -> Base:
 
     targets = check_base(name, config)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    with captured_prints():
-        model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
-            model_name=name,
-            max_seq_length=config.model.max_length,
-            dtype=dtype,
-            load_in_4bit=config.adapter.quantized,
-            load_in_16bit=not config.adapter.quantized,
-            revision=config.model.revision,
-            use_exact_model_name=True,  # Unsloth would otherwise swap in a repository of its own
-            use_gradient_checkpointing=checkpointing(config.train),
-        )
+    try:
+        with captured_prints():
+            model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+                model_name=name,
+                max_seq_length=config.model.max_length,
+                dtype=dtype,
+                load_in_4bit=config.adapter.quantized,
+                load_in_16bit=not config.adapter.quantized,
+                revision=config.model.revision,
+                use_safetensors=True,  # never a pickle
+                trust_remote_code=remote_code_allowed(),
+                use_exact_model_name=True,  # Unsloth would otherwise swap in a repository of its own
+                use_gradient_checkpointing=checkpointing(config.train),
+            )
+    except OSError as error:
+        raise unreadable("safetensors weights", name, config.model.revision, error) from None
+    if not remote_code_allowed():  # what did not run is not handed on with the adapter
+        tokenizer.init_kwargs.pop("auto_map", None)
     require_fast(name, tokenizer)
     quantized = tuple(_linear4bit_names(model))
     missing = set(targets.modules) - set(quantized)

@@ -14,10 +14,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from qdora_fast.behaviour import Recording, record, release_memory, reopen
 from qdora_fast.errors import ProofError
+from qdora_fast.remote_code import allow_remote_code, remote_code_allowed
 
 
 def record_in_new_process(
@@ -31,8 +33,8 @@ def record_in_new_process(
         ProofError: a folder cannot be opened or run; the message ends with the reader's own words.
     """
     with tempfile.TemporaryDirectory(prefix="qdora-fast-proof-") as scratch:
-        asked = Path(scratch) / "rows.json"
-        asked.write_text(json.dumps(list(map(dict, rows))), encoding="utf-8")
+        asked = {"rows": list(map(dict, rows)), "remote_code": remote_code_allowed()}
+        (Path(scratch) / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
         command = [sys.executable, "-m", "qdora_fast.plain_reader", scratch, *map(str, folders)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -47,10 +49,11 @@ def main(scratch: str, *folders: str) -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    rows = json.loads((Path(scratch) / "rows.json").read_text(encoding="utf-8"))
-    for number, folder in enumerate(map(Path, folders)):
-        _save(record(reopen(folder, device=_device(folder)), rows), _answer(scratch, number))
-        release_memory()  # else the next model finds the GPU full of the last one's blocks
+    asked = json.loads((Path(scratch) / "asked.json").read_text(encoding="utf-8"))
+    with allow_remote_code() if asked["remote_code"] else nullcontext():
+        for number, folder in enumerate(map(Path, folders)):
+            _save(record(reopen(folder, device=_device(folder)), asked["rows"]), _answer(scratch, number))
+            release_memory()  # else the next model finds the GPU full of the last one's blocks
 
 
 def _answer(scratch: str, number: int) -> Path:

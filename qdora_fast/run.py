@@ -30,6 +30,7 @@ from qdora_fast.preparing import (
     write_data,
 )
 from qdora_fast.presets import settings_of
+from qdora_fast.remote_code import code_of, remote_code_allowed
 from qdora_fast.resume import NEW, go_on, go_on_if_stopped, identity, require_same
 from qdora_fast.run_folder import FINISHED, RunFolder
 from qdora_fast.run_lock import locked
@@ -141,6 +142,7 @@ def prepare_run(config: Config, console: Console) -> Ready:
     open_backend()
     base_name = find_base(config, console)
     check_base(base_name, config)
+    show.own_code(console, base_name, code_of(base_name, config.model.revision), runs=remote_code_allowed())
     ready = ready_data(config, base_name, console)
     show.preflight(console, ready)
     if config.evaluation.max_rows:
@@ -244,6 +246,7 @@ def _describe_run(folder: RunFolder, config: Config, base: Any, ready: Ready) ->
             "precision": base.precision,
             "template": ready.rendering.template.name if ready.rendering.template else None,
             "stop_ids": sorted(base.stop_ids),
+            "own_code": code_of(ready.base_name, base.revision) if remote_code_allowed() else (),
         },
     )
     held_out = ready.prepared.held_out_examples

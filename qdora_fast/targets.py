@@ -15,6 +15,7 @@ from typing import Any
 
 from qdora_fast.config import AdapterSettings, layer_indices
 from qdora_fast.errors import ConfigError, RefusedError
+from qdora_fast.remote_code import remote_code_allowed
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def inspect_architecture(model_config: Any) -> Architecture:
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(model_config)
+            model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=remote_code_allowed())
     except ValueError as error:
         first = str(error).splitlines()[0]
         raise ConfigError(f"model type `{model_config.model_type}` is not a text model we can train: {first}") from None

@@ -92,7 +92,7 @@ class WeightFolder:
     def __init__(self, folder: Path, single: str | None = None) -> None:
         self.folder = folder
         self.indexed = single is None and (folder / INDEX_NAME).is_file()
-        names = [single] if single else _shard_names(folder, self.indexed)
+        names = [single] if single else shard_names(folder)
         self.shards = {name: _read_header(folder / name) for name in names}
         self.infos = {info.name: info for infos in self.shards.values() for info in infos}
         self._shard_of = {info.name: name for name, infos in self.shards.items() for info in infos}
@@ -181,9 +181,14 @@ def read_json(file: Path) -> dict[str, object]:
     return content
 
 
-def _shard_names(folder: Path, indexed: bool) -> list[str]:
-    """The shards' file names, from the index if there is one."""
-    if indexed:
+def shard_names(folder: Path) -> list[str]:
+    """The names of a model's weight files, from the index if there is one; no file is opened.
+
+    Raises:
+        ConfigError: no safetensors weights there (with a word on pickled `.bin` files).
+        IntegrityError: an index that leads out of the folder.
+    """
+    if (folder / INDEX_NAME).is_file():
         weight_map = read_json(folder / INDEX_NAME).get("weight_map")
         if not isinstance(weight_map, dict) or not all(_plain_file_name(name) for name in weight_map.values()):
             raise IntegrityError(f"{folder / INDEX_NAME}: no `weight_map` from tensors to files; download it again")

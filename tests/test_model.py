@@ -91,9 +91,7 @@ def test_a_missing_base_is_one_clear_error(tiny_config) -> None:
 
 def test_a_4bit_base_needs_to_say_where_its_16bit_weights_are(tiny_base: Path, tiny_config, tmp_path: Path) -> None:
     folder = tmp_path / "four"
-    folder.mkdir()
-    for file in tiny_base.glob("*.json"):
-        shutil.copy(file, folder)
+    shutil.copytree(tiny_base, folder)
     described = json.loads((folder / "config.json").read_text())
     described["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps(described))

@@ -115,6 +115,7 @@ def load(arm: Arm, options: GpuOptions, folder: str) -> Any:
 
     with captured_prints():
         model, _ = unsloth.FastLanguageModel.from_pretrained(
+            use_safetensors=True, trust_remote_code=False,
             model_name=folder, max_seq_length=max(tokens for _, tokens, _ in options.shapes), dtype=DTYPE,
             load_in_4bit=True, use_exact_model_name=True, use_gradient_checkpointing="unsloth",
         )  # fmt: skip

@@ -34,6 +34,14 @@ def note(console: Console, said: str) -> None:
     line(console, "note", said)
 
 
+def own_code(console: Console, name: str, files: Sequence[str], *, runs: bool) -> None:
+    """Python files that came with the base: whether they are run; nothing where there are none."""
+    if files and runs:
+        line(console, "warning", f"running code that came with {name}: {', '.join(files)}")
+    elif files:
+        line(console, "base", f"{', '.join(files)} came with it and is not run; Transformers has classes for it")
+
+
 def adapter(console: Console, settings: AdapterSettings, targets: Any, model: Any) -> None:
     """What is trained."""
     from qdora_fast.model import parameter_report

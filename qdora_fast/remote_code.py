@@ -1,0 +1,92 @@
+"""Code that comes with a model is not run, unless the command line says so.
+
+A model's folder may name Python files of its own (`auto_map` in config.json or tokenizer_config.json), and Transformers
+runs them when it is told to, or, told nothing, when somebody types "y" at its prompt. So it is always told: each
+`from_pretrained` of this package passes `trust_remote_code=remote_code_allowed()`, which is False until
+`--trust-remote-code` opens `allow_remote_code` around the whole command. No setting of a config file does, since a
+config is passed around and a command is typed. The value is a ContextVar, so nothing in between has to hand it on.
+
+Where Transformers has classes of its own for the model, those are used instead, and what was left unrun is said once;
+where it has none, the base is refused. What this does not do: make code safe that was let in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from qdora_fast.errors import ConfigError, RefusedError
+
+FLAG = "--trust-remote-code"
+
+_allowed: ContextVar[bool] = ContextVar("remote_code_allowed", default=False)
+
+
+def remote_code_allowed() -> bool:
+    """What to pass as `trust_remote_code`."""
+    return _allowed.get()
+
+
+@contextmanager
+def allow_remote_code() -> Iterator[None]:
+    """Inside, code that comes with a model is run."""
+    before = _allowed.set(True)
+    try:
+        yield
+    finally:
+        _allowed.reset(before)
+
+
+def code_of(name: str, revision: str | None = None) -> tuple[str, ...]:
+    """The Python files that a model names as its own, from its folder or hub repository; () where there are none."""
+    from transformers import PreTrainedConfig
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    try:
+        described = [PreTrainedConfig.get_config_dict(name, revision=revision)[0]]
+        described.append(get_tokenizer_config(name, revision=revision))
+    except (OSError, ValueError):  # whoever loads it next says this better
+        return ()
+    return tuple(sorted({file for each in described for file in _files(each.get("auto_map"))}))
+
+
+def unreadable(
+    what: str, name: str, revision: str | None, error: Exception, *, setting: str = "model.name: "
+) -> ConfigError:
+    """Why a part of a model could not be loaded, as the error to raise: the user's next step is in it."""
+    files = () if remote_code_allowed() else code_of(name, revision)
+    if files:
+        return RefusedError(
+            f"{setting}`{name}` needs code of its own ({', '.join(files)}), and nothing that comes with a model is "
+            f"run unasked. Take a base that Transformers knows, or read those files and add {FLAG} to the command"
+        )
+    first = str(error).strip().splitlines()[0]
+    return ConfigError(
+        f"{setting}cannot read the {what} of `{name}`: {first}\n  Check the spelling; for gated models run "
+        "`hf auth login`; without a network give a local folder (or `demo`)"
+    )
+
+
+def require_allowed(made: Mapping[str, Any]) -> None:
+    """Raise RefusedError when a run was trained with its base's own code and this command may not run it.
+
+    Args:
+        made: the run's model.json.
+    """
+    files = made.get("own_code")
+    if files and not remote_code_allowed():
+        raise RefusedError(
+            f"this run was trained with code that came with its base ({', '.join(files)}); add {FLAG} to run it again"
+        )
+
+
+def _files(auto_map: Any) -> Iterator[str]:
+    """`{"AutoConfig": "own.OwnConfig", "AutoTokenizer": ["repo--own.Slow", None]}` names own.py."""
+    for classes in auto_map.values() if isinstance(auto_map, dict) else ():
+        for reference in classes if isinstance(classes, list | tuple) else (classes,):
+            if isinstance(reference, str):
+                repository, _, path = reference.rpartition("--")
+                file = f"{path.rpartition('.')[0] or path}.py"
+                yield f"{repository}/{file}" if repository else file
