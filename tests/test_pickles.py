@@ -21,6 +21,7 @@ from qdora_fast.data.quality import load_scores
 from qdora_fast.data.sources import open_source
 from qdora_fast.errors import QdoraError
 from qdora_fast.model import check_base, load_base
+from qdora_fast.run import train
 
 
 class Malicious:
@@ -103,3 +104,15 @@ def test_pickled_weights_of_a_base_are_refused_wherever_a_base_is_read(
         load(folder)
     with pytest.raises(OSError, match="no file named model.safetensors"):
         reopen(folder, device="cpu")
+
+
+def test_resuming_reads_no_pickle_that_was_put_into_a_checkpoint(mark: Path, tiny_config: Any) -> None:
+    config = tiny_config(train={"max_steps": 2, "save_steps": 1}, evaluation={"max_rows": 0})
+    run = train(config)
+    first, last = run.checkpoints()
+    shutil.rmtree(last)
+    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "pytorch_model.bin",
+                 "adapter_model.bin"):  # fmt: skip
+        torch.save({"x": Malicious(mark)}, first / name)
+    assert train(config, resume=True).path == run.path
+    assert not [file for file in run.path.rglob("*") if file.suffix in (".bin", ".pt", ".pth") and file.parent != first]
