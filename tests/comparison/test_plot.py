@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from html_pages import Page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,23 +15,6 @@ from qdora_fast.comparison import figures
 from qdora_fast.comparison.arms import choose_arms
 from qdora_fast.comparison.plot import Scale, comparison_page, loss_scale
 from qdora_fast.comparison.words import sentence
-
-
-class _Page(HTMLParser):
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-    def of(self, tag: str, kind: str) -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.tags if name == tag and kind in (attrs.get("class") or "").split()]
 
 
 def _record(results: Sequence[dict[str, Any]], methods: Sequence[str], ratios: Sequence[float]) -> dict[str, Any]:
@@ -61,7 +44,7 @@ def record(result: Any) -> dict[str, Any]:
 
 
 def test_every_arm_is_a_line_a_row_and_a_strip_with_a_dot_a_seed(record: dict[str, Any]) -> None:
-    page = _Page(comparison_page(record))
+    page = Page(comparison_page(record))
     charts = [name for name, attrs in page.tags if name == "figure"]
     assert len(charts) == 4  # LoRA+ off, LoRA+ 16, lora, dora
     drawn = [attrs for attrs in page.of("polyline", "mean") if len((attrs["points"] or "").split()) > 2]
@@ -70,11 +53,11 @@ def test_every_arm_is_a_line_a_row_and_a_strip_with_a_dot_a_seed(record: dict[st
     dots = [attrs for name, attrs in page.tags if name == "i" and "left:" in (attrs.get("style") or "")]
     assert len(dots) == 2 * 5 * 3  # loss and accuracy, five arms, three seeds
     for arm in record["arms"].values():
-        assert arm["spoken"] in page.words
+        assert arm["spoken"] in page.text
 
 
 def test_the_page_makes_no_request_and_runs_nothing(record: dict[str, Any]) -> None:
-    page = _Page(comparison_page(record))
+    page = Page(comparison_page(record))
     assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.tags}
     assert not any({"src", "href"} & attrs.keys() for _, attrs in page.tags)
     assert "url(" not in comparison_page(record)
@@ -83,20 +66,20 @@ def test_the_page_makes_no_request_and_runs_nothing(record: dict[str, Any]) -> N
 
 
 def test_names_are_text_and_never_markup(record: dict[str, Any]) -> None:
-    page = _Page(comparison_page(record))
-    assert "<b>tiny</b>" in page.words
+    page = Page(comparison_page(record))
+    assert "<b>tiny</b>" in page.text
     assert "processor" not in {tag for tag, _ in page.tags}
 
 
 def test_every_sentence_and_every_limit_is_on_the_page(record: dict[str, Any]) -> None:
-    words = _Page(comparison_page(record)).words
+    text = Page(comparison_page(record)).text
     assert len(record["differences"]) == 6
-    assert all(one["words"] in words for one in record["differences"])
-    assert "not corrected for their number" in words
+    assert all(one["words"] in text for one in record["differences"])
+    assert "not corrected for their number" in text
 
 
 def test_everything_drawn_lies_inside_its_chart(record: dict[str, Any]) -> None:
-    page = _Page(comparison_page(record))
+    page = Page(comparison_page(record))
     for attrs in [*page.of("polyline", "mean"), *page.of("polygon", "band")]:
         for x, y in (map(float, point.split(",")) for point in (attrs["points"] or "").split()):
             assert 0 <= x <= 420
@@ -118,8 +101,8 @@ def test_a_page_is_drawn_whatever_the_losses(ends: list[tuple[float | None, ...]
                 "step_seconds": 0.1, "memory": {"total": 1}, "trained_parameters": 1}  # fmt: skip
 
     results = [result(arm, seed, losses) for seed, losses in enumerate(ends) for arm in ("lora", "dora")]
-    page = _Page(comparison_page(_record(results, ["lora", "dora"], [1])))
-    assert "nan" not in page.words
+    page = Page(comparison_page(_record(results, ["lora", "dora"], [1])))
+    assert "nan" not in page.text
     assert [tag for tag, _ in page.tags].count("figure") <= 1
 
 

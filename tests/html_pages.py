@@ -13,6 +13,7 @@ HOSTILE = (
     '"><img src=x onerror=alert(1)>',
     "' onmouseover='alert(1)",
     "&lt;b&gt; &amp;",
+    "]]>",
     "{{ 7 * 7 }} {% raw %}",
     "\u2028\u2029\x00\x1b",
     "```python\nprint('<b>')\n```",
@@ -38,11 +39,12 @@ class Page(HTMLParser):
         assert not self.open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
+        self.handle_startendtag(tag, attrs)
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), "an attribute twice"
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
@@ -65,6 +67,10 @@ class Page(HTMLParser):
     @property
     def ids(self) -> set[str | None]:
         return {attrs["id"] for _, attrs in self.tags if "id" in attrs}
+
+    def of(self, tag: str, kind: str) -> list[dict[str, str | None]]:
+        """The attributes of each `tag` of a class."""
+        return [attrs for name, attrs in self.tags if name == tag and kind in (attrs.get("class") or "").split()]
 
     def attributes(self, name: str) -> list[str]:
         return [str(attrs[name]) for _, attrs in self.tags if name in attrs]
