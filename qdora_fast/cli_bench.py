@@ -6,6 +6,7 @@ The last line of each is one JSON object; where a gate is red no speed is told a
 from __future__ import annotations
 
 import sys
+from typing import Any, NoReturn
 
 import click
 
@@ -28,14 +29,11 @@ import click
 def bench(full: bool, record: str | None, **asked: object) -> None:
     """Measure the fused layers against PEFT's on this machine: correctness first, then speed and memory."""
     from qdora_fast import show
-    from qdora_fast.benchmark import Options, records, run_benchmark
+    from qdora_fast.benchmark import Options, run_benchmark
 
     options = (Options().full() if full else Options()).changed(**asked)
     figures = run_benchmark(options, console=show.new_console(), command=sys.argv[1:])
-    if record:
-        records.keep(record, figures)
-    click.echo(show.json_line(figures))
-    sys.exit(0 if figures["gate"]["passed"] else 1)
+    _end(figures, record)
 
 
 @click.command()
@@ -48,13 +46,10 @@ def bench(full: bool, record: str | None, **asked: object) -> None:
 def bench_gpu(record: str | None, **asked: object) -> None:
     """Train a random Llama-3.1-8B on the GPU: Unsloth's own arms beside ours, each in a fresh process."""
     from qdora_fast import show
-    from qdora_fast.benchmark import GpuOptions, records, run_gpu_benchmark
+    from qdora_fast.benchmark import GpuOptions, run_gpu_benchmark
 
     figures = run_gpu_benchmark(GpuOptions().changed(**asked), console=show.new_console(), command=sys.argv[1:])
-    if record:
-        records.keep(record, figures)
-    click.echo(show.json_line(figures))
-    sys.exit(0 if figures["gate"]["passed"] else 1)
+    _end(figures, record)
 
 
 @click.command()
@@ -68,10 +63,18 @@ def bench_gpu(record: str | None, **asked: object) -> None:
 def bench_data(record: str | None, **asked: object) -> None:
     """Prepare rows with planted duplicates and faults: what is found, then speed and memory."""
     from qdora_fast import show
-    from qdora_fast.benchmark import DataOptions, records, run_data_benchmark
+    from qdora_fast.benchmark import DataOptions, run_data_benchmark
 
     figures = run_data_benchmark(DataOptions().changed(**asked), console=show.new_console(), command=sys.argv[1:])
-    if record and figures["gate"]["passed"]:
+    _end(figures, record if figures["gate"]["passed"] else None)
+
+
+def _end(figures: dict[str, Any], record: str | None) -> NoReturn:
+    """Keep the figures under the name `record`, print them, and leave with the gate's exit code."""
+    from qdora_fast import show
+    from qdora_fast.benchmark import records
+
+    if record:
         records.keep(record, figures)
     click.echo(show.json_line(figures))
     sys.exit(0 if figures["gate"]["passed"] else 1)

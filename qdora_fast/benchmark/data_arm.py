@@ -99,30 +99,41 @@ def datasketch(spec: Spec) -> dict[str, Any]:
     return {"seconds": end - begin, "steps": steps, "rows": len(sets), "marked": marked}
 
 
-def _grams(files: list[str]) -> Iterator[tuple[str, list[bytes]]]:
-    """Place and different word 5-grams of each row that can be read, folded as `prepare` folds them."""
+def conversations(path: str) -> Iterator[tuple[str, Any]]:
+    """Place and conversation of each row of a file that can be read, filtered by nothing.
+
+    Raises:
+        DataError: see `data.sources.open_source`.
+    """
     from qdora_fast.config.data import SourceSettings
     from qdora_fast.data.formats import convert
     from qdora_fast.data.readers import RawRow
     from qdora_fast.data.rejects import RejectedRow
-    from qdora_fast.data.similarity import canonical_text, units
     from qdora_fast.data.sources import open_source
 
+    source = open_source(SourceSettings(path=path))
+    converter = source.detection.converter()
+    for raw in source.rows():
+        if not isinstance(raw, RawRow):
+            continue
+        try:
+            conversation = convert(raw.row, converter)
+        except RejectedRow:
+            continue
+        yield raw.place, conversation
+
+
+def _grams(files: list[str]) -> Iterator[tuple[str, list[bytes]]]:
+    """Place and different word 5-grams of each row that can be read, folded as `prepare` folds them."""
+    from qdora_fast.data.similarity import canonical_text, units
+
     for file in files:
-        source = open_source(SourceSettings(path=file))
-        converter = source.detection.converter()
-        for raw in source.rows():
-            if not isinstance(raw, RawRow):
-                continue
-            try:
-                messages = convert(raw.row, converter).messages
-            except RejectedRow:
-                continue
-            row: Any = {"messages": messages, "tools": None}
+        for place, conversation in conversations(file):
+            row: Any = {"messages": conversation.messages, "tools": None}
             said = [part.partition(": ")[2] for part in canonical_text(row).split("\x1e")]
             words = units(" ".join(said))
             runs = zip(*(words[start:] for start in range(5)), strict=False)
-            yield raw.place, list({" ".join(run).encode() for run in runs})
+            yield place, list({" ".join(run).encode() for run in runs})
 
 
 def _watch_stages() -> Stopwatch:

@@ -19,14 +19,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qdora_fast.benchmark.data_arm import conversations
 from qdora_fast.benchmark.near_pairs import near_pairs
-from qdora_fast.config.data import SourceSettings
 from qdora_fast.data.formats import convert, from_alpaca
 from qdora_fast.data.messages import Row
-from qdora_fast.data.readers import RawRow, is_supported
+from qdora_fast.data.readers import is_supported
 from qdora_fast.data.rejects import RejectedRow
 from qdora_fast.data.similarity import canonical_text, shingles
-from qdora_fast.data.sources import open_source
 from qdora_fast.errors import ConfigError, DataError
 
 ALIKE = 0.6
@@ -162,15 +161,7 @@ def _files(paths: Sequence[str]) -> Iterator[Path]:
 
 
 def _seeds_of(path: Path) -> Iterator[Seed]:
-    source = open_source(SourceSettings(path=str(path)))
-    converter = source.detection.converter()
-    for raw in source.rows():
-        if not isinstance(raw, RawRow):
-            continue
-        try:
-            messages = convert(raw.row, converter).messages
-        except RejectedRow:
-            continue
-        for asked, answered in pairwise(messages):
+    for _, conversation in conversations(str(path)):
+        for asked, answered in pairwise(conversation.messages):
             if (asked["role"], answered["role"]) == ("user", "assistant") and answered["content"].strip():
                 yield Seed(asked["content"], answered["content"])
