@@ -104,6 +104,11 @@ class FilterSettings(Section):
     refusals: bool = False
     """Answers that refuse ("As an AI language model, I cannot ..."). Off: refusing can be what is to be learned."""
 
+    @property
+    def least_tokens(self) -> int:
+        """`min_tokens` as a number."""
+        return 30 if self.min_tokens == "auto" else self.min_tokens
+
 
 class DedupSettings(Section):
     """Rows that say the same. Of each group the longest stays."""

@@ -7,25 +7,20 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from qdora_fast.config import DataSettings
-from qdora_fast.data.languages import languages
+from qdora_fast.data import dedup
+from qdora_fast.data.languages import MOST_TEXTS, languages, shares
 from qdora_fast.data.lengths import TokenReport, describe_tokens
 from qdora_fast.data.pipeline import Gathered
 from qdora_fast.data.quality import QualityReport
 from qdora_fast.data.rejects import Dropped, Tally, total
 from qdora_fast.data.render import FLAGS, Rendering, spoken
-from qdora_fast.data.report import (
-    Cluster,
-    DataReport,
-    DuplicateReport,
-    SourceReport,
-    SplitReport,
-    shares,
-)
+from qdora_fast.data.report import Cluster, DataReport, DuplicateIds, DuplicateReport, SourceReport, SplitReport
 from qdora_fast.data.selection import TOO_MANY, Selection
 from qdora_fast.data.sources import Source
 from qdora_fast.data.store import Columns, Rows
@@ -60,31 +55,31 @@ class Ledger:
         self.settings, self.sources, self.columns = settings, sources, columns
         self.gathered, self.selection, self.rows = gathered, selection, rows
 
+    @cached_property
     def late_drops(self) -> list[tuple[str, str, str]]:
         """(place, reason, detail) of the rows that the selection dropped; the pipeline wrote down its own."""
-        return [(self._place(row), reason, detail) for row, reason, detail in self.selection.dropped]
+        return [(self.rows.place(row), reason, detail) for row, reason, detail in self.selection.dropped]
 
     def write_duplicates(self, path: Path) -> None:
         """One line a group of rows that say the same: the row that stays, and the others."""
-        found = self.selection.duplicates
         with path.open("w", encoding="utf-8") as file:
-            for cluster in found.clusters() if found else ():
+            for cluster in self._clusters:
                 members = [
-                    {"place": self._place(each.row), "kind": each.kind, "similarity": round(each.similarity, 3)}
+                    {"place": self.rows.place(each.row), "kind": each.kind, "similarity": round(each.similarity, 3)}
                     for each in cluster.members
                 ]
-                line = {"kept": self._place(cluster.kept), "members": members}
+                line = {"kept": self.rows.place(cluster.kept), "members": members}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def report(self, settings_hash: str, rendering: Rendering | None) -> DataReport:
         """The report; see `DataReport`."""
         tally, chosen = self.gathered.tally, self.selection
-        for place, reason, detail in self.late_drops():
+        for place, reason, detail in self.late_drops:
             tally.count(reason, place, detail)
         dropped = tally.freeze()
         content = content_hash(self.columns, chosen.train, chosen.held_out)
         tokens = self._tokens(rendering, dropped) if rendering else None
-        told = languages(self.gathered.texts)
+        ids = self._duplicate_ids()
         inside = np.concatenate([chosen.train, chosen.held_out])
         return DataReport(
             rows_in=self.gathered.rows_in,
@@ -102,14 +97,15 @@ class Ledger:
             split=SplitReport(chosen.groups, self.settings.group, self.settings.stratify, tuple(chosen.strata)),
             tokens=tokens,
             scripts=shares(self.columns.scripts[inside].tolist()),
-            languages=told,
-            languages_of=min(len(self.gathered.texts), 1_000),
-            duplicate_ids=self._duplicate_ids(),
-            warnings=tuple(self._warnings(dropped)),
+            languages=languages(self.gathered.texts),
+            languages_of=min(len(self.gathered.texts), MOST_TEXTS),
+            duplicate_ids=ids,
+            warnings=tuple(self._warnings(dropped, ids)),
         )
 
-    def _place(self, row: int) -> str:
-        return self.rows[row]["meta"]["source"]
+    @cached_property
+    def _clusters(self) -> list[dedup.Cluster]:
+        return self.selection.duplicates.clusters() if self.selection.duplicates else []
 
     def _source(self, number: int) -> SourceReport:
         source, chosen, origins = self.sources[number], self.selection, self.columns.origins
@@ -132,26 +128,24 @@ class Ledger:
         )
 
     def _duplicates(self) -> DuplicateReport:
-        found, settings = self.selection.duplicates, self.settings.dedup
-        clusters = found.clusters() if found else []
         largest = [
             Cluster(
-                kept=self._place(cluster.kept),
+                kept=self.rows.place(cluster.kept),
                 text=" ".join("\n".join(spoken(self.rows[cluster.kept])).split())[:TEXT_SHOWN],
                 members=tuple(
-                    (self._place(each.row), each.kind, round(each.similarity, 3))
+                    (self.rows.place(each.row), each.kind, round(each.similarity, 3))
                     for each in cluster.members[:MEMBERS_SHOWN]
                 ),
                 size=len(cluster.members),
             )
-            for cluster in clusters[:CLUSTERS_SHOWN]
+            for cluster in self._clusters[:CLUSTERS_SHOWN]
         ]
-        kinds = Counter(each.kind for cluster in clusters for each in cluster.members)
+        kinds = Counter(each.kind for cluster in self._clusters for each in cluster.members)
         return DuplicateReport(
             kinds["exact"],
             kinds["near"],
-            settings.similarity,
-            len(clusters),
+            self.settings.dedup.similarity,
+            len(self._clusters),
             tuple(largest),
             self.selection.contaminated,
         )
@@ -172,14 +166,14 @@ class Ledger:
             flags={name: count for name, count in bits.items() if count},
         )
 
-    def _duplicate_ids(self) -> tuple[str, int, tuple[str, ...]] | None:
+    def _duplicate_ids(self) -> DuplicateIds | None:
         found = [ids for ids in self.gathered.ids if ids.count]
         if not found:
             return None
         examples = tuple(example for ids in found for example in ids.examples)[:3]
         return str(found[0].column), sum(ids.count for ids in found), examples
 
-    def _warnings(self, dropped: Sequence[Dropped]) -> list[str]:
+    def _warnings(self, dropped: Sequence[Dropped], ids: DuplicateIds | None) -> list[str]:
         said = list(self.selection.warnings)
         for each in dropped:
             if each.reason in BLAMED and each.count > TOO_MANY * self.gathered.rows_in:
@@ -192,7 +186,6 @@ class Ledger:
                 f"the check after the split found {self.selection.contaminated} training rows that are like a "
                 "held-out row; they were dropped"
             )
-        ids = self._duplicate_ids()
         if ids:
             said.append(f"{ids[1]} rows have the {ids[0]} of an earlier row ({'; '.join(ids[2])}); all were read")
         return said
@@ -211,7 +204,8 @@ def after_quality(
     tally = Tally()
     for place, reason, detail in gone:
         tally.count(reason, place, detail)
-    dropped = sorted((*report.dropped, *tally.freeze()), key=lambda each: (-each.count, each.reason))
+    judged = tally.freeze()
+    dropped = sorted((*report.dropped, *judged), key=lambda each: (-each.count, each.reason))
     content = content_hash(columns, train, held)
     settings_hash = hashlib.sha256(f"{report.settings_hash} judged".encode()).hexdigest()
     tokens = report.tokens
@@ -226,7 +220,7 @@ def after_quality(
         )
     return replace(
         report,
-        kept=report.kept - total(tally.freeze()),
+        kept=report.kept - total(judged),
         train=len(train),
         per_epoch=len(per_epoch),
         dropped=tuple(dropped),

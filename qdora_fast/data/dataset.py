@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ from qdora_fast.data.pipeline import OnRows, judge_all
 from qdora_fast.data.quality import QualityReport, Verdicts
 from qdora_fast.data.rejects import MALFORMED, Dropped, bullet_list, total
 from qdora_fast.data.render import Rendering, refuse_hopeless
-from qdora_fast.data.report import DataReport, dropped_in, load_report, save_report
+from qdora_fast.data.report import STEP_OF, DataReport, load_report, save_report
 from qdora_fast.data.selection import select
 from qdora_fast.data.sources import Source, open_source
 from qdora_fast.data.store import ROWS, Columns, Examples, Rows, Spool, disk_errors, open_examples
@@ -98,7 +98,7 @@ class Prepared:
         gone = {int(self.chosen[verdict.index]): verdict for verdict in verdicts}
         chosen = self.chosen[~np.isin(self.chosen, list(gone))]
         per_epoch = self.per_epoch[~np.isin(self.per_epoch, list(gone))]
-        places = {row: self.train[verdict.index]["meta"]["source"] for row, verdict in gone.items()}
+        places = {row: self.train.place(verdict.index) for row, verdict in gone.items()}
         reasons = [(places[row], verdict.reason, verdict.detail) for row, verdict in gone.items()]
         report = after_quality(self.report, self.columns, (chosen, per_epoch, self.held), reasons, quality)
         return Prepared(self.folder, self.columns, report, chosen, per_epoch, self.held)
@@ -142,16 +142,16 @@ def _make(
     spool = Spool(folder)
     gathered = judge_all(sources, judge, spool, workers=settings.workers, on_rows=on_rows)
     columns = spool.columns()
-    _refuse_malformed(gathered.rows_in, gathered.tally.freeze(), sources, settings)
+    dropped = gathered.tally.freeze()
+    _refuse_malformed(gathered.rows_in, dropped, sources, settings)
     if rendering:
-        in_tokens = [each for each in gathered.tally.freeze() if dropped_in("tokens", [each])]
+        in_tokens = [each for each in dropped if STEP_OF[each.reason] == "tokens"]
         refuse_hopeless(len(columns) + total(in_tokens), len(columns), in_tokens, rendering.max_length)
     selection = select(columns, spool, settings, seed=seed)
 
-    rows = Rows(folder / ROWS, columns.starts, np.arange(len(columns)))
-    ledger = Ledger(settings, sources, columns, gathered, selection, rows)
+    ledger = Ledger(settings, sources, columns, gathered, selection, spool.rows(columns))
     with disk_errors(folder):
-        spool.reject(ledger.late_drops())
+        spool.reject(ledger.late_drops)
         ledger.write_duplicates(folder / DUPLICATES)
         report = ledger.report(cache.settings_hash(settings, seed=seed, rendering=rendering), rendering)
         save_report(folder / ACCOUNT, report)
@@ -170,16 +170,13 @@ def _open(folder: Path) -> Prepared:
 
 
 def _origin(source: Source, is_own_held_out: bool) -> Origin:
-    formatter: Callable[..., object] | None = None
-    if source.settings.formatter:
-        formatter = custom.load_formatter(source.settings.formatter)
-    return Origin(source.detection.converter(), formatter, is_own_held_out)  # type: ignore[arg-type]
+    name = source.settings.formatter
+    return Origin(source.detection.converter(), custom.load_formatter(name) if name else None, is_own_held_out)
 
 
 def _refuse_malformed(rows_in: int, dropped: Sequence[Dropped], sources: list[Source], settings: DataSettings) -> None:
     """Stop on rows that cannot be read, unless they may be skipped; on a set of which most cannot be used, always."""
-    read = ("read", "convert")
-    unread = [each for each in dropped if each.reason != "left_out" and any(dropped_in(step, [each]) for step in read)]
+    unread = [each for each in dropped if each.reason != "left_out" and STEP_OF[each.reason] in ("read", "convert")]
     if total(unread) * 2 > rows_in:
         named = "; ".join(f"{source.path} as `{source.detection.name}` ({source.detection.why})" for source in sources)
         raise DataError(

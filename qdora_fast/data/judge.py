@@ -11,7 +11,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 from qdora_fast.config import DataSettings
 from qdora_fast.data import custom, filters, similarity
 from qdora_fast.data.formats import Conversation, Converter, convert
-from qdora_fast.data.languages import script_of
+from qdora_fast.data.languages import CHARACTERS_FOR_LANGUAGE, script_of
 from qdora_fast.data.messages import Row
 from qdora_fast.data.readers import BadRow, RawRow
 from qdora_fast.data.rejects import RejectedRow
@@ -31,8 +31,6 @@ from qdora_fast.data.store import Chunk, Columns
 LONG_ENOUGH = 2**31 - 1
 CHARACTERS_PER_TOKEN = 40
 """More than any ordinary text has, on average."""
-TEXTS_PER_CHUNK = 256
-"""Of how many rows a chunk the text is kept, to tell languages from."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Origin:
     """How rows of one source are read; `own_held_out` rows are the user's own choice and not filtered."""
 
     converter: Converter
-    formatter: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None
+    formatter: custom.Formatter | None = None
     own_held_out: bool = False
 
 
@@ -75,8 +73,7 @@ class Judge:
     def __init__(self, origins: Sequence[Origin], settings: DataSettings, rendering: Rendering | None) -> None:
         self._origins, self._settings = origins, settings
         self._renderer = Renderer(rendering) if rendering else None
-        shortest = settings.filters.min_tokens
-        self._shortest = shortest if isinstance(shortest, int) else 30
+        self._shortest = settings.filters.least_tokens
 
     def chunk(self, job: Job) -> Chunk:
         """Judge the rows of one job; their order is kept."""
@@ -99,7 +96,6 @@ class Judge:
             raise RejectedRow(raw.reason, raw.detail)
         origin = self._origins[number_of_origin]
         given = raw.row if origin.formatter is None else custom.apply(origin.formatter, raw.row)
-        assert given is not None
         conversation = convert(given, origin.converter)
         repairs.update(conversation.repairs)
         row = self._row(conversation, raw, number, number_of_origin)
@@ -146,7 +142,7 @@ class Judge:
             b"".join(lines),
             groups=[_value(raw, self._settings.group) for raw in raws],
             strata=[_value(raw, self._settings.stratify) or "" for raw in raws],
-            sampled=["\n".join(spoken(each.row))[:1000] for each in judged[:TEXTS_PER_CHUNK]],
+            sampled=["\n".join(spoken(each.row))[:CHARACTERS_FOR_LANGUAGE] for each in judged],
             signatures=similarity.signatures([similarity.shingles(each.key) for each in judged]),
         )
         if self._renderer is not None:

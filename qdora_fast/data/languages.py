@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import regex
 
@@ -62,12 +62,17 @@ def languages(texts: Sequence[str]) -> dict[str, float]:
     if not any(long_enough):
         return {TOO_SHORT: 1.0} if chosen else {}
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
-    counts = Counter(
+    return shares(
         identifier.classify(unicodedata.normalize("NFC", text))[0] if enough else TOO_SHORT
         for text, enough in zip(chosen, long_enough, strict=True)
     )
+
+
+def shares(values: Iterable[str]) -> dict[str, float]:
+    """Share of each value, largest first."""
+    counts = Counter(values)
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return {language: count / looked_at for language, count in ranked}
+    return {value: count / counts.total() for value, count in ranked}
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from qdora_fast.data.messages import REPAIRS
 from qdora_fast.data.quality import QualityReport
 from qdora_fast.data.rejects import REASONS, Dropped, bullet_list
 from qdora_fast.data.render import Preview
-from qdora_fast.data.report import STEPS, DataReport, SourceReport
+from qdora_fast.data.report import STEP_OF, DataReport, SourceReport
 from qdora_fast.data.templates import TemplateChoice
 
 LONGEST_PIECE = 600
@@ -115,8 +115,8 @@ def _files(source: SourceReport) -> Iterator[str]:
 
 def _in_order(dropped: Iterable[Dropped]) -> list[Dropped]:
     """As rows meet the reasons, step by step."""
-    order = {reason: number for number, reason in enumerate(reason for step in STEPS.values() for reason in step)}
-    return sorted(dropped, key=lambda each: order[each.reason])
+    order = list(STEP_OF)
+    return sorted(dropped, key=lambda each: order.index(each.reason))
 
 
 def _duplicates(report: DataReport) -> Iterator[str]:

@@ -28,7 +28,7 @@ import numpy as np
 
 from qdora_fast.config import QualitySettings
 from qdora_fast.data.masking import IGNORED
-from qdora_fast.data.render import Example
+from qdora_fast.data.store import Example
 from qdora_fast.errors import ConfigError, DataError
 
 _LOGIT_BYTES = 32 * 2**20  # of fp32 copies at a time; the log-softmax of a copy takes as much again

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qdora_fast.data.masking import IGNORED, Masked, tokenize_text, tokenize_with_spans
 from qdora_fast.data.messages import Row
 from qdora_fast.data.rejects import Dropped, RejectedRow, Tally, bullet_list, total
+from qdora_fast.data.store import Example
 from qdora_fast.data.templates import TemplateChoice
 from qdora_fast.data.vocabulary import Vocabulary
 from qdora_fast.errors import DataError
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 PREVIEWS = 2
 FLAGS = ("eos_appended", "no_stop_token", "double_bos", "no_bos", "truncated")
 """What may be said of a rendered row, in the order of the bits that keep it."""
-
-Example = dict[str, list[int]]
 
 
 @dataclass(frozen=True)

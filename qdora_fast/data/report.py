@@ -7,16 +7,14 @@ data; `preflight.py` says it in words, `pages.py` shows it. It is stored with th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qdora_fast.data.lengths import TokenReport
 from qdora_fast.data.quality import QualityReport
-from qdora_fast.data.rejects import REASONS, Dropped, total
+from qdora_fast.data.rejects import REASONS, Dropped
 
 FORMAT_VERSION = 1
 
@@ -40,6 +38,11 @@ STEPS: dict[str, tuple[str, ...]] = {
     "quality": ("high_ifd", "outlier_loss"),
 }
 """Step -> its reasons, in the order in which rows meet them."""
+STEP_OF = {reason: step for step, reasons in STEPS.items() for reason in reasons}
+"""Reason -> its step, in the same order."""
+
+DuplicateIds = tuple[str, int, tuple[str, ...]]
+"""Rows with the id of an earlier one: the column, how many, the first places."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,7 @@ class DataReport:
     languages: Mapping[str, float]
     languages_of: int
     """Number of rows whose language was told."""
-    duplicate_ids: tuple[str, int, tuple[str, ...]] | None
-    """(column, rows, first places) of rows with the id of an earlier one."""
+    duplicate_ids: DuplicateIds | None
     warnings: tuple[str, ...]
     quality: QualityReport | None = None
 
@@ -179,13 +181,6 @@ class DataReport:
         return plain_values
 
 
-def shares(values: Sequence[str]) -> dict[str, float]:
-    """Share of each value, largest first."""
-    names, counts = np.unique(np.array(values), return_counts=True)
-    ranked = sorted(zip(names.tolist(), counts.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
-    return {name: count / max(1, len(values)) for name, count in ranked}
-
-
 def save_report(path: Path, report: DataReport) -> None:
     """Write a report so that `load_report` gives the same one."""
     from pydantic import TypeAdapter
@@ -198,8 +193,3 @@ def load_report(path: Path) -> DataReport:
     from pydantic import TypeAdapter
 
     return TypeAdapter(DataReport).validate_json(path.read_bytes())
-
-
-def dropped_in(step: str, dropped: Sequence[Dropped]) -> int:
-    """Rows that one step dropped."""
-    return total(each for each in dropped if each.reason in STEPS[step])

@@ -18,11 +18,9 @@ from qdora_fast.config import DataSettings
 from qdora_fast.data.dedup import KINDS, Duplicates, RowIndex, contaminated, find_duplicates
 from qdora_fast.data.similarity import PERMUTATIONS, canonical_text, shingles
 from qdora_fast.data.split import hold_out, merge_groups, strata_without
-from qdora_fast.data.store import Columns, Rows, Spool
+from qdora_fast.data.store import Columns, Spool
 from qdora_fast.errors import DataError
 
-SHORT = 30
-"""`filters.min_tokens: auto`."""
 TOO_MANY = 1 / 3
 """Share of a set from which on a filter says more about the set than about its rows."""
 TEMPLATED = 0.2
@@ -66,7 +64,7 @@ class _Picker:
     def __init__(self, columns: Columns, spool: Spool, settings: DataSettings, seed: int) -> None:
         count = len(columns)
         self.columns, self.spool, self.settings, self.seed = columns, spool, settings, seed
-        self.rows = Rows(spool.folder / "rows.jsonl", columns.starts, np.arange(count))
+        self.rows = spool.rows(columns)
         own = len(settings.mixture) if settings.own_held_out else -1
         self.own = columns.origins == own
         self.alive = np.ones(count, bool)
@@ -87,10 +85,6 @@ class _Picker:
         self.alive[chosen] = False
         self.selection.dropped += [(int(row), reason, detail(int(row))) for row in chosen]
 
-    def place(self, row: int) -> str:
-        """Where a row stands in its file."""
-        return self.rows[row]["meta"]["source"]
-
     def drop_duplicates(self) -> None:
         """Keep one row of each group that says the same; link those that are to stay."""
         dedup = self.settings.dedup
@@ -102,7 +96,7 @@ class _Picker:
         exact = equal[gone]
 
         def detail(row: int) -> str:
-            other = self.place(int(found.kept[row]))
+            other = self.rows.place(int(found.kept[row]))
             return f"{other} says the same" if equal[row] else f"{other} is {found.score[row]:.0%} alike"
 
         self.drop(gone[repeats_held_out], "in_held_out", detail)
@@ -117,13 +111,13 @@ class _Picker:
 
     def drop_short(self) -> None:
         """Drop rows with hardly any tokens, unless that is what the set is about."""
-        asked = self.settings.filters.min_tokens
-        least = SHORT if asked == "auto" else int(asked)
+        filters = self.settings.filters
+        least, unasked = filters.least_tokens, filters.min_tokens == "auto"
         candidates = self.alive & ~self.own
         short = np.flatnonzero(candidates & (self.columns.said < least) & (self.columns.tokens > 0))
         many = len(short) > TOO_MANY * max(1, int(candidates.sum()))
         words = f"{len(short)} of {int(candidates.sum())} rows have fewer than {least} tokens of prompt and answer"
-        if many and asked == "auto":
+        if many and unasked:
             self.selection.warnings.append(
                 f"{words}. Short rows seem to be what this set is about, so none was dropped; to say so, set "
                 f"data.filters.min_tokens: 0, or {least} to drop them"
@@ -169,7 +163,7 @@ class _Picker:
         self.drop(
             np.array(sorted(partner), np.int64),
             "in_held_out",
-            lambda row: f"{partner[row][1]:.0%} like {self.place(partner[row][0])}",
+            lambda row: f"{partner[row][1]:.0%} like {self.rows.place(partner[row][0])}",
         )
         self.selection.contaminated = len(partner)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Example = dict[str, list[int]]
+"""`input_ids` and `labels`."""
 
 ROWS, TOKENS, SIGNATURES, REJECTED = "rows.jsonl", "tokens.arrow", "signatures.bin", "rejected.jsonl"
 
@@ -50,6 +51,10 @@ class Rows(Sequence[Row]):
             return [self[i] for i in range(len(self))[index]]
         row: Row = json.loads(self.line(index))
         return row
+
+    def place(self, index: int) -> str:
+        """Where the row stands in the user's files, such as rows.jsonl:12."""
+        return self[index]["meta"]["source"]
 
     def line(self, index: int) -> bytes:
         """The row as it lies in the file, line break included."""
@@ -144,7 +149,7 @@ class Chunk:
     """Tokens of the rows among them that are too long."""
     repairs: dict[str, int] = field(default_factory=dict)
     sampled: list[str] = field(default_factory=list)
-    """A few texts, from which languages are told."""
+    """The beginning of what each row says, from which languages are told."""
 
 
 class Spool:
@@ -190,6 +195,10 @@ class Spool:
                 setattr(joined, each.name, np.concatenate(parts))
         joined.starts = np.concatenate([[0], np.cumsum(joined.starts)]).astype(np.int64)
         return joined
+
+    def rows(self, columns: Columns) -> Rows:
+        """All rows that were added; `columns` are those of `columns()`."""
+        return Rows(self.folder / ROWS, columns.starts, np.arange(len(columns)))
 
     def signatures(self, rows: int, width: int) -> np.ndarray:
         """The MinHash signatures [rows, width], mapped from the disk."""

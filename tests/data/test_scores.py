@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from qdora_fast.config import QualitySettings
 from qdora_fast.data import reference
 from qdora_fast.data.reference import Score, load_scores, save_scores, score
-from qdora_fast.data.render import Example
+from qdora_fast.data.store import Example
 from qdora_fast.errors import ConfigError, DataError
 
 VOCABULARY = 61
