@@ -16,6 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from qdora_fast import processes
+
 
 @dataclass
 class Meter:
@@ -89,7 +91,7 @@ def training_callbacks(*, metrics: Path, tokens_per_epoch: int, console: Console
                 self.progress.stop()
                 self.progress = None
 
-    return [Watch()]
+    return [Watch()] if processes.first() else []
 
 
 def _progress_bar(console: Console) -> Progress:

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qdora_fast import processes
 from qdora_fast.adapter import load_into, write_adapter
 from qdora_fast.errors import DiskSpaceError, NonFiniteError, QdoraError
 from qdora_fast.manifest import write_manifest
@@ -52,7 +53,7 @@ class DurableCheckpoints:
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         """Write everything, then make room. With several processes the first writes for all."""
         self.store_flos()
-        generators = _of_all_processes(random_state())
+        generators = processes.of_all(random_state())
         if self.args.should_save:
             folder = Path(self.args.output_dir)
             step = self.state.global_step
@@ -192,13 +193,3 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 def _names(model: Any) -> dict[int, str]:
     return {id(parameter): name for name, parameter in model.named_parameters()}
-
-
-def _of_all_processes(value: Any) -> list[Any]:
-    import torch
-
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered

@@ -222,7 +222,8 @@ for command in (export, chat, bench, bench_gpu, bench_data):
 
 def main() -> None:
     """Entry point: run the command, turn foreseen errors into one message and an exit code."""
-    from qdora_fast.errors import QdoraError
+    from qdora_fast import processes
+    from qdora_fast.errors import ConfigError, QdoraError
 
     debug = "--debug" in sys.argv[1:]
     if debug:
@@ -235,7 +236,9 @@ def main() -> None:
     except QdoraError as error:
         if debug:
             raise
-        click.echo(f"error: {error}", err=True)
+        if processes.first() or not isinstance(error, ConfigError):  # a wrong request is wrong in all of them
+            place = f"[process {processes.number()}] " if processes.count() > 1 else ""
+            click.echo(f"{place}error: {error}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)

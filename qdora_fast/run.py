@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from qdora_fast import show
+from qdora_fast import processes, show
 from qdora_fast.backend import captured_prints, open_backend
 from qdora_fast.config import Config
 from qdora_fast.data.dataset import Prepared
@@ -31,7 +33,7 @@ from qdora_fast.preparing import (
 )
 from qdora_fast.presets import settings_of
 from qdora_fast.remote_code import code_of, remote_code_allowed
-from qdora_fast.resume import NEW, go_on, go_on_if_stopped, identity, require_same
+from qdora_fast.resume import NEW, Start, go_on, go_on_if_stopped, identity, require_same
 from qdora_fast.run_folder import FINISHED, RunFolder
 from qdora_fast.run_lock import locked
 
@@ -64,73 +66,99 @@ def run_recipe(
     console: Console,
     reviewed: Path | None = None,
 ) -> RunFolder:
-    """Rows and tokens, then everything else in one run's folder, which no other process may use meanwhile."""
-    ready = prepare_run(config, console)
-    start = NEW if not resume else go_on_if_stopped(config, name) if resume == "auto" else go_on(config, name)
-    folder = start.folder or RunFolder.create(config, name)
-    with locked(folder.path):
-        show.started(console, folder, start)
-        if start.checkpoint is not None and not config.data.quality.enabled:  # else the rows are not chosen yet
-            require_same(start.checkpoint, _identity(config, ready))
-        _train_and_export(config, folder, ready, start.checkpoint, reviewed, console)
+    """Rows and tokens, then everything else in one run's folder, which nobody else may use meanwhile.
+
+    Runs in every process of a run; the first speaks, writes, compares and exports for all.
+    """
+    processes.share(config.train.gradient_accumulation)
+    console.quiet = not processes.first()
+    with processes.together():
+        with processes.first_alone():
+            ready = prepare_run(config, console)
+        start = processes.from_first(_start(config, ready, name, resume) if processes.first() else NEW)
+        folder = start.folder
+        assert folder is not None, "the first process has chosen or made one"
+        with locked(folder.path) if processes.first() else nullcontext():
+            show.started(console, folder, start)
+            model, base, ready = _trained(config, folder, ready, start.checkpoint, reviewed, console)
+            if processes.first():
+                _save_adapter(model, base.tokenizer, folder)
+                found = _evaluate(model, base, config, folder, ready.prepared, console)
+                evidence = _evidence(model, config, folder)
+                del model, base  # the proof opens the merged model beside nothing else
+                _export(evidence, config, folder, start.checkpoint is not None, console)
+                show.finished(console, folder)
+                refuse_regression(found or {})
     return folder
 
 
-def _train_and_export(
+def _start(config: Config, ready: Ready, name: str, resume: bool | Literal["auto"]) -> Start:
+    """Where this run begins: in a new folder, or at a checkpoint that is of this very run."""
+    start = NEW if not resume else go_on_if_stopped(config, name) if resume == "auto" else go_on(config, name)
+    if start.checkpoint is not None and not config.data.quality.enabled:  # else the rows are not chosen yet
+        require_same(start.checkpoint, _identity(config, ready))
+    return start if start.folder else replace(start, folder=RunFolder.create(config, name))
+
+
+def _trained(
     config: Config,
     folder: RunFolder,
     ready: Ready,
     checkpoint: Path | None,
     reviewed: Path | None,
     console: Console,
-) -> None:
-    """Base → adapter → fused layers → training → adapter/ → comparison → export."""
-    judged = config.data.quality.enabled  # a review is then about rows that are not chosen yet
-    review = read_review(ready.prepared, reviewed, config) if reviewed and not judged else None
+) -> tuple[Any, Any, Ready]:
+    """Base → adapter → fused layers → training. Returns the model, its base, and the rows as they were used."""
     from qdora_fast.model import attach, fuse_layers, load_base
     from qdora_fast.trainer import choose_precision
 
-    (folder.path / FINISHED).unlink(missing_ok=True)
-    folder.write_json("environment.json", describe_machine())
-
+    judged = config.data.quality.enabled  # a review is then about rows that are not chosen yet
+    review = read_review(ready.prepared, reviewed, config) if reviewed and not judged else None
     base = load_base(ready.base_name, config, precision=choose_precision(config.train))
-    ready = with_quality(confirm(ready, base, config, console), config, console, base)
+    with processes.first_alone():
+        ready = with_quality(confirm(ready, base, config, console), config, console, base)
     show.quality(console, ready)
     review = read_review(ready.prepared, reviewed, config) if reviewed and judged else review
-    write_data(ready.prepared, folder.data, name=folder.path.name, seed=config.train.seed, review=review)
-    if review is not None:
-        record_review(folder.path, review, console)
-    _describe_run(folder, config, base, ready)
+    if processes.first():
+        _describe_run(folder, config, base, ready, review, console)
 
     model = attach(base, config.adapter, config.train)
     show.adapter(console, config.adapter, base.targets, model)
     report = fuse_layers(model, config.engine)
     show.engine(console, report)
-    folder.write_json("engine.json", report.as_dict())
+    if processes.first():
+        folder.write_json("engine.json", report.as_dict())
     if config.adapter.init_adapter and checkpoint is None:
         from qdora_fast.warm_start import warm_start
 
         show.note(console, warm_start(model, config.adapter))
     _fit(model, base, config, folder, ready, checkpoint, console)
-    _save_adapter(model, base.tokenizer, folder)
+    return model, base, ready
 
-    found = _evaluate(model, base, config, folder, ready.prepared, console)
+
+def _evidence(model: Any, config: Config, folder: RunFolder) -> Any:
+    """What the trained model says about the proof rows; None where nothing is exported."""
+    if config.export.at_end == "none":
+        return None
+    from qdora_fast.export import record_trained
+
+    return record_trained(model, folder)
+
+
+def _export(evidence: Any, config: Config, folder: RunFolder, again: bool, console: Console) -> None:
+    """The merged model and its proof, where the config wants one; then the report."""
     try:
-        if config.export.at_end != "none":
+        if evidence is not None:
             from qdora_fast.behaviour import release_memory
-            from qdora_fast.export import export_merged, merged_folder, record_trained
+            from qdora_fast.export import export_merged, merged_folder
 
-            evidence = record_trained(model, folder)
-            del model, base  # the proof opens the merged model beside nothing else
             release_memory()
             merge_base = config.export.merge_base
-            out, again = merged_folder(folder, merge_base), checkpoint is not None
+            out = merged_folder(folder, merge_base)
             export_merged(folder, evidence, merge_base=merge_base, out=out, overwrite=again, console=console)
     finally:  # a proof that failed is in the report, too
         finish(folder)
     folder.write_json(FINISHED, {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-    show.finished(console, folder)
-    refuse_regression(found or {})
 
 
 def prepare_run(config: Config, console: Console) -> Ready:
@@ -233,8 +261,15 @@ def _save_adapter(model: Any, tokenizer: Any, folder: RunFolder) -> None:
     tokenizer.save_pretrained(folder.adapter)
 
 
-def _describe_run(folder: RunFolder, config: Config, base: Any, ready: Ready) -> None:
-    """model.json and the rows of the proof: what export, chat and evaluation need to know later."""
+def _describe_run(
+    folder: RunFolder, config: Config, base: Any, ready: Ready, review: Any | None, console: Console
+) -> None:
+    """Machine, rows, model.json and the rows of the proof: what export, chat and evaluation need to know later."""
+    (folder.path / FINISHED).unlink(missing_ok=True)
+    folder.write_json("environment.json", describe_machine())
+    write_data(ready.prepared, folder.data, name=folder.path.name, seed=config.train.seed, review=review)
+    if review is not None:
+        record_review(folder.path, review, console)
     folder.write_json(
         "model.json",
         {

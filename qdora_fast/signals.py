@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from qdora_fast.errors import Stopped
+from qdora_fast.processes import largest
 
 _CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
@@ -88,7 +89,7 @@ def signal_callback(requests: Requests) -> Any:
             self._obey(control)
 
         def _obey(self, control: Any) -> None:
-            requests.stop, save = _agreed(requests.stop), _agreed(int(requests.save))
+            requests.stop, save = largest(requests.stop), largest(int(requests.save))
             if requests.stop or save:
                 control.should_save = True
                 requests.save = False
@@ -96,15 +97,3 @@ def signal_callback(requests: Requests) -> Any:
                 control.should_training_stop = True
 
     return Obey()
-
-
-def _agreed(value: int) -> int:
-    """The largest of all processes' values."""
-    import torch
-
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    shared = torch.tensor(value, device=device)
-    torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
-    return int(shared.item())

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
+from qdora_fast import processes
 from qdora_fast.backend import captured_prints
 from qdora_fast.checkpoint import DurableCheckpoints
 from qdora_fast.config import TrainSettings
@@ -83,6 +84,10 @@ def make_recipe(train: TrainSettings, *, rows: int, tokens: int, max_length: int
         optimizer = "paged_adamw_8bit" if gpu else "adamw"
     sequences = max(1, math.ceil(tokens / max_length)) if packing else rows
     batch = train.batch_size * train.gradient_accumulation
+    share = train.batch_size * processes.count()
+    if processes.count() > 1 and sequences % share and not packing:
+        twice = share - sequences % share
+        notes.append(f"{twice} rows are seen twice in an epoch's last step, so that all processes have as many")
     steps = train.max_steps or max(1, math.ceil(math.ceil(sequences / batch) * train.epochs))
     eval_steps = min(steps, train.eval_steps or max(1, steps // 5))
     save_steps = train.save_steps or eval_steps
@@ -103,7 +108,7 @@ def sft_arguments(
         "num_train_epochs": train.epochs,
         "per_device_train_batch_size": train.batch_size,
         "per_device_eval_batch_size": train.batch_size,
-        "gradient_accumulation_steps": train.gradient_accumulation,
+        "gradient_accumulation_steps": processes.share(train.gradient_accumulation),
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.scheduler,
         "warmup_steps": train.warmup,  # below 1 it is a share of all steps
@@ -126,6 +131,7 @@ def sft_arguments(
         "eval_strategy": strategy,
         "eval_steps": recipe.eval_steps if evaluates else None,
         "prediction_loss_only": True,
+        "ddp_find_unused_parameters": False,  # every adapter takes part in every step
         "save_strategy": "steps",
         "save_steps": recipe.save_steps,
         "save_total_limit": 2,
@@ -228,8 +234,9 @@ def describe(recipe: Recipe, train: TrainSettings, groups: list[dict[str, Any]])
     """Lines for the user: what will run."""
     batch = train.batch_size * train.gradient_accumulation
     about = "about " if recipe.packing else ""
+    shared = f" shared by {processes.count()} processes" if processes.count() > 1 else ""
     return [
-        f"{about}{recipe.steps} steps of {batch} {'packed sequences' if recipe.packing else 'rows'}, "
+        f"{about}{recipe.steps} steps of {batch} {'packed sequences' if recipe.packing else 'rows'}{shared}, "
         f"{recipe.precision}, {recipe.optimizer}",
         f"learning rates: {describe_groups(groups)}; {train.scheduler}, warm-up {train.warmup:.0%}",
         *recipe.notes,

@@ -22,6 +22,7 @@ RANKS = {
     "config": 1,
     "config_file": 2,
     "hardware": 2,
+    "processes": 2,
     "presets": 3,
     "run_folder": 3,
     "engine": 0,
@@ -71,6 +72,7 @@ RANKS = {
     "cli_chat": 13,
     "cli_export": 13,
     "cli": 14,
+    "__main__": 15,
 }
 
 # Heavy or touchy libraries, and the only modules that may import them at all ("*": inside functions anywhere).

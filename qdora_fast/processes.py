@@ -1,0 +1,123 @@
+"""One run in several processes, one a GPU, as torchrun starts them (PyTorch's DDP).
+
+    torchrun --nproc-per-node 2 -m qdora_fast train CONFIG
+
+Every process holds the whole 4-bit model and trains on its share of each step's rows; gradients of
+the adapter are averaged. The effective batch stays what the config says, so one card and several
+learn the same thing. The first process speaks, writes, evaluates and exports; where others must
+wait for its result, or have the same value, that is done here. Started without torchrun there is
+one process, and all of this does nothing.
+
+What it does not do: split a model that does not fit one card, or go on when a process dies. Then
+all end, and the newest checkpoint is gone on with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from qdora_fast.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def count() -> int:
+    """Processes of this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def number() -> int:
+    """This process among them, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def first() -> bool:
+    """Whether this process speaks and writes for all."""
+    return number() == 0
+
+
+def share(accumulation: int) -> int:
+    """Forward passes per optimizer step of one process.
+
+    Raises:
+        ConfigError: they cannot be dealt out evenly, and the effective batch would be another.
+    """
+    if accumulation % count():
+        raise ConfigError(
+            f"train.gradient_accumulation: {accumulation} forward passes cannot be shared by {count()} processes; "
+            f"take a multiple of {count()} (and divide train.batch_size to keep the effective batch)"
+        )
+    return accumulation // count()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """The processes can talk to each other until the block ends."""
+    if count() == 1:
+        yield
+        return
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if gpu else "gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """The first process does the block, then the others: they find its results in the cache. If it fails, it ends,
+    and they are ended with it."""
+    if first():
+        yield
+    wait()
+    if not first():
+        yield
+
+
+def wait() -> None:
+    """Until all are here."""
+    if count() > 1:
+        import torch
+
+        torch.distributed.barrier()
+
+
+def from_first(value: T) -> T:
+    """The first process's value, in all."""
+    if count() == 1:
+        return value
+    import torch
+
+    box: list[Any] = [value]
+    torch.distributed.broadcast_object_list(box)
+    return box[0]
+
+
+def largest(value: int) -> int:
+    """The largest of all processes' values."""
+    if count() == 1:
+        return value
+    import torch
+
+    shared = torch.tensor(value, device="cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+    torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
+    return int(shared.item())
+
+
+def of_all(value: T) -> list[T]:
+    """Each process's value, in their order."""
+    if count() == 1:
+        return [value]
+    import torch
+
+    gathered: list[Any] = [None] * count()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered

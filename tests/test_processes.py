@@ -1,0 +1,97 @@
+"""Two processes learn what one learns; when one dies all end, and the last checkpoint is gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qdora_fast import processes
+from qdora_fast.config import Config
+from qdora_fast.config_file import dump_config
+from qdora_fast.errors import ConfigError
+from qdora_fast.manifest import problems
+from qdora_fast.run import train
+from qdora_fast.run_folder import RunFolder
+
+
+def test_alone_nothing_is_shared_and_nobody_is_waited_for() -> None:
+    assert (processes.count(), processes.number(), processes.first()) == (1, 0, True)
+    with processes.together(), processes.first_alone():
+        processes.wait()
+        assert processes.of_all("mine") == ["mine"]
+        assert (processes.from_first("mine"), processes.largest(3), processes.share(7)) == ("mine", 3, 7)
+
+
+def test_the_effective_batch_is_kept_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert processes.share(8) == 2
+    with pytest.raises(ConfigError, match=r"gradient_accumulation: 6 .* 4 processes; take a multiple of 4"):
+        processes.share(6)
+
+
+def _launch(config: Config, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    file = folder / "tiny.yaml"
+    file.write_text(dump_config(config), encoding="utf-8")
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "qdora_fast", "train", str(file)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": "0"}
+    return subprocess.Popen(
+        [sys.executable, *command, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(run.adapter / "adapter_model.safetensors")
+
+
+def _second(parent: int) -> psutil.Process:
+    """The process of rank 1."""
+    workers = psutil.Process(parent).children(recursive=True)
+    return next(worker for worker in workers if worker.environ().get("RANK") == "1")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_and_survive_the_death_of_one(tiny_config: Any, tmp_path: Path) -> None:
+    settings = {"max_steps": 20, "batch_size": 3, "gradient_accumulation": 2, "save_steps": 1, "eval_steps": 20}
+    config = tiny_config(train=settings, adapter={"dropout": 0.0})
+    one = train(config)
+    killed = _launch(config, tmp_path)
+    run = RunFolder.open(one.path.parent / "tiny-2") if _appears(one.path.parent / "tiny-2" / "config.yaml") else None
+    assert run is not None
+    assert _appears(run.path / "checkpoints" / "checkpoint-3")
+    _second(killed.pid).kill()
+    said, _ = killed.communicate(timeout=300)
+    assert killed.returncode != 0
+    assert not run.adapter.exists()
+    whole = [path for path in run.checkpoints() if not problems(path)]
+    assert whole
+    again = _launch(config, tmp_path, "--auto-resume")
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    assert f"going on from {whole[-1].name}" in said
+    assert said.count("Trained   20 steps") == 1, "the first process speaks for all"
+    ours, theirs = _weights(one), _weights(run)
+    assert ours.keys() == theirs.keys()
+    assert max(float((theirs[key] - ours[key]).norm() / ours[key].norm()) for key in ours) < 1e-5
+    records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [r["step"] for r in records if "loss" in r][-1] == 20
+
+
+def _appears(path: Path, seconds: float = 240) -> bool:
+    until = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    return path.exists()
