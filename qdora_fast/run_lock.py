@@ -3,8 +3,8 @@
 Two processes that write checkpoints into one folder take turns at destroying each other's. The
 lock is the operating system's (through filelock), so it ends with the process that holds it,
 however that ends: there are no stale locks to clean up. A note beside it says who holds it, for
-the message. What this does not do: protect a folder shared over a network file system that knows
-no locks between machines; where the system has none at all, that is said.
+the message. Where a file system has no locks, filelock makes do with a file. What this does not do:
+protect a folder on a network file system that keeps each machine's locks to itself.
 """
 
 from __future__ import annotations

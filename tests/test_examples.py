@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import subprocess
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
+
+from qdora_fast.presets import find_config
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -15,6 +20,24 @@ def test_each_example_is_named_in_the_index_and_opens_with_its_command() -> None
     for path in EXAMPLES.glob("*.py"):
         assert f"[`{path.name}`]" in index
         assert f"python examples/{path.name}" in path.read_text(encoding="utf-8")
+
+
+def test_the_cloud_job_goes_on_after_75_and_ends_with_every_other_code(tmp_path: Path) -> None:
+    job = YAML(typ="safe").load(EXAMPLES / "skypilot.yaml")
+    assert job["resources"]["use_spot"] is True
+    assert find_config(job["envs"]["CONFIG"]).is_file()
+    program = tmp_path / ".venv" / "bin" / "qdora-fast"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "$@" >> calls\nexit $(sed -n "$(wc -l < calls)p" codes)\n')
+    program.chmod(0o755)
+    for codes, calls in (([75, 75, 0], 3), ([75, 20], 2), ([0], 1)):
+        (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+        (tmp_path / "calls").unlink(missing_ok=True)
+        done = subprocess.run(["bash", "-c", job["run"]], cwd=tmp_path, env=job["envs"] | {"PATH": os.environ["PATH"]})
+        assert done.returncode == codes[-1]
+        said = (tmp_path / "calls").read_text().splitlines()
+        assert len(said) == calls
+        assert said[0].startswith("train qwen3-8b-24gb --auto-resume --set data.path=")
 
 
 @pytest.mark.slow
