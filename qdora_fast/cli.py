@@ -19,6 +19,7 @@ from qdora_fast.cli_bench import bench, bench_data, bench_gpu
 from qdora_fast.cli_chat import chat
 from qdora_fast.cli_export import export
 from qdora_fast.cli_options import FILE, SET, TRUST
+from qdora_fast.redact import guard_output
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -225,6 +226,7 @@ def main() -> None:
     from qdora_fast import processes
     from qdora_fast.errors import ConfigError, QdoraError
 
+    guard_output()
     debug = "--debug" in sys.argv[1:]
     if debug:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")

@@ -24,6 +24,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from qdora_fast import remote_code
 from qdora_fast.config import Config
 from qdora_fast.errors import ConfigError
+from qdora_fast.redact import redact
 
 ON_THE_COMMAND_LINE = {
     "trust_remote_code": f"whoever runs it decides, with {remote_code.FLAG} on the command line",
@@ -157,11 +158,25 @@ def _validate(tree: Any, lines: Mapping[tuple[str, ...], str], *, source: str, p
         config = Config.model_validate(tree)
     except ValidationError as error:
         problems += _once(_describe(item, lines) for item in error.errors(include_url=False))
+    problems += [
+        f"{'.'.join(keys)}{f' ({lines[keys]})' if keys in lines else ''}: holds a secret ({redact(text)}), and a run "
+        "keeps a copy of its config; put it into an environment variable such as HF_TOKEN"
+        for keys, text in _texts(tree)
+        if redact(text) != text
+    ]
     if problems or config is None:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(f"{count} in {source}:\n{listed}")
     return config
+
+
+def _texts(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every text in the settings, with its place."""
+    if isinstance(node, str):
+        yield keys, node
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield from _texts(value, (*keys, str(key)))
 
 
 def _once(problems: Iterator[str]) -> list[str]:

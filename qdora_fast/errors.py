@@ -8,11 +8,16 @@ Anything that is not one of these is a bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
+from qdora_fast.redact import redact
+
 
 class QdoraError(Exception):
     """Base of all errors meant for the user. The message names the place and the fix."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 class ConfigError(QdoraError):

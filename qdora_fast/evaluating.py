@@ -20,6 +20,7 @@ from qdora_fast.config import Config
 from qdora_fast.config_file import load_config
 from qdora_fast.errors import ConfigError, RegressionError
 from qdora_fast.hardware import cache_folder
+from qdora_fast.redact import redact
 from qdora_fast.remote_code import require_allowed
 from qdora_fast.run_folder import RunFolder
 
@@ -130,7 +131,7 @@ def finish(folder: RunFolder) -> Path:
 
     for kind in ("adapter", "merged_16bit"):
         if (folder.path / kind).is_dir():
-            (folder.path / kind / "README.md").write_text(model_card(folder, kind=kind), encoding="utf-8")
+            (folder.path / kind / "README.md").write_text(redact(model_card(folder, kind=kind)), encoding="utf-8")
     report = folder.path / "report.html"
     report.write_text(run_page(folder), encoding="utf-8")
     return report

@@ -10,7 +10,6 @@ magnitudes are another model.
 
 from __future__ import annotations
 
-import json
 import resource
 import shutil
 import sys
@@ -28,7 +27,7 @@ from qdora_fast.config import Config
 from qdora_fast.errors import ConfigError, ProofError, RefusedError
 from qdora_fast.hardware import package_versions
 from qdora_fast.remote_code import require_allowed
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.run_folder import RunFolder, write_json
 from qdora_fast.staging import refuse_existing, staged_folder, take_place
 
 FORMATS = ("merged_16bit", "adapter", "lora")
@@ -154,7 +153,7 @@ def export_merged(
         "sha256": merged.value.sha256,
         "packages": package_versions(),
     }
-    (unproven / "export.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(unproven / "export.json", report)
     if not report["proof"]["passed"]:
         failed = [check["words"] for check in report["proof"]["checks"] if not check["passed"]]
         raise ProofError(

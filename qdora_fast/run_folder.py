@@ -27,6 +27,7 @@ from typing import Any
 from qdora_fast.config import Config
 from qdora_fast.config_file import dump_config, load_config
 from qdora_fast.errors import CheckpointError, ConfigError
+from qdora_fast.redact import redacted
 
 FINISHED = "finished.json"
 
@@ -175,9 +176,9 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """Write `content` as an indented JSON file; its folder is made."""
+    """Write `content` as an indented JSON file without secrets; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(redacted(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from qdora_fast.data.rejects import RejectedRow
 from qdora_fast.errors import ConfigError
+from qdora_fast.redact import redact
 
 Formatter = Callable[[dict[str, Any]], dict[str, Any] | None]
 
@@ -147,7 +148,7 @@ def _file_of(formatter: Formatter) -> str | None:
 
 def _described(error: BaseException, path: str | None) -> str:
     """ "ValueError: bad date (my_rows.py:12)" in one line of text that can be printed."""
-    lines = (error.msg if isinstance(error, SyntaxError) else str(error)).splitlines()
+    lines = redact(error.msg if isinstance(error, SyntaxError) else str(error)).splitlines()  # before it is cut
     said = f"{type(error).__name__}{f': {lines[0][:LONGEST_MESSAGE]}' if lines else ''}"
     return said.encode("utf-8", "backslashreplace").decode() + _place(error, path)
 

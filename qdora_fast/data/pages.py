@@ -22,6 +22,7 @@ from typing import Any, TypeGuard
 from qdora_fast.data.messages import REPAIRS, Message, Row
 from qdora_fast.data.preflight import FLAGS
 from qdora_fast.data.rejects import REASONS
+from qdora_fast.redact import redact
 
 TEMPLATES = "data/page_templates"
 ROLE_NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool result"}
@@ -67,15 +68,15 @@ def report_page(report: Mapping[str, Any], *, name: str) -> str:
 
 
 def render(template: str, folder: str = TEMPLATES, **values: Any) -> str:
-    """A page from a template. Values are escaped; numbers have the filters count, share, decimal and
-    width, objects and lists of files that may be broken pairs and entries.
+    """A page from a template. Values are escaped and secrets taken out; numbers have the filters count, share, decimal
+    and width, objects and lists of files that may be broken pairs and entries.
 
     Args:
         template: name of a file in `folder`, or in the folder of this module's own templates.
         folder: folder of templates below the package.
     """
     page: str = _templates(folder).get_template(template).render(values)
-    return page.encode(errors="replace").decode()  # half a surrogate, as in a broken file name, becomes "?"
+    return redact(page.encode(errors="replace").decode())  # half a surrogate, as in a broken file name, becomes "?"
 
 
 @functools.cache

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from qdora_fast.redact import redacted
+
 LOG = Path("evaluation") / "log.jsonl"
 
 
@@ -20,7 +22,7 @@ def append(folder: Path, kind: str, content: Mapping[str, Any]) -> Path:
     """Add an entry to the log below `folder`; returns the log's path."""
     path = folder / LOG
     path.parent.mkdir(parents=True, exist_ok=True)
-    entry = {"kind": kind, "at": datetime.now(UTC).isoformat(timespec="seconds"), **content}
+    entry = {"kind": kind, "at": datetime.now(UTC).isoformat(timespec="seconds"), **redacted(content)}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         file.flush()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qdora_fast.planning.plan import GIB, Plan
 from qdora_fast.planning.text import gib, lines, verdict
+from qdora_fast.redact import redact
 
 _COLOURS = (
     "#4269d0",
@@ -38,7 +39,7 @@ pre { white-space: pre-wrap; } .no { color: #d33; } .yes { color: #2a2; }
 def write_page(plan: Plan, path: Path) -> Path:
     """Write the page; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(plan), encoding="utf-8")
+    path.write_text(redact(page(plan)), encoding="utf-8")
     return path
 
 

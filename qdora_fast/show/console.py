@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from qdora_fast.redact import redact
+
 
 def new_console() -> Console:
     """Progress and decisions go to standard error, so that standard output stays for results."""
@@ -21,7 +23,7 @@ def json_line(content: Any) -> str:
 
 def line(console: Console, label: str, text: str, *, markup: bool = False) -> None:
     """One decision, under its label."""
-    console.print(f"{label.capitalize():<9} {text}", markup=markup)
+    console.print(f"{label.capitalize():<9} {redact(text)}", markup=markup)
 
 
 def bar(console: Console) -> Progress:
@@ -34,5 +36,5 @@ def bar(console: Console) -> Progress:
 
 def short(text: str, most: int = 160) -> str:
     """The text on one line, cut."""
-    folded = " ".join(text.split())
+    folded = " ".join(redact(text).split())
     return folded if len(folded) <= most else f"{folded[: most - 1]}…"

@@ -1,0 +1,113 @@
+r"""Secrets that must not be printed or kept: tokens, keys, passwords, known by their form or by where they are kept.
+
+A run's folder is sent to colleagues and a log is pasted into an issue, so what is printed and what is written about a
+run goes through `redact` at a few doors: standard output and error of the commands (tracebacks and other libraries'
+messages included), the text of our errors, the JSON files of a run, its pages and model cards. A config that holds a
+secret is refused, because a run keeps a copy of its config that must be the same.
+
+Known are the forms in `_FORMS`, and the values of environment variables named like TOKEN, KEY, SECRET or PASSWORD. What
+this does not do: guess by randomness (every hash would go), or touch the rows that are trained on: a secret in the data
+stays in the data. A Weights & Biases key is 40 hex digits like any commit, so it is known by its variable or by the
+word before it. Libraries for this (detect-secrets) look for lines in source code, take nothing out, and do not know
+the keys of the tools used here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
+
+MARK = "[redacted]"
+SHORTEST = 8
+"""Characters from which on the value of a variable counts as a secret."""
+
+_NAMED = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)")
+_NO_SECRET = re.compile(r"_(?:PATH|FILE|DIR|NAME|ID|TYPE)$")
+_START = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))"  # the n of a JSON text's \n is no part of the word after it
+_MIXED = r"(?=[^\s\"'&<>\\]*[0-9])(?=[^\s\"'&<>\\]*[A-Za-z])"
+
+_FORMS = [
+    re.compile(form)
+    for form in (
+        r"hf_[A-Za-z0-9]{30,}",
+        r"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,}|glpat-[A-Za-z0-9_-]{20,}",
+        _START + r"sk-(?=[A-Za-z_-]*[0-9])(?=[a-z0-9_-]*[A-Z])[A-Za-z0-9_-]{32,}",
+        r"(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])",
+        r"xox[abeoprs]-[A-Za-z0-9-]{10,}|(?<=hooks\.slack\.com/services/)[A-Za-z0-9/]+",
+        r"AIza[A-Za-z0-9_-]{35}",
+        r"wandb_v1_[A-Za-z0-9_]{20,}",
+        r"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*",
+        r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----",
+        r"(?<=://)(?:[^\s/?#@'\"<>\\]*:[^\s/?#@'\"<>\\]+|[^\s/?#@:'\"<>\\]{16,})(?=@)",  # user:password@, token@
+    )
+]
+_AFTER = [
+    re.compile(form, re.IGNORECASE)
+    for form in (
+        r"(authorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token)\s+)[^\s\"'<>\\]+",
+        rf"(\bbearer\s+){_MIXED}[A-Za-z0-9._~+/=-]{{16,}}",
+        r"([?&][\w-]*(?:token|key|secret|password|signature|sig)=)[^\s&#\"'<>\\]{8,}",
+        rf"((?:api_?key|access_?key|token|secret|passwd|password)[\"']?(?:\s*[:=]\s*|\s+)[\"']?)"
+        rf"{_MIXED}[A-Za-z0-9._~+/=-]{{12,}}",
+    )
+]
+"""What follows a word that says what it is; the word stays."""
+
+
+def redact(text: str) -> str:
+    """The text with `MARK` in place of each secret."""
+    for value in secrets_of(os.environ):
+        text = text.replace(value, MARK)
+    for form in _FORMS:
+        text = form.sub(MARK, text)
+    for form in _AFTER:
+        text = form.sub(rf"\1{MARK}", text)
+    return text
+
+
+def redacted(content: Any) -> Any:
+    """A JSON value with every text in it redacted."""
+    if isinstance(content, str):
+        return redact(content)
+    if isinstance(content, Mapping):
+        return {redacted(key): redacted(value) for key, value in content.items()}
+    return [redacted(each) for each in content] if isinstance(content, list | tuple) else content
+
+
+def secrets_of(environment: Mapping[str, str]) -> Iterator[str]:
+    """The values of variables that are named like secrets, the longest first."""
+    named = {
+        value
+        for name, value in environment.items()
+        if _NAMED.search(name.upper()) and not _NO_SECRET.search(name.upper())
+    }
+    yield from sorted((each for each in named if len(each) >= SHORTEST and each[0] not in "/~."), key=len, reverse=True)
+
+
+def guard_output() -> None:
+    """From now on nothing secret is printed by this process. For the command line, before anything is imported that
+    keeps standard error for its messages."""
+    sys.stdout, sys.stderr = _Guarded(sys.stdout), _Guarded(sys.stderr)
+
+
+class _Guarded:
+    """A text stream that redacts what is written to it, text by text."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As a text stream's."""
+        self._stream.write(redact(text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """As a text stream's."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
