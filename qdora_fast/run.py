@@ -140,7 +140,7 @@ def _evidence(model: Any, config: Config, folder: RunFolder) -> Any:
     """What the trained model says about the proof rows; None where nothing is exported."""
     if config.export.at_end == "none":
         return None
-    from qdora_fast.export import record_trained
+    from qdora_fast.merged_export import record_trained
 
     return record_trained(model, folder)
 
@@ -150,7 +150,7 @@ def _export(evidence: Any, config: Config, folder: RunFolder, again: bool, conso
     try:
         if evidence is not None:
             from qdora_fast.behaviour import release_memory
-            from qdora_fast.export import export_merged, merged_folder
+            from qdora_fast.merged_export import export_merged, merged_folder
 
             release_memory()
             merge_base = config.export.merge_base

@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it: a test that r
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,5 +72,16 @@ def tiny_config(tiny_base: Path, tmp_path: Path) -> Any:
         for name, values in sections.items():
             settings[name] = {**settings.get(name, {}), **values}
         return make_config(settings)
+
+    return make
+
+
+@pytest.fixture
+def short_run(tiny_config: Any) -> Any:
+    """A function that trains a few steps by a method and returns the run."""
+    from qdora_fast.run import train
+
+    def make(method: str = "qdora", whole: Sequence[str] = (), **sections: Any) -> RunFolder:
+        return train(tiny_config(adapter={"method": method, "modules_to_save": list(whole)}, **sections))
 
     return make

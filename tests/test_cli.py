@@ -69,21 +69,6 @@ def test_doctor_ends_with_one_json_line() -> None:
     assert {"Python", "torch", "NF4", "backend"} <= {finding["check"] for finding in report["findings"]}
 
 
-def test_exporting_the_demo_run(demo_run: RunFolder, tmp_path: Path) -> None:
-    refused = _run("export", str(demo_run.path), "--to", "lora")
-    assert refused.returncode == 2
-    assert "drops the magnitude vectors" in refused.stderr
-    assert "`--to merged_16bit`" in refused.stderr
-
-    out = tmp_path / "merged"
-    done = _run("export", str(demo_run.path), "--merge-base", "dequant4", "--out", str(out), "--json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert {"format", "path", "proof", "merge_base", "peak_rss_bytes", "seconds"} <= set(report)
-    assert report["proof"]["passed"]
-    assert report["proof"]["top1"] > 0.99
-
-
 def test_chat_answers_once_and_in_turns(demo_run: RunFolder) -> None:
     questions = [row["messages"] for row in demo_run.read_rows("data/train.jsonl")[:3]]
     right = 0
