@@ -27,6 +27,7 @@ from qdora_fast.hardware import describe as describe_machine
 from qdora_fast.preparing import confirm, find_base, ready_data, with_quality
 from qdora_fast.presets import settings_of
 from qdora_fast.run_folder import write_json
+from qdora_fast.staging import staged_file
 
 NOT_SHARED = {
     "adapter": {"method"},
@@ -171,8 +172,8 @@ def _run(trials: Sequence[Trial], material: Any, folder: Path, console: Console)
                 f"{trial.arm.spoken} does not fit into this GPU's memory; leave {trial.arm.method} out of --methods or "
                 "lower train.batch_size or model.max_length. What is finished stays: the same command goes on from here"
             ) from None
-        unfinished = write_json(path.with_suffix(".incomplete"), results[-1])
-        unfinished.rename(path)
+        with staged_file(path) as unfinished:
+            write_json(unfinished, results[-1])
         release_memory()
         console.print(f"{number:>4}/{len(trials)}  {_told(trial, results[-1])}", markup=False)
     return results

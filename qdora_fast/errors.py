@@ -99,3 +99,8 @@ class DoesNotFit(QdoraError):
     """The run needs more memory than the card has."""
 
     exit_code = 10
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what somebody else's error says, for a message of ours; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

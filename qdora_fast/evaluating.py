@@ -107,14 +107,15 @@ def evaluate_model(subject: Subject, config: Config, folder: RunFolder, console:
 
 
 def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: Config) -> list[Any]:
-    """The questions of these held-out rows, once it is sure that the metrics can judge their answers.
+    """The questions of those held-out rows that are asked, once it is sure that the metrics can judge their answers.
 
     Raises:
         ConfigError, DataError: see `evaluation.task.check`; or MMLU is asked for and its harness is not installed.
     """
-    from qdora_fast.evaluation.heldout import make_questions
+    from qdora_fast.evaluation.heldout import choose_rows, make_questions
     from qdora_fast.evaluation.task import check
 
+    rows = [rows[number] for number in choose_rows(rows, config.evaluation.max_rows)]
     if config.evaluation.mmlu.enabled:
         from qdora_fast.evaluation.harness import harness_version
 

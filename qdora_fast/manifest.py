@@ -71,6 +71,11 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def value_hash(value: Any) -> str:
+    """The sha256 of a JSON value, keys sorted, in hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def _wrong(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:
     """Why one file is not as the manifest says; None: it is."""
     place = PurePosixPath(name)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from qdora_fast.errors import ConfigError, RefusedError
+from qdora_fast.errors import ConfigError, RefusedError, first_line
 
 FLAG = "--trust-remote-code"
 
@@ -62,9 +62,8 @@ def unreadable(
             f"{setting}`{name}` needs code of its own ({', '.join(files)}), and nothing that comes with a model is "
             f"run unasked. Take a base that Transformers knows, or read those files and add {FLAG} to the command"
         )
-    first = str(error).strip().splitlines()[0]
     return ConfigError(
-        f"{setting}cannot read the {what} of `{name}`: {first}\n  Check the spelling; for gated models run "
+        f"{setting}cannot read the {what} of `{name}`: {first_line(error)}\n  Check the spelling; for gated models run "
         "`hf auth login`; without a network give a local folder (or `demo`)"
     )
 

@@ -16,9 +16,8 @@ from qdora_fast import show
 from qdora_fast.errors import ConfigError, RefusedError
 from qdora_fast.evaluating import EVALUATION, finish
 from qdora_fast.evaluation import log
+from qdora_fast.evaluation.run_parts import read_run
 from qdora_fast.run_folder import RunFolder
-
-VERDICTS = ("pass", "fail", "needs-work")
 
 
 def review(
@@ -54,22 +53,13 @@ def review(
     return found
 
 
-def last_review(folder: RunFolder) -> dict[str, Any] | None:
-    """The newest review of the completions that the run has now; None: pending."""
-    if not (folder.path / EVALUATION).is_file():
-        return None
-    kept = folder.read_json(EVALUATION)["completions"] or {}
-    found = [entry for entry in log.entries(folder.path, "review") if entry["completions_sha256"] == kept.get("sha256")]
-    return found[-1] if found else None
-
-
 def require_review(folder: RunFolder) -> None:
     """Refuse to go on unless a person has read the completions and let them pass.
 
     Raises:
         RefusedError: nobody did, or the last verdict is another one.
     """
-    found = last_review(folder)
+    found = read_run(folder).review()
     if found is None:
         raise RefusedError(
             f"--require-review: nobody has reviewed {folder.path} yet; read {folder.evaluation / 'completions.html'}, "

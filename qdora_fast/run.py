@@ -174,7 +174,7 @@ def prepare_run(config: Config, console: Console) -> Ready:
     ready = ready_data(config, base_name, console)
     show.preflight(console, ready)
     if config.evaluation.max_rows:
-        check_questions(list(ready.prepared.held_out), ready.rendering.tokenizer, config)
+        check_questions(ready.prepared.held_out, ready.rendering.tokenizer, config)
     return ready
 
 

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all.
+"""Folders, and files, that appear whole or not at all.
 
 A crash, a full disk or Ctrl-C in the middle of a save must never leave something that looks like
 a model and is half of one. So a folder is built under `<name>.incomplete`, flushed to the disk,
@@ -38,6 +38,18 @@ def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         take_place(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)  # gone already, unless something was raised
+
+
+@contextmanager
+def staged_file(out: Path) -> Iterator[Path]:
+    """Write `out` under the yielded name; it gets its own, in place of an older one, when the block ends without an
+    exception."""
+    staging = out.with_name(f"{out.name}.{os.getpid()}.incomplete")
+    try:
+        yield staging
+        staging.replace(out)
+    finally:
+        staging.unlink(missing_ok=True)  # gone already, unless something was raised
 
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:

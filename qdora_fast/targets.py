@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdora_fast.config import AdapterSettings, layer_indices
-from qdora_fast.errors import ConfigError, RefusedError
+from qdora_fast.errors import ConfigError, RefusedError, first_line
 from qdora_fast.remote_code import remote_code_allowed
 
 
@@ -70,8 +70,8 @@ def inspect_architecture(model_config: Any) -> Architecture:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=remote_code_allowed())
     except ValueError as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"model type `{model_config.model_type}` is not a text model we can train: {first}") from None
+        kind, why = model_config.model_type, first_line(error)
+        raise ConfigError(f"model type `{kind}` is not a text model we can train: {why}") from None
     names = {id(module): name for name, module in model.named_modules()}
     decoder = model.get_decoder()
     stack = next((child for child in decoder.children() if isinstance(child, nn.ModuleList)), None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qdora_fast.errors import IntegrityError
-from qdora_fast.manifest import NAME, problems, read_manifest, write_manifest
+from qdora_fast.manifest import NAME, problems, read_manifest, sha256_of, value_hash, write_manifest
 
 
 @pytest.fixture
@@ -67,3 +67,9 @@ def test_a_manifest_that_is_missing_empty_or_leads_outside_is_refused(folder: Pa
 def test_files_that_came_later_do_not_matter(folder: Path) -> None:
     (folder / "README.md").write_text("a model card")
     assert problems(folder) == []
+
+
+def test_a_file_is_hashed_as_sha256sum_does_and_a_value_by_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert value_hash({"a": [1], "b": "é"}) == value_hash({"b": "é", "a": [1]}) != value_hash({"a": [1], "b": "e"})

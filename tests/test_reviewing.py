@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
@@ -13,7 +14,9 @@ from rich.console import Console
 from qdora_fast.cli import cli
 from qdora_fast.errors import ConfigError, DataError, RefusedError
 from qdora_fast.evaluation import log
-from qdora_fast.reviewing import evaluations, last_review, require_review, review
+from qdora_fast.evaluation.completions import VERDICTS
+from qdora_fast.evaluation.run_parts import read_run
+from qdora_fast.reviewing import evaluations, require_review, review
 from qdora_fast.run_folder import RunFolder
 
 QUIET = Console(quiet=True)
@@ -30,7 +33,7 @@ def invoke(*arguments: object) -> Result:
 
 
 def test_an_export_waits_for_a_review_that_passes(run: RunFolder) -> None:
-    assert last_review(run) is None
+    assert read_run(run).review() is None
     with pytest.raises(RefusedError, match=r"nobody has reviewed .*completions.html"):
         require_review(run)
     assert (
@@ -64,7 +67,7 @@ def test_the_file_of_the_page_is_a_review_of_these_completions_alone(run: RunFol
     path.write_text(json.dumps(content))
     found = review(run.path, file=path, console=QUIET)
     assert (found["reviewer"], found["good"]) == ("Ravi", len(rows))
-    assert last_review(run) is not None
+    assert read_run(run).review() is not None
     path.write_text(json.dumps(content | {"sha256": "0" * 64}))
     with pytest.raises(DataError):
         review(run.path, file=path, console=QUIET)
@@ -73,6 +76,11 @@ def test_the_file_of_the_page_is_a_review_of_these_completions_alone(run: RunFol
 def test_a_review_needs_a_name_and_a_verdict_or_a_file(run: RunFolder) -> None:
     with pytest.raises(ConfigError, match="--reviewer NAME and --verdict"):
         review(run.path, reviewer=" ", verdict="pass", console=QUIET)
+
+
+def test_the_command_takes_the_verdicts_of_the_page() -> None:
+    (verdict,) = (option for option in cli.commands["review"].params if option.name == "verdict")
+    assert isinstance(verdict.type, click.Choice) and tuple(verdict.type.choices) == VERDICTS
 
 
 def test_the_log_lists_evaluations_of_several_runs_with_their_reviews(run: RunFolder) -> None:

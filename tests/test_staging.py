@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders, and files, that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qdora_fast.errors import ConfigError, DiskSpaceError
-from qdora_fast.staging import require_space, staged_folder
+from qdora_fast.staging import require_space, staged_file, staged_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -45,6 +45,24 @@ def test_replacing_needs_to_be_asked_for(tmp_path: Path) -> None:
         (folder / "new").write_text("")
     assert names(tmp_path) == ["out"]
     assert names(tmp_path / "out") == ["new"]
+
+
+def test_a_file_takes_the_place_of_an_older_one_when_it_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "scores.npy"
+    for text in ("old", "new"):
+        with staged_file(out) as unfinished:
+            unfinished.write_text(text)
+            assert not out.exists() or out.read_text() == "old"
+    assert names(tmp_path) == ["scores.npy"] and out.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_file_that_failed_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "out").write_text("old")
+    with pytest.raises(error), staged_file(tmp_path / "out") as unfinished:
+        unfinished.write_text("ne")
+        raise error
+    assert names(tmp_path) == ["out"] and (tmp_path / "out").read_text() == "old"
 
 
 def test_space_is_asked_where_the_folder_will_be(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from qdora_fast.data.messages import Row
 from qdora_fast.data.readers import is_supported
 from qdora_fast.data.rejects import RejectedRow
 from qdora_fast.data.similarity import canonical_text, shingles
-from qdora_fast.errors import ConfigError, DataError
+from qdora_fast.errors import ConfigError, DataError, first_line
 
 ALIKE = 0.6
 """Jaccard similarity that no two rows may reach by chance."""
@@ -57,7 +57,7 @@ def real_seeds(paths: Sequence[str], said: Said) -> list[Seed]:
         try:
             seeds = list(_seeds_of(path))
         except DataError as error:
-            said(f"  {path.name} is left out: {str(error).splitlines()[0]}")
+            said(f"  {path.name} is left out: {first_line(error)}")
             continue
         said(f"  {path.name}: {len(seeds)} questions with answers")
         found += seeds

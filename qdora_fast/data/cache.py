@@ -11,7 +11,6 @@ An entry appears whole or not at all. The ten used last are kept.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -28,6 +27,7 @@ from qdora_fast.data.sources import fingerprint
 from qdora_fast.data.store import disk_errors
 from qdora_fast.errors import ConfigError
 from qdora_fast.hardware import cache_folder
+from qdora_fast.manifest import value_hash
 
 ENTRIES = 10
 LIBRARIES = ("regex", "datasketch", "ftfy", "xxhash", "numpy", "tokenizers", "transformers", "jinja2", "datasets")
@@ -51,8 +51,7 @@ def entry(settings: DataSettings, *, seed: int, rendering: Rendering | None) -> 
         "libraries": {name: version(name) for name in LIBRARIES},
         "unicode": unicodedata.unidata_version,
     }
-    digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / "data" / digest[:32]
+    return cache_folder() / "data" / value_hash(shaped_by)[:32]
 
 
 @contextmanager
@@ -108,4 +107,4 @@ def settings_hash(settings: DataSettings, *, seed: int, rendering: Rendering | N
     asked["sources"] = [source.model_dump(mode="json", exclude={"path"}) for source in settings.mixture]
     asked["own_held_out"] = settings.held_out_path is not None
     asked |= {"seed": seed, "rendering": rendering.identity() if rendering else None}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return value_hash(asked)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from qdora_fast.config import QualitySettings
 from qdora_fast.data.masking import IGNORED
 from qdora_fast.data.store import Example
 from qdora_fast.errors import ConfigError, DataError
+from qdora_fast.staging import staged_file
 
 _LOGIT_BYTES = 32 * 2**20  # of fp32 copies at a time; the log-softmax of a copy takes as much again
 
@@ -128,10 +128,8 @@ def save_scores(path: Path, scores: Sequence[Score | None]) -> None:
     """
     nothing = (math.nan, math.nan, math.nan)
     table = [(s.conditional, s.alone, s.answer_tokens) if s else nothing for s in scores]
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with unfinished.open("wb") as file:
+    with staged_file(path) as unfinished, unfinished.open("wb") as file:
         np.save(file, np.array(table, dtype=np.float64).reshape(-1, 3), allow_pickle=False)
-    unfinished.replace(path)
 
 
 def load_scores(path: Path) -> list[Score | None] | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,7 +35,8 @@ from qdora_fast.data.readers import (
 )
 from qdora_fast.data.rejects import RejectedRow
 from qdora_fast.data.tables import WRONG_FEATURES, dataset_rows
-from qdora_fast.errors import DataError
+from qdora_fast.errors import DataError, first_line
+from qdora_fast.manifest import sha256_of, value_hash
 
 OTHER_FILE_ENDINGS = (".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".yaml", ".db", *RUNS_CODE)
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -194,8 +194,7 @@ def _look_ahead(
 
 def _file_digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -218,7 +217,7 @@ def _demo_rows() -> Iterator[dict[str, Any]]:
 
 
 def _demo_digest() -> str:
-    return hashlib.sha256(json.dumps(list(_demo_rows()), sort_keys=True).encode()).hexdigest()
+    return value_hash(list(_demo_rows()))
 
 
 def _folder_files(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
@@ -240,7 +239,7 @@ def _saved(folder: Path, split: str) -> Any:
     try:
         saved = load_from_disk(str(folder))
     except (OSError, *WRONG_FEATURES) as error:
-        problem = f"{type(error).__name__}: {_first_line(error)}"
+        problem = f"{type(error).__name__}: {first_line(error)}"
         raise DataError(f"{folder}: not a folder that save_to_disk has written ({problem}); is it complete?") from error
     if isinstance(saved, Dataset):
         return saved
@@ -258,7 +257,7 @@ def _hub(path: str, split: str, config: str | None) -> Any:
         return load_dataset(path, config, split=split)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{path!r} is no file or folder here, and loading it from the hub failed: {_first_line(error)}. "
+            f"{path!r} is no file or folder here, and loading it from the hub failed: {first_line(error)}. "
             f"Check the name, data.split ({split!r}) and the network, or download it and give the file's path."
         ) from error
 
@@ -277,7 +276,3 @@ def _missing_file(path: Path) -> str:
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5) or names[:3]
     there = f"; did you mean {' or '.join(near)}?" if near else "; there is no data file in that folder"
     return f"{path}: no such file or folder{there}"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

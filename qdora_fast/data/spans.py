@@ -7,6 +7,7 @@ and where they part shows the structure, for any template, without knowing its m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qdora_fast.data.messages import Message
@@ -37,8 +38,8 @@ class RenderedChat:
             prompt = self.vocabulary.render(before, self.tools, add_generation_prompt=True)
             if self.text.startswith(prompt):
                 return len(prompt)
-            shared = _shared_length(prompt, self.text)
-            question_end = _shared_length(prompt, self.vocabulary.render(before, self.tools))
+            shared = shared_length(prompt, self.text)
+            question_end = shared_length(prompt, self.vocabulary.render(before, self.tools))
         except RejectedRow:  # templates may refuse a conversation without an answer
             return None
         # The text may leave the generation prompt (an opened <think>), but must not leave it before it begins.
@@ -98,8 +99,8 @@ def _reassemble(text: str, statics: list[str], answers: list[tuple[int, str]]) -
     return spans if position == len(text) else {}
 
 
-def _shared_length(one: str, other: str) -> int:
-    """Length of the common prefix."""
+def shared_length(one: Sequence[object], other: Sequence[object]) -> int:
+    """Length of the common prefix of two texts, or of two lists of tokens."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 

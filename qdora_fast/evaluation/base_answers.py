@@ -9,7 +9,6 @@ uses it compares that. A file that cannot be read counts as none.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from typing import Any
 from qdora_fast.evaluation.harness import Answers, Outcome, Reader, Tasks, harness_version
 from qdora_fast.evaluation.harness_tasks import describe
 from qdora_fast.evaluation.mmlu_subset import ids_hash
-from qdora_fast.evaluation.record import value_hash
+from qdora_fast.manifest import value_hash
+from qdora_fast.staging import staged_file
 
 
 def base_key(
@@ -72,9 +72,8 @@ def keep_base(cache: Path, key: Mapping[str, Any], answers: Answers) -> Path:
     }
     content = {"key": key, "metric": answers.metric, "cut": answers.cut, "answers": by_task}
     path = _file(cache, key)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(content), encoding="utf-8")
-    unfinished.replace(path)
+    with staged_file(path) as unfinished:
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qdora_fast.data.spans import shared_length
 from qdora_fast.errors import ConfigError, DataError
 
 
@@ -95,20 +96,13 @@ def _readings(tokenizer: Any, prompts: Sequence[str], options: Sequence[str]) ->
     for number, prompt in enumerate(prompts):
         alone = tokenizer(prompt, add_special_tokens=False).input_ids
         whole = tokenizer([prompt + option for option in options], add_special_tokens=False).input_ids
-        start = min(_shared(alone, tokens) for tokens in whole)
+        start = min(shared_length(alone, tokens) for tokens in whole)
         if start == 0:
             raise DataError(
                 f"evaluation.metric choice: prompt {number + 1} ({prompt[:40]!r}) is too short to score after"
             )
         readings += [_Reading(number, option, tuple(tokens), start) for option, tokens in enumerate(whole)]
     return readings
-
-
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of tokens that both begin with."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
 
 
 def _log_likelihoods(

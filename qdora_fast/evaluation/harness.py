@@ -24,7 +24,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_st
 from dataclasses import dataclass, field
 from typing import Any
 
-from qdora_fast.errors import ConfigError, QdoraError
+from qdora_fast.errors import ConfigError, QdoraError, first_line
 
 INSTALL = '.venv/bin/pip install -c constraints.txt "qdora_fast[eval]"'
 FEW_SHOT_SEED = 1234
@@ -242,8 +242,3 @@ def _longest(model: Any, tokenizer: Any) -> int:
 
     longest = int(resolve_max_length(model.config, tokenizer))
     return min(longest, int(getattr(model, "max_seq_length", None) or longest))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error of the harness, for a message of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.errors import ConfigError, DataError
-from qdora_fast.evaluation.harness import Tasks, first_line, harness_version, quiet
+from qdora_fast.errors import ConfigError, DataError, first_line
+from qdora_fast.evaluation.harness import Tasks, harness_version, quiet
 
 DOWNLOAD = "hf download cais/mmlu --repo-type dataset --local-dir FOLDER"
 GROUP = "mmlu_of_qdora_fast"

@@ -8,9 +8,11 @@ tuning alone. Answers are greedy and rendered with the training template. What c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from qdora_fast.data.masking import IGNORED
 
 OnAnswer = Callable[[int], None]
 """Told how many more answers are finished."""
@@ -62,8 +64,7 @@ def of_both(model: Any, measure: Callable[[], Any]) -> Both:
     """Run `measure` with the adapter of a PEFT model switched off, then as it is."""
     with model.disable_adapter():
         base = measure()
-    with nullcontext():
-        return Both(base, measure())
+    return Both(base, measure())
 
 
 def choose_rows(rows: Sequence[Mapping[str, Any]], most: int) -> list[int]:
@@ -142,7 +143,7 @@ def row_losses(model: Any, examples: Sequence[Mapping[str, Sequence[int]]]) -> l
         for example in examples:
             ids = torch.tensor([list(example["input_ids"])], device=model.device)  # [1, T]
             labels = torch.tensor(list(example["labels"])[1:], device=model.device)  # [T - 1]
-            trained = labels != -100
+            trained = labels != IGNORED
             logits = model(input_ids=ids).logits[0, :-1][trained]  # [trained, vocabulary]
             total = float(functional.cross_entropy(logits.float(), labels[trained], reduction="sum"))
             losses.append(Loss(total, int(trained.sum())))

@@ -20,10 +20,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from qdora_fast.manifest import value_hash
+
 FILE = Path(__file__).with_suffix(".json")
 SEED = 0
 A_SUBJECT = 36
-ALL = 14_042
 
 
 def question_ids(questions: int | Literal["full"]) -> dict[str, list[int]]:
@@ -55,7 +56,7 @@ def draw(subject: str, size: int, count: int) -> list[int]:
 
 def ids_hash(ids: Mapping[str, Sequence[int]]) -> str:
     """SHA-256 over which questions are asked."""
-    return hashlib.sha256(json.dumps(ids, sort_keys=True).encode()).hexdigest()
+    return value_hash(ids)
 
 
 def main() -> None:

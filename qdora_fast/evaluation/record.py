@@ -6,16 +6,14 @@ a key changes its meaning. Figures that were not measured are null, never 0.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from qdora_fast.config import Config
+from qdora_fast.manifest import sha256_of, value_hash
 from qdora_fast.run_folder import RunFolder
 
 SIDES = ("train", "held_out")
@@ -68,24 +66,9 @@ class Evaluation(_Part):
     completions: dict[str, Any] | None
 
 
-def file_hash(paths: Iterable[Path]) -> str:
-    """SHA-256 over the names and bytes of files, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(paths, key=lambda path: path.name):
-        digest.update(path.name.encode() + b"\0")
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def value_hash(value: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON value, keys sorted."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
 def make_record(folder: RunFolder, config: Config, **found: Any) -> dict[str, Any]:
     """The checked record of one evaluation: what was measured, and everything that it was measured on."""
-    from qdora_fast.adapter import WEIGHTS_NAME, sha256_of
+    from qdora_fast.adapter import WEIGHTS_NAME
 
     made, data = folder.read_json("model.json"), folder.read_json("data/report.json")
     machine = folder.read_json("environment.json")
@@ -103,8 +86,8 @@ def make_record(folder: RunFolder, config: Config, **found: Any) -> dict[str, An
             settings_hash=data["settings_hash"],
             train=len(train),
             held_out=len(held_out),
-            sha256_train=file_hash([folder.data / "train.jsonl"]),
-            sha256_held_out=file_hash([folder.data / "held_out.jsonl"]),
+            sha256_train=sha256_of(folder.data / "train.jsonl"),
+            sha256_held_out=sha256_of(folder.data / "held_out.jsonl"),
             overlap=len(set(train) & set(held_out)),
         ),
         training=Training(

@@ -17,9 +17,20 @@ import numpy as np
 from qdora_fast.config import EvaluationSettings
 from qdora_fast.data.split import group_key
 from qdora_fast.evaluation import statistics
-from qdora_fast.evaluation.heldout import Both, Loss, OnAnswer, Question, generate, mean_loss, of_both, row_losses
+from qdora_fast.evaluation.heldout import (
+    Both,
+    Loss,
+    OnAnswer,
+    Question,
+    Reply,
+    generate,
+    mean_loss,
+    of_both,
+    row_losses,
+)
 from qdora_fast.evaluation.metrics import Metric, find_metric
 
+SIDES = ("base", "tuned")
 RESAMPLES = 10_000
 CHUNK = 500
 
@@ -68,7 +79,6 @@ def ask(
 
     def choose() -> Any:
         from qdora_fast.evaluation.choices import choose as choose_option
-        from qdora_fast.evaluation.heldout import Reply
 
         chosen = choose_option(model, tokenizer, prompts, options, batch_size=settings.batch_size)
         if on_answer:
@@ -100,9 +110,6 @@ def judge(answered: Answered, settings: EvaluationSettings) -> tuple[dict[str, A
     task["empty"] = {side: _share(not reply.text for reply in getattr(replies, side)) for side in SIDES}
     task["decoding"] = {"greedy": True, "max_new_tokens": settings.max_new_tokens, "padding": "left"}
     return task, list(zip(scores.base, scores.tuned, strict=True))
-
-
-SIDES = ("base", "tuned")
 
 
 def measure_loss(model: Any, examples: Sequence[Mapping[str, Sequence[int]]]) -> tuple[dict[str, Any] | None, Both]:
