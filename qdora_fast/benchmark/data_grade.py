@@ -10,7 +10,7 @@ text can have such faults without being asked. They are counted, and left out of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,7 +171,8 @@ def _left(planted: Planted, found: Outcome) -> dict[str, int]:
         texts.add(folded(f"{row['instruction']}\n{row['output']}"))
     rows = [planted.contents[place] for place in train]
     sides = [*train, *held]
-    near = [(sides[one], sides[other]) for one, other, _ in _pairs_of(planted, sides)]
+    pairs = near_pairs([shingles_of(planted.contents[place]) for place in sides], SIMILAR)
+    near = [(sides[one], sides[other]) for one, other, _ in pairs]
     across = [pair for pair in near if (pair[0][0] == HELD) != (pair[1][0] == HELD)]
     within = [pair for pair in near if all(place[0] != HELD for place in pair)]
     return {
@@ -180,10 +181,6 @@ def _left(planted: Planted, found: Outcome) -> dict[str, int]:
         "held out, near": len(across),
         "near": len(within),
     }
-
-
-def _pairs_of(planted: Planted, places: Sequence[Place]) -> Iterator[tuple[int, int, float]]:
-    yield from near_pairs([shingles_of(planted.contents[place]) for place in places], SIMILAR)
 
 
 def _share(part: int, whole: int) -> float:

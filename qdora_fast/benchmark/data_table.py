@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
+
+from qdora_fast.show.console import grid
 
 MIB = 2**20
 
@@ -29,9 +30,7 @@ def show(console: Console, record: Mapping[str, Any]) -> None:
             console.print(f"gate RED: {why}", markup=False, style="bold red")
         return
     for each in tables(record):
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for number, name in enumerate(each.columns):
-            table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        table = grid(*each.columns)
         for row in each.rows:
             table.add_row(*row)
         console.print(f"\n{each.title}", markup=False, highlight=False)

@@ -81,9 +81,8 @@ def plant(folder: Path, rows: int, writer: Writer) -> Planted:
     planted.repeated_ids = max(3, int(REPEATED_IDS * rows))
     for row in originals[-planted.repeated_ids :]:
         row["id"] = originals[0]["id"]
-    faulty = [(fault, row) for fault, row in zip(cycle(ALPACA_FAULTS), broken[chat_faults:], strict=False)]
     entries: list[tuple[AlpacaRow, Fault | None]] = [(row, None) for row in (*originals, *(row for _, _, row in made))]
-    entries += [(row, fault) for fault, row in faulty]
+    entries += [(row, fault) for fault, row in zip(cycle(ALPACA_FAULTS), broken[chat_faults:], strict=False)]
     rng.shuffle(entries)
     conversations: list[tuple[AlpacaRow, Fault | None]] = [(row, None) for row in chats]
     conversations += [(row, fault) for fault, row in zip(cycle(CHAT_FAULTS), broken[:chat_faults], strict=False)]

@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from qdora_fast.show.console import grid
+
 MIB = 2**20
 TIME = ("step ms", "quartiles", "tokens/s", "/ DoRA", "/ LoRA")
 COST = ("peak", "resident", "saved", "held", "GEMMs", "launches")
@@ -163,10 +165,7 @@ def kernel_cells(row: dict[str, Any]) -> list[str]:
 
 
 def _grid(first: str, columns: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(first, no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = grid(first, *columns)
     for name, cells in rows:
         table.add_row(name, *cells)
     return table

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from qdora_fast.comparison.words import HEADINGS, interval_words, limits, steps_words, tried_words
+from qdora_fast.show.console import grid
 
 MIB = 2**20
 
@@ -25,12 +25,12 @@ def show(console: Console, record: Mapping[str, Any]) -> None:
         markup=False,
         style="bold",
     )
-    outcome = _grid("arm", record["score_name"] + ", %", "held-out loss", "steps to target")
+    outcome = grid("arm", record["score_name"] + ", %", "held-out loss", "steps to target")
     for arm in record["arms"].values():
         outcome.add_row(arm["spoken"], *outcome_cells(arm))
     console.print(outcome)
     console.print(f"target: held-out loss {target_words(record)}", markup=False)
-    cost = _grid("arm", "learning rate", "step ms", "MiB", "trained parameters")
+    cost = grid("arm", "learning rate", "step ms", "MiB", "trained parameters")
     for arm in record["arms"].values():
         cost.add_row(arm["spoken"], *cost_cells(arm))
     console.print()
@@ -72,11 +72,3 @@ def target_words(record: Mapping[str, Any]) -> str:
     """The target and where it is from."""
     target = record["target"]
     return f"{target['loss']:.4f} ({target['from']})" if target["loss"] is not None else f"none ({target['from']})"
-
-
-def _grid(first: str, *columns: str) -> Table:
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    grid.add_column(first, no_wrap=True)
-    for name in columns:
-        grid.add_column(name, justify="right", no_wrap=True)
-    return grid

@@ -22,13 +22,9 @@ from qdora_fast.data.groups import Components, Neighbours, bands_for
 Kind = Literal["", "exact", "near"]
 KINDS: tuple[Kind, ...] = ("", "exact", "near")
 """What `Duplicates.kind` counts from 0."""
-Progress = Callable[[int, int], None]
-"""Called with the rows done and the rows in all."""
 
 LEAST_SIMILARITY = 0.5
 """Below it, nearly every row is a candidate."""
-PROGRESS_EVERY = 1024
-"""Rows between two calls of `on_progress`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +86,7 @@ class Duplicates:
         return sorted(found, key=lambda cluster: (-len(cluster.members), cluster.kept))
 
 
-def find_duplicates(
-    index: RowIndex, *, exact: bool, near: bool, similarity: float, on_progress: Progress | None = None
-) -> Duplicates:
+def find_duplicates(index: RowIndex, *, exact: bool, near: bool, similarity: float) -> Duplicates:
     """Which rows to drop, and which of those that stay must not be parted.
 
     Args:
@@ -100,7 +94,6 @@ def find_duplicates(
         exact: drop rows that are equal to another.
         near: drop rows that are nearly equal to another. Equal rows are that, too, unless they are too short.
         similarity: Jaccard similarity of nearly equal rows, 0.5 to 1.
-        on_progress: told how far the search for nearly equal rows has come.
     """
     count = len(index.keys)
     kept, kind, score = np.arange(count), np.zeros(count, np.uint8), np.zeros(count, np.float32)
@@ -109,10 +102,10 @@ def find_duplicates(
     neighbours = Neighbours(index.signatures, index.shingles_of, order[first[order] == order], similarity)
     links: list[tuple[int, int]] = []
     if near:
-        for row, other, similar in _near_a_kept_row(neighbours, on_progress):
+        for row, other, similar in _near_a_kept_row(neighbours):
             kept[row], kind[row], score[row] = other, KINDS.index("near"), similar
     else:
-        links = _connections(neighbours, on_progress)
+        links = _connections(neighbours)
     copies = np.flatnonzero(first != np.arange(count))
     if not exact:
         near_too = near & neighbours.comparable[first[copies]]
@@ -177,20 +170,20 @@ def _halves(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return halves[:, 0], halves[:, 1]
 
 
-def _near_a_kept_row(neighbours: Neighbours, on_progress: Progress | None) -> Iterator[tuple[int, int, float]]:
+def _near_a_kept_row(neighbours: Neighbours) -> Iterator[tuple[int, int, float]]:
     """(row, row that stays, similarity) for each row that is nearly equal to one before it that stays."""
-    for at in _with_progress(neighbours, on_progress):
+    for at in neighbours.crowded.tolist():
         if near := neighbours.nearest(at):
             yield int(neighbours.rows[at]), int(neighbours.rows[near[0]]), near[1]
         else:
             neighbours.add(at)
 
 
-def _connections(neighbours: Neighbours, on_progress: Progress | None) -> list[tuple[int, int]]:
+def _connections(neighbours: Neighbours) -> list[tuple[int, int]]:
     """Pairs of nearly equal rows, no more than it takes to connect all that are connected by such pairs."""
     groups = Components(len(neighbours.rows))
     links: list[tuple[int, int]] = []
-    for at in _with_progress(neighbours, on_progress):
+    for at in neighbours.crowded.tolist():
         others = neighbours.promising(at)
         while len(others):
             other = int(others[0])
@@ -200,11 +193,3 @@ def _connections(neighbours: Neighbours, on_progress: Progress | None) -> list[t
             others = others[1:][groups.labels[others[1:]] != groups.labels[at]]
         neighbours.add(at)
     return links
-
-
-def _with_progress(neighbours: Neighbours, on_progress: Progress | None) -> Iterator[int]:
-    """Places of the rows that have to be looked at."""
-    for done, at in enumerate(neighbours.crowded.tolist(), 1):
-        yield at
-        if on_progress and (done % PROGRESS_EVERY == 0 or done == len(neighbours.crowded)):
-            on_progress(done, len(neighbours.crowded))

@@ -168,8 +168,8 @@ _ABOUT_FILLER = re.compile(r"lorem|placeholder|dummy|filler|latin", re.IGNORECAS
 
 
 def _check_stand_ins(answers: list[Said], messages: list[Message]) -> None:
+    asked = _asked(messages)
     for place, answer in answers:
-        asked = _asked(messages)
         filler = _FILLER.match(answer) and not _is_about(_ABOUT_FILLER, asked)
         if filler or (len(answer) < 120 and _WHOLE.fullmatch(answer) and not _is_choice(answer, asked)):
             raise RejectedRow("placeholder_answer", f"{place} is {_quote(answer)}")

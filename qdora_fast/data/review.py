@@ -116,7 +116,8 @@ def read_review(path: Path, *, dataset: str, hashes: Collection[str]) -> ReviewR
     if not reviewer:
         raise DataError(f"{path}: `reviewer` is empty; a review needs the name of the person who read the rows")
     finished = finishing_time(path, saved.get("finished"))
-    verdicts, notes = _marks(path, saved.get("rows"), frozenset(hashes))
+    verdicts, notes = read_marks(path, saved.get("rows"), noun="row", name="hash", mark="verdict", marks=VERDICTS)
+    _check_rows(path, verdicts, frozenset(hashes))
     good, bad = (list(verdicts.values()).count(verdict) for verdict in VERDICTS)
     if good + bad == 0:
         raise DataError(f"{path}: no row is marked good or bad; open the review page, read, mark, and save again")
@@ -163,37 +164,55 @@ def _check_dataset(path: Path, reviewed: object, dataset: str) -> None:
         raise DataError(f"{path}: does not say which version of the data was read; save it again from its page")
     if reviewed != dataset:
         raise DataError(
-            f"{path}: this review is of version {_short(reviewed)}, the data is now {_short(dataset)}; "
+            f"{path}: this review is of version {short(reviewed)}, the data is now {short(dataset)}; "
             "make a new sample and read that, or go back to the files and settings of the reviewed version"
         )
 
 
-def _marks(path: Path, rows: object, known: frozenset[str]) -> tuple[dict[str, str | None], dict[str, str]]:
-    """Verdict and note by row hash."""
+def read_marks(
+    path: Path, rows: object, *, noun: str, name: str, mark: str, marks: Sequence[str]
+) -> tuple[dict[str, str | None], dict[str, str]]:
+    """Mark and note of each row that a page saved, by the row's name, in the order of the file.
+
+    Args:
+        noun: what a row is called in messages.
+        name, mark: the keys of its name and its mark.
+        marks: those there are; null stands for none.
+
+    Raises:
+        DataError: it is not what a page saves.
+    """
     if not isinstance(rows, list) or not rows:
-        raise DataError(f"{path}: `rows` is not a list of marked rows; save the review again from its page")
-    verdicts: dict[str, str | None] = {}
+        raise DataError(f"{path}: `rows` is not a list of marked {noun}s; save the review again from its page")
+    found: dict[str, str | None] = {}
     notes: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
-        place = f"{path}: row {number}"
-        if not isinstance(row, dict) or not isinstance(row.get("hash"), str):
-            raise DataError(f"{place} has no `hash`; save the review again from its page")
-        name, verdict, note = row["hash"], row.get("verdict"), row.get("note", "")
-        if verdict is not None and verdict not in VERDICTS:
-            raise DataError(f"{place}: the verdict is {json.dumps(verdict)}; it is good, bad, or null for unmarked")
+        place = f"{path}: {noun} {number}"
+        if not isinstance(row, dict) or not isinstance(row.get(name), str):
+            raise DataError(f"{place} has no `{name}`; save the review again from its page")
+        named, marked, note = plain(row[name]), row.get(mark), row.get("note", "")
+        if marked is not None and marked not in marks:
+            choice = f"it is {', '.join(marks)}, or null for unmarked"
+            raise DataError(f"{place}: the {mark} is {json.dumps(marked)}; {choice}")
         if not isinstance(note, str):
             raise DataError(f"{place}: the note is {json.dumps(note)}; it is a text, empty for none")
+        if named in found:
+            raise DataError(f"{place}: {short(named)} is marked twice; keep one of its marks")
+        found[named], notes[named] = marked, plain(note)
+    return found, notes
+
+
+def _check_rows(path: Path, rows: Collection[str], known: frozenset[str]) -> None:
+    for number, name in enumerate(rows, 1):
         if name not in known:
-            raise DataError(f"{place}: {_short(name)} is no row of this data; save the review again from its page")
-        if name in verdicts:
-            raise DataError(f"{place}: {_short(name)} is marked twice; keep one of its marks")
-        verdicts[name], notes[name] = verdict, note.encode(errors="replace").decode()
-    if len(verdicts) < _sample_size(len(known)):
+            raise DataError(
+                f"{path}: row {number}: {short(name)} is no row of this data; save the review again from its page"
+            )
+    if len(rows) < _sample_size(len(known)):
         raise DataError(
-            f"{path}: holds {len(verdicts)} rows of a sample of at least {_sample_size(len(known))}; rows that were "
+            f"{path}: holds {len(rows)} rows of a sample of at least {_sample_size(len(known))}; rows that were "
             "passed over stay in the file, without a mark: save the review again from its page"
         )
-    return verdicts, notes
 
 
 def finishing_time(path: Path, finished: object) -> str:
@@ -210,5 +229,11 @@ def one_line(name: object) -> str:
     return " ".join("".join(" " if unicodedata.category(each) in ("Cc", "Cs") else each for each in text).split())
 
 
-def _short(name: str) -> str:
+def plain(text: str) -> str:
+    """A text that can be written down: half a surrogate pair becomes "?"."""
+    return text.encode(errors="replace").decode()
+
+
+def short(name: str) -> str:
+    """The beginning of a hash, for messages."""
     return f"{one_line(name)[:SHORT_HASH]}..." if len(name) > SHORT_HASH else one_line(name) or '""'

@@ -39,9 +39,8 @@ SHINGLE = 5
 SETTING_SHARE = 0.25
 """Shingles of system message and tools that count, as a share of those of the conversation."""
 PERMUTATIONS = 256
-BANDS = 32
 ROWS = 8
-"""The 32 bands of 8 values make candidates of 99.7 % of the pairs with similarity 0.8, and of 12 % at 0.5."""
+"""Values in a band: 32 bands make candidates of 99.7 % of the pairs with similarity 0.8, and of 12 % at 0.5."""
 
 _PART = "\x1e"  # opens each part of a key; `str.split` counts it as white space, so that no content holds one
 _SETTING = ("system: ", "tools: ")

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
-from qdora_fast.data.pages import is_number
+from qdora_fast.data.pages import NO_BREAK, NO_NUMBER, is_number
 from qdora_fast.evaluation.run_parts import part
 
-NONE = "–"
 MINUS = "−"
-NO_BREAK = " "
 
 
 class Line(NamedTuple):
@@ -59,7 +57,7 @@ def before_after(evaluation: Mapping[str, Any]) -> Iterator[Line]:
 
 def percent(value: object) -> str:
     """A share: 12.3 %; a dash where there is no number."""
-    return f"{100 * value:.1f}{NO_BREAK}%" if _is_share(value) else NONE
+    return f"{100 * value:.1f}{NO_BREAK}%" if _is_share(value) else NO_NUMBER
 
 
 def between(bounds: object) -> str:
@@ -69,7 +67,7 @@ def between(bounds: object) -> str:
 
 def points(value: object) -> str:
     """A difference of shares, in points with its sign."""
-    return _signed(100 * value, 1) if _is_share(value) else NONE
+    return _signed(100 * value, 1) if _is_share(value) else NO_NUMBER
 
 
 def _line(name: Any, figures: Any, *, shares: bool = False, main: bool = False, less_is_better: bool = False) -> Line:
@@ -117,11 +115,11 @@ def _is_interval(bounds: object) -> TypeGuard[Sequence[float]]:
 
 
 def _decimal(value: object) -> str:
-    return f"{value:{_form(value, 4)}}" if is_number(value) else NONE
+    return f"{value:{_form(value, 4)}}" if is_number(value) else NO_NUMBER
 
 
 def _signed_decimal(value: object) -> str:
-    return f"{value:+{_form(value, 3)}}".replace("-", MINUS) if is_number(value) else NONE
+    return f"{value:+{_form(value, 3)}}".replace("-", MINUS) if is_number(value) else NO_NUMBER
 
 
 def _form(value: float, digits: int) -> str:

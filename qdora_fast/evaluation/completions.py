@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from qdora_fast.data.messages import Message
 from qdora_fast.data.pages import embedded, message_turns, render
-from qdora_fast.data.review import finishing_time, load_saved, one_line
+from qdora_fast.data.review import finishing_time, load_saved, one_line, plain, read_marks, short
 from qdora_fast.errors import DataError
 
 GENERAL: tuple[list[Message], ...] = (
@@ -47,7 +47,6 @@ QUARTERS = 4
 KIND, VERSION = "qdora_fast.completions_review", 1
 MARKS = ("good", "bad", "same")
 VERDICTS = ("pass", "fail", "needs-work")
-SHORT_HASH = 12
 
 
 def choose_prompts(questions: Sequence[Any], *, most: int, seed: int) -> list[int]:
@@ -177,9 +176,9 @@ def read_review(path: Path, *, sha256: str) -> CompletionsReview:
         raise DataError(f"{path}: not a review of answers of version {VERSION}; save one with the button of the page")
     read = saved.get("sha256")
     if read != sha256:
-        named = f"{one_line(read)[:SHORT_HASH]}..." if isinstance(read, str) and read else "no answers by name"
+        named = short(read) if isinstance(read, str) and read else "no answers by name"
         raise DataError(
-            f"{path}: this review is of {named}, the run's answers are {sha256[:SHORT_HASH]}...; "
+            f"{path}: this review is of {named}, the run's answers are {short(sha256)}; "
             f"open the {PAGE} of this run, read, mark, and save again"
         )
     reviewer, verdict, note = one_line(saved.get("reviewer")), saved.get("verdict"), saved.get("note", "")
@@ -189,7 +188,7 @@ def read_review(path: Path, *, sha256: str) -> CompletionsReview:
         raise DataError(f"{path}: the verdict is {json.dumps(verdict)}; it is one of {', '.join(VERDICTS)}")
     if not isinstance(note, str):
         raise DataError(f"{path}: the note is {json.dumps(note)}; it is a text, empty for none")
-    marks, notes = _marks(path, saved.get("rows"))
+    marks, notes = read_marks(path, saved.get("rows"), noun="answer", name="id", mark="mark", marks=MARKS)
     good, bad, same = (list(marks.values()).count(mark) for mark in MARKS)
     if good + bad + same == 0:
         raise DataError(f"{path}: no answer is marked; open the page, read, mark, and save again")
@@ -200,7 +199,7 @@ def read_review(path: Path, *, sha256: str) -> CompletionsReview:
         run=one_line(saved.get("run")),
         reviewer=reviewer,
         verdict=verdict,
-        note=_text(note),
+        note=plain(note),
         finished=finishing_time(path, saved.get("finished")),
         good=good,
         bad=bad,
@@ -214,28 +213,3 @@ def _shown(completion: Completion) -> dict[str, Any]:
     """A completion as the page shows it."""
     about = {key: value for key, value in asdict(completion).items() if key not in ("prompt", "shown")}
     return {**about, "turns": [{**turn, "learned": False} for turn in message_turns(completion.prompt)]}
-
-
-def _marks(path: Path, rows: object) -> tuple[dict[str, str | None], dict[str, str]]:
-    """Mark and note by id."""
-    if not isinstance(rows, list) or not rows:
-        raise DataError(f"{path}: `rows` is not a list of marked answers; save the review again from its page")
-    marks: dict[str, str | None] = {}
-    notes: dict[str, str] = {}
-    for number, row in enumerate(rows, 1):
-        place = f"{path}: answer {number}"
-        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
-            raise DataError(f"{place} has no `id`; save the review again from its page")
-        name, mark, note = _text(row["id"]), row.get("mark"), row.get("note", "")
-        if mark is not None and mark not in MARKS:
-            raise DataError(f"{place}: the mark is {json.dumps(mark)}; it is {', '.join(MARKS)}, or null for unmarked")
-        if not isinstance(note, str):
-            raise DataError(f"{place}: the note is {json.dumps(note)}; it is a text, empty for none")
-        if name in marks:
-            raise DataError(f"{place}: {one_line(name)[:SHORT_HASH]} is marked twice; keep one of its marks")
-        marks[name], notes[name] = mark, _text(note)
-    return marks, notes
-
-
-def _text(value: str) -> str:
-    return value.encode(errors="replace").decode()

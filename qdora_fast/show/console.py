@@ -1,4 +1,4 @@
-"""Where text goes, and the forms it takes: a labelled line, a bar, one JSON object."""
+"""Where text goes, and the forms it takes: a labelled line, a bar, a table, one JSON object."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from qdora_fast.redact import redact
 
@@ -32,6 +33,15 @@ def bar(console: Console) -> Progress:
     return Progress(
         *columns, TextColumn("{task.fields[said]}"), console=console, transient=True, disable=not console.is_terminal
     )
+
+
+def grid(first: str, *columns: str) -> Table:
+    """An empty table without lines, whose figures stand to the right under the names of their columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def short(text: str, most: int = 160) -> str:

@@ -311,17 +311,6 @@ def test_signatures_may_lie_on_disk(tmp_path: Path) -> None:
     assert (results[0].kind > 0).sum() == 7
 
 
-def test_progress_is_told() -> None:
-    told: list[tuple[int, int]] = []
-
-    def on_progress(done: int, count: int) -> None:
-        told.append((done, count))
-
-    index = distinct_sets([frozenset(range(start, start + 50)) for start in range(1500)])
-    find_duplicates(index, exact=True, near=True, similarity=0.8, on_progress=on_progress)
-    assert told == [(1024, 1500), (1500, 1500)]
-
-
 def test_no_rows_are_no_duplicates() -> None:
     index = index_of([])
     for near in (True, False):

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import evaluation, task
 
-from qdora_fast.evaluation.before_after import NONE, Line, before_after, between, percent, points
+from qdora_fast.data.pages import NO_NUMBER
+from qdora_fast.evaluation.before_after import Line, before_after, between, percent, points
 
 
 def lines(**changes: Any) -> dict[str, Line]:
@@ -64,7 +65,7 @@ def test_what_was_not_measured_has_no_line() -> None:
 
 
 def test_numbers_are_never_nearly_right() -> None:
-    assert (percent(None), percent(float("nan")), points(True)) == (NONE, NONE, NONE)
+    assert (percent(None), percent(float("nan")), points(True)) == (NO_NUMBER, NO_NUMBER, NO_NUMBER)
     assert (points(0.0), points(-0.0), points(-0.00001), points(0.0012)) == ("0.0", "0.0", "0.0", "+0.1")
     assert between([0.1, 0.25]).replace("\u00a0", " ") == "10.0 to 25.0 %"
     assert between(None) == between([1]) == between([0.1, None]) == ""
