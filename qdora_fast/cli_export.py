@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from qdora_fast.cli_options import TRUST
+from qdora_fast.cli_options import loads_base
 
 
 @click.command()
@@ -14,7 +14,7 @@ from qdora_fast.cli_options import TRUST
 @click.option("--merge-base", type=click.Choice(["original16", "dequant4"]), help="Default: the run's own setting.")
 @click.option("--out", type=click.Path(), help="Folder to write; default: RUN/FORMAT.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing folder.")
-@TRUST
+@loads_base
 @click.option("--require-review", is_flag=True, help="Only if a person has let the completions pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 def export(

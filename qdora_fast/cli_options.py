@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from qdora_fast.offline import offline
 from qdora_fast.remote_code import FLAG, allow_remote_code
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -25,4 +26,10 @@ def _around(flag: str, enter: Callable[[], AbstractContextManager[None]], text: 
     return click.option(flag, is_flag=True, expose_value=False, callback=opened, help=text)
 
 
-TRUST = _around(FLAG, allow_remote_code, "Run code that comes with the base; read it first.")
+OFFLINE = _around("--offline", offline, "Make no connection; what is not on this machine is an error.")
+_TRUST = _around(FLAG, allow_remote_code, "Run code that comes with the base; read it first.")
+
+
+def loads_base(command: Any) -> Any:
+    """The options of every command that loads a base or its tokenizer."""
+    return OFFLINE(_TRUST(command))

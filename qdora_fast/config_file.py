@@ -28,6 +28,7 @@ from qdora_fast.redact import redact
 
 ON_THE_COMMAND_LINE = {
     "trust_remote_code": f"whoever runs it decides, with {remote_code.FLAG} on the command line",
+    "offline": "put --offline on the command line",
 }
 _MAX_NODES = 10_000  # a config has some fifty values; more means a bomb of YAML aliases
 

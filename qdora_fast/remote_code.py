@@ -56,7 +56,8 @@ def unreadable(
     what: str, name: str, revision: str | None, error: Exception, *, setting: str = "model.name: "
 ) -> ConfigError:
     """Why a part of a model could not be loaded, as the error to raise: the user's next step is in it."""
-    files = () if remote_code_allowed() else code_of(name, revision)
+    unknown = isinstance(error, ValueError)  # it could be read; OSError: it could not
+    files = code_of(name, revision) if unknown and not remote_code_allowed() else ()
     if files:
         return RefusedError(
             f"{setting}`{name}` needs code of its own ({', '.join(files)}), and nothing that comes with a model is "

@@ -20,6 +20,7 @@ RANKS = {
     "redact": -1,
     "errors": 0,
     "remote_code": 1,
+    "offline": 1,
     "config": 1,
     "config_file": 2,
     "hardware": 2,
