@@ -72,7 +72,7 @@ def _memory(config: Config, facts: Facts) -> Iterator[Advice]:
         fate = "dropped" if config.data.on_long == "drop" else "cut"
         yield Advice(
             "",
-            f"about {facts.too_long:.0%} of the rows are longer than model.max_length {config.model.max_length} and "
+            f"about {facts.too_long:.0%} of the rows are longer than model.max_length {config.model.length} and "
             f"would be {fate}",
         )
 
@@ -90,7 +90,7 @@ def _savings(config: Config, facts: Facts) -> Iterator[tuple[str, str]]:
         batch, accumulation = facts.smaller
         change = f"train.batch_size={batch} --set train.gradient_accumulation={accumulation}"
         yield change, "the same effective batch in smaller pieces, and it fits"
-    elif facts.longest and facts.longest < config.model.max_length:
+    elif facts.longest and facts.longest < config.model.length:
         change = f"model.max_length={facts.longest} --set train.batch_size=1"
         yield change, "the longest rows that fit at batch size 1"
 
@@ -149,8 +149,10 @@ def _pace(config: Config, facts: Facts) -> Iterator[Advice]:
     large = facts.parameters is not None and facts.parameters >= LARGE_MODEL
     if (few or large) and train.learning_rate > 1e-4:
         yield Advice("train.learning_rate=1e-4", "small sets and large models do better with half the usual 2e-4")
-    if facts.steps is not None and facts.steps < FEW_STEPS and train.gradient_accumulation > 1:
+    if facts.steps is not None and facts.steps < FEW_STEPS and train.accumulation > 1:
+        fewer = max(1, train.accumulation // 4)
+        counted = train.gradient_accumulation is None
         yield Advice(
-            f"train.gradient_accumulation={max(1, train.gradient_accumulation // 4)}",
+            f"train.effective_batch={fewer * train.micro_batch}" if counted else f"train.gradient_accumulation={fewer}",
             f"{facts.steps} optimizer steps are few; a smaller effective batch makes more of the same rows",
         )

@@ -101,8 +101,10 @@ def _prepare(config: Config, trials: Sequence[Trial], console: Console) -> Any:
     settings = [settings_for(config, trial) for trial in trials]
     for one in {one.adapter.method: one for one in settings}.values():
         check_base(name, one)
+    ready = ready_data(config, name, console)
+    config = ready.config
     base = load_base(name, config, precision=choose_precision(config.train))
-    ready = with_quality(confirm(ready_data(config, name, console), base, config, console), config, console, base)
+    ready = with_quality(confirm(ready, base, config, console), config, console, base)
     held_out = choose_rows(ready.prepared.held_out, config.evaluation.max_rows)
     if not held_out:
         raise ConfigError(

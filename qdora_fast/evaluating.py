@@ -120,7 +120,7 @@ def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: C
         from qdora_fast.evaluation.harness import harness_version
 
         harness_version()
-    questions = make_questions(rows, tokenizer, most=len(rows), max_length=config.model.max_length)
+    questions = make_questions(rows, tokenizer, most=len(rows), max_length=config.model.length)
     check(questions, config.evaluation)
     return questions
 
@@ -182,9 +182,7 @@ def open_run(folder: RunFolder, config: Config) -> Subject:
         )
     unsloth.FastLanguageModel.for_inference(model)
     stop_ids = frozenset(made["stop_ids"])
-    renderer = Renderer(
-        Rendering(tokenizer, config.model.max_length, config.data.train_on, config.data.on_long, stop_ids)
-    )
+    renderer = Renderer(Rendering(tokenizer, config.model.length, config.data.train_on, config.data.on_long, stop_ids))
     return Subject(model, tokenizer, stop_ids, rows, [renderer(row)[0] for row in rows], base.precision)
 
 

@@ -144,7 +144,7 @@ def load_base(name: str, config: Config, *, precision: str) -> Base:
         with captured_prints():
             model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
                 model_name=name,
-                max_seq_length=config.model.max_length,
+                max_seq_length=config.model.length,
                 dtype=dtype,
                 load_in_4bit=config.adapter.quantized,
                 load_in_16bit=not config.adapter.quantized,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from qdora_fast import show
@@ -21,7 +22,9 @@ from qdora_fast.config import Config
 from qdora_fast.data.dataset import DUPLICATES, Prepared
 from qdora_fast.data.render import Renderer, Rendering
 from qdora_fast.data.store import REJECTED
-from qdora_fast.errors import ConfigError
+from qdora_fast.errors import ConfigError, DoesNotFit
+from qdora_fast.fitting import ANYWHERE, RowLengths, Settled, asked_for, measuring, settle, this_machine
+from qdora_fast.memory import base_config, sizes_of
 from qdora_fast.presets import settings_of
 from qdora_fast.run_folder import RunFolder, write_json
 
@@ -35,6 +38,10 @@ class Ready:
     prepared: Prepared
     rendering: Rendering
     base_name: str
+    config: Config
+    """What they were prepared by, without `auto`."""
+    settled: Settled | None = None
+    """What `auto` became, if there was any."""
 
 
 def prepare_data(config: str | Path | Mapping[str, Any] | Config, **sections: Any) -> Prepared:
@@ -53,7 +60,8 @@ def prepare_data(config: str | Path | Mapping[str, Any] | Config, **sections: An
     settings, _ = settings_of(config, sections)
     open_backend()  # a later `train` in this process needs it to come before transformers
     console = show.new_console()
-    ready = with_quality(ready_data(settings, find_base(settings, console), console), settings, console)
+    ready = ready_data(settings, find_base(settings, console), console, trains=False)
+    ready = with_quality(ready, ready.config, console)
     show.preflight(console, ready)
     return ready.prepared
 
@@ -62,7 +70,8 @@ def run_data(config: Config, *, name: str, out: Path | None, reviewed: Path | No
     """Prepare, show, and write the rows, the report and the page of the sample; returns the report as JSON."""
     if config.data.quality.enabled:
         open_backend()
-    ready = with_quality(ready_data(config, find_base(config, console), console), config, console)
+    ready = ready_data(config, find_base(config, console), console, trains=False)
+    ready = with_quality(ready, ready.config, console)
     show.preflight(console, ready)
     folder = out or Path(config.run.dir) / f"{name}-data"
     review = read_review(ready.prepared, reviewed, config) if reviewed else None
@@ -92,13 +101,21 @@ def find_base(config: Config, console: Console) -> str:
         return locate_base(config.model, on_step)
 
 
-def ready_data(config: Config, base_name: str, console: Console) -> Ready:
+def ready_data(config: Config, base_name: str, console: Console, *, trains: bool = True) -> Ready:
     """Rows, masks and tokens, with the tokenizer of the base; no weight is read.
+
+    Args:
+        trains: they are to be trained on here, so that `auto` becomes what fits; else it becomes what they need.
 
     Raises:
         DataError: see `data.prepare`.
         ConfigError: the base or its tokenizer is not there, the template does not fit.
+        DoesNotFit: nothing that `auto` could become fits here.
     """
+    if asked_for(config):
+        settled = _settle(config, base_name, console, trains=trains)
+        show.settled(console, settled)
+        return replace(ready_data(settled.config, base_name, console), settled=settled)
     from qdora_fast.base_tokenizer import load_tokenizer
     from qdora_fast.data import prepare
 
@@ -106,7 +123,7 @@ def ready_data(config: Config, base_name: str, console: Console) -> Ready:
     rendering = _rendering(config, tokenizer, stop_ids)
     with show.counting_rows(console, "preparing rows") as on_rows:
         prepared = prepare(config.data, seed=config.train.seed, rendering=rendering, on_rows=on_rows)
-    return Ready(prepared, rendering, base_name)
+    return Ready(prepared, rendering, base_name, config)
 
 
 def confirm(ready: Ready, base: Any, config: Config, console: Console) -> Ready:
@@ -120,7 +137,7 @@ def confirm(ready: Ready, base: Any, config: Config, console: Console) -> Ready:
         return replace(ready, rendering=rendering)
     show.tokenizer_differs(console)
     prepared = prepare(config.data, seed=config.train.seed, rendering=rendering)
-    return Ready(prepared, rendering, ready.base_name)
+    return replace(ready, prepared=prepared, rendering=rendering)
 
 
 def with_quality(ready: Ready, config: Config, console: Console, base: Any | None = None) -> Ready:
@@ -186,6 +203,18 @@ def record_review(folder: Path, review: Any, console: Console) -> None:
     show.reviewed(console, review, log.append(folder, "data_review", review.as_json()))
 
 
+def _settle(config: Config, base_name: str, console: Console, *, trains: bool) -> Settled:
+    """What `auto` becomes, by the rows as long as the model can take them."""
+    sizes = sizes_of(base_config(base_name, config.model.revision).values)
+    prepared = ready_data(measuring(config, sizes), base_name, console, trains=False).prepared
+    inside = np.concatenate([prepared.chosen, prepared.held])
+    rows = RowLengths(prepared.columns.tokens[inside], beyond=prepared.report.dropped_for("too_long"))
+    settled = settle(config, sizes, this_machine(config) if trains else ANYWHERE, rows)
+    if settled.refusal:
+        raise DoesNotFit(settled.refusal)
+    return settled
+
+
 def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int]) -> Rendering:
     from qdora_fast.data import choose_template
 
@@ -193,7 +222,7 @@ def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int]) -> Rend
     template = choose_template(tokenizer, data.template)
     return Rendering(
         tokenizer,
-        config.model.max_length,
+        config.model.length,
         data.train_on,
         data.on_long,
         stop_ids,

@@ -134,7 +134,7 @@ def identity(config: Config, *, base: str, data: str, rendering: Mapping[str, An
         "tokenizer": rendering["tokenizer"],
         "template": rendering["template"],
         "seed": train.seed,
-        "effective batch": train.batch_size * train.gradient_accumulation,
+        "effective batch": train.rows_per_step,
         "LoRA+ ratio": train.loraplus_ratio,
         "optimizer": recipe.optimizer,
         "precision": recipe.precision,

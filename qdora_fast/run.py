@@ -16,10 +16,11 @@ from typing import Any, Literal
 from rich.console import Console
 
 from qdora_fast import processes, show
-from qdora_fast.backend import captured_prints, open_backend
+from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.data.dataset import Prepared
 from qdora_fast.evaluating import Subject, check_questions, evaluate_model, finish, refuse_regression
+from qdora_fast.fitting import adopt
 from qdora_fast.hardware import describe as describe_machine
 from qdora_fast.preparing import (
     Ready,
@@ -33,9 +34,10 @@ from qdora_fast.preparing import (
 )
 from qdora_fast.presets import settings_of
 from qdora_fast.remote_code import code_of, remote_code_allowed
-from qdora_fast.resume import NEW, Start, go_on, go_on_if_stopped, identity, require_same
+from qdora_fast.resume import NEW, Start, go_on, go_on_if_stopped, require_same
 from qdora_fast.run_folder import FINISHED, RunFolder
 from qdora_fast.run_lock import locked
+from qdora_fast.training import fit, identity_of
 
 
 def train(
@@ -70,12 +72,14 @@ def run_recipe(
 
     Runs in every process of a run; the first speaks, writes, compares and exports for all.
     """
-    processes.share(config.train.gradient_accumulation)
+    train = config.train
+    processes.share(train.rows_per_step if train.batch_size == "auto" else train.accumulation)
     console.quiet = not processes.first()
     with processes.together():
-        with processes.first_alone():
-            ready = prepare_run(config, console)
-        start = processes.from_first(_start(config, ready, name, resume) if processes.first() else NEW)
+        config, start = processes.from_first(_begin(config, name, resume) if processes.first() else (config, NEW))
+        ready = _prepared(config, console)
+        config = ready.config
+        start = processes.from_first(_start(config, ready, name, start) if processes.first() else NEW)
         folder = start.folder
         assert folder is not None, "the first process has chosen or made one"
         with locked(folder.path) if processes.first() else nullcontext():
@@ -92,11 +96,25 @@ def run_recipe(
     return folder
 
 
-def _start(config: Config, ready: Ready, name: str, resume: bool | Literal["auto"]) -> Start:
+def _begin(config: Config, name: str, resume: bool | Literal["auto"]) -> tuple[Config, Start]:
+    """Which run to go on with, if any, and the settings: its own choice where they say `auto`."""
+    earlier = RunFolder.newest(config, name) if resume else None
+    as_before = adopt(config, earlier.config()) if earlier else config
+    start = NEW if not resume else go_on_if_stopped(as_before, name) if resume == "auto" else go_on(as_before, name)
+    return (as_before if start.folder else config), start
+
+
+def _prepared(config: Config, console: Console) -> Ready:
+    """Rows and tokens. The first process prepares them and decides what `auto` becomes; the others do as it did."""
+    ready = prepare_run(config, console) if processes.first() else None
+    config = processes.from_first(ready.config if ready else config)
+    return ready or prepare_run(config, console)
+
+
+def _start(config: Config, ready: Ready, name: str, start: Start) -> Start:
     """Where this run begins: in a new folder, or at a checkpoint that is of this very run."""
-    start = NEW if not resume else go_on_if_stopped(config, name) if resume == "auto" else go_on(config, name)
     if start.checkpoint is not None and not config.data.quality.enabled:  # else the rows are not chosen yet
-        require_same(start.checkpoint, _identity(config, ready))
+        require_same(start.checkpoint, identity_of(config, ready))
     return start if start.folder else replace(start, folder=RunFolder.create(config, name))
 
 
@@ -114,6 +132,8 @@ def _trained(
 
     judged = config.data.quality.enabled  # a review is then about rows that are not chosen yet
     review = read_review(ready.prepared, reviewed, config) if reviewed and not judged else None
+    if capped := cap_memory(config.train.vram):
+        show.note(console, capped)
     base = load_base(ready.base_name, config, precision=choose_precision(config.train))
     with processes.first_alone():
         ready = with_quality(confirm(ready, base, config, console), config, console, base)
@@ -132,7 +152,7 @@ def _trained(
         from qdora_fast.warm_start import warm_start
 
         show.note(console, warm_start(model, config.adapter))
-    _fit(model, base, config, folder, ready, checkpoint, console)
+    fit(model, base, config, folder, ready, checkpoint, console)
     return model, base, ready
 
 
@@ -174,7 +194,7 @@ def prepare_run(config: Config, console: Console) -> Ready:
     ready = ready_data(config, base_name, console)
     show.preflight(console, ready)
     if config.evaluation.max_rows:
-        check_questions(ready.prepared.held_out, ready.rendering.tokenizer, config)
+        check_questions(ready.prepared.held_out, ready.rendering.tokenizer, ready.config)
     return ready
 
 
@@ -199,61 +219,6 @@ def _evaluate(
     return evaluate_model(subject, config, folder, console)
 
 
-def _fit(
-    model: Any, base: Any, config: Config, folder: RunFolder, ready: Ready, checkpoint: Path | None, console: Console
-) -> None:
-    from qdora_fast.callbacks import training_callbacks
-    from qdora_fast.signals import listening, signal_callback
-    from qdora_fast.trainer import build_trainer, describe, sft_arguments, trained_groups
-
-    prepared, recipe, identity = ready.prepared, _recipe(config, ready), _identity(config, ready)
-    if checkpoint is not None:
-        require_same(checkpoint, identity)
-    show.recipe(console, describe(recipe, config.train, trained_groups(model, config.train)))
-    arguments = sft_arguments(
-        config.train,
-        recipe,
-        folder=folder.path / "checkpoints",
-        max_length=config.model.max_length,
-        evaluates=bool(prepared.held_out_examples),
-    )
-    callbacks = training_callbacks(metrics=folder.metrics, tokens_per_epoch=prepared.train_tokens, console=console)
-    held_out = prepared.held_out_examples
-    with listening(lambda said: show.note(console, said)) as requests:
-        trainer = build_trainer(
-            model,
-            base.tokenizer,
-            (prepared.tokens.dataset(), held_out.dataset() if held_out else None),
-            config.train,
-            recipe=recipe,
-            arguments=arguments,
-            callbacks=[*callbacks, signal_callback(requests)],
-            identity=identity,
-        )
-        with captured_prints():
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        requests.raise_if_stopped(f"checkpoint-{trainer.state.global_step} of {folder.path}")
-    show.trained(console, trainer.state)
-    show.engine_afterwards(console, model)
-
-
-def _recipe(config: Config, ready: Ready) -> Any:
-    from qdora_fast.trainer import make_recipe
-
-    rows, tokens = ready.prepared.report.per_epoch, ready.prepared.train_tokens
-    return make_recipe(config.train, rows=rows, tokens=tokens, max_length=config.model.max_length)
-
-
-def _identity(config: Config, ready: Ready) -> dict[str, Any]:
-    return identity(
-        config,
-        base=ready.base_name,
-        data=ready.prepared.report.hash,
-        rendering=ready.rendering.identity(),
-        recipe=_recipe(config, ready),
-    )
-
-
 def _save_adapter(model: Any, tokenizer: Any, folder: RunFolder) -> None:
     from qdora_fast.adapter import save_adapter
 
@@ -267,6 +232,8 @@ def _describe_run(
     """Machine, rows, model.json and the rows of the proof: what export, chat and evaluation need to know later."""
     (folder.path / FINISHED).unlink(missing_ok=True)
     folder.write_json("environment.json", describe_machine())
+    if ready.settled is not None:
+        folder.write_json("fit.json", ready.settled.as_dict())
     write_data(ready.prepared, folder.data, name=folder.path.name, seed=config.train.seed, review=review)
     if review is not None:
         record_review(folder.path, review, console)

@@ -187,7 +187,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> li
     lines = []
     for key, value in old.items():
         place = f"{path}{key}"
-        if place in ("run", "export", "evaluation"):
+        if place in ("run", "export", "evaluation", "train.vram"):
             continue
         if isinstance(value, dict):
             lines += _differences(value, new.get(key, {}), f"{place}.")

@@ -83,8 +83,8 @@ def make_recipe(train: TrainSettings, *, rows: int, tokens: int, max_length: int
     if optimizer == "auto":
         optimizer = "paged_adamw_8bit" if gpu else "adamw"
     sequences = max(1, math.ceil(tokens / max_length)) if packing else rows
-    batch = train.batch_size * train.gradient_accumulation
-    share = train.batch_size * processes.count()
+    batch = train.rows_per_step
+    share = train.micro_batch * processes.count()
     if processes.count() > 1 and sequences % share and not packing:
         twice = share - sequences % share
         notes.append(f"{twice} rows are seen twice in an epoch's last step, so that all processes have as many")
@@ -106,9 +106,9 @@ def sft_arguments(
         "output_dir": str(folder),
         "max_steps": train.max_steps or -1,
         "num_train_epochs": train.epochs,
-        "per_device_train_batch_size": train.batch_size,
-        "per_device_eval_batch_size": train.batch_size,
-        "gradient_accumulation_steps": processes.share(train.gradient_accumulation),
+        "per_device_train_batch_size": train.micro_batch,
+        "per_device_eval_batch_size": train.micro_batch,
+        "gradient_accumulation_steps": processes.share(train.accumulation),
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.scheduler,
         "warmup_steps": train.warmup,  # below 1 it is a share of all steps
@@ -232,7 +232,7 @@ def trained_groups(model: Any, train: TrainSettings) -> list[dict[str, Any]]:
 
 def describe(recipe: Recipe, train: TrainSettings, groups: list[dict[str, Any]]) -> list[str]:
     """Lines for the user: what will run."""
-    batch = train.batch_size * train.gradient_accumulation
+    batch = train.rows_per_step
     about = "about " if recipe.packing else ""
     shared = f" shared by {processes.count()} processes" if processes.count() > 1 else ""
     return [

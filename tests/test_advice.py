@@ -96,7 +96,7 @@ def test_rows_that_would_be_dropped_are_mentioned() -> None:
 
 
 def test_few_steps_and_large_models_are_noticed() -> None:
-    assert "train.gradient_accumulation=2" in _changes(_config(), steps=9)
+    assert "train.effective_batch=4" in _changes(_config(), steps=9)
     assert "train.learning_rate=1e-4" in _changes(_config(), parameters=70_000_000_000)
     assert "train.learning_rate=1e-4" not in _changes(_config(), parameters=8_000_000_000)
 

@@ -37,7 +37,7 @@ def test_every_problem_is_told_at_once_with_line_value_and_fix(tmp_path: Path) -
     assert "model.name: required" in said
     assert "adapter.method (line 4): got 'qdoar'; choose one of qdora, dora, qlora, lora; did you mean qdora?" in said
     assert "train.lr (line 8): unknown key; did you mean `train.learning_rate`?" in said
-    assert "train.batch_size (line 9): got 0; must be greater than or equal to 1" in said
+    assert "train.batch_size (line 9): got 0; expected auto or a whole number from 1 up" in said
     assert "train.epochs (--set): got -1" in said
     assert "--set nonsense: write it as section.key=value" in said
     assert caught.value.exit_code == 2
@@ -78,8 +78,10 @@ def test_an_empty_section_means_its_defaults(tmp_path: Path) -> None:
 
 
 def test_a_dumped_config_loads_as_the_same_config(tmp_path: Path) -> None:
-    config = make_config({"model": {"name": "demo"}, "data": {"path": "demo"}}, ["adapter.layers='0-1'", "adapter.r=8"])
-    assert load_config(_write(tmp_path, dump_config(config))) == config
+    least = {"model": {"name": "demo"}, "data": {"path": "demo"}}
+    for changes in (["adapter.layers='0-1'", "adapter.r=8"], ["train.batch_size=auto", "model.max_length=auto"]):
+        config = make_config(least, changes)
+        assert load_config(_write(tmp_path, dump_config(config))) == config
 
 
 # Any text may stand behind --set: it is taken, or refused as a ConfigError; nothing else happens.

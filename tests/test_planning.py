@@ -17,8 +17,9 @@ from qdora_fast.config import Config, DataSettings
 from qdora_fast.config_file import dump_config, load_config, make_config
 from qdora_fast.errors import ConfigError, DoesNotFit
 from qdora_fast.hardware import Gpu
-from qdora_fast.planning.rows import glance
-from qdora_fast.planning.text import bar, clock, gib
+from qdora_fast.memory import base_config, in_gib
+from qdora_fast.planning.rows import RowFacts, glance
+from qdora_fast.planning.text import bar, clock
 from qdora_fast.presets import find_config, list_presets
 
 LLAMA: dict[str, Any] = {
@@ -48,6 +49,11 @@ def _config(base: Path, tmp_path: Path, **sections: dict[str, Any]) -> Config:
         "run": {"dir": str(tmp_path / "runs")},
     }
     return make_config({**settings, **sections})
+
+
+def _facts(data: DataSettings, max_length: int) -> RowFacts | None:
+    seen = glance(data)
+    return seen and seen.facts(data, max_length)
 
 
 def _rows_file(path: Path, count: int, words: int = 40) -> Path:
@@ -194,11 +200,11 @@ def test_rows_of_a_local_file_give_steps_and_advice(base: Path, tmp_path: Path) 
 
 def test_a_glance_counts_small_files_measures_rows_and_notices_long_ones(tmp_path: Path) -> None:
     file = _rows_file(tmp_path / "rows.jsonl", 50, words=4)
-    facts = glance(DataSettings(path=str(file), held_out=0), max_length=1000)
+    facts = _facts(DataSettings(path=str(file), held_out=0), 1000)
     assert facts is not None
     assert (facts.rows, facts.exact, facts.too_long) == (50, True, 0)
     assert facts.median_tokens == pytest.approx(4 * 14 / 4, rel=0.2)
-    long = glance(DataSettings(path=str(file), held_out=0), max_length=5)
+    long = _facts(DataSettings(path=str(file), held_out=0), 5)
     assert long is not None
     assert long.too_long == 1
 
@@ -208,24 +214,24 @@ def test_a_large_file_is_counted_by_its_size(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(rows, "READ_WHOLE", 1000)
     file = _rows_file(tmp_path / "rows.jsonl", 3000, words=4)
-    facts = glance(DataSettings(path=str(file), held_out=0), max_length=1000)
+    facts = _facts(DataSettings(path=str(file), held_out=0), 1000)
     assert facts is not None
     assert not facts.exact
     assert facts.rows == pytest.approx(3000, rel=0.05)
 
 
 def test_rows_elsewhere_or_broken_are_not_looked_at(tmp_path: Path) -> None:
-    assert glance(DataSettings(path="somebody/rows"), 512) is None
+    assert glance(DataSettings(path="somebody/rows")) is None
     (tmp_path / "empty.jsonl").write_text("")
-    assert glance(DataSettings(path=str(tmp_path / "empty.jsonl")), 512) is None
+    assert glance(DataSettings(path=str(tmp_path / "empty.jsonl"))) is None
     (tmp_path / "bad.json").write_text("{")
-    assert glance(DataSettings(path=str(tmp_path / "bad.json")), 512) is None
+    assert glance(DataSettings(path=str(tmp_path / "bad.json"))) is None
 
 
 def test_a_mixture_counts_each_source_by_its_weight_and_max_rows(tmp_path: Path) -> None:
     first, second = _rows_file(tmp_path / "a.jsonl", 40), _rows_file(tmp_path / "b.jsonl", 100)
     sources = [{"path": str(first), "weight": 0.5}, {"path": str(second), "max_rows": 10}]
-    facts = glance(DataSettings.model_validate({"sources": sources, "held_out": 0}), 512)
+    facts = _facts(DataSettings.model_validate({"sources": sources, "held_out": 0}), 512)
     assert facts is not None
     assert facts.rows == 30
 
@@ -266,20 +272,20 @@ def test_pauses_between_steps_are_part_of_the_longer_time(base: Path, tmp_path: 
 
 def test_a_base_that_cannot_be_read_or_is_unknown_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the config.json of `somebody/model`"):
-        planning.base_config("somebody/model")
+        base_config("somebody/model")
     with pytest.raises(ConfigError, match="cannot read the config.json"):
-        planning.base_config("not a hub id!")
+        base_config("not a hub id!")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(ConfigError, match="holds no config.json"):
-        planning.base_config(str(empty))
+        base_config(str(empty))
     (empty / "config.json").write_text("[]")
     with pytest.raises(ConfigError, match="no JSON object"):
-        planning.base_config(str(empty))
+        base_config(str(empty))
 
 
 def test_well_known_bases_need_no_network_and_say_where_sizes_are_from() -> None:
-    found = planning.base_config("Qwen/Qwen3-8B")
+    found = base_config("Qwen/Qwen3-8B")
     assert found.values["num_hidden_layers"] == 36
     assert "table" in found.source
 
@@ -293,5 +299,10 @@ def test_bars_stay_within_their_edges_and_nothing_is_invisible() -> None:
 
 
 def test_sizes_and_times_are_said_in_the_unit_that_reads_best() -> None:
-    assert [gib(size) for size in (1000, 5 * 2**20, 2**30, 3 * 2**29)] == ["under 1 MiB", "5 MiB", "1.0 GiB", "1.5 GiB"]
+    assert [in_gib(size) for size in (1000, 5 * 2**20, 2**30, 3 * 2**29)] == [
+        "under 1 MiB",
+        "5 MiB",
+        "1.0 GiB",
+        "1.5 GiB",
+    ]
     assert [clock(seconds) for seconds in (95, 3599, 5400)] == ["1:35 min", "59:59 min", "1:30 h"]

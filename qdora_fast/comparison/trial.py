@@ -55,7 +55,7 @@ class Material:
     def recipe(self, config: Config) -> Any:
         """trainer.Recipe of a trial's settings."""
         rows, tokens = self.prepared.report.per_epoch, self.prepared.train_tokens
-        return make_recipe(config.train, rows=rows, tokens=tokens, max_length=config.model.max_length)
+        return make_recipe(config.train, rows=rows, tokens=tokens, max_length=config.model.length)
 
 
 POINTS = 20
@@ -114,9 +114,9 @@ def _trainable(base: Base, config: Config, trial: Trial) -> Any:
 
 def _trainer(model: Any, base: Base, config: Config, material: Material, folder: Path, watch: Any) -> Any:
     recipe = material.recipe(config)
-    arguments = sft_arguments(
-        config.train, recipe, folder=folder, max_length=config.model.max_length, evaluates=False
-    ) | {"save_strategy": "no"}
+    arguments = sft_arguments(config.train, recipe, folder=folder, max_length=config.model.length, evaluates=False) | {
+        "save_strategy": "no"
+    }
     datasets = (material.prepared.tokens.dataset(), None)
     return build_trainer(
         model, base.tokenizer, datasets, config.train, recipe=recipe, arguments=arguments, callbacks=[watch]
@@ -173,7 +173,7 @@ def _scores(model: Any, base: Base, config: Config, material: Material) -> list[
     open_backend().FastLanguageModel.for_inference(model)
     settings = config.evaluation
     rows = [material.prepared.held_out[number] for number in material.held_out]
-    questions = make_questions(rows, base.tokenizer, most=len(rows), max_length=config.model.max_length)
+    questions = make_questions(rows, base.tokenizer, most=len(rows), max_length=config.model.length)
     prompts = [question.prompt for question in questions]
     if settings.metric == "choice":
         from qdora_fast.evaluation.choices import choose

@@ -9,18 +9,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from qdora_fast.config.fields import Count, Real, Section, number
+from qdora_fast.config.fields import Count, Real, Section, auto_or
 
 Format = Literal["auto", "alpaca", "chatml", "sharegpt", "prompt_completion", "columns", "text"]
-
-
-def _tokens_or_auto(value: object) -> object:
-    """`auto` or a number of tokens; said in one message, not one for each kind."""
-    if value == "auto" or (isinstance(number(value), int) and int(str(value)) >= 0):
-        return value
-    raise ValueError("expected auto or a number of tokens, 0 for off")
 
 
 class ColumnSettings(Section):
@@ -83,7 +76,7 @@ class SourceSettings(_Where):
 class FilterSettings(Section):
     """Rows that are dropped for what they say; each drop is counted with its reason and place."""
 
-    min_tokens: Annotated[Literal["auto"] | int, BeforeValidator(_tokens_or_auto)] = "auto"
+    min_tokens: Annotated[Literal["auto"] | int, auto_or("a number of tokens, 0 for off", least=0)] = "auto"
     """Fewest tokens of prompt and answer together, template not counted. auto: 30, unless more than a third of the
     rows are shorter (short answers are then what the set is about): no limit, and that is said. 0: no limit."""
     max_fraction: Real = Field(0.9, gt=0, le=1)

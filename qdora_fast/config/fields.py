@@ -21,6 +21,20 @@ Real = Annotated[float, BeforeValidator(number)]
 Count = Annotated[int, BeforeValidator(number)]
 
 
+def auto_or(what: str, *, least: int = 1, most: int | None = None) -> BeforeValidator:
+    """Take `auto` or a whole number from `least` to `most`, and say so in one message, not one for each kind."""
+
+    def check(value: object) -> object:
+        if value == "auto":
+            return value
+        counted = isinstance(value, int) and not isinstance(value, bool)
+        if not counted or not least <= int(str(value)) <= (most or int(str(value))):
+            raise ValueError(f"expected auto or {what}")
+        return value
+
+    return BeforeValidator(check)
+
+
 class Section(BaseModel):
     """A part of the config. Unknown keys are errors; a loaded config never changes."""
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from qdora_fast.config.data import DataSettings
 from qdora_fast.config.evaluation import EvaluationSettings
-from qdora_fast.config.fields import Count, Real, Section, number
+from qdora_fast.config.fields import Count, Real, Section, auto_or, number
 
 Method = Literal["qdora", "dora", "qlora", "lora"]
 Optimizer = Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
@@ -51,8 +51,17 @@ class ModelSettings(Section):
     base_16bit: str | None = None
     """Hub id or folder of the same weights in 16 bits, for `export.merge_base: original16`.
     Empty means `name` itself; needed only when `name` exists in 4 bits alone."""
-    max_length: Count = Field(2048, ge=16, le=1_048_576)
-    """Longest row in tokens, prompt and answer together."""
+    max_length: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=16, le=1_048_576)],
+        auto_or("a number of tokens from 16 to 1,048,576", least=16, most=1_048_576),
+    ] = 2048
+    """Longest row in tokens, prompt and answer together. auto: as long as the rows need, and as fits; see README."""
+
+    @property
+    def length(self) -> int:
+        """`max_length` as a number: what `auto` became."""
+        assert self.max_length != "auto", "auto was not resolved"
+        return self.max_length
 
 
 class AdapterSettings(Section):
@@ -117,10 +126,16 @@ class TrainSettings(Section):
     """Passes over the training rows; `max_steps` wins when set."""
     max_steps: Annotated[Count, Field(ge=1)] | None = None
     """Optimizer steps; empty: by `epochs`."""
-    batch_size: Count = Field(2, ge=1)
-    """Rows (or packed sequences) per forward pass on the device."""
-    gradient_accumulation: Count = Field(8, ge=1)
-    """Forward passes per optimizer step; effective batch = batch_size × gradient_accumulation."""
+    batch_size: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], auto_or("a whole number from 1 up")] = 2
+    """Rows (or packed sequences) per forward pass on the device. auto: of the sizes that divide `effective_batch` and
+    fit with a margin, the one that should train fastest."""
+    gradient_accumulation: Annotated[Count, Field(ge=1)] | None = None
+    """Forward passes per optimizer step. Empty: effective_batch / batch_size; 8 where that is empty as well."""
+    effective_batch: Annotated[Count, Field(ge=1)] | None = None
+    """Rows (or packed sequences) per optimizer step: what decides the result, where batch_size decides speed and
+    memory. Empty: batch_size × gradient_accumulation, or 16 with `batch_size: auto`."""
+    vram: Annotated[Real, Field(gt=0, le=1024)] | None = None
+    """GiB of the card that a run may take, the CUDA context included; empty: all of it. `plan` counts with it, too."""
     packing: bool = True
     """Put several short rows into one sequence of `model.max_length`; they do not see each other."""
     gradient_checkpointing: Literal["auto", "unsloth", "torch", "off"] = "auto"
@@ -139,6 +154,47 @@ class TrainSettings(Section):
     """Experiment tracker besides metrics.jsonl. `none` sends nothing anywhere."""
     seed: Count = Field(42, ge=0, lt=2**32)
     """Seed of adapter initialisation, row order, dropout and held-out choice."""
+
+    @model_validator(mode="after")
+    def _one_effective_batch(self) -> TrainSettings:
+        accumulation, rows = self.gradient_accumulation, self.effective_batch
+        if self.batch_size == "auto":
+            if accumulation is not None:
+                raise ValueError(
+                    f"batch_size: auto chooses gradient_accumulation, too; leave {accumulation} out and say "
+                    "effective_batch, the rows of an optimizer step"
+                )
+        elif rows is not None and rows % self.batch_size:
+            raise ValueError(f"effective_batch {rows} is not a multiple of batch_size {self.batch_size}")
+        elif rows is not None and accumulation not in (None, rows // self.batch_size):
+            product = f"batch_size {self.batch_size} × gradient_accumulation {accumulation}"
+            raise ValueError(f"effective_batch {rows} is not {product}; leave one of the three out")
+        return self
+
+    @property
+    def micro_batch(self) -> int:
+        """`batch_size` as a number: what `auto` became."""
+        assert self.batch_size != "auto", "auto was not resolved"
+        return self.batch_size
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes per optimizer step."""
+        if self.gradient_accumulation is not None:
+            return self.gradient_accumulation
+        return 8 if self.effective_batch is None else self.effective_batch // self.micro_batch
+
+    @property
+    def rows_per_step(self) -> int:
+        """The effective batch: rows, or packed sequences, per optimizer step."""
+        if self.effective_batch is not None:
+            return self.effective_batch
+        return 16 if self.batch_size == "auto" else self.batch_size * self.accumulation
+
+    def in_pieces_of(self, size: int) -> TrainSettings:
+        """The same effective batch with another batch size, which must divide it."""
+        sizes = {"batch_size": size, "gradient_accumulation": None, "effective_batch": self.rows_per_step}
+        return self.model_copy(update=sizes)
 
 
 class EngineSettings(Section):

@@ -169,6 +169,13 @@ def in_words(count: int) -> str:
     return f"{count:,}"
 
 
+def in_gib(count: int) -> str:
+    """Bytes in GiB, in MiB where that is clearer."""
+    if count >= 0.1 * GIB:
+        return f"{count / GIB:.1f} GiB"
+    return f"{count / 2**20:,.0f} MiB" if count >= 2**20 else "under 1 MiB"
+
+
 def _loss_words(job: Job) -> str:
     chunks = ", in chunks; smaller ones where less is free" if job.on_gpu else ""
     return f"logits over {job.sizes.vocabulary:,} words{chunks}"

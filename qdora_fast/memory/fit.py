@@ -44,25 +44,29 @@ def fits(found: Estimate, card: Card) -> bool:
     return found.peak_bytes + margin(card) <= card.memory
 
 
-def longest_length(job: Job, card: Card) -> int:
-    """The longest rows at batch size 1 that fit, in tokens: a multiple of 64, at most what the model was made for; 0 if
-    not even 64 fit."""
+def longest_length(job: Job, card: Card, batch_size: int = 1) -> int:
+    """The longest rows that fit, `batch_size` at a time, in tokens: a multiple of 64, at most what the model was made
+    for; 0 if not even 64 fit."""
     most = job.sizes.longest or 1_048_576
-    alone = replace(_one_answer(job), batch_size=1)
-    return STEP * _largest(most // STEP, lambda count: fits(estimate(_with_length(alone, count * STEP), card), card))
+    some = replace(_one_answer(job), batch_size=batch_size)
+    return STEP * _largest(most // STEP, lambda count: fits(estimate(_with_length(some, count * STEP), card), card))
 
 
-def best_fit(job: Job, card: Card) -> Fit | None:
+def best_fit(job: Job, card: Card, *, usual: float | None = None) -> Fit | None:
     """Of the batch sizes that divide the effective batch, the one that should train fastest: the smallest with enough
     tokens to keep a GPU busy, else the largest that fits. If not even one row fits, the longest that does; None if
-    nothing does."""
+    nothing does.
+
+    Args:
+        usual: tokens that a row usually has, where rows are not packed; None: as many as it may have.
+    """
     found: Job | None = None
     for size in (size for size in range(1, job.effective_batch + 1) if job.effective_batch % size == 0):
         tried = replace(_one_answer(job), batch_size=size, gradient_accumulation=job.effective_batch // size)
         if not fits(estimate(tried, card), card):
             break
         found = tried
-        if tried.tokens >= ENOUGH_TOKENS:
+        if size * (usual or tried.length) >= ENOUGH_TOKENS:
             break
     if found is None:
         longest = longest_length(job, card)

@@ -92,7 +92,7 @@ def job_of(config: Config, sizes: Sizes, *, on_gpu: bool) -> Job:
         ConfigError: a target or block that the model does not have.
     """
     adapter, train, engine = config.adapter, config.train, config.engine
-    length = config.model.max_length
+    length = config.model.length
     checkpointing = train.gradient_checkpointing
     if checkpointing == "auto":
         checkpointing = "unsloth" if on_gpu else "off"
@@ -114,8 +114,8 @@ def job_of(config: Config, sizes: Sizes, *, on_gpu: bool) -> Job:
         element=4 if precision == "fp32" else 2,
         checkpointing=checkpointing,
         optimizer=optimizer,
-        batch_size=train.batch_size,
-        gradient_accumulation=train.gradient_accumulation,
+        batch_size=train.micro_batch,
+        gradient_accumulation=train.accumulation,
         length=length,
         ours=engine.impl in ("auto", "triton", "torch"),
         resident_bytes=int(engine.resident * GIB) if isinstance(engine.resident, float | int) else 0,

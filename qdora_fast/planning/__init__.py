@@ -1,23 +1,20 @@
 """`qdora-fast plan`: does it fit, how long, how much disk, which method, before a weight is read.
 
-base.py finds the base's config.json, rows.py glances at the rows, measured.py at earlier
-runs; plan.py is the recipe, text.py and picture.py say it, answer.py is what the command calls.
+rows.py glances at the rows, measured.py at earlier runs; plan.py is the recipe, text.py and
+picture.py say it, answer.py is what the command calls.
 """
 
 from qdora_fast.planning.answer import answer, answer_presets
-from qdora_fast.planning.base import base_config
 from qdora_fast.planning.measured import Speed
 from qdora_fast.planning.picture import write_page
-from qdora_fast.planning.plan import Place, Plan, choose_place, make_plan, preset_plans
+from qdora_fast.planning.plan import Plan, choose_place, make_plan, preset_plans
 from qdora_fast.planning.text import lines, preset_table, verdict, what_to_do
 
 __all__ = [
-    "Place",
     "Plan",
     "Speed",
     "answer",
     "answer_presets",
-    "base_config",
     "choose_place",
     "lines",
     "make_plan",

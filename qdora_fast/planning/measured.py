@@ -50,7 +50,7 @@ def earlier_speed(config: Config, name: str) -> Speed | None:
 
 def _shape(config: Config) -> tuple[Any, ...]:
     train = config.train
-    return (config.model.name, config.model.max_length, train.batch_size, train.gradient_accumulation, train.packing)
+    return (config.model.name, config.model.max_length, train.batch_size, train.rows_per_step, train.packing)
 
 
 def _speed(run: str, metrics: Path) -> Speed | None:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
+from qdora_fast.memory import in_gib
 from qdora_fast.planning.plan import GIB, Plan
-from qdora_fast.planning.text import gib, lines, verdict
+from qdora_fast.planning.text import lines, verdict
 from qdora_fast.redact import redact
 
 _COLOURS = (
@@ -59,7 +60,7 @@ def page(plan: Plan) -> str:
 def _bars(plan: Plan) -> Iterator[str]:
     scale = max(plan.place.card.memory, plan.estimate.phases["step"])
     for number, part in enumerate(plan.estimate.parts):
-        tip = escape(f"{part.name}: {gib(part.bytes)}")
+        tip = escape(f"{part.name}: {in_gib(part.bytes)}")
         colour = _COLOURS[number % len(_COLOURS)]
         yield f'<div title="{tip}" style="width:{part.bytes / scale:.4%};background:{colour}"></div>'
 

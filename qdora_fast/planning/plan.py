@@ -11,15 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qdora_fast import hardware, presets
 from qdora_fast.advice import Advice, Facts, advise
 from qdora_fast.config import Config
 from qdora_fast.errors import ConfigError
+from qdora_fast.fitting import Place, RowLengths, Settled, settle, this_machine
 from qdora_fast.memory import (
     Card,
     Estimate,
     Fit,
     Part,
+    base_config,
     best_fit,
     estimate,
     fits,
@@ -29,23 +33,12 @@ from qdora_fast.memory import (
     most_answers,
     sizes_of,
 )
-from qdora_fast.planning.base import base_config
 from qdora_fast.planning.measured import Speed, earlier_speed
-from qdora_fast.planning.rows import RowFacts, glance
+from qdora_fast.planning.rows import Measured, RowFacts, glance
 
 GIB = 2**30
 USUAL_CARD = 24.0
 """GiB of the card that is planned for where there is none."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the run is planned to happen."""
-
-    card: Card
-    on_gpu: bool
-    why: str
-    """How the place was chosen, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +47,9 @@ class Plan:
 
     name: str
     config: Config
+    """Without `auto`."""
+    settled: Settled
+    """What `auto` became."""
     place: Place
     base_source: str
     """Where the base's config.json was read."""
@@ -88,9 +84,10 @@ class Plan:
             "name": self.name,
             "fits": self.fits,
             **self.estimate.as_dict(),
-            "batch_size": self.config.train.batch_size,
-            "gradient_accumulation": self.config.train.gradient_accumulation,
-            "max_length": self.config.model.max_length,
+            "batch_size": self.config.train.micro_batch,
+            "gradient_accumulation": self.config.train.accumulation,
+            "max_length": self.config.model.length,
+            "auto": {"asked": list(self.settled.asked), "said": list(self.settled.said)},
             "card": {"name": self.place.card.name, "memory_bytes": self.place.card.memory, "gpu": self.place.on_gpu},
             "margin_bytes": self.margin,
             "longest_length": self.longest,
@@ -125,10 +122,13 @@ def make_plan(config: Config, name: str, *, vram: float | None = None) -> Plan:
     base = base_config(config.model.name, config.model.revision)
     sizes = sizes_of(base.values)
     place = choose_place(config, name, vram)
+    measured = glance(config.data)
+    settled = settle(config, sizes, place, _lengths(measured))
+    config = settled.config
+    rows = None if measured is None else measured.facts(config.data, config.model.length)
     job = job_of(config, sizes, on_gpu=place.on_gpu)
     counted = estimate(job, place.card)
     found = fits(counted, place.card)
-    rows = glance(config.data, config.model.max_length)
     steps = _steps(config, rows, place.on_gpu)
     dense = replace(job, quantized=False)
     better = best_fit(job, place.card)
@@ -156,6 +156,7 @@ def make_plan(config: Config, name: str, *, vram: float | None = None) -> Plan:
     return Plan(
         name=name,
         config=config,
+        settled=settled,
         place=place,
         base_source=base.source,
         estimate=counted,
@@ -173,6 +174,10 @@ def make_plan(config: Config, name: str, *, vram: float | None = None) -> Plan:
     )
 
 
+def _lengths(measured: Measured | None) -> RowLengths | None:
+    return None if measured is None else RowLengths(np.array(measured.lengths), sampled=True)
+
+
 def choose_place(config: Config, name: str, vram: float | None) -> Place:
     """The card to plan for, or the CPU for the demo.
 
@@ -183,14 +188,11 @@ def choose_place(config: Config, name: str, vram: float | None) -> Place:
         if not 0 < vram <= 1024:
             raise ConfigError(f"--vram {vram:g}: expected the card's memory in GiB, for instance 24")
         return Place(Card.of_gib(vram), True, "named by --vram")
-    found = hardware.gpus()
-    if found:
-        return Place(Card.of_gib(found[0].memory_gib, found[0].name), True, "this machine's")
-    if config.model.name == "demo":
-        import psutil
-
-        free = int(psutil.virtual_memory().available)
-        return Place(Card("this machine's free memory", free), False, "no GPU here, and the demo needs none")
+    here = this_machine(config)
+    if here.on_gpu or (config.model.name == "demo" and config.train.vram is None):
+        return here
+    if config.train.vram is not None:
+        return Place(Card.of_gib(config.train.vram), True, "train.vram")
     written_for = next((preset.memory_gib for preset in _presets() if preset.name == name), None)
     if written_for:
         return Place(Card.of_gib(written_for), True, "no GPU here: the card this preset is written for")
@@ -234,5 +236,5 @@ def _steps(config: Config, rows: RowFacts | None, on_gpu: bool) -> int | None:
     kept = rows.rows if config.data.on_long == "truncate" else max(1, round(rows.rows * (1 - rows.too_long)))
     sequences = kept
     if train.packing and on_gpu:
-        sequences = math.ceil(kept * rows.mean_tokens / config.model.max_length)
-    return max(1, math.ceil(math.ceil(sequences / (train.batch_size * train.gradient_accumulation)) * train.epochs))
+        sequences = math.ceil(kept * rows.mean_tokens / config.model.length)
+    return max(1, math.ceil(math.ceil(sequences / train.rows_per_step) * train.epochs))

@@ -38,10 +38,30 @@ class RowFacts:
     median_tokens: int
     mean_tokens: float
     too_long: float
-    """Share of the measured rows that are longer than `model.max_length`."""
+    """Share of the measured rows that are longer than `model.max_length` allows."""
 
 
-def glance(data: DataSettings, max_length: int) -> RowFacts | None:
+@dataclass(frozen=True)
+class Measured:
+    """Rows that were glanced at."""
+
+    rows: float
+    """How many there are, held-out ones included, each source times its weight."""
+    exact: bool
+    lengths: tuple[int, ...]
+    """In tokens, of the first ones of each file."""
+
+    def facts(self, data: DataSettings, max_length: int) -> RowFacts:
+        """What that comes to where rows may have so many tokens."""
+        cut = data.on_long == "truncate"
+        limit = max_length if cut else int(data.filters.max_fraction * max_length)
+        long = sum(length > limit for length in self.lengths) / len(self.lengths)
+        kept = [min(length, limit) for length in self.lengths if cut or length <= limit] or [limit]
+        rows = max(1, round(self.rows * (1 - data.held_out)))
+        return RowFacts(rows, self.exact, int(statistics.median(self.lengths)), statistics.fmean(kept), long)
+
+
+def glance(data: DataSettings) -> Measured | None:
     """Look at the rows; None where they are not in local files, or cannot be read (`data` and `train` say why)."""
     total, exact, lengths = 0.0, True, []
     try:
@@ -54,12 +74,7 @@ def glance(data: DataSettings, max_length: int) -> RowFacts | None:
             lengths += measured
     except (DataError, OSError):
         return None
-    if not lengths:
-        return None
-    rows = max(1, round(total * (1 - data.held_out)))
-    long = sum(length > max_length for length in lengths) / len(lengths)
-    kept = [min(length, max_length) for length in lengths if data.on_long == "truncate" or length <= max_length]
-    return RowFacts(rows, exact, int(statistics.median(lengths)), statistics.fmean(kept or [max_length]), long)
+    return Measured(total, exact, tuple(lengths)) if lengths else None
 
 
 def _look(source: SourceSettings) -> tuple[int, bool, list[int]] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from qdora_fast.memory import Estimate, Part, in_words
+from qdora_fast.memory import Estimate, Part, in_gib, in_words
 from qdora_fast.planning.plan import GIB, Plan
 
 WIDTH = 36
@@ -25,12 +25,15 @@ def lines(plan: Plan) -> Iterator[str]:
     yield verdict(plan)
     yield ""
     yield from _settings(plan)
+    for number, said in enumerate(plan.settled.said):
+        yield from _labelled("" if number else "Auto", said)
     yield ""
     yield from staircase(plan)
     yield ""
     yield from _phases(plan)
     yield from _labelled("Longest", _longest(plan))
-    if plan.better and plan.better.length == plan.config.model.max_length and plan.place.on_gpu:
+    chosen = "train.batch_size" in plan.settled.asked
+    if plan.better and plan.better.length == plan.config.model.length and plan.place.on_gpu and not chosen:
         yield from _labelled("Batch", _batch(plan))
     yield from _labelled("Host", _host(plan))
     yield from _labelled("Disk", _disk(plan))
@@ -48,27 +51,29 @@ def lines(plan: Plan) -> Iterator[str]:
         yield from _labelled(
             "Assumed",
             "CUDA context 0.5 GiB, allocator gaps 5 %, a fused loss in chunks, attention kernels without scores: "
-            f"not measured on a GPU yet, so {gib(plan.margin)} stay free for them (5 % of the card + 0.3 GiB)",
+            f"not measured on a GPU yet, so {in_gib(plan.margin)} stay free for them (5 % of the card + 0.3 GiB)",
         )
 
 
 def verdict(plan: Plan) -> str:
     """Yes or no, with the figures."""
     card, peak = plan.place.card, plan.estimate.peak_bytes
-    where = f"{gib(peak)} of {gib(card.memory)}"
+    where = f"{in_gib(peak)} of {in_gib(card.memory)}"
     if plan.fits:
         left = card.memory - peak
-        return f"FITS      {where} at the highest ({plan.estimate.peak_phase}), {gib(left)} to spare: {_card(plan)}"
-    needed = f"{gib(peak)} at the highest ({plan.estimate.peak_phase}) and {gib(plan.margin)} to spare"
-    return f"DOES NOT FIT: it needs {needed}, of {gib(card.memory)}: {_card(plan)}"
+        return f"FITS      {where} at the highest ({plan.estimate.peak_phase}), {in_gib(left)} to spare: {_card(plan)}"
+    needed = f"{in_gib(peak)} at the highest ({plan.estimate.peak_phase}) and {in_gib(plan.margin)} to spare"
+    return f"DOES NOT FIT: it needs {needed}, of {in_gib(card.memory)}: {_card(plan)}"
 
 
 def what_to_do(plan: Plan) -> str:
     """One sentence for the error of a plan that does not fit."""
+    if plan.settled.asked and plan.settled.refusal:
+        return f"{plan.name}: {plan.settled.refusal}"
     change = next((advice.change for advice in plan.advice if advice.saves_memory), None)
     card = plan.place.card
     remedy = f"try --set {change}" if change else "take a smaller base, or a larger card"
-    needed = gib(plan.estimate.peak_bytes + plan.margin)
+    needed = in_gib(plan.estimate.peak_bytes + plan.margin)
     return f"{plan.name} does not fit on {card.name}: {needed} are needed; {remedy}"
 
 
@@ -78,7 +83,7 @@ def staircase(plan: Plan) -> Iterator[str]:
     step = counted.phases["step"]
     small = step < NEXT_TO_NOTHING * card.memory
     scale = step if small else max(card.memory, step)
-    whole = gib(scale) + (" (a small part of what there is)" if small else "")
+    whole = in_gib(scale) + (" (a small part of what there is)" if small else "")
     yield f"A training step in {'MiB' if scale < GIB else 'GiB'}; a whole bar is {whole}:"
     unit, digits = (2**20, 1) if scale < GIB else (GIB, 2)
     start = 0
@@ -110,16 +115,9 @@ def preset_table(plans: Sequence[Plan]) -> Iterator[str]:
         train, model = plan.config.train, plan.config.model
         limit = " (the model's limit)" if _at_limit(plan) else ""
         yield (
-            f"| `{plan.name}` | {plan.place.card.memory / GIB:.0f} GiB | {train.batch_size} x {model.max_length:,} "
-            f"| {gib(plan.estimate.peak_bytes)} | {'yes' if plan.fits else 'no'} | {plan.longest:,}{limit} |"
+            f"| `{plan.name}` | {plan.place.card.memory / GIB:.0f} GiB | {train.micro_batch} x {model.length:,} "
+            f"| {in_gib(plan.estimate.peak_bytes)} | {'yes' if plan.fits else 'no'} | {plan.longest:,}{limit} |"
         )
-
-
-def gib(count: int) -> str:
-    """Bytes in GiB, in MiB where that is clearer."""
-    if count >= 0.1 * GIB:
-        return f"{count / GIB:.1f} GiB"
-    return f"{count / 2**20:,.0f} MiB" if count >= 2**20 else "under 1 MiB"
 
 
 def _card(plan: Plan) -> str:
@@ -149,7 +147,7 @@ def _settings(plan: Plan) -> Iterator[str]:
 
 def _phases(plan: Plan) -> list[str]:
     counted: Estimate = plan.estimate
-    text = " · ".join(f"{name} {gib(size)}" for name, size in counted.phases.items())
+    text = " · ".join(f"{name} {in_gib(size)}" for name, size in counted.phases.items())
     if counted.peak_phase == "evaluation":
         job = counted.job
         text += f"; evaluation when {job.answer_batch} held-out rows of full length are answered at a time "
@@ -173,12 +171,12 @@ def _longest(plan: Plan) -> str:
 def _batch(plan: Plan) -> str:
     assert plan.better is not None
     train, better = plan.config.train, plan.better
-    if better.batch_size == train.batch_size:
-        return f"{train.batch_size} x {train.gradient_accumulation} is what we would take"
-    why = "should be faster (not measured)" if better.batch_size > train.batch_size else "is smaller"
+    if better.batch_size == train.micro_batch:
+        return f"{train.micro_batch} x {train.accumulation} is what we would take"
+    why = "should be faster (not measured)" if better.batch_size > train.micro_batch else "is smaller"
     return (
-        f"{better.batch_size} x {better.gradient_accumulation} instead of {train.batch_size} x "
-        f"{train.gradient_accumulation} is the same effective batch, {why}, and takes {gib(better.estimate.peak_bytes)}"
+        f"{better.batch_size} x {better.gradient_accumulation} instead of {train.micro_batch} x "
+        f"{train.accumulation} is the same effective batch, {why}, and takes {in_gib(better.estimate.peak_bytes)}"
     )
 
 
@@ -189,13 +187,13 @@ def _host(plan: Plan) -> str:
 def _disk(plan: Plan) -> str:
     total = sum(part.bytes for part in plan.disk)
     state = "enough" if total < plan.free_disk else "NOT ENOUGH"
-    return f"{_listed(plan.disk, f'{gib(total)} in all')}; {gib(plan.free_disk)} are free: {state}"
+    return f"{_listed(plan.disk, f'{in_gib(total)} in all')}; {in_gib(plan.free_disk)} are free: {state}"
 
 
 def _listed(parts: Sequence[Part], said: str) -> str:
     if not parts:
         return "nothing worth counting"
-    return f"{', '.join(f'{part.name} {gib(part.bytes)}' for part in parts)} ({said})"
+    return f"{', '.join(f'{part.name} {in_gib(part.bytes)}' for part in parts)} ({said})"
 
 
 def _rows(plan: Plan) -> str:

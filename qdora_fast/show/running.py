@@ -42,6 +42,12 @@ def own_code(console: Console, name: str, files: Sequence[str], *, runs: bool) -
         line(console, "base", f"{', '.join(files)} came with it and is not run; Transformers has classes for it")
 
 
+def settled(console: Console, found: Any) -> None:
+    """What `auto` became, and why."""
+    for number, text in enumerate(filter(None, (*found.said, found.peak))):
+        line(console, "" if number else "auto", text)
+
+
 def adapter(console: Console, settings: AdapterSettings, targets: Any, model: Any) -> None:
     """What is trained."""
     from qdora_fast.model import parameter_report

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qdora_fast.errors import ConfigError
-from qdora_fast.memory import known_config, known_names
+from qdora_fast.memory.known import known_config, known_names
 
 DEMO = "demo"
 PATIENCE = 5

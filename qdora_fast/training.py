@@ -1,0 +1,81 @@
+"""The training itself: rows, model and settings become a trainer, and the trainer is let run.
+
+What decides the course (recipe, batch, steps) is `trainer.py`'s business, what happens at a step that of its
+callbacks. Here they are put together, and what a signal asked for is carried out at the end.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qdora_fast import show
+from qdora_fast.backend import captured_prints
+from qdora_fast.config import Config
+from qdora_fast.preparing import Ready
+from qdora_fast.resume import identity, require_same
+from qdora_fast.run_folder import RunFolder
+
+
+def fit(
+    model: Any, base: Any, config: Config, folder: RunFolder, ready: Ready, checkpoint: Path | None, console: Console
+) -> None:
+    """Train `model` on the prepared rows, and say how.
+
+    Raises:
+        CheckpointError: the checkpoint is of another run.
+        Stopped: a signal ended it; a checkpoint was saved.
+    """
+    from qdora_fast.callbacks import training_callbacks
+    from qdora_fast.signals import listening, signal_callback
+    from qdora_fast.trainer import build_trainer, describe, sft_arguments, trained_groups
+
+    prepared, recipe, identity = ready.prepared, _recipe(config, ready), identity_of(config, ready)
+    if checkpoint is not None:
+        require_same(checkpoint, identity)
+    show.recipe(console, describe(recipe, config.train, trained_groups(model, config.train)))
+    arguments = sft_arguments(
+        config.train,
+        recipe,
+        folder=folder.path / "checkpoints",
+        max_length=config.model.length,
+        evaluates=bool(prepared.held_out_examples),
+    )
+    callbacks = training_callbacks(metrics=folder.metrics, tokens_per_epoch=prepared.train_tokens, console=console)
+    held_out = prepared.held_out_examples
+    with listening(lambda said: show.note(console, said)) as requests:
+        trainer = build_trainer(
+            model,
+            base.tokenizer,
+            (prepared.tokens.dataset(), held_out.dataset() if held_out else None),
+            config.train,
+            recipe=recipe,
+            arguments=arguments,
+            callbacks=[*callbacks, signal_callback(requests)],
+            identity=identity,
+        )
+        with captured_prints():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        requests.raise_if_stopped(f"checkpoint-{trainer.state.global_step} of {folder.path}")
+    show.trained(console, trainer.state)
+    show.engine_afterwards(console, model)
+
+
+def identity_of(config: Config, ready: Ready) -> dict[str, Any]:
+    """What a checkpoint must share with this run to be gone on from; see `resume.py`."""
+    return identity(
+        config,
+        base=ready.base_name,
+        data=ready.prepared.report.hash,
+        rendering=ready.rendering.identity(),
+        recipe=_recipe(config, ready),
+    )
+
+
+def _recipe(config: Config, ready: Ready) -> Any:
+    from qdora_fast.trainer import make_recipe
+
+    rows, tokens = ready.prepared.report.per_epoch, ready.prepared.train_tokens
+    return make_recipe(config.train, rows=rows, tokens=tokens, max_length=config.model.length)

@@ -1,0 +1,195 @@
+"""What `auto` becomes: as long as the rows need, as many at a time as fit, the effective batch unchanged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qdora_fast import hardware
+from qdora_fast.config import Config
+from qdora_fast.config_file import make_config
+from qdora_fast.fitting import Place, RowLengths, Settled, adopt, asked_for, measuring, settle, this_machine
+from qdora_fast.hardware import Gpu
+from qdora_fast.memory import Card, Sizes, fits, known_config, sizes_of
+
+AUTO: dict[str, dict[str, Any]] = {"model": {"max_length": "auto"}, "train": {"batch_size": "auto"}}
+
+
+def _config(**sections: dict[str, Any]) -> Config:
+    settings: dict[str, dict[str, Any]] = {"model": {"name": "base"}, "data": {"path": "rows.jsonl"}}
+    for name in {*settings, *AUTO, *sections}:
+        settings[name] = {**settings.get(name, {}), **AUTO.get(name, {}), **sections.get(name, {})}
+    return make_config(settings)
+
+
+def _sizes(base: str = "llama-3.1-8b") -> Sizes:
+    values = known_config(base)
+    assert values is not None
+    return sizes_of(values)
+
+
+def _place(gib: float = 24) -> Place:
+    return Place(Card.of_gib(gib), True, "for a test")
+
+
+def _rows(*tokens: int, beyond: int = 0) -> RowLengths:
+    return RowLengths(np.array(tokens), beyond=beyond)
+
+
+def _settle(config: Config, rows: RowLengths | None = None, *, gib: float = 24, base: str = "llama-3.1-8b") -> Settled:
+    return settle(config, _sizes(base), _place(gib), rows)
+
+
+def _limit(settled: Settled) -> int:
+    return int(settled.config.data.filters.max_fraction * settled.config.model.length)
+
+
+def test_numbers_stay_as_they_are() -> None:
+    config = _config(model={"max_length": 1000}, train={"batch_size": 3, "gradient_accumulation": 5})
+    found = _settle(config, _rows(10, 20))
+    assert asked_for(config) == found.asked == found.said == ()
+    assert found.config == config
+    assert not found.refusal
+
+
+@given(
+    st.lists(st.integers(1, 8_000), min_size=1, max_size=60),
+    st.sampled_from([1, 6, 16, 48]),
+    st.floats(8, 80),
+    st.booleans(),
+)
+def test_what_is_chosen_fits_and_keeps_the_effective_batch(
+    tokens: list[int], effective: int, gib: float, packing: bool
+) -> None:
+    config = _config(train={"effective_batch": effective, "packing": packing})
+    found = _settle(config, _rows(*tokens), gib=gib)
+    train = found.config.train
+    assert train.micro_batch * train.accumulation == train.rows_per_step == effective
+    if not found.refusal:
+        assert fits(found.estimate, _place(gib).card)
+        assert sum(length > _limit(found) for length in tokens) <= 0.1 * len(tokens)
+    assert not asked_for(found.config)
+
+
+def test_every_row_is_kept_unless_a_few_are_far_longer_than_all_others() -> None:
+    config = _config(train={"packing": False})
+    even = _settle(config, _rows(*range(100, 1100)))
+    assert _limit(even) >= 1099 > _limit(even) - 128
+    assert "longer" not in " ".join(even.said)
+    odd = _settle(config, _rows(*[500] * 999, 4000))
+    assert 500 <= _limit(odd) < 4000
+    said = " ".join(odd.said)
+    assert "1 of 1,000 rows (0.1%) are longer and are dropped" in said
+    kept = _settle(_config(model={"max_length": 4480}), _rows(*[500] * 999, 4000))
+    assert "model.max_length: 4480 keeps all" in said
+    assert _limit(kept) >= 4000
+
+
+def test_rows_that_may_be_cut_fill_the_whole_length_and_are_said_to_be_cut() -> None:
+    config = _config(data={"path": "r", "on_long": "truncate"}, train={"packing": False})
+    assert _settle(config, _rows(*[640] * 10)).config.model.length == 640
+    assert "are cut" in " ".join(_settle(config, _rows(*[640] * 999, 9000)).said)
+
+
+def test_short_rows_are_packed_into_sequences_of_the_usual_length() -> None:
+    short = _rows(*[60] * 50)
+    assert _settle(_config(), short).config.model.length == 2048
+    assert _settle(_config(train={"packing": False}), short).config.model.length == 512
+    assert _settle(_config(), short, base="gemma-2-9b").config.model.length == 2048
+    assert _settle(_config(), None).config.model.length == 2048
+
+
+def test_no_row_is_longer_than_the_model_was_made_for() -> None:
+    found = _settle(_config(), _rows(*[3680] * 90, beyond=4), base="phi-3-mini-4k")
+    assert found.config.model.length == 4096
+    assert "4 of 94 rows (4.3%) are longer and are dropped; the model takes no longer ones" in " ".join(found.said)
+    short = _settle(_config(), _rows(*[300] * 400, 3680, beyond=4), base="phi-3-mini-4k")
+    assert "model.max_length: 4096 keeps all but 4, which the model cannot take" in " ".join(short.said)
+
+
+def test_short_rows_go_more_at_a_time() -> None:
+    unpacked: dict[str, Any] = {"packing": False, "effective_batch": 64}
+    long = _settle(_config(train=unpacked), _rows(*[4000] * 10))
+    short = _settle(_config(train=unpacked), _rows(*[200] * 10))
+    assert long.config.train.micro_batch < short.config.train.micro_batch
+    assert short.config.train.micro_batch * 200 >= 8192  # enough to keep a GPU busy
+
+
+def test_a_larger_card_never_gets_smaller_batches_or_shorter_rows() -> None:
+    rows = _rows(*range(1000, 30_000, 100))
+    found = [_settle(_config(), rows, gib=gib).config for gib in (10, 12, 16, 24, 48, 80)]
+    lengths = [config.model.length for config in found]
+    assert lengths == sorted(lengths)
+    fixed = [_settle(_config(model={"max_length": 4096}), rows, gib=gib).config for gib in (10, 12, 16, 24, 48, 80)]
+    sizes = [config.train.micro_batch for config in fixed]
+    assert sizes == sorted(sizes)
+
+
+def test_held_out_rows_are_answered_fewer_at_a_time_where_that_is_what_does_not_fit() -> None:
+    found = _settle(_config(model={"max_length": 2048}, evaluation={"batch_size": 256}))
+    answers = found.config.evaluation.batch_size
+    assert 1 <= answers < 256
+    assert f"answered {answers} at a time instead of 256" in " ".join(found.said)
+    asked = make_config({"model": {"name": "b"}, "data": {"path": "r"}, "evaluation": {"batch_size": 256}})
+    assert _settle(asked).config == asked  # nothing is changed that was not left to be chosen
+
+
+@pytest.mark.parametrize(
+    ("sections", "gib", "said"),
+    [
+        ({}, 6, "not even with one row of 64 tokens"),
+        ({"adapter": {"method": "dora"}}, 12, r"a 4-bit method \(qdora, qlora\)"),
+        ({"model": {"max_length": 100_000}}, 10, r"the longest that fit are [\d,]+: --set model.max_length=\d+"),
+        ({"train": {"batch_size": 512, "packing": False}}, 10, "set train.batch_size: auto"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_fix(sections: dict[str, Any], gib: float, said: str) -> None:
+    import re
+
+    refusal = _settle(_config(**sections), _rows(*[300] * 20), gib=gib).refusal
+    assert re.search(said, refusal), refusal
+
+
+def test_memory_may_leave_out_a_few_rows_and_not_many() -> None:
+    few = _settle(_config(), _rows(*[300] * 95, *[60_000] * 5), gib=10)
+    assert not few.refusal
+    assert "5 of 100 rows (5.0%) are longer and are dropped" in " ".join(few.said)
+    many = _settle(_config(), _rows(*[300] * 50, *[60_000] * 50), gib=10)
+    assert f"50 of 100 rows are too long for the {many.config.model.length:,} tokens that fit" in many.refusal
+    assert f"--set model.max_length={many.config.model.length} trains without them" in many.refusal
+
+
+def test_a_run_is_gone_on_with_by_the_numbers_it_was_started_with() -> None:
+    earlier = _settle(_config(), _rows(*[300] * 20), gib=12).config
+    assert adopt(_config(), earlier) == earlier
+    other = adopt(_config(train={"effective_batch": 32}), earlier)
+    assert other.train.batch_size == "auto"  # another effective batch is another run
+    given = _config(model={"max_length": 777}, train={"batch_size": 1})
+    assert adopt(given, earlier) == given
+
+
+def test_rows_are_measured_as_long_as_the_model_can_take_them() -> None:
+    assert measuring(_config(), _sizes("phi-3-mini-4k")).model.max_length == 4096
+    assert measuring(_config(model={"max_length": 512}), _sizes()).model.max_length == 512
+    assert not asked_for(measuring(_config(), _sizes()))
+
+
+def test_the_place_is_the_card_within_its_cap_or_the_hosts_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "gpus", lambda: [Gpu("A card", 24.0, (8, 9), "1")])
+    assert this_machine(_config()).card.memory == 24 * 2**30
+    assert this_machine(_config(train={"vram": 12.5})).card.memory == 12.5 * 2**30
+    assert this_machine(_config(train={"vram": 48})).card.memory == 24 * 2**30
+    monkeypatch.setattr(hardware, "gpus", lambda: [])
+    assert not this_machine(_config()).on_gpu
+
+
+def test_the_account_holds_numbers_and_sentences() -> None:
+    found = _settle(_config(), _rows(*[300] * 20)).as_dict()
+    assert found["asked"] == ["model.max_length", "train.batch_size"]
+    assert found["batch_size"] * found["gradient_accumulation"] == 16
+    assert found["estimate"]["peak_bytes"] > found["margin_bytes"] > 0
+    assert all(isinstance(line, str) for line in found["said"])
