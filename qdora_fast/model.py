@@ -17,6 +17,7 @@ from qdora_fast.backend import captured_prints, open_backend
 from qdora_fast.base_tokenizer import load_tokenizer, require_fast, stop_token_ids
 from qdora_fast.config import AdapterSettings, Config, EngineSettings, ModelSettings, TrainSettings
 from qdora_fast.errors import ConfigError, QdoraError, RefusedError
+from qdora_fast.fitting import cap_memory
 from qdora_fast.remote_code import remote_code_allowed, unreadable
 from qdora_fast.targets import Targets, choose_targets, inspect_architecture
 from qdora_fast.weights import shard_names
@@ -139,6 +140,7 @@ def load_base(name: str, config: Config, *, precision: str) -> Base:
     import torch
 
     targets = check_base(name, config)
+    cap_memory(config.train.vram)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     try:
         with captured_prints():

@@ -48,7 +48,7 @@ def share(accumulation: int) -> int:
     if accumulation % count():
         raise ConfigError(
             f"train.gradient_accumulation: {accumulation} forward passes cannot be shared by {count()} processes; "
-            f"take a multiple of {count()} (and divide train.batch_size to keep the effective batch)"
+            f"take a multiple of {count()} (train.effective_batch=N and train.batch_size=auto do it, too)"
         )
     return accumulation // count()
 

@@ -20,7 +20,7 @@ from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.data.dataset import Prepared
 from qdora_fast.evaluating import Subject, check_questions, evaluate_model, finish, refuse_regression
-from qdora_fast.fitting import adopt
+from qdora_fast.fitting import adopt, cap_memory
 from qdora_fast.hardware import describe as describe_machine
 from qdora_fast.preparing import (
     Ready,

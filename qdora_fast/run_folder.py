@@ -3,6 +3,7 @@
     runs/<name>/
       config.yaml        the resolved config, every default spelled out; load it to repeat the run
       environment.json   machine and package versions
+      fit.json           what `auto` became and why, where something was `auto`
       model.json         what was trained: base, revision, adapted and quantised layers, template
       data/              train.jsonl, held_out.jsonl, rejected.jsonl, duplicates.jsonl, proof_rows.json,
                          report.json and report.html, review.html (a sample to read and mark)

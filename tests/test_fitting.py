@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qdora_fast import hardware
 from qdora_fast.config import Config
 from qdora_fast.config_file import make_config
-from qdora_fast.fitting import Place, RowLengths, Settled, adopt, asked_for, measuring, settle, this_machine
+from qdora_fast.errors import ConfigError
+from qdora_fast.fitting import (
+    Place,
+    RowLengths,
+    Settled,
+    adopt,
+    asked_for,
+    cap_memory,
+    measuring,
+    settle,
+    this_machine,
+)
 from qdora_fast.hardware import Gpu
 from qdora_fast.memory import Card, Sizes, fits, known_config, sizes_of
 
@@ -111,6 +125,14 @@ def test_no_row_is_longer_than_the_model_was_made_for() -> None:
     assert "model.max_length: 4096 keeps all but 4, which the model cannot take" in " ".join(short.said)
 
 
+def test_several_processes_share_the_effective_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    train = _settle(_config(model={"max_length": 512}), gib=80).config.train
+    assert train.rows_per_step == 16
+    assert train.accumulation % 4 == 0
+    assert train.micro_batch == 4
+
+
 def test_short_rows_go_more_at_a_time() -> None:
     unpacked: dict[str, Any] = {"packing": False, "effective_batch": 64}
     long = _settle(_config(train=unpacked), _rows(*[4000] * 10))
@@ -148,8 +170,6 @@ def test_held_out_rows_are_answered_fewer_at_a_time_where_that_is_what_does_not_
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_fix(sections: dict[str, Any], gib: float, said: str) -> None:
-    import re
-
     refusal = _settle(_config(**sections), _rows(*[300] * 20), gib=gib).refusal
     assert re.search(said, refusal), refusal
 
@@ -185,6 +205,37 @@ def test_the_place_is_the_card_within_its_cap_or_the_hosts_free_memory(monkeypat
     assert this_machine(_config(train={"vram": 48})).card.memory == 24 * 2**30
     monkeypatch.setattr(hardware, "gpus", lambda: [])
     assert not this_machine(_config()).on_gpu
+
+
+@pytest.mark.parametrize(
+    ("vram", "share", "said"),
+    [(12, 11.5 / 24, "at most 12 of 24.0 GiB"), (48, 1.0, "nothing is capped"), (None, 1.0, "")],
+)
+def test_a_cap_binds_the_allocator_and_leaves_room_for_the_context(
+    vram: float | None, share: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_to: list[float] = []
+    _pretend_gpu(monkeypatch, set_to)
+    assert said in cap_memory(vram)
+    assert set_to == pytest.approx([share])
+
+
+def test_a_cap_below_the_context_is_refused_and_without_a_gpu_it_is_said_to_do_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "no GPU here" in cap_memory(8)
+    assert not cap_memory(None)
+    _pretend_gpu(monkeypatch, [])
+    with pytest.raises(ConfigError, match="CUDA context alone"):
+        cap_memory(0.25)
+
+
+def _pretend_gpu(monkeypatch: pytest.MonkeyPatch, set_to: list[float]) -> None:
+    card = SimpleNamespace(total_memory=24 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", set_to.append)
 
 
 def test_the_account_holds_numbers_and_sentences() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,12 @@ from click.testing import CliRunner
 from rich.console import Console
 
 import qdora_fast
+from qdora_fast import hardware
 from qdora_fast.cli import cli
 from qdora_fast.config import Config
-from qdora_fast.errors import ConfigError, DataError
+from qdora_fast.errors import ConfigError, DataError, DoesNotFit
 from qdora_fast.evaluation import log
+from qdora_fast.hardware import Gpu
 from qdora_fast.preparing import Ready, confirm, find_base, prepare_data, ready_data, review_run, run_data, with_quality
 from qdora_fast.run import run_recipe, train
 
@@ -170,3 +173,43 @@ def test_rows_are_prepared_again_when_the_loaded_tokenizer_differs(tiny_config: 
     assert other.prepared.report.content_hash == ready.prepared.report.content_hash
     assert other.prepared.report.hash != ready.prepared.report.hash
     assert list(other.prepared.train_examples or []) != list(ready.prepared.train_examples or [])
+
+
+AUTO = {"model": {"max_length": "auto"}, "train": {"batch_size": "auto", "gradient_accumulation": None}}
+
+
+def test_auto_becomes_what_the_rows_need_and_keeps_all_of_them(tiny_config: Any) -> None:
+    ready = ready_for(tiny_config(**AUTO, data={"path": "demo", "max_rows": 40}))
+    given = ready_for(tiny_config(data={"path": "demo", "max_rows": 40}))
+    assert ready.settled is not None and given.settled is None
+    assert ready.config.model.length == ready.rendering.max_length == 512
+    assert ready.config.train.rows_per_step == 16
+    assert ready.prepared.report.content_hash == given.prepared.report.content_hash
+    assert ready.prepared.report.tokens.max_length == 512
+    longest = ready.prepared.report.tokens.longest
+    assert any(f"the longest has {longest}," in line for line in ready.settled.said)
+
+
+def test_rows_that_auto_leaves_out_are_counted_as_every_dropped_row_is(tiny_config: Any, tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say {n} again.", "output": f"number {n} " * 4} for n in range(200)]
+    rows[7]["output"] = "a long story of many words that goes on. " * 150
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    filters = {"max_repetition": 1, "min_tokens": 0}
+    data = {"path": str(path), "max_rows": None, "filters": filters, "dedup": {"near": False}}
+    ready = ready_for(tiny_config(**AUTO, data=data))
+    assert ready.prepared.report.dropped_for("too_long") == 1
+    assert any("1 of 200 rows (0.5%) are longer and are dropped; model.max_length: " in s for s in ready.settled.said)
+    kept = re.search(r"max_length: (\d+) keeps all", " ".join(ready.settled.said))
+    whole = ready_for(tiny_config(model={"max_length": int(kept[1])}, data=data))
+    assert whole.prepared.report.dropped_for("too_long") == 0
+
+
+def test_data_alone_is_prepared_as_long_as_it_needs_whatever_fits_here(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "gpus", lambda: [Gpu("A small card", 0.6, (8, 9), "1")])
+    config = tiny_config(**AUTO)
+    run_data(config, name="tiny", out=tmp_path / "out", reviewed=None, console=QUIET)
+    with pytest.raises(DoesNotFit, match="does not fit on A small card, not even with one row of 64 tokens"):
+        ready_for(config)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from rich.console import Console
 
-from qdora_fast.errors import CheckpointError, ConfigError, DataError
+from qdora_fast.errors import CheckpointError, ConfigError, DataError, DoesNotFit
 from qdora_fast.run import dry_run, run_recipe, train
 from qdora_fast.run_folder import RunFolder
 
@@ -63,6 +66,28 @@ def test_lora_plus_trains_and_resumes(tiny_config, optimizer: str) -> None:
     rates = [(r["step"], r["learning_rate"]) for r in _logged(resumed) if "learning_rate" in r]
     assert rates[-2:] == [(r["step"], r["learning_rate"]) for r in _logged(whole) if "learning_rate" in r][-2:]
     assert _adapter(resumed) == _adapter(whole)
+
+
+def test_a_run_with_auto_goes_on_with_what_it_chose(tiny_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    sections = {"model": {"max_length": "auto"}, "train": {"batch_size": "auto", "gradient_accumulation": None,
+                                                           "max_steps": 2, "save_steps": 1}}  # fmt: skip
+    whole = train(tiny_config(**sections))
+    chosen = whole.read_json("fit.json")
+    assert chosen["asked"] == ["model.max_length", "train.batch_size"]
+    assert (chosen["max_length"], chosen["batch_size"]) == (
+        whole.config().model.length,
+        whole.config().train.micro_batch,
+    )
+    adapter = (whole.adapter / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(whole.checkpoints()[-1])
+    little = SimpleNamespace(available=2**29, total=2**34)  # chosen anew, nothing would fit
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: little)
+    resumed = train(tiny_config(**sections), resume=True)
+    assert resumed.path == whole.path
+    assert resumed.config() == whole.config()
+    assert (resumed.adapter / "adapter_model.safetensors").read_bytes() == adapter
+    with pytest.raises(DoesNotFit):
+        train(tiny_config(**sections))
 
 
 def test_resume_needs_a_run(tiny_config) -> None:

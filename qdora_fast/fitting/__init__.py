@@ -1,5 +1,9 @@
-"""Numbers for `train.batch_size: auto` and `model.max_length: auto`. choice.py decides, words.py says why."""
+"""Numbers for `train.batch_size: auto` and `model.max_length: auto`. choice.py decides, words.py says why.
 
+cap.py holds a process to `train.vram`.
+"""
+
+from qdora_fast.fitting.cap import cap_memory
 from qdora_fast.fitting.choice import adopt, asked_for, measuring, settle, this_machine
 from qdora_fast.fitting.kinds import ANYWHERE, Place, RowLengths, Settled
 
@@ -10,6 +14,7 @@ __all__ = [
     "Settled",
     "adopt",
     "asked_for",
+    "cap_memory",
     "measuring",
     "settle",
     "this_machine",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from qdora_fast import hardware
+from qdora_fast import hardware, processes
 from qdora_fast.config import Config
 from qdora_fast.fitting.kinds import Place, RowLengths, Settled
 from qdora_fast.fitting.words import batch_words, length_words
@@ -38,7 +38,7 @@ def this_machine(config: Config) -> Place:
     if not found:
         import psutil
 
-        free = int(psutil.virtual_memory().available)
+        free = int(psutil.virtual_memory().available) // processes.count()
         return Place(Card("this machine's free memory", free), False, "no GPU here")
     cap = config.train.vram
     if cap is not None and cap < found[0].memory_gib:
@@ -63,7 +63,8 @@ def settle(config: Config, sizes: Sizes, place: Place, rows: RowLengths | None) 
         job = _job(config, sizes, place, job.batch_size, length)
     if "train.batch_size" in asked:
         usual = None if _packed(config, place) or rows is None else float(rows.tokens.mean())
-        found = best_fit(job, place.card, usual=usual)
+        own = replace(job, gradient_accumulation=max(1, config.train.rows_per_step // processes.count()))
+        found = best_fit(own, place.card, usual=usual)
         job = _job(config, sizes, place, found.batch_size if found and found.length == job.length else 1, job.length)
     chosen = _with_numbers(config, job.batch_size, job.length)
     answers = most_answers(job, place.card)
