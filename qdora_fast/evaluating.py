@@ -23,6 +23,7 @@ from qdora_fast.hardware import cache_folder
 from qdora_fast.redact import redact
 from qdora_fast.remote_code import require_allowed
 from qdora_fast.run_folder import RunFolder
+from qdora_fast.run_lock import locked
 
 EVALUATION, ANSWERS = "evaluation/evaluation.json", "evaluation/held_out_answers.jsonl"
 
@@ -58,14 +59,15 @@ def evaluate(
 
     Raises:
         ConfigError: not a finished run, no held-out rows, a template that is not the run's, an unknown metric.
+        RunLocked: another process works in the run's folder.
         RegressionError: MMLU fell by more than `evaluation.mmlu.fail_below`.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
     console = console or show.new_console()
     config = _changed(folder, overrides)
-    subject = open_run(folder, config)
-    found = evaluate_model(subject, config, folder, console)
-    finish(folder)
+    with locked(folder.path):
+        found = evaluate_model(open_run(folder, config), config, folder, console)
+        finish(folder)
     if not allow_regression:
         refuse_regression(found)
     return found

@@ -7,6 +7,7 @@ it moves there. What is checked is the business of its module.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from qdora_fast import adapter_export, merged_export, show
 from qdora_fast.errors import ConfigError
 from qdora_fast.run_folder import RunFolder
+from qdora_fast.run_lock import locked
 
 
 class Format(NamedTuple):
@@ -56,14 +58,16 @@ def export(
 
     Raises:
         ConfigError: an unknown format, or an option that it does not have.
+        RunLocked: another process works in the run's folder.
         QdoraError: see the format's module.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
     config = folder.config()
     asked = {name: value for name, value in options.items() if value is not None}
     chosen = _find(to, asked)
-    place = Path(out) if out else None
-    return chosen.write(folder, config, out=place, overwrite=overwrite, console=console or show.new_console(), **asked)
+    place, console = Path(out) if out else None, console or show.new_console()
+    with nullcontext() if place else locked(folder.path):  # a run is not written to by two
+        return chosen.write(folder, config, out=place, overwrite=overwrite, console=console, **asked)
 
 
 def _find(to: str, options: dict[str, Any]) -> Format:

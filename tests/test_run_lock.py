@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from qdora_fast.config_file import make_config
 from qdora_fast.errors import RunLocked
+from qdora_fast.evaluating import evaluate
+from qdora_fast.export import export
+from qdora_fast.run_folder import RunFolder
 from qdora_fast.run_lock import in_use, locked
 
 _HOLD = "import sys, time; from pathlib import Path; from qdora_fast.run_lock import locked\n"
@@ -51,3 +55,17 @@ def test_the_lock_is_given_back_after_an_error_and_says_nothing_more(tmp_path: P
     with locked(tmp_path):
         assert (tmp_path / ".lock.json").is_file()
     assert not (tmp_path / ".lock.json").exists()
+
+
+def test_a_run_in_use_is_neither_evaluated_nor_exported_into(tmp_path: Path) -> None:
+    config = make_config({"model": {"name": "demo"}, "data": {"path": "demo"}, "run": {"dir": str(tmp_path)}})
+    run = RunFolder.create(config, "demo")
+    process = _holder(run.path)
+    try:
+        with pytest.raises(RunLocked):
+            evaluate(run)
+        with pytest.raises(RunLocked):
+            export(run)
+    finally:
+        process.kill()
+        process.wait()
