@@ -17,11 +17,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from qdora_fast.errors import ConfigError
 
 T = TypeVar("T")
+PATIENCE = timedelta(hours=12)
+"""For the first process's work that others wait for (preparing millions of rows). The death of one ends all sooner."""
 
 
 def count() -> int:
@@ -64,7 +67,7 @@ def together() -> Iterator[None]:
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if gpu else "gloo")
+    torch.distributed.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
     try:
         yield
     finally:
