@@ -2,8 +2,7 @@
 
 A user who has made three mistakes should learn of three, each with its place, the value
 found, what was probably meant and how to mend it: so the errors are collected, never
-raised one by one. YAML 1.2 is read (ruamel.yaml): `2e-4` is a number, `no` is a word, and
-a duplicate key is an error. Nothing heavier than pydantic is imported here.
+raised one by one. Nothing heavier than pydantic is imported here.
 """
 
 from __future__ import annotations
@@ -12,25 +11,21 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from qdora_fast import remote_code
 from qdora_fast.config import Config
 from qdora_fast.errors import ConfigError
 from qdora_fast.redact import redact
+from qdora_fast.yaml_text import Lines, plain, read_value, read_yaml, write_yaml
 
 ON_THE_COMMAND_LINE = {
     "trust_remote_code": f"whoever runs it decides, with {remote_code.FLAG} on the command line",
     "offline": "put --offline on the command line",
 }
-_MAX_NODES = 10_000  # a config has some fifty values; more means a bomb of YAML aliases
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -40,7 +35,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: the file cannot be read, is not YAML, or any value is wrong;
             the message lists every problem with its place and its fix.
     """
-    tree, lines = _read_yaml(path)
+    tree, lines = read_yaml(path)
     problems = [problem for text in overrides if (problem := _override(tree, lines, text))]
     return _validate(tree, lines, source=str(path), problems=problems)
 
@@ -51,19 +46,15 @@ def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Con
     Raises:
         ConfigError: as `load_config`.
     """
-    tree = _plain(values)
-    lines: dict[tuple[str, ...], str] = {}
+    tree = plain(values)
+    lines: Lines = {}
     problems = [problem for text in overrides if (problem := _override(tree, lines, text))]
     return _validate(tree, lines, source="the given settings", problems=problems)
 
 
 def dump_config(config: Config) -> str:
     """The whole resolved config as YAML, defaults included; loading it gives the same config."""
-    text = StringIO()
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.dump(config.model_dump(mode="json"), text)
-    return text.getvalue()
+    return write_yaml(config.model_dump(mode="json"))
 
 
 def json_schema() -> dict[str, Any]:
@@ -71,72 +62,12 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
-    """The file as plain dictionaries, and for each key its place "line n"."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "; `qdora-fast presets` lists the shipped ones"
-        raise ConfigError(f"config file not found: {path}{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config file {path}: {error}") from None
-    try:
-        tree = YAML(typ="rt").load(text)
-    except DuplicateKeyError as error:
-        place = f"line {error.problem_mark.line + 1}" if error.problem_mark else "unknown line"
-        what = str(error.problem).split(" with value")[0]
-        raise ConfigError(f"{path}, {place}: {what}; keep one of the two") from None
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "unknown line"
-        raise ConfigError(f"{path}, {place}: not valid YAML: {error.problem or error.context}") from None
-    except (YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if tree is None:
-        raise ConfigError(f"{path} is empty; the least a config needs is model.name and data.path")
-    if not isinstance(tree, Mapping):
-        raise ConfigError(f"{path}: expected `section: ...` lines at the top level, found a {type(tree).__name__}")
-    return _plain(tree), dict(_places(tree))
-
-
-def _plain(node: Any, budget: list[int] | None = None) -> Any:
-    """Copy into plain dict/list/scalars, so that shared aliases become separate values."""
-    budget = budget if budget is not None else [_MAX_NODES]
-    budget[0] -= 1
-    if budget[0] < 0:
-        raise ConfigError(f"the config has more than {_MAX_NODES} values; YAML aliases that multiply are refused")
-    if isinstance(node, Mapping):
-        return {str(key): _plain(value, budget) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_plain(value, budget) for value in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
-
-
-def _places(node: Any, path: tuple[str, ...] = (), depth: int = 0) -> Iterator[tuple[tuple[str, ...], str]]:
-    if isinstance(node, list) and depth < 6:
-        for number, value in enumerate(node):
-            yield (*path, str(number)), f"line {node.lc.key(number)[0] + 1}"  # type: ignore[attr-defined]
-            yield from _places(value, (*path, str(number)), depth + 1)
-    if isinstance(node, Mapping) and depth < 6:
-        for key, value in node.items():
-            yield (*path, str(key)), f"line {node.lc.key(key)[0] + 1}"  # type: ignore[attr-defined]
-            yield from _places(value, (*path, str(key)), depth + 1)
-
-
-def _override(tree: dict[str, Any], lines: dict[tuple[str, ...], str], text: str) -> str | None:
+def _override(tree: dict[str, Any], lines: Lines, text: str) -> str | None:
     """Put one `a.b=value` into the tree; returns the problem if it cannot be."""
     dotted, equals, raw = text.partition("=")
     keys = tuple(key.strip() for key in dotted.split("."))
     if not equals or not all(keys):
         return f"--set {text}: write it as section.key=value, for instance --set train.learning_rate=1e-4"
-    try:
-        value = _plain(YAML(typ="safe", pure=True).load(raw)) if raw.strip() else None
-    except YAMLError:
-        value = raw
     section = tree
     for key in keys[:-1]:
         inner = section.get(key)
@@ -145,7 +76,7 @@ def _override(tree: dict[str, Any], lines: dict[tuple[str, ...], str], text: str
         if not isinstance(inner, dict):
             return f"--set {text}: `{key}` is a value, not a section"
         section = inner
-    section[keys[-1]] = value
+    section[keys[-1]] = read_value(raw)
     lines[keys] = "--set"
     return None
 
@@ -160,10 +91,9 @@ def _validate(tree: Any, lines: Mapping[tuple[str, ...], str], *, source: str, p
     except ValidationError as error:
         problems += _once(_describe(item, lines) for item in error.errors(include_url=False))
     problems += [
-        f"{'.'.join(keys)}{f' ({lines[keys]})' if keys in lines else ''}: holds a secret ({redact(text)}), and a run "
-        "keeps a copy of its config; put it into an environment variable such as HF_TOKEN"
+        f"{'.'.join(keys)}{f' ({lines[keys]})' if keys in lines else ''}: {wrong}"
         for keys, text in _texts(tree)
-        if redact(text) != text
+        if (wrong := _unfit(text))
     ]
     if problems or config is None:
         listed = "\n".join(f"  - {problem}" for problem in problems)
@@ -178,6 +108,18 @@ def _texts(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
         yield keys, node
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         yield from _texts(value, (*keys, str(key)))
+
+
+def _unfit(text: str) -> str | None:
+    """What is wrong with a text of any setting; None: nothing."""
+    if (without := redact(text)) != text:
+        return (
+            f"holds a secret ({without}), and a run keeps a copy of its config; put it into an environment variable "
+            "such as HF_TOKEN"
+        )
+    if "\0" in text or text != text.encode(errors="replace").decode():
+        return f"got {text!r}; it holds characters that are no text"
+    return None
 
 
 def _once(problems: Iterator[str]) -> list[str]:

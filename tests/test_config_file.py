@@ -6,14 +6,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from made_configs import ALL_KEYS, slips, valid_configs
 
 from qdora_fast.config_file import dump_config, json_schema, load_config, make_config
 from qdora_fast.errors import ConfigError
 from qdora_fast.presets import configs_folder
+from qdora_fast.yaml_text import read_value, write_yaml
 
 LEAST = "model:\n  name: demo\ndata:\n  path: demo\n"
 
@@ -121,3 +124,31 @@ def test_the_schema_explains_every_setting() -> None:
     for name, section in json_schema()["$defs"].items():
         for key, field in section["properties"].items():
             assert field.get("description") or "$ref" in field, f"{name}.{key} has no explanation"
+
+
+@settings(max_examples=300)
+@given(slips())
+def test_a_slip_of_the_finger_in_a_key_is_understood(slip: tuple[tuple[str, ...], str]) -> None:
+    """One wrong letter in any key of the schema: refused, and the right key is named (`r` and `run` are too short)."""
+    key, written = slip
+    section = {each[-1] for each in ALL_KEYS if each[:-1] == key[:-1]}
+    assume(written and written not in section and len(key[-1]) > 3)
+    tree: dict[str, Any] = {"model": {"name": "demo"}, "data": {"path": "demo"}}
+    inner = tree
+    for part in key[:-1]:
+        inner = inner.setdefault(part, {})
+    inner[written] = None
+    with pytest.raises(ConfigError, match=f"unknown key; did you mean `{'.'.join(key)}`"):
+        make_config(tree)
+
+
+@settings(max_examples=150)
+@given(valid_configs())
+def test_no_valid_config_is_refused(tree: dict[str, Any]) -> None:
+    assert make_config(read_value(write_yaml(tree))) == make_config(tree)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "half a pair: \ud83d"])
+def test_text_that_cannot_be_written_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"run.dir: got .*; it holds characters that are no text"):
+        make_config({"model": {"name": "demo"}, "data": {"path": "demo"}, "run": {"dir": text}})
