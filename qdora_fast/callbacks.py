@@ -1,7 +1,7 @@
-"""What happens at every step besides learning: the progress bar and metrics.jsonl.
+"""What happens at every step besides learning: the progress bar, metrics.jsonl, a word when a run is slow.
 
-The meter is plain arithmetic; one small class at the end hangs it into the Trainer, and is
-defined inside a function because transformers may only be imported after Unsloth.
+The arithmetic is `throughput.py`'s; the class that hangs it into the Trainer is defined inside a
+function because transformers may only be imported after Unsloth.
 """
 
 from __future__ import annotations
@@ -9,29 +9,15 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from qdora_fast import processes
-
-
-@dataclass
-class Meter:
-    """Throughput from the Trainer's own count of epochs: exact on average, free to compute."""
-
-    tokens_per_epoch: int
-    _since: tuple[float, float] | None = field(default=None, repr=False)
-
-    def tokens_per_second(self, epoch: float, now: float) -> float | None:
-        """Training tokens a second since the last call; None on the first, or without progress."""
-        before, self._since = self._since, (epoch, now)
-        if before is None or epoch <= before[0] or now <= before[1]:
-            return None
-        return (epoch - before[0]) * self.tokens_per_epoch / (now - before[1])
+from qdora_fast.throughput import Slow, Throughput, span
 
 
 def memory_gib() -> float:
@@ -45,46 +31,70 @@ def memory_gib() -> float:
     return float(psutil.Process().memory_info().rss) / 2**30
 
 
-def training_callbacks(*, metrics: Path, tokens_per_epoch: int, console: Console) -> list[Any]:
+def training_callbacks(
+    *, metrics: Path, console: Console, throughput: Throughput, find_causes: Callable[[Slow], list[str]]
+) -> list[Any]:
     """Callbacks for the Trainer: progress on the console, metrics to a file.
 
     Args:
         metrics: file that gets one JSON object a line, flushed at once.
-        tokens_per_epoch: tokens of the training rows together.
+        throughput: told of every step.
+        find_causes: asked, once at most, why a run is slow.
     """
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
-        """Hangs meter and progress bar into the Trainer."""
+        """Hangs throughput, progress bar and metrics into the Trainer."""
 
         def __init__(self) -> None:
-            self.meter = Meter(tokens_per_epoch)
             self.started = 0.0
             self.progress: Progress | None = None
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.started = time.time()
-            self.meter.tokens_per_second(float(state.epoch or 0.0), self.started)
+            throughput.begin(float(state.epoch or 0.0), time.monotonic())
             self.progress = _progress_bar(console)
             self.progress.add_task("training", total=state.max_steps, completed=state.global_step, said="")
             self.progress.start()
 
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            throughput.step_begins(time.monotonic())
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            throughput.step_ends(float(state.epoch or 0.0), time.monotonic())
+            slow = throughput.slow()
+            if slow is not None:
+                said = slow.said(find_causes(slow))
+                console.print(f"  step {state.global_step}: {said}", markup=False)
+                self._keep({"step": state.global_step, "event": "slow", "said": said})
+
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            now = time.time()
-            record = _record(logs or {}, state.global_step, now - self.started)
+            record = _record(logs or {}, state.global_step, time.time() - self.started)
             if "loss" in record:
-                speed = self.meter.tokens_per_second(float(state.epoch or 0.0), now)
+                speed = throughput.tokens_per_second()
                 record |= {"tokens_per_second": round(speed, 1) if speed else None}
                 record |= {"memory_gib": round(memory_gib(), 2)}
-            with metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            self._keep(record)
             place = f"  step {state.global_step}/{state.max_steps}: "
             if self.progress and "loss" in record:
-                self.progress.update(self.progress.task_ids[0], completed=state.global_step, said=_said(record))
+                left = throughput.left(state.max_steps - state.global_step)
+                said = _said(record) + (f"  {span(left)} left" if left and left[1] >= 1 else "")
+                self.progress.update(self.progress.task_ids[0], completed=state.global_step, said=said)
                 if not console.is_terminal and state.global_step % max(1, state.max_steps // 10) == 0:
-                    console.print(place + _said(record))
+                    console.print(place + said, markup=False)
             elif "eval_loss" in record:
                 console.print(f"{place}held-out loss {float(record['eval_loss']):.4f}")
+            throughput.between_ends(time.monotonic())
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            throughput.between_ends(time.monotonic())
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            throughput.between_ends(time.monotonic())
+
+        def _keep(self, record: dict[str, Any]) -> None:
+            with metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.progress:
@@ -99,7 +109,6 @@ def _progress_bar(console: Console) -> Progress:
         TextColumn("  {task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[said]}"),
         console=console,
         transient=True,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from pathlib import Path
 
 PACKAGES = ("torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes",
             "tokenizers", "safetensors", "triton", "xformers", "datasketch", "regex")  # fmt: skip
+BRAKES = {0x8: "hardware slowdown", 0x20: "heat (driver)", 0x40: "heat (hardware)", 0x80: "power supply"}
+"""Bits of `clocks_throttle_reasons.active` that are no choice of the user's and no idleness."""
 EXTRAS = ("qdora_fast", "lm_eval")
 """Ourselves, and what only some runs need."""
 
@@ -58,6 +61,22 @@ def _parse(line: str) -> Gpu | None:
     major, _, minor = capability.partition(".")
     known = major.isdigit() and minor.isdigit()
     return Gpu(name, memory_gib, (int(major), int(minor)) if known else None, driver)
+
+
+def brakes(reasons: str) -> list[str]:
+    """What holds a card's clocks down, of the driver's `clocks_throttle_reasons.active` (0x0000000000000020)."""
+    bits = int(reasons, 16) if re.fullmatch(r"0x[0-9a-fA-F]+", reasons) else 0
+    return [why for bit, why in BRAKES.items() if bits & bit]
+
+
+def clock_brakes() -> list[str]:
+    """The same of the cards of this machine, now; [] where nothing does, or nothing tells."""
+    query = ["nvidia-smi", "--query-gpu=clocks_throttle_reasons.active", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return list(dict.fromkeys(why for line in answer.splitlines() for why in brakes(line.strip())))
 
 
 def cpu_name() -> str:

@@ -6,6 +6,8 @@ callbacks. Here they are put together, and what a signal asked for is carried ou
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from rich.console import Console
 from qdora_fast import show
 from qdora_fast.backend import captured_prints
 from qdora_fast.config import Config
+from qdora_fast.earlier_runs import earlier_speed
 from qdora_fast.preparing import Ready
 from qdora_fast.resume import identity, require_same
 from qdora_fast.run_folder import RunFolder
+from qdora_fast.throughput import Expected, ProcessorTime, Slow, Throughput, causes, look_around
 
 
 def fit(
@@ -43,7 +47,12 @@ def fit(
         max_length=config.model.length,
         evaluates=bool(prepared.held_out_examples),
     )
-    callbacks = training_callbacks(metrics=folder.metrics, tokens_per_epoch=prepared.train_tokens, console=console)
+    callbacks = training_callbacks(
+        metrics=folder.metrics,
+        console=console,
+        throughput=Throughput(prepared.train_tokens, _expected(config, folder)),
+        find_causes=partial(_why_slow, model, config, ready, packed=recipe.packing, since=ProcessorTime.now()),
+    )
     held_out = prepared.held_out_examples
     with listening(lambda said: show.note(console, said)) as requests:
         trainer = build_trainer(
@@ -61,6 +70,18 @@ def fit(
         requests.raise_if_stopped(f"checkpoint-{trainer.state.global_step} of {folder.path}")
     show.trained(console, trainer.state)
     show.engine_afterwards(console, model)
+
+
+def _expected(config: Config, folder: RunFolder) -> Expected | None:
+    """The speed of the newest run of this name and shape that has logged any; of this one if it is gone on with."""
+    found = earlier_speed(config, re.sub(r"-\d+$", "", folder.path.name))
+    return Expected(found.tokens_per_second, found.run) if found else None
+
+
+def _why_slow(model: Any, config: Config, ready: Ready, slow: Slow, *, packed: bool, since: ProcessorTime) -> list[str]:
+    lengths, batch = ready.prepared.columns.tokens[ready.prepared.per_epoch], config.train.micro_batch
+    found = look_around(model, lengths, batch_size=batch, packed=packed, waiting=slow.waiting, since=since)
+    return causes(found)
 
 
 def identity_of(config: Config, ready: Ready) -> dict[str, Any]:

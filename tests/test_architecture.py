@@ -37,6 +37,8 @@ RANKS = {
     "memory": 4,
     "advice": 5,
     "fitting": 5,
+    "earlier_runs": 4,
+    "throughput": 7,
     "weights": 4,
     "base_weights": 5,
     "adapter_guard": 4,

@@ -1,4 +1,4 @@
-"""The meter counts tokens per second; the metrics file is one valid JSON object a line."""
+"""The metrics file is one valid JSON object a line, and a slow run is told so there and on the console."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from qdora_fast.callbacks import Meter, training_callbacks
-
-
-def test_throughput_is_tokens_over_time() -> None:
-    meter = Meter(tokens_per_epoch=1000)
-    assert meter.tokens_per_second(0.0, 100.0) is None
-    assert meter.tokens_per_second(0.5, 110.0) == pytest.approx(50)
-    assert meter.tokens_per_second(0.5, 111.0) is None  # no progress, no figure
-    assert meter.tokens_per_second(1.5, 121.0) == pytest.approx(100)
+from qdora_fast.callbacks import training_callbacks
+from qdora_fast.throughput import Expected, Slow, Throughput
 
 
 @pytest.fixture
 def watch(tmp_path: Path):
     console = Console(file=io.StringIO(), width=120)
-    (callback,) = training_callbacks(metrics=tmp_path / "metrics.jsonl", tokens_per_epoch=1000, console=console)
-    return SimpleNamespace(callback=callback, metrics=tmp_path / "metrics.jsonl", out=console.file)
+    asked: list[Slow] = []
+
+    def find_causes(slow: Slow) -> list[str]:
+        asked.append(slow)
+        return ["it is tired"]
+
+    (callback,) = training_callbacks(
+        metrics=tmp_path / "metrics.jsonl",
+        console=console,
+        throughput=Throughput(1000, Expected(1e12, "an earlier run")),
+        find_causes=find_causes,
+    )
+    return SimpleNamespace(callback=callback, metrics=tmp_path / "metrics.jsonl", out=console.file, asked=asked)
 
 
 def _state(step: int) -> SimpleNamespace:
@@ -45,3 +49,18 @@ def test_each_log_is_one_json_line_even_when_the_loss_is_not_finite(watch) -> No
     assert third == {"step": 2, "seconds": third["seconds"], "eval_loss": 2.0}
     assert "step 1/10: loss 2.5000" in watch.out.getvalue()
     assert "step 2/10: held-out loss 2.0000" in watch.out.getvalue()
+
+
+def test_a_slow_run_says_so_once_and_keeps_it(watch) -> None:
+    watch.callback.on_train_begin(None, _state(0), None)
+    for step in range(1, 101):
+        watch.callback.on_step_begin(None, _state(step), None)
+        watch.callback.on_step_end(None, _state(step), None)
+        watch.callback.on_log(None, _state(step), None, logs={"loss": 1.0, "learning_rate": 1e-4})
+        watch.callback.on_evaluate(None, _state(step), None)
+        watch.callback.on_save(None, _state(step), None)
+    watch.callback.on_train_end(None, _state(100), None)
+    kept = [record for line in watch.metrics.read_text().splitlines() if (record := json.loads(line)).get("event")]
+    assert len(watch.asked) == len(kept) == watch.out.getvalue().count("slow:") == 1
+    assert kept[0]["event"] == "slow"
+    assert "an earlier run made; likely because it is tired" in kept[0]["said"]

@@ -73,3 +73,12 @@ def test_free_disk_is_asked_of_the_nearest_existing_folder(tmp_path: Path) -> No
 def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("QDORA_FAST_CACHE", str(tmp_path / "c"))
     assert hardware.cache_folder() == tmp_path / "c"
+
+
+def test_what_holds_the_clocks_down_is_told_and_idleness_is_not(driver) -> None:
+    driver("0x0000000000000060\n0x0000000000000001")
+    assert hardware.clock_brakes() == ["heat (driver)", "heat (hardware)"]
+    driver("[N/A]")
+    assert hardware.clock_brakes() == []
+    driver("", code=9)
+    assert hardware.clock_brakes() == []

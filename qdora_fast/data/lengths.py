@@ -100,7 +100,7 @@ def describe_tokens(
         counts=tuple(counts.tolist()),
         packing_efficiency=filled,
         packed_sequences=packed,
-        padded_efficiency=_padded(lengths),
+        padded_efficiency=padded_fill(lengths, PADDED_BATCH),
         suggested_max_length=max(LENGTH_STEP, int(-(-needed // LENGTH_STEP) * LENGTH_STEP)),
     )
 
@@ -127,9 +127,10 @@ def pack(lengths: np.ndarray, size: int) -> tuple[int, float]:
     return round(sequences * len(lengths) / len(chosen)), filled
 
 
-def _padded(lengths: np.ndarray) -> float:
+def padded_fill(lengths: np.ndarray, rows: int) -> float:
+    """Share of random batches of so many rows, each padded to its longest, that is not padding."""
     if not len(lengths):
         return 0.0
     shuffled = np.random.default_rng(0).permutation(lengths)
-    batches = np.array_split(shuffled, max(1, len(shuffled) // PADDED_BATCH))
+    batches = np.array_split(shuffled, max(1, len(shuffled) // rows))
     return float(lengths.sum()) / sum(int(batch.max()) * len(batch) for batch in batches)

@@ -22,8 +22,6 @@ DRIVERS = {11: 450, 12: 525, 13: 580}
 GPU_SETUP = "make clean && make install PROFILE=gpu"
 _HEALTH = ("index", "temperature.gpu", "power.limit", "power.default_limit", "clocks.sm", "clocks.max.sm",
            "memory.used", "clocks_throttle_reasons.active")  # fmt: skip
-_BRAKES = {0x8: "hardware slowdown", 0x20: "heat (driver)", 0x40: "heat (hardware)", 0x80: "power supply"}
-"""Bits of `clocks_throttle_reasons.active` that are no choice of the user's and no idleness."""
 _HOT_C = 85
 _OTHERS_GIB = 2.0
 """Memory that other programs may hold without a word: a desktop takes about one."""
@@ -194,9 +192,7 @@ def _worries(told: dict[str, str], numbers: dict[str, float]) -> Iterator[tuple[
     used = numbers.get("memory.used", 0) / 1024
     if used > _OTHERS_GIB:
         yield f"other programs hold {used:.1f} GiB of its memory", "close them; nvidia-smi lists them"
-    reasons = told.get("clocks_throttle_reasons.active", "")
-    bits = int(reasons, 16) if re.fullmatch(r"0x[0-9a-fA-F]+", reasons) else 0
-    brakes = [why for bit, why in _BRAKES.items() if bits & bit]
+    brakes = hardware.brakes(told.get("clocks_throttle_reasons.active", ""))
     if brakes:
         yield f"slowed down right now by: {', '.join(brakes)}", "look at cooling and power supply"
 

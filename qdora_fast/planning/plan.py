@@ -7,7 +7,7 @@ only glanced at. Counting is memory/'s business, wording text.py's.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from qdora_fast import hardware, presets
 from qdora_fast.advice import Advice, Facts, advise
 from qdora_fast.config import Config
+from qdora_fast.earlier_runs import Peak, Speed, earlier_peak, earlier_speed
 from qdora_fast.errors import ConfigError
 from qdora_fast.fitting import Place, RowLengths, Settled, settle, this_machine
 from qdora_fast.memory import (
@@ -33,7 +34,6 @@ from qdora_fast.memory import (
     most_answers,
     sizes_of,
 )
-from qdora_fast.planning.measured import Speed, earlier_speed
 from qdora_fast.planning.rows import Measured, RowFacts, glance
 
 GIB = 2**30
@@ -66,6 +66,8 @@ class Plan:
     steps: int | None
     """Optimizer steps; about, with packing."""
     speed: Speed | None
+    measured: Peak | None
+    """What an earlier run of this shape took."""
     disk: tuple[Part, ...]
     free_disk: int
     advice: tuple[Advice, ...]
@@ -102,6 +104,7 @@ class Plan:
             "steps": self.steps,
             "tokens_per_second": self.speed and round(self.speed.tokens_per_second, 1),
             "seconds": self.seconds,
+            "measured_peak": self.measured and asdict(self.measured),
             "disk": {part.name: part.bytes for part in self.disk},
             "free_disk_bytes": self.free_disk,
             "advice": [str(line) for line in self.advice],
@@ -168,6 +171,7 @@ def make_plan(config: Config, name: str, *, vram: float | None = None) -> Plan:
         rows=rows,
         steps=steps,
         speed=earlier_speed(config, name),
+        measured=earlier_peak(config, name),
         disk=tuple(part for part in counted.disk if not (local and part.name == "base")),
         free_disk=int(hardware.free_disk_gib(Path(config.run.dir).resolve()) * GIB),
         advice=tuple(advice),

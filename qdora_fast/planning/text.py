@@ -9,8 +9,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from qdora_fast.earlier_runs import Peak
 from qdora_fast.memory import Estimate, Part, in_gib, in_words
 from qdora_fast.planning.plan import GIB, Plan
+from qdora_fast.throughput import span
 
 WIDTH = 36
 """Characters that stand for the whole card."""
@@ -31,6 +33,8 @@ def lines(plan: Plan) -> Iterator[str]:
     yield from staircase(plan)
     yield ""
     yield from _phases(plan)
+    if plan.measured is not None:
+        yield from _labelled("Measured", _measured(plan.measured))
     yield from _labelled("Longest", _longest(plan))
     chosen = "train.batch_size" in plan.settled.asked
     if plan.better and plan.better.length == plan.config.model.length and plan.place.on_gpu and not chosen:
@@ -155,6 +159,13 @@ def _phases(plan: Plan) -> list[str]:
     return _labelled("Peaks", text)
 
 
+def _measured(peak: Peak) -> str:
+    said = f"the longest batch of {peak.run} took {in_gib(peak.measured)}"
+    if peak.estimated is None:
+        return said
+    return f"{said} at the highest; {in_gib(peak.estimated)} were estimated ({peak.measured / peak.estimated - 1:+.0%})"
+
+
 def _at_limit(plan: Plan) -> bool:
     limit = plan.estimate.job.sizes.longest
     return limit is not None and plan.longest + 64 > limit
@@ -216,12 +227,4 @@ def _time(plan: Plan) -> str:
     speed = f"{plan.speed.tokens_per_second:,.0f} tokens/s in {plan.speed.run}"
     if plan.seconds is None:
         return f"{speed}; the number of rows is not known"
-    fast, slow = plan.seconds
-    return f"training {clock(fast)} to {clock(slow)} ({speed}); evaluation and export come on top"
-
-
-def clock(seconds: int) -> str:
-    """95 → 1:35 min, 5400 → 1:30 h."""
-    if seconds < 3600:
-        return f"{seconds // 60}:{seconds % 60:02} min"
-    return f"{seconds // 3600}:{seconds % 3600 // 60:02} h"
+    return f"training {span(plan.seconds)} ({speed}); evaluation and export come on top"
