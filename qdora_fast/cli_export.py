@@ -10,8 +10,10 @@ from qdora_fast.cli_options import loads_base
 @click.command()
 @click.argument("run")
 @click.option("--to", "to", default="merged_16bit", show_default=True, metavar="FORMAT",
-              help="merged_16bit, adapter, or (for runs without DoRA) lora.")  # fmt: skip
+              help="merged_16bit, gguf, adapter, or (for runs without DoRA) lora.")  # fmt: skip
 @click.option("--merge-base", type=click.Choice(["original16", "dequant4"]), help="Default: the run's own setting.")
+@click.option("--llama-cpp", type=click.Path(), metavar="DIR", help="For gguf: your llama.cpp checkout.")
+@click.option("--gguf-type", metavar="TYPE", help="For gguf: f16, bf16, q8_0 (default), q4_k_m, ...")
 @click.option("--out", type=click.Path(), help="Folder to write; default: RUN/FORMAT.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing folder.")
 @loads_base
@@ -21,6 +23,8 @@ def export(
     run: str,
     to: str,
     merge_base: str | None,
+    llama_cpp: str | None,
+    gguf_type: str | None,
     out: str | None,
     overwrite: bool,
     require_review: bool,
@@ -33,6 +37,9 @@ def export(
 
     if require_review:
         reviewing.require_review(RunFolder.open(run))
-    report = export_run(run, to=to, merge_base=merge_base, out=out, overwrite=overwrite, console=show.new_console())
+    options = {"merge_base": merge_base, "llama_cpp": llama_cpp, "gguf_type": gguf_type}
+    report = export_run(run, to=to, out=out, overwrite=overwrite, console=show.new_console(), **options)
+    if report.get("made") is False:
+        click.echo("\n".join(report["commands"]))
     if as_json:
         click.echo(show.json_line(report))

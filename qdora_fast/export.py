@@ -15,6 +15,7 @@ from rich.console import Console
 
 from qdora_fast import adapter_export, merged_export, show
 from qdora_fast.errors import ConfigError
+from qdora_fast.gguf import export as gguf_export
 from qdora_fast.run_folder import RunFolder
 from qdora_fast.run_lock import locked
 
@@ -30,6 +31,7 @@ class Format(NamedTuple):
 
 FORMATS = {
     "merged_16bit": Format(merged_export.export_run, ("merge_base",)),
+    "gguf": Format(gguf_export.export_run, ("merge_base", "llama_cpp", "gguf_type")),
     "adapter": Format(adapter_export.export_run),
     "lora": Format(adapter_export.export_lora),
 }
@@ -51,7 +53,7 @@ def export(
         to: a key of FORMATS; `lora` is refused for DoRA runs.
         out: folder to write; None: inside the run.
         overwrite: replace an existing folder.
-        **options: of the format, see `export_run` in its module: merge_base (merged_16bit).
+        **options: of the format, see `export_run` in its module: merge_base (merged_16bit, gguf); llama_cpp, gguf_type.
 
     Returns:
         The report: format, path and what the format says of itself (for merged_16bit what export.json holds).

@@ -67,6 +67,7 @@ RANKS = {
     "fusing": 10,
     "merged_export": 10,
     "adapter_export": 10,
+    "gguf": 11,
     "export": 12,
     "chat": 10,
     "doctor": 10,
@@ -97,6 +98,7 @@ OWNERS = {
     "datasets": {"data"},
     "jinja2": {"data"},
     "lm_eval": {"evaluation"},
+    "gguf": {"gguf"},
 }
 NEVER_AT_TOP = {"transformers", "trl", "peft", "bitsandbytes", "datasets", "unsloth", "accelerate", "lm_eval"}
 TORCH_AT_TOP = {"weights", "base_weights", "adapter", "merge", "proof", "behaviour", "reopen", "engine", "benchmark"}

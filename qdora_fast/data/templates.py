@@ -20,6 +20,7 @@ from qdora_fast.data.vocabulary import adds_bos
 from qdora_fast.errors import ConfigError
 
 BUNDLED = ("alpaca", "chatml")
+_BOS_FIRST = "{{- bos_token -}}\n"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ def choose_template(tokenizer: Any, setting: str, *, is_base: bool | None = None
     return choice
 
 
+def bundled_name(text: str | None) -> str | None:
+    """Which of the bundled templates a chat template is, with or without BOS in front; None: another."""
+    return next((name for name in BUNDLED if text and text.removeprefix(_BOS_FIRST) == _bundled_text(name)), None)
+
+
 def _own_template(tokenizer: Any) -> str | None:
     template = tokenizer.chat_template
     if isinstance(template, dict):  # several named ones; Transformers picks between them
@@ -83,9 +89,12 @@ def _bundled(tokenizer: Any, name: str, why: str) -> TemplateChoice:
             f"the {name} template ends an answer with the tokenizer's EOS, but this tokenizer has none; "
             "set eos_token in its tokenizer_config.json"
         )
-    body = (resources.files("qdora_fast.data") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
     # Rendered text is tokenised without special tokens, so the BOS that this tokenizer would add is written out.
-    return TemplateChoice(name, why, ("{{- bos_token -}}\n" if adds_bos(tokenizer) else "") + body)
+    return TemplateChoice(name, why, (_BOS_FIRST if adds_bos(tokenizer) else "") + _bundled_text(name))
+
+
+def _bundled_text(name: str) -> str:
+    return (resources.files("qdora_fast.data") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def _chatml_warning(tokenizer: Any, setting: str) -> str:

@@ -103,6 +103,8 @@ def exported(console: Console, report: dict[str, Any]) -> None:
     for check in proof["checks"] if proof else []:
         mark = "[green]passed[/]" if check["passed"] else "[red]FAILED[/]"
         line(console, "", f"{mark} {escape(check['words'])}", markup=True)
+    if proof and "words" in proof:
+        line(console, "", proof["words"])
     size = f", {report['bytes'] / 2**20:,.0f} MiB" if report.get("bytes") else ""
     line(console, "exported", f"{report['format']} to {report['path']}{size}")
 
@@ -154,8 +156,8 @@ def demo_base(console: Console) -> Iterator[Callable[[int, int, float], None]]:
 
 
 @contextmanager
-def writing(console: Console, total: int) -> Iterator[Callable[[int], None]]:
+def writing(console: Console, total: int, what: str = "merging") -> Iterator[Callable[[int], None]]:
     """A progress bar over bytes written."""
     with bar(console) as progress:
-        task = progress.add_task("merging", total=total, said="")
+        task = progress.add_task(what, total=total, said="")
         yield lambda count: progress.advance(task, count)

@@ -1,0 +1,104 @@
+"""Is a GGUF file the merged model? What can be read from it with PyPI's `gguf`, against the folder it was made from.
+
+Checked are the form (architecture, blocks, width, number of weights, type) and what decides the tokens (chat template,
+EOS, whether BOS is put in front). Not checked are the weights' values: they are the converter's work, and with them how
+much a small type loses; `proof.py` has shown the folder that it read.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdora_fast.data.vocabulary import adds_bos
+from qdora_fast.errors import ProofError
+from qdora_fast.weights import WeightFolder, read_json
+
+MAGIC = b"GGUF"
+UNREADABLE = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, OSError)
+"""What the reader raises on files that are damaged or something else."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the file must say."""
+
+    kind: str
+    """Type of the weights: q8_0, q4_k_m, ..."""
+    weights: int
+    """Number of parameters."""
+    blocks: int
+    width: int
+    chat_template: str | None
+    eos_id: int | None
+    adds_bos: bool
+
+
+def expected(merged: Path, tokenizer: Any, kind: str) -> Expected:
+    """Read off a merged model's folder and the run's tokenizer."""
+    config = read_json(merged / "config.json")
+    infos = WeightFolder(merged).infos.values()
+    return Expected(
+        kind=kind,
+        weights=sum(math.prod(info.shape) for info in infos if not info.name.endswith("inv_freq")),
+        blocks=int(str(config["num_hidden_layers"])),
+        width=int(str(config["hidden_size"])),
+        chat_template=tokenizer.chat_template,
+        eos_id=tokenizer.eos_token_id,
+        adds_bos=adds_bos(tokenizer),
+    )
+
+
+def check(file: Path, wanted: Expected) -> list[dict[str, Any]] | None:
+    """Compare a GGUF file with what it must say.
+
+    Returns:
+        Checks as in an export's proof (name, passed, words); None: the reader is not installed.
+
+    Raises:
+        ProofError: it is no GGUF file, or not a whole one.
+    """
+    with file.open("rb") as handle:
+        if handle.read(len(MAGIC)) != MAGIC:
+            raise ProofError(f"{file.name} is no GGUF file, although the converter reported success")
+    try:
+        import gguf
+    except ImportError:
+        return None
+    try:
+        reader = gguf.GGUFReader(file)
+        said = {name: field.contents() for name, field in reader.fields.items() if not name.startswith(_BULKY)}
+        tensors = [(tensor.name, int(tensor.n_elements)) for tensor in reader.tensors]
+    except UNREADABLE as error:
+        raise ProofError(f"{file.name} is not a whole GGUF file ({type(error).__name__}: {error})") from None
+    file_types = {each.value: each.name.partition("_")[2].lower() for each in gguf.LlamaFileType}
+    return _compare(said, tensors, file_types, wanted)
+
+
+_BULKY = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
+
+
+def _compare(
+    said: dict[str, Any], tensors: list[tuple[str, int]], file_types: dict[int, str], wanted: Expected
+) -> list[dict[str, Any]]:
+    architecture = said.get("general.architecture")
+    form = (said.get(f"{architecture}.block_count"), said.get(f"{architecture}.embedding_length"))
+    weights = sum(count for name, count in tensors if not name.startswith("rope_"))  # tables made by the converter
+    template, eos = said.get("tokenizer.chat_template"), said.get("tokenizer.ggml.eos_token_id")
+    bos = said.get("tokenizer.ggml.add_bos_token")
+    kind = file_types.get(said.get("general.file_type", -1))
+    facts = [
+        ("architecture", form == (wanted.blocks, wanted.width),
+         f"{architecture}: {form[0]} blocks of width {form[1]} (trained: {wanted.blocks} of {wanted.width})"),
+        ("weights", weights == wanted.weights,
+         f"{weights:,} weights in {len(tensors)} tensors (merged model: {wanted.weights:,} weights)"),
+        ("type", kind == wanted.kind, f"type {kind} (asked for: {wanted.kind})"),
+        ("chat_template", template == wanted.chat_template,
+         "chat template: " + ("the run's" if template == wanted.chat_template else "not the run's")),
+        ("eos", eos == wanted.eos_id, f"EOS token {eos} (trained: {wanted.eos_id})"),
+        ("bos", bos is None or bool(bos) == wanted.adds_bos,
+         f"BOS in front: {'left to llama.cpp' if bos is None else bool(bos)} (trained: {wanted.adds_bos})"),
+    ]  # fmt: skip
+    return [{"name": name, "passed": bool(passed), "words": words} for name, passed, words in facts]

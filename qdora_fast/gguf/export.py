@@ -1,0 +1,179 @@
+"""A run as GGUF: its proven merged model, through the user's llama.cpp, checked, with Ollama's Modelfile beside it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qdora_fast import show
+from qdora_fast.backend import open_backend
+from qdora_fast.config import Config
+from qdora_fast.errors import IntegrityError, ProofError, RefusedError
+from qdora_fast.gguf import check, checkout
+from qdora_fast.gguf.modelfile import go_template, modelfile
+from qdora_fast.manifest import sha256_of
+from qdora_fast.merged_export import export_run as export_merged_run
+from qdora_fast.merged_export import merged_folder
+from qdora_fast.remote_code import FLAG, code_of, remote_code_allowed, require_allowed
+from qdora_fast.run_folder import RunFolder, write_json
+from qdora_fast.staging import refuse_existing, require_space, staged_folder
+from qdora_fast.weights import read_json
+
+DEFAULT_TYPE = "q8_0"
+CHECKED = "form and tokens were checked, the values of the weights were not: they are llama.cpp's work"
+NOT_CHECKED = "not checked: that needs the reader, `pip install gguf`"
+
+
+def export_run(
+    folder: RunFolder,
+    config: Config,
+    *,
+    out: Path | None,
+    overwrite: bool,
+    console: Console,
+    merge_base: str | None = None,
+    llama_cpp: str | Path | None = None,
+    gguf_type: str = DEFAULT_TYPE,
+) -> dict[str, Any]:
+    """Convert a finished run's merged model, which is made and proven first where it is not there.
+
+    Args:
+        merge_base: of the merged model; None: the run's own setting.
+        llama_cpp: folder of a llama.cpp checkout. None: nothing is converted, the report says how.
+        gguf_type: of the weights, see `checkout.CONVERTED` and `checkout.QUANTIZED`.
+
+    Returns:
+        The report: format, made, path, file, type, ...; of a file that was made proof, bytes and sha256, else commands.
+
+    Raises:
+        ConfigError: an unknown type, no checkout there, llama-quantize not built, or `out` exists.
+        RefusedError: the model comes with code of its own, which the converter would run.
+        DiskSpaceError: no room.
+        QdoraError: a tool failed; its last lines are in the message.
+        ProofError: what it made is not the merged model.
+    """
+    kind = checkout.check_type(gguf_type)
+    tools = checkout.tools(Path(llama_cpp).expanduser(), kind) if llama_cpp else None
+    target = (out or folder.path / f"gguf-{kind}").absolute()
+    if tools:
+        refuse_existing(target, overwrite=overwrite)
+    require_allowed(folder.read_json("model.json"))
+    base = merge_base or config.export.merge_base
+    merged = _proven_merged(folder, config, base, console)
+    name = folder.path.resolve().name
+    file = target / f"{name}-{kind}.gguf"
+    report = {
+        "format": "gguf",
+        "made": tools is not None,
+        "path": str(target),
+        "file": str(file),
+        "type": kind,
+        "merged": str(merged),
+        "merge_base": base,
+        "adapter_sha256": read_json(merged / "export.json")["adapter_sha256"],
+    }
+    if base == "dequant4":
+        show.note(console, "dequant4 carries the 4-bit noise of training into the file; original16 is the better start")
+    if tools is None:
+        show.note(console, "no GGUF was made: name a llama.cpp checkout by --llama-cpp DIR, or run these commands")
+        return {**report, "commands": checkout.printed(merged, file, kind, name)}
+    open_backend()
+    _refuse_own_code(merged)
+    with staged_folder(target, overwrite=overwrite) as staging:
+        _convert(folder, config, merged, staging, tools, report, console)
+        write_json(staging / "export.json", report)
+    show.exported(console, report)
+    return report
+
+
+def _convert(
+    folder: RunFolder,
+    config: Config,
+    merged: Path,
+    staging: Path,
+    tools: tuple[str, str],
+    report: dict[str, Any],
+    console: Console,
+) -> None:
+    """Fill `staging` with the file and its Modelfile; the report learns what was found."""
+    from transformers import AutoTokenizer
+
+    started = time.monotonic()
+    kind, file, log = report["type"], staging / Path(report["file"]).name, staging / "llama.cpp.log"
+    tokenizer = AutoTokenizer.from_pretrained(folder.adapter, trust_remote_code=remote_code_allowed())
+    wanted = check.expected(merged, tokenizer, kind)
+    space = checkout.bytes_needed(wanted.weights, kind)
+    require_space(staging, space)
+    steps = checkout.steps(merged, file, kind, folder.path.resolve().name, *tools)
+    with show.writing(console, space, "converting") as on_bytes:
+        for step in steps:
+            checkout.run(step, log, on_bytes)
+    for other in (log, *(step.makes for step in steps[:-1])):
+        other.unlink()
+    report["proof"] = _proof(check.check(file, wanted))
+    stops = folder.read_json("model.json")["stop_ids"]
+    most: Any = read_json(merged / "config.json").get("max_position_embeddings", config.model.max_length)
+    text = modelfile(file.name, tokenizer, stops, longest_row=config.model.max_length, most_positions=most)
+    (staging / "Modelfile").write_text(text, encoding="utf-8")
+    report |= {
+        "bytes": file.stat().st_size,
+        "sha256": {file.name: sha256_of(file)},
+        "ollama_template": go_template(tokenizer) is not None,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def _proof(checks: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """The checks as export.json has them.
+
+    Raises:
+        ProofError: one of them failed.
+    """
+    if checks is None:
+        return {"passed": None, "checks": [], "words": NOT_CHECKED}
+    failed = [each["words"] for each in checks if not each["passed"]]
+    if failed:
+        listed = "\n  - ".join(failed)
+        raise ProofError(f"the file that llama.cpp made is not the merged model, and was not kept:\n  - {listed}")
+    return {"passed": True, "checks": checks, "words": CHECKED}
+
+
+def _proven_merged(folder: RunFolder, config: Config, merge_base: str, console: Console) -> Path:
+    """The run's merged model: the one that is there if it is proven and of this adapter, else a new one."""
+    merged = merged_folder(folder, merge_base)
+    wrong = _why_not(merged, folder)
+    if wrong:
+        show.note(console, f"{merged} {wrong}: it is made and proven first")
+        export_merged_run(folder, config, out=None, overwrite=True, console=console, merge_base=merge_base)
+    return merged
+
+
+def _why_not(merged: Path, folder: RunFolder) -> str | None:
+    """Why a merged model cannot be taken; None: it can."""
+    from qdora_fast.adapter import WEIGHTS_NAME
+
+    if not merged.is_dir():
+        return "is not there yet"
+    try:
+        said: dict[str, Any] = read_json(merged / "export.json")
+        if not said["proof"]["passed"]:
+            return "did not pass its proof"
+        if said["adapter_sha256"] != sha256_of(folder.adapter / WEIGHTS_NAME):
+            return "was made from another adapter"
+        changed = [name for name, digest in said["sha256"].items() if sha256_of(merged / name) != digest]
+    except (IntegrityError, KeyError, TypeError, OSError):
+        return "has no export.json that can be read, or lacks files"
+    return f"was changed since it was proven ({changed[0]})" if changed else None
+
+
+def _refuse_own_code(merged: Path) -> None:
+    """llama.cpp's converter tells Transformers to run code that comes with a model, whatever we were told."""
+    files = code_of(str(merged))
+    if files and not remote_code_allowed():
+        raise RefusedError(
+            f"{merged} comes with code of its own ({', '.join(files)}), and llama.cpp's converter would run it; "
+            f"read it, then add {FLAG}"
+        )
