@@ -27,11 +27,13 @@ class Format(NamedTuple):
     """(folder, config, *, out, overwrite, console, **options) -> the report."""
     options: tuple[str, ...] = ()
     """What it can be told beyond where to write."""
+    writes_in_run: bool = False
+    """It does so even when `out` lies elsewhere."""
 
 
 FORMATS = {
     "merged_16bit": Format(merged_export.export_run, ("merge_base",)),
-    "gguf": Format(gguf_export.export_run, ("merge_base", "llama_cpp", "gguf_type")),
+    "gguf": Format(gguf_export.export_run, ("merge_base", "llama_cpp", "gguf_type"), writes_in_run=True),
     "adapter": Format(adapter_export.export_run),
     "lora": Format(adapter_export.export_lora),
 }
@@ -68,7 +70,8 @@ def export(
     asked = {name: value for name, value in options.items() if value is not None}
     chosen = _find(to, asked)
     place, console = Path(out) if out else None, console or show.new_console()
-    with nullcontext() if place else locked(folder.path):  # a run is not written to by two
+    alone = locked(folder.path) if chosen.writes_in_run or not place else nullcontext()
+    with alone:  # a run is not written to by two
         return chosen.write(folder, config, out=place, overwrite=overwrite, console=console, **asked)
 
 

@@ -13,7 +13,7 @@ from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.errors import IntegrityError, ProofError, RefusedError
 from qdora_fast.gguf import check, checkout
-from qdora_fast.gguf.modelfile import go_template, modelfile
+from qdora_fast.gguf.modelfile import WITHOUT_TEMPLATE, go_template, modelfile
 from qdora_fast.manifest import sha256_of
 from qdora_fast.merged_export import export_run as export_merged_run
 from qdora_fast.merged_export import merged_folder
@@ -62,7 +62,7 @@ def export_run(
         refuse_existing(target, overwrite=overwrite)
     require_allowed(folder.read_json("model.json"))
     base = merge_base or config.export.merge_base
-    merged = _proven_merged(folder, config, base, console)
+    merged = _proven_merged(folder, config, base, console).absolute()
     name = folder.path.resolve().name
     file = target / f"{name}-{kind}.gguf"
     report = {
@@ -86,6 +86,8 @@ def export_run(
         _convert(folder, config, merged, staging, tools, report, console)
         write_json(staging / "export.json", report)
     show.exported(console, report)
+    if not report["ollama_template"]:
+        show.note(console, f"no TEMPLATE in the Modelfile: {WITHOUT_TEMPLATE}")
     return report
 
 
@@ -115,8 +117,8 @@ def _convert(
         other.unlink()
     report["proof"] = _proof(check.check(file, wanted))
     stops = folder.read_json("model.json")["stop_ids"]
-    most: Any = read_json(merged / "config.json").get("max_position_embeddings", config.model.max_length)
-    text = modelfile(file.name, tokenizer, stops, longest_row=config.model.max_length, most_positions=most)
+    most: Any = read_json(merged / "config.json").get("max_position_embeddings", config.model.length)
+    text = modelfile(file.name, tokenizer, stops, longest_row=config.model.length, most_positions=most)
     (staging / "Modelfile").write_text(text, encoding="utf-8")
     report |= {
         "bytes": file.stat().st_size,

@@ -89,11 +89,11 @@ def test_the_printed_commands_of_a_quantised_type_build_quantise_and_tidy_up(run
 def test_what_goes_wrong_is_said_and_nothing_is_left(
     run: RunFolder, tmp_path: Path, fault: str, kind: type[QdoraError], said: str
 ) -> None:
-    before = sorted(run.path.iterdir())
+    before = sorted(run.path.glob("[!.]*"))
     with pytest.raises(kind, match=said) as caught:
         export(run, to="gguf", llama_cpp=make_checkout(tmp_path / "llama.cpp", fault=fault))
     assert caught.value.exit_code == (42 if kind is ProofError else 1)
-    assert sorted(run.path.iterdir()) == before
+    assert sorted(run.path.glob("[!.]*")) == before
 
 
 def test_a_file_that_cannot_be_read_here_is_said_to_be_unchecked(
@@ -123,16 +123,13 @@ def test_code_that_comes_with_a_model_is_not_handed_to_the_converter(run: RunFol
         export(run, to="gguf", llama_cpp=make_checkout(tmp_path / "llama.cpp"))
 
 
-def test_the_merged_model_is_made_and_proven_first_and_again_when_it_is_not_the_run_s(short_run) -> None:
-    made = short_run()
-    merged = made.path / "merged_16bit"
-    assert export(made, to="gguf")["merged"] == str(merged)
-    written = (merged / "export.json").stat().st_mtime_ns
-    export(made, to="gguf")
-    assert (merged / "export.json").stat().st_mtime_ns == written
+def test_a_merged_model_that_is_not_the_run_s_is_made_and_proven_first(run: RunFolder, demo_run: RunFolder) -> None:
+    run.write_json("data/proof_rows.json", demo_run.read_json("data/proof_rows.json"))
+    merged = run.path / "merged_16bit"
     weights = bytearray((merged / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (merged / "model.safetensors").write_bytes(weights)
-    export(made, to="gguf")
-    assert (merged / "export.json").stat().st_mtime_ns > written
-    assert json.loads((merged / "export.json").read_text())["proof"]["passed"]
+    assert export(run, to="gguf")["merged"] == str(merged)
+    assert (merged / "model.safetensors").read_bytes() != weights
+    said = json.loads((merged / "export.json").read_text())
+    assert said["proof"]["passed"] and said["path"] == str(merged)
