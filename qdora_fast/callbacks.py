@@ -41,10 +41,16 @@ def training_callbacks(
         throughput: told of every step.
         find_causes: asked, once at most, why a run is slow.
     """
+    if not processes.first():
+        return []
+    return [_watch(metrics, console, throughput), _stopwatch(metrics, console, throughput, find_causes)]
+
+
+def _watch(metrics: Path, console: Console, throughput: Throughput) -> Any:
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
-        """Hangs throughput, progress bar and metrics into the Trainer."""
+        """Hangs progress bar and metrics into the Trainer."""
 
         def __init__(self) -> None:
             self.started = 0.0
@@ -52,10 +58,46 @@ def training_callbacks(
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.started = time.time()
-            throughput.begin(float(state.epoch or 0.0), time.monotonic())
             self.progress = _progress_bar(console)
             self.progress.add_task("training", total=state.max_steps, completed=state.global_step, said="")
             self.progress.start()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            record = _record(logs or {}, state.global_step, time.time() - self.started)
+            if "loss" in record:
+                speed = throughput.tokens_per_second()
+                record |= {"tokens_per_second": round(speed, 1) if speed else None}
+                record |= {"memory_gib": round(memory_gib(), 2)}
+            _keep(metrics, record)
+            place = f"  step {state.global_step}/{state.max_steps}: "
+            if self.progress and "loss" in record:
+                left = throughput.left(state.max_steps - state.global_step)
+                said = _said(record) + (f"  {span(left)} left" if left and left[1] >= 1 else "")
+                self.progress.update(self.progress.task_ids[0], completed=state.global_step, said=said)
+                if not console.is_terminal and state.global_step % max(1, state.max_steps // 10) == 0:
+                    console.print(place + said, markup=False)
+            elif "eval_loss" in record:
+                console.print(f"{place}held-out loss {float(record['eval_loss']):.4f}")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self.progress:
+                self.progress.stop()
+                self.progress = None
+
+    return Watch()
+
+
+def _stopwatch(
+    metrics: Path, console: Console, throughput: Throughput, find_causes: Callable[[Slow], list[str]]
+) -> Any:
+    from transformers import TrainerCallback
+
+    class Stopwatch(TrainerCallback):
+        """Tells throughput of every step, and the user when it finds the run slow. Comes last: what other callbacks do
+        is between steps."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            throughput.begin(float(state.epoch or 0.0), time.monotonic())
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             throughput.step_begins(time.monotonic())
@@ -66,42 +108,19 @@ def training_callbacks(
             if slow is not None:
                 said = slow.said(find_causes(slow))
                 console.print(f"  step {state.global_step}: {said}", markup=False)
-                self._keep({"step": state.global_step, "event": "slow", "said": said})
+                _keep(metrics, {"step": state.global_step, "event": "slow", "said": said})
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            record = _record(logs or {}, state.global_step, time.time() - self.started)
-            if "loss" in record:
-                speed = throughput.tokens_per_second()
-                record |= {"tokens_per_second": round(speed, 1) if speed else None}
-                record |= {"memory_gib": round(memory_gib(), 2)}
-            self._keep(record)
-            place = f"  step {state.global_step}/{state.max_steps}: "
-            if self.progress and "loss" in record:
-                left = throughput.left(state.max_steps - state.global_step)
-                said = _said(record) + (f"  {span(left)} left" if left and left[1] >= 1 else "")
-                self.progress.update(self.progress.task_ids[0], completed=state.global_step, said=said)
-                if not console.is_terminal and state.global_step % max(1, state.max_steps // 10) == 0:
-                    console.print(place + said, markup=False)
-            elif "eval_loss" in record:
-                console.print(f"{place}held-out loss {float(record['eval_loss']):.4f}")
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             throughput.between_ends(time.monotonic())
 
-        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            throughput.between_ends(time.monotonic())
+        on_evaluate = on_save = on_log
 
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            throughput.between_ends(time.monotonic())
+    return Stopwatch()
 
-        def _keep(self, record: dict[str, Any]) -> None:
-            with metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if self.progress:
-                self.progress.stop()
-                self.progress = None
-
-    return [Watch()] if processes.first() else []
+def _keep(metrics: Path, record: dict[str, Any]) -> None:
+    with metrics.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _progress_bar(console: Console) -> Progress:

@@ -69,6 +69,7 @@ class _Step:
 
     @property
     def seconds(self) -> float:
+        """All of it."""
         return self.waited + self.worked
 
 

@@ -14,6 +14,20 @@ from qdora_fast.callbacks import training_callbacks
 from qdora_fast.throughput import Expected, Slow, Throughput
 
 
+class _Both:
+    """All callbacks as one, called in order as the Trainer does."""
+
+    def __init__(self, callbacks) -> None:
+        self.callbacks = callbacks
+
+    def __getattr__(self, event: str):
+        def call(*args, **kwargs) -> None:
+            for callback in self.callbacks:
+                getattr(callback, event)(*args, **kwargs)
+
+        return call
+
+
 @pytest.fixture
 def watch(tmp_path: Path):
     console = Console(file=io.StringIO(), width=120)
@@ -23,13 +37,13 @@ def watch(tmp_path: Path):
         asked.append(slow)
         return ["it is tired"]
 
-    (callback,) = training_callbacks(
+    callbacks = training_callbacks(
         metrics=tmp_path / "metrics.jsonl",
         console=console,
         throughput=Throughput(1000, Expected(1e12, "an earlier run")),
         find_causes=find_causes,
     )
-    return SimpleNamespace(callback=callback, metrics=tmp_path / "metrics.jsonl", out=console.file, asked=asked)
+    return SimpleNamespace(callback=_Both(callbacks), metrics=tmp_path / "metrics.jsonl", out=console.file, asked=asked)
 
 
 def _state(step: int) -> SimpleNamespace:
