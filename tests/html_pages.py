@@ -20,6 +20,7 @@ HOSTILE = (
     "] | [a](http://b) | `c` **d**",
     "नमस्ते दुनिया",
     "مرحبا",
+    "\u202e\u2066abc",
     "\ud83d",
 )
 """Texts that would do harm on a page that took them for more than text."""

@@ -115,7 +115,7 @@ def _introduction(parts: RunParts, kind: Kind) -> list[str]:
     if isinstance(targets, list):
         lines += [f"- {len(targets)} adapted layers: {_names(targets)}"]
     if precision or parts.model.get("template"):
-        template, computed = code(parts.model.get("template") or "unknown"), code(precision or "unknown")
+        template, computed = code(parts.model.get("template") or "unknown"), escaped(precision or "unknown")
         lines += [f"- trained in {computed}, with the chat template `{template}`, which lies beside the weights"]
     export = next((each for each in parts.exports if each["folder"] == kind), None)
     if export:

@@ -11,6 +11,9 @@ from rich.table import Table
 
 from qdora_fast.redact import redact
 
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
 
 def new_console() -> Console:
     """Progress and decisions go to standard error, so that standard output stays for results."""
@@ -24,7 +27,7 @@ def json_line(content: Any) -> str:
 
 def line(console: Console, label: str, text: str, *, markup: bool = False) -> None:
     """One decision, under its label."""
-    console.print(f"{label.capitalize():<9} {redact(text)}", markup=markup)
+    console.print(f"{label.capitalize():<9} {visible(redact(text))}", markup=markup)
 
 
 def bar(console: Console) -> Progress:
@@ -46,5 +49,10 @@ def grid(first: str, *columns: str) -> Table:
 
 def short(text: str, most: int = 160) -> str:
     """The text on one line, cut."""
-    folded = " ".join(redact(text).split())
+    folded = " ".join(visible(redact(text)).split())
     return folded if len(folded) <= most else f"{folded[: most - 1]}…"
+
+
+def visible(text: str) -> str:
+    """Control characters as pictures, so that no row steers the terminal; line breaks and tabs stay."""
+    return text.translate(_PICTURES)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from qdora_fast.show.console import bar, line
+from qdora_fast.show.console import bar, line, visible
 
 
 def preflight(console: Console, ready: Any) -> None:
@@ -17,9 +18,14 @@ def preflight(console: Console, ready: Any) -> None:
     from qdora_fast.data import format_preflight, previews
 
     prepared, rendering = ready.prepared, ready.rendering
-    shown = previews(prepared.train, prepared.scored_examples, rendering.tokenizer)
+    shown = map(_harmless, previews(prepared.train, prepared.scored_examples, rendering.tokenizer))
     page = format_preflight(prepared.report, rendering.template, shown, colour=console.is_terminal)
     console.out(page, highlight=False)
+
+
+def _harmless(row: Any) -> Any:
+    pieces = tuple((visible(text), trained) for text, trained in row.pieces)
+    return replace(row, place=visible(row.place), pieces=pieces)
 
 
 def quality(console: Console, ready: Any) -> None:

@@ -118,7 +118,8 @@ def finished(console: Console, folder: RunFolder) -> None:
     console.print(f"adapter       {folder.adapter}", markup=False)
     console.print(f"report        {folder.path / 'report.html'}", markup=False)
     if completions.is_file():
-        console.print(f"read answers  {completions}  (mark them, save, then: qdora-fast review {folder.path} FILE)")
+        then = f"(mark them, save, then: qdora-fast review {folder.path} FILE)"
+        console.print(f"read answers  {completions}  {then}", markup=False)
     console.print(f"try it        qdora-fast chat {folder.path}", markup=False)
 
 
