@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from plain_rendering import render
 from rich.console import Console
 
 from qdora_fast.cli import cli
-from qdora_fast.data import choose_template, render
+from qdora_fast.data import choose_template
 from qdora_fast.errors import ConfigError, RegressionError
 from qdora_fast.evaluating import Subject, evaluate, evaluate_model, finish, refuse_regression
 from qdora_fast.evaluation import log

@@ -17,7 +17,7 @@ from qdora_fast.data.dataset import Prepared, prepare
 from qdora_fast.data.detection import Detection, detect
 from qdora_fast.data.messages import Message, Row, prompt_of
 from qdora_fast.data.preflight import format_preflight
-from qdora_fast.data.render import Rendered, Rendering, RenderReport, previews, render
+from qdora_fast.data.render import Rendering, previews
 from qdora_fast.data.report import DataReport
 from qdora_fast.data.templates import TemplateChoice, choose_template
 
@@ -26,8 +26,6 @@ __all__ = [
     "Detection",
     "Message",
     "Prepared",
-    "RenderReport",
-    "Rendered",
     "Rendering",
     "Row",
     "TemplateChoice",
@@ -37,5 +35,4 @@ __all__ = [
     "prepare",
     "previews",
     "prompt_of",
-    "render",
 ]

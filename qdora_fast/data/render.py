@@ -4,29 +4,27 @@ It needs the tokenizer, and with it a chat template. An example has exactly two 
 no longer than asked for, and has at least one trained token, so that a trainer has nothing left to decide (some
 trainers cut, mask or keep empty rows without a word).
 
-`Renderer` does it for one row; `pipeline.py` runs it over files in several processes. `render` is the plain form,
-for rows in a list.
+`Renderer` does it for one row; `pipeline.py` runs it over files in several processes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from qdora_fast.data.masking import IGNORED, Masked, tokenize_text, tokenize_with_spans
 from qdora_fast.data.messages import Row
-from qdora_fast.data.rejects import Dropped, RejectedRow, Tally, bullet_list, total
+from qdora_fast.data.rejects import Dropped, RejectedRow, bullet_list, total
 from qdora_fast.data.store import Example
 from qdora_fast.data.templates import TemplateChoice
 from qdora_fast.data.vocabulary import Vocabulary
 from qdora_fast.errors import DataError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 PREVIEWS = 2
 FLAGS = ("eos_appended", "no_stop_token", "double_bos", "no_bos", "truncated")
@@ -132,101 +130,6 @@ def spoken(row: Row) -> list[str]:
         return [row["text"]]
     calls = [json.dumps(message["tool_calls"]) for message in row["messages"] if "tool_calls" in message]
     return [message["content"] for message in row["messages"]] + calls
-
-
-@dataclass(frozen=True)
-class RenderReport:
-    """What became of the rows. `rows_in` = `kept` + dropped; lengths and counts are in tokens."""
-
-    rows_in: int
-    kept: int
-    dropped: tuple[Dropped, ...]
-    tokens: int
-    trained_tokens: int
-    longest: int
-    max_length: int
-    truncated: int
-    """Rows cut at `max_length`; their answers lack an end, and therefore a stop token."""
-    flags: Mapping[str, int]
-    """Rows per flag of `masking.Masked`."""
-    previews: tuple[Preview, ...]
-
-    @property
-    def trained_share(self) -> float:
-        """Share of all tokens that carry loss, 0 to 1."""
-        return self.trained_tokens / self.tokens if self.tokens else 0.0
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """Tokenised rows: per example `input_ids` and `labels` of equal length, -100 where nothing is learned."""
-
-    examples: list[Example]
-    rows: list[Row]
-    """The kept rows, one per example."""
-    report: RenderReport
-
-    def dataset(self) -> Dataset:
-        """The examples as a `datasets.Dataset` with the columns input_ids and labels."""
-        from datasets import Dataset
-
-        columns = {name: [example[name] for example in self.examples] for name in ("input_ids", "labels")}
-        return Dataset.from_dict(columns)
-
-
-def render(
-    rows: Sequence[Row],
-    tokenizer: Any,
-    *,
-    max_length: int,
-    train_on: Literal["responses", "all"] = "responses",
-    on_long: Literal["drop", "truncate"] = "drop",
-    stop_ids: Collection[int] = (),
-) -> Rendered:
-    """Tokenise rows with the tokenizer's chat template and mark what is learned.
-
-    Args:
-        rows: from `prepare`; an empty list gives an empty result.
-        tokenizer: a fast Transformers tokenizer whose chat template is chosen (see `choose_template`).
-        max_length: longest example in tokens.
-        train_on: loss on the answers, or on every token.
-        on_long: drop longer rows, or cut them at the end.
-        stop_ids: tokens that end generation, from the model's generation config; EOS always counts.
-
-    Raises:
-        ConfigError: a slow tokenizer, or one without any stop token.
-        DataError: no row has anything to train on, or more than half cannot be masked for sure.
-    """
-    renderer = Renderer(Rendering(tokenizer, max_length, train_on, on_long, frozenset(stop_ids)))
-    tally, flags = Tally(), Counter[str]()
-    examples: list[Example] = []
-    kept: list[Row] = []
-    truncated = 0
-    for row in rows:
-        try:
-            example, met = renderer(row)
-        except RejectedRow as rejected:
-            tally.add(rejected, row["meta"]["source"])
-            continue
-        truncated += "truncated" in met
-        flags.update(met - {"truncated"})
-        examples.append(example)
-        kept.append(row)
-
-    report = RenderReport(
-        rows_in=len(rows),
-        kept=len(kept),
-        dropped=tally.freeze(),
-        tokens=sum(len(example["input_ids"]) for example in examples),
-        trained_tokens=sum(sum(label != IGNORED for label in example["labels"]) for example in examples),
-        longest=max((len(example["input_ids"]) for example in examples), default=0),
-        max_length=max_length,
-        truncated=truncated,
-        flags=dict(flags),
-        previews=previews(kept, examples, tokenizer),
-    )
-    refuse_hopeless(report.rows_in, report.kept, report.dropped, max_length)
-    return Rendered(examples, kept, report)
 
 
 def previews(rows: Sequence[Row], examples: Sequence[Example], tokenizer: Any) -> tuple[Preview, ...]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plain_rendering import render
 
 from qdora_fast.config import DataSettings
-from qdora_fast.data import Rendering, choose_template, pipeline, prepare, render
+from qdora_fast.data import Rendering, choose_template, pipeline, prepare
 from qdora_fast.errors import DataError
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_rendering import render
 
 from qdora_fast.config import QualitySettings
 from qdora_fast.data.messages import Message, Row
 from qdora_fast.data.quality import Score, Verdicts, choose, report, score
-from qdora_fast.data.render import render
 from qdora_fast.data.templates import choose_template
 
 SETTINGS = QualitySettings()

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from plain_rendering import render
 
-from qdora_fast.data import Row, choose_template, render
+from qdora_fast.data import Row, choose_template
 from qdora_fast.data.masking import IGNORED
 from qdora_fast.errors import DataError
 
