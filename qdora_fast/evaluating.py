@@ -122,7 +122,7 @@ def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: C
         from qdora_fast.evaluation.harness import harness_version
 
         harness_version()
-    questions = make_questions(rows, tokenizer, most=len(rows), max_length=config.model.length)
+    questions = make_questions(rows, tokenizer, max_length=config.model.length)
     check(questions, config.evaluation)
     return questions
 

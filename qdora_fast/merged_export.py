@@ -22,7 +22,7 @@ from rich.console import Console
 from qdora_fast import show
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
-from qdora_fast.errors import ConfigError, ProofError, RefusedError
+from qdora_fast.errors import ConfigError, ProofError, RefusedError, first_line
 from qdora_fast.hardware import package_versions
 from qdora_fast.remote_code import require_allowed
 from qdora_fast.run_folder import RunFolder, write_json
@@ -153,9 +153,8 @@ def base_folder(made: Mapping[str, Any], config: Config) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["original/*"]))
     except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError) as error:
-        first = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"the 16-bit weights of `{name}` are neither a folder nor reachable on the hub ({first}); "
+            f"the 16-bit weights of `{name}` are neither a folder nor reachable on the hub ({first_line(error)}); "
             "set model.base_16bit to a local folder in the run's config.yaml"
         ) from None
 

@@ -23,8 +23,9 @@ from qdora_fast.backend import captured_prints, open_backend
 from qdora_fast.comparison.arms import FULL, Trial, settings_for
 from qdora_fast.comparison.full import unfreeze_blocks
 from qdora_fast.config import Config
-from qdora_fast.evaluation.heldout import generate, make_questions, mean_loss, row_losses
+from qdora_fast.evaluation.heldout import make_questions, mean_loss, row_losses
 from qdora_fast.evaluation.metrics import find_metric
+from qdora_fast.evaluation.task import answers
 from qdora_fast.model import Base, attach, fuse_layers, load_base
 from qdora_fast.trainer import build_trainer, choose_precision, make_recipe, sft_arguments
 
@@ -173,19 +174,11 @@ def _scores(model: Any, base: Base, config: Config, material: Material) -> list[
     open_backend().FastLanguageModel.for_inference(model)
     settings = config.evaluation
     rows = [material.prepared.held_out[number] for number in material.held_out]
-    questions = make_questions(rows, base.tokenizer, most=len(rows), max_length=config.model.length)
-    prompts = [question.prompt for question in questions]
-    if settings.metric == "choice":
-        from qdora_fast.evaluation.choices import choose
-
-        chosen = choose(model, base.tokenizer, prompts, material.options, batch_size=settings.batch_size)
-        said = [material.options[number] for number in chosen]
-    else:
-        limits = (settings.max_new_tokens, settings.batch_size, base.stop_ids)
-        said = [reply.text for reply in generate(model, base.tokenizer, prompts, *limits)]
+    questions = make_questions(rows, base.tokenizer, max_length=config.model.length)
+    said = answers(model, base.tokenizer, questions, settings, base.stop_ids, options=material.options)
     metric = find_metric(settings.metric, pattern=settings.pattern)
     pairs = zip(said, questions, strict=True)
-    return [float(metric.score(text, question.reference, question.row)) for text, question in pairs]
+    return [float(metric.score(reply.text, question.reference, question.row)) for reply, question in pairs]
 
 
 def _memory(model: Any, trained: Sequence[Any], optimizer: Any) -> dict[str, int]:

@@ -76,7 +76,7 @@ def choose_rows(rows: Sequence[Mapping[str, Any]], most: int) -> list[int]:
     return sorted(ranked[:most])
 
 
-def make_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, most: int, max_length: int) -> list[Question]:
+def make_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, max_length: int) -> list[Question]:
     """Turn held-out rows into questions: everything before the last assistant turn is the prompt.
 
     Rows without an earlier turn (plain text) and prompts longer than `max_length` tokens are passed over.
@@ -84,7 +84,7 @@ def make_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, most: i
     questions: list[Question] = []
     for row in rows:
         *before, last = row.get("messages") or [{}]
-        if not before or len(questions) >= most:
+        if not before:
             continue
         tools = row.get("tools") or None
         prompt = tokenizer.apply_chat_template(before, tools=tools, tokenize=False, add_generation_prompt=True)

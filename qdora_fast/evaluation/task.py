@@ -72,20 +72,33 @@ def ask(
         model: a PEFT model in evaluation mode.
         on_answer: told the number of answers just finished, twice len(questions) in all.
     """
+
+    def measure() -> list[Reply]:
+        return answers(model, tokenizer, questions, settings, stop_ids, options=options, on_answer=on_answer)
+
+    return Answered(questions, of_both(model, measure))
+
+
+def answers(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    settings: EvaluationSettings,
+    stop_ids: frozenset[int],
+    *,
+    options: Sequence[str] = (),
+    on_answer: OnAnswer | None = None,
+) -> list[Reply]:
+    """What the model as it stands says to each question; arguments as those of `ask`."""
     prompts = [question.prompt for question in questions]
-
-    def write() -> Any:
+    if settings.metric != "choice":
         return generate(model, tokenizer, prompts, settings.max_new_tokens, settings.batch_size, stop_ids, on_answer)
+    from qdora_fast.evaluation.choices import choose
 
-    def choose() -> Any:
-        from qdora_fast.evaluation.choices import choose as choose_option
-
-        chosen = choose_option(model, tokenizer, prompts, options, batch_size=settings.batch_size)
-        if on_answer:
-            on_answer(len(prompts))
-        return [Reply(options[number], 0, True) for number in chosen]
-
-    return Answered(questions, of_both(model, choose if settings.metric == "choice" else write))
+    chosen = choose(model, tokenizer, prompts, options, batch_size=settings.batch_size)
+    if on_answer:
+        on_answer(len(prompts))
+    return [Reply(options[number], 0, True) for number in chosen]
 
 
 def judge(answered: Answered, settings: EvaluationSettings) -> tuple[dict[str, Any] | None, list[tuple[float, float]]]:

@@ -28,7 +28,7 @@ def _row(*turns: str) -> dict[str, Any]:
 
 def test_the_last_answer_is_asked_for_and_everything_before_is_the_prompt(loaded) -> None:
     base, _ = loaded
-    (question,) = make_questions([_row("a?", "b", "c?", " d ")], base.tokenizer, most=5, max_length=100)
+    (question,) = make_questions([_row("a?", "b", "c?", " d ")], base.tokenizer, max_length=100)
     assert (question.shown, question.reference) == ("c?", "d")
     assert all(text in question.prompt for text in ("a?", "b", "c?"))
     assert question.prompt.rstrip().endswith("### Response:")
@@ -37,7 +37,7 @@ def test_the_last_answer_is_asked_for_and_everything_before_is_the_prompt(loaded
 def test_rows_without_a_question_and_too_long_ones_are_passed_over(loaded) -> None:
     base, _ = loaded
     rows = [{"messages": [], "text": "plain"}, _row("word " * 200, "a"), _row("short", "a"), _row("more", "b")]
-    assert [q.shown for q in make_questions(rows, base.tokenizer, most=1, max_length=100)] == ["short"]
+    assert [q.shown for q in make_questions(rows, base.tokenizer, max_length=100)] == ["short", "more"]
 
 
 def test_which_rows_are_asked_depends_on_what_they_say_alone() -> None:
