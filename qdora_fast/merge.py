@@ -28,6 +28,7 @@ from torch import Tensor
 
 from qdora_fast.adapter import Adapter, AdapterModule, read_adapter
 from qdora_fast.base_weights import BaseWeights, MergeRecipe
+from qdora_fast.contained import refuse_links_out
 from qdora_fast.errors import ConfigError, IntegrityError
 from qdora_fast.remote_code import remote_code_allowed
 from qdora_fast.staging import refuse_existing, require_space, staged_folder
@@ -95,13 +96,15 @@ def merge(
         on_bytes: told the size of every block written (`merged_bytes` says how many there will be).
 
     Raises:
-        ConfigError: `out` exists, or base or adapter are of a kind that cannot be merged.
+        ConfigError: `out` exists, base or adapter are of a kind that cannot be merged, or a link leads out of them.
         IntegrityError: damaged files, or an adapter that was not trained on this base.
         DiskSpaceError: not enough room where `out` will be.
     """
     recipe = recipe or MergeRecipe()
     refuse_existing(out, overwrite=overwrite)
     _refuse_own_sources(out, base, adapter, tokenizer_from)
+    for folder in filter(None, (base, tokenizer_from)):
+        refuse_links_out(folder)
     weights = BaseWeights(base, recipe)
     update = read_adapter(adapter)
     check_fit(weights, update)

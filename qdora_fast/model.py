@@ -16,6 +16,7 @@ from qdora_fast.adapter import assert_complete, guard_saves
 from qdora_fast.backend import captured_prints, open_backend
 from qdora_fast.base_tokenizer import load_tokenizer, require_fast, stop_token_ids
 from qdora_fast.config import AdapterSettings, Config, EngineSettings, ModelSettings, TrainSettings
+from qdora_fast.contained import refuse_links_out
 from qdora_fast.errors import ConfigError, QdoraError, RefusedError
 from qdora_fast.fitting import cap_memory
 from qdora_fast.remote_code import remote_code_allowed, unreadable
@@ -104,6 +105,7 @@ def check_base(name: str, config: Config) -> Targets:
         )
     if Path(name).is_dir():
         shard_names(Path(name))  # refuses pickles, and an index that leads elsewhere
+        refuse_links_out(Path(name))
     return choose_targets(inspect_architecture(model_config), config.adapter)
 
 

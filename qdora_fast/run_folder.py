@@ -27,6 +27,7 @@ from typing import Any
 
 from qdora_fast.config import Config
 from qdora_fast.config_file import dump_config, load_config
+from qdora_fast.contained import refuse_links_out
 from qdora_fast.errors import CheckpointError, ConfigError
 from qdora_fast.redact import redacted
 
@@ -62,13 +63,14 @@ class RunFolder:
         """An existing run.
 
         Raises:
-            ConfigError: not a run's folder; near ones are named.
+            ConfigError: not a run's folder (near ones are named), or a link in it leads out.
         """
         folder = cls(Path(path))
         if not folder.config_file.is_file():
             beside = sorted(p.parent for p in folder.path.parent.glob("*/config.yaml"))
             hint = f"; runs there: {', '.join(str(p) for p in beside[:8])}" if beside else ""
             raise ConfigError(f"{path} is not a run (no config.yaml in it){hint}")
+        refuse_links_out(folder.path)
         return folder
 
     @classmethod
@@ -88,7 +90,7 @@ class RunFolder:
         if differing:
             listed = "\n".join(f"  - {line}" for line in differing)
             raise CheckpointError(f"--resume: {newest.path} was started with other settings:\n{listed}")
-        return newest
+        return cls.open(newest.path)
 
     @classmethod
     def newest(cls, config: Config, default_name: str) -> RunFolder | None:

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qdora_fast.contained import plain_file_name
 from qdora_fast.errors import ConfigError, IntegrityError
 
 BLOCK_BYTES = 32 * 2**20
@@ -190,7 +191,7 @@ def shard_names(folder: Path) -> list[str]:
     """
     if (folder / INDEX_NAME).is_file():
         weight_map = read_json(folder / INDEX_NAME).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(_plain_file_name(name) for name in weight_map.values()):
+        if not isinstance(weight_map, dict) or not all(plain_file_name(name) for name in weight_map.values()):
             raise IntegrityError(f"{folder / INDEX_NAME}: no `weight_map` from tensors to files; download it again")
         return sorted(set(weight_map.values()))
     if (folder / "model.safetensors").is_file():
@@ -203,11 +204,6 @@ def shard_names(folder: Path) -> list[str]:
             "transformers (`from_pretrained`, then `save_pretrained`) and name that folder"
         )
     raise ConfigError(f"{folder}: no model.safetensors and no {INDEX_NAME}; name a folder with the model's weights")
-
-
-def _plain_file_name(name: object) -> bool:
-    """True for a file in the folder itself: an index must not lead elsewhere."""
-    return isinstance(name, str) and name not in ("", "..") and Path(name).name == name
 
 
 def _read_header(file: Path) -> list[TensorInfo]:

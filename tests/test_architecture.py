@@ -20,6 +20,7 @@ RANKS = {
     "redact": -1,
     "errors": 0,
     "remote_code": 1,
+    "contained": 1,
     "offline": 1,
     "config": 1,
     "yaml_text": 1,

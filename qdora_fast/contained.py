@@ -1,0 +1,45 @@
+"""Folders that somebody else made: nothing in them leads out.
+
+A link in a model's folder or in a run that was sent along can stand for any file of this machine: a licence that is a
+private key would be copied into an export, a log that is a start-up file would be written to. So links must end inside
+the folder they are in. Two kinds lead out by design and are let be: a snapshot in the hub's cache is links into the
+`blobs` beside it, and weights are often kept elsewhere (they are read as tensors and in no other way).
+
+What this does not do: restrict what a config names. A path in a config is read because its owner asked for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from qdora_fast.errors import RefusedError
+
+WEIGHTS = ".safetensors"
+
+
+def plain_file_name(name: object) -> bool:
+    """True for the name of a file in the folder itself: an index must not lead elsewhere."""
+    return isinstance(name, str) and name not in ("", "..") and Path(name).name == name
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Raise RefusedError when a link below a folder leads out of it; the folder itself may be one."""
+    for link in links_out(folder):
+        raise RefusedError(
+            f"{link}: a link that leads out of {folder} (to {link.resolve()}), which would be read or written as if it "
+            "were part of it; put the file itself there, or remove the link"
+        )
+
+
+def links_out(folder: Path) -> Iterator[Path]:
+    """The links below a folder that lead out of it."""
+    root = folder.resolve()
+    inside = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    for place, folders, files in os.walk(root):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            if path.is_symlink() and path.suffix != WEIGHTS:
+                end = path.resolve()
+                if not any(end.is_relative_to(each) for each in inside):
+                    yield path
