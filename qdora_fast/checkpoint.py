@@ -17,7 +17,6 @@ it replaces. What it does not do: choose the checkpoint to go on from (`resume.p
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from qdora_fast.adapter import load_into, write_adapter
 from qdora_fast.errors import DiskSpaceError, NonFiniteError, QdoraError
 from qdora_fast.manifest import write_manifest
 from qdora_fast.run_folder import checkpoints_in
-from qdora_fast.staging import discard, require_space, staged_folder
+from qdora_fast.staging import discard, disk_full, require_space, staged_folder
 from qdora_fast.training_state import (
     load_optimizer_state,
     optimizer_state,
@@ -41,7 +40,6 @@ from qdora_fast.training_state import (
 
 PROGRESS = "trainer_state.json"
 """The name under which the Trainer looks for it."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DurableCheckpoints:
@@ -183,11 +181,10 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in _FULL or any(f"os error {code})" in str(error) for code in _FULL)
         good = checkpoints_in(folder)
         safe = f"{good[-1]} is untouched: --resume goes on from there" if good else "there was no checkpoint yet"
         said = getattr(error, "strerror", None) or str(error)
-        kind = DiskSpaceError if full else QdoraError
+        kind = DiskSpaceError if disk_full(error) else QdoraError
         raise kind(f"{folder}: the checkpoint could not be written ({said}); {safe}") from error
 
 

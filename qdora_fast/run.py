@@ -37,6 +37,7 @@ from qdora_fast.remote_code import code_of, remote_code_allowed
 from qdora_fast.resume import NEW, Start, go_on, go_on_if_stopped, require_same
 from qdora_fast.run_folder import FINISHED, RunFolder
 from qdora_fast.run_lock import locked
+from qdora_fast.staging import disk_trouble
 from qdora_fast.training import fit, identity_of
 
 
@@ -75,7 +76,7 @@ def run_recipe(
     train = config.train
     processes.share(train.rows_per_step if train.batch_size == "auto" else train.accumulation)
     console.quiet = not processes.first()
-    with processes.together():
+    with processes.together(), disk_trouble(Path(config.run.dir)):
         config, start = processes.from_first(_begin(config, name, resume) if processes.first() else (config, NEW))
         ready = _prepared(config, console)
         config = ready.config

@@ -9,7 +9,6 @@ What stays in memory is a few numbers a row (`Columns`): about 90 bytes, whateve
 
 from __future__ import annotations
 
-import errno
 import json
 import mmap
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 
 from qdora_fast.data.messages import Row
 from qdora_fast.errors import DiskSpaceError
+from qdora_fast.staging import disk_full
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -250,7 +250,7 @@ def disk_errors(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not disk_full(error):
             raise
         raise DiskSpaceError(
             f"{place}: the disk is full; free some space, or set QDORA_FAST_CACHE to a folder on another disk"
