@@ -17,7 +17,7 @@ DATA    ?=
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-gpu bench bench-gpu bench-data benchmarks lint format clean
+.PHONY: help install train test test-gpu bench bench-gpu bench-data benchmarks faults lint format clean
 
 help: ## show these verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -45,6 +45,9 @@ bench-data: $(STAMP) ## prepare rows with planted duplicates and faults: what is
 
 benchmarks: $(STAMP) ## write the measured part of BENCHMARKS.md from the kept records
 	$(BIN)/python -m qdora_fast.benchmark.records
+
+faults: $(STAMP) ## kill, fill, flip and break real runs and count what is lost (ARGS="--full", "--only kill")
+	$(BIN)/python -m faults $(ARGS)
 
 lint: $(STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

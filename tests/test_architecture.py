@@ -14,6 +14,7 @@ import qdora_fast
 
 PACKAGE = Path(qdora_fast.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+HARNESS = sorted((PACKAGE.parent / "faults").rglob("*.py"))
 
 # Imports go strictly downwards, or stay inside one folder. A module's rank is that of its longest prefix here.
 RANKS = {
@@ -160,7 +161,7 @@ def test_libraries_are_imported_where_they_belong(path: Path) -> None:
         assert library != "torch" or part in TORCH_AT_TOP, f"{module}: import torch inside the function that needs it"
 
 
-@pytest.mark.parametrize("path", FILES, ids=_module)
+@pytest.mark.parametrize("path", [*FILES, *HARNESS], ids=lambda path: f"{path.parent.name}.{path.stem}")
 def test_files_are_readable(path: Path) -> None:
     text = path.read_text()
     tree = ast.parse(text)

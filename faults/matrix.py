@@ -1,0 +1,17 @@
+"""All groups, in the order of the table."""
+
+from __future__ import annotations
+
+from faults import configs, damage, disk, foreign, grid, kills, locks, signalled
+from faults.trial import Group
+
+GROUPS: tuple[Group, ...] = (
+    *kills.GROUPS,
+    *signalled.GROUPS,
+    *disk.GROUPS,
+    *damage.GROUPS,
+    *foreign.GROUPS,
+    *locks.GROUPS,
+    *grid.GROUPS,
+    *configs.GROUPS,
+)

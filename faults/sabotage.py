@@ -1,0 +1,101 @@
+"""Our own code broken on purpose, one promise at a time: a matrix that stays green then is worthless.
+
+Each way names the trials that must turn red. `make faults ARGS="--sabotage all"` does them all, and so
+do the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from faults.victim import put
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """One way to break what is promised."""
+
+    words: str
+    noticed_by: tuple[str, int, int]
+    """The group that must turn red, and the numbers of the first and last of its trials that are done."""
+    do: Callable[[], None]
+
+
+def _written_in_place() -> None:
+    @contextmanager
+    def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+        out.mkdir(parents=True, exist_ok=True)
+        yield out
+
+    put("qdora_fast.checkpoint", staged_folder=staged_folder)
+
+
+def _lost_runs_start_from_zero() -> None:
+    from qdora_fast.errors import CheckpointError
+    from qdora_fast.resume import NEW, go_on
+
+    def quietly(*about: Any) -> Any:
+        try:
+            return go_on(*about)
+        except CheckpointError:
+            return NEW
+
+    put("qdora_fast.run", go_on=quietly)
+
+
+def _signals_are_not_heard() -> None:
+    from qdora_fast.signals import Requests
+
+    put("qdora_fast.signals", listening=lambda say: nullcontext(Requests()))
+
+
+def _identity_is_not_compared() -> None:
+    for module in ("qdora_fast.run", "qdora_fast.training"):
+        put(module, require_same=_nothing)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """In place of what should be done."""
+
+
+SABOTAGES = {
+    "manifest": Sabotage(
+        "changed files are not noticed",
+        ("flip", 0, 3),
+        lambda: put("qdora_fast.resume", problems=lambda folder: []),
+    ),
+    "staging": Sabotage("checkpoints are written in place", ("save", 1, 1), _written_in_place),
+    "flush": Sabotage(
+        "nothing is flushed to the disk", ("power", 4, 4), lambda: put("qdora_fast.staging", _flush=_nothing)
+    ),
+    "generators": Sabotage(
+        "random generators are not put back",
+        ("grid", 1, 1),
+        lambda: put("qdora_fast.checkpoint", set_random_state=_nothing),
+    ),
+    "optimizer": Sabotage(
+        "the optimizer starts afresh",
+        ("grid", 0, 0),
+        lambda: put("qdora_fast.checkpoint", load_optimizer_state=_nothing),
+    ),
+    "identity": Sabotage("other runs are not told apart", ("foreign", 10, 10), _identity_is_not_compared),
+    "settings": Sabotage(
+        "other settings are not told apart",
+        ("foreign", 4, 4),
+        lambda: put("qdora_fast.run_folder", _differences=lambda *_: []),
+    ),
+    "signals": Sabotage("signals are not heard", ("signal", 0, 0), _signals_are_not_heard),
+    "words": Sabotage(
+        "a full disk is a traceback",
+        ("disk", 0, 0),
+        lambda: put("qdora_fast.checkpoint", _disk_errors=lambda folder: nullcontext()),
+    ),
+    "lock": Sabotage(
+        "nobody locks", ("lock", 1, 1), lambda: put("qdora_fast.run", locked=lambda folder: nullcontext())
+    ),
+    "zero": Sabotage("a run without a whole checkpoint starts anew", ("lost", 0, 0), _lost_runs_start_from_zero),
+}
