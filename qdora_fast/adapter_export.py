@@ -1,6 +1,8 @@
-"""A run's adapter for others to load: checked whole, and copied whole.
+"""A run's adapter for others to load: checked whole, with its config and a manifest of hashes.
 
-For a DoRA run `lora` is refused, since A and B without the magnitudes are another model.
+Nothing of the weights is changed, so plain PEFT computes with them what the trained model computed. For a DoRA run
+`lora` is refused, since A and B without the magnitudes are another model. The config beside it has names in place of
+this machine's paths, like the one in the model card; the run keeps its own.
 """
 
 from __future__ import annotations
@@ -14,29 +16,79 @@ from rich.console import Console
 from qdora_fast import show
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
-from qdora_fast.errors import RefusedError
+from qdora_fast.errors import IntegrityError, RefusedError
+from qdora_fast.evaluation.card import public_config
+from qdora_fast.hardware import package_versions
+from qdora_fast.manifest import NAME, problems, write_manifest
 from qdora_fast.run_folder import RunFolder
-from qdora_fast.staging import staged_folder
+from qdora_fast.staging import staged_file, staged_folder
+from qdora_fast.weights import read_json
+
+CARD = "README.md"
 
 
 def export_run(
     folder: RunFolder, config: Config, *, out: Path | None, overwrite: bool, console: Console, to: str = "adapter"
 ) -> dict[str, Any]:
-    """Check the run's adapter and, when another place is asked for, copy it there whole."""
-    open_backend()
-    from qdora_fast.adapter import WEIGHTS_NAME, assert_complete, sha256_of
+    """Check the run's adapter, and complete it where it lies or in a copy at `out`.
 
+    Returns:
+        The report: format, path, bytes, sha256 (of the weights), manifest, base.
+
+    Raises:
+        IntegrityError: a tensor is missing or broken, or a file has changed since its manifest was written.
+    """
+    open_backend()
+    from qdora_fast.adapter import CONFIG_NAME, WEIGHTS_NAME, assert_complete, sha256_of
+
+    made = folder.read_json("model.json")
+    assert_complete(folder.adapter, decomposed=config.adapter.decomposed, expected_modules=made["targets"])
+    changed = problems(folder.adapter) if (folder.adapter / NAME).is_file() else []
+    if changed:
+        raise IntegrityError(f"the adapter has changed since it was exported: {changed[0]}; train again or restore it")
     target = out or folder.adapter
-    expected = folder.read_json("model.json")["targets"]
-    assert_complete(folder.adapter, decomposed=config.adapter.decomposed, expected_modules=expected)
-    if target != folder.adapter:
-        with staged_folder(target, overwrite=overwrite) as staging:
+    if out is None:
+        _describe(target, config, made)
+    else:
+        with staged_folder(out, overwrite=overwrite) as staging:
             shutil.copytree(folder.adapter, staging, dirs_exist_ok=True)
-            assert_complete(staging, decomposed=config.adapter.decomposed, expected_modules=expected)
-    size = sum(file.stat().st_size for file in target.iterdir())
-    report = {"format": to, "path": str(target), "bytes": size, "sha256": sha256_of(target / WEIGHTS_NAME)}
+            _describe(staging, config, made)
+            assert_complete(staging, decomposed=config.adapter.decomposed, expected_modules=made["targets"])
+    base = read_json(target / CONFIG_NAME).get("base_model_name_or_path")
+    report = {
+        "format": to,
+        "path": str(target),
+        "bytes": sum(file.stat().st_size for file in target.iterdir()),
+        "sha256": sha256_of(target / WEIGHTS_NAME),
+        "manifest": str(target / NAME),
+        "base": base,
+    }
     show.exported(console, report)
+    if Path(str(base)).is_dir():
+        show.note(console, f"it names its base by a path on this machine ({base}); elsewhere that must be put right")
+    if config.adapter.decomposed:
+        show.note(console, SERVERS)
     return report
+
+
+SERVERS = (
+    "no server takes a DoRA adapter as it is: vLLM and SGLang reject it, TGI serves it without its magnitudes, which "
+    "is another model. Deploy merged_16bit"
+)
+
+
+def _describe(place: Path, config: Config, made: dict[str, Any]) -> None:
+    """Write config.yaml and the manifest; the card stays out of it, since it is there to be edited."""
+    with staged_file(place / "config.yaml") as file:
+        file.write_text(public_config(config) + "\n", encoding="utf-8")
+    about = {
+        "kind": "adapter",
+        "method": made["method"],
+        "base_revision": made["revision"],
+        "layers": len(made["targets"]),
+        "packages": package_versions(),
+    }
+    write_manifest(place, about, leave_out=[CARD])
 
 
 def export_lora(

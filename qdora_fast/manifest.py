@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,13 +22,15 @@ from qdora_fast.errors import IntegrityError
 NAME = "MANIFEST.json"
 
 
-def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, about: Mapping[str, Any], *, leave_out: Collection[str] = ()) -> None:
     """Hash every file below `folder` and write the manifest beside them.
 
     Args:
         about: what the folder is (kind, step, ...), any JSON.
+        leave_out: names of files that may change later, such as a model card.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+    names = {NAME, *leave_out}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in names)
     entries = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
     }

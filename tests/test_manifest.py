@@ -73,3 +73,11 @@ def test_a_file_is_hashed_as_sha256sum_does_and_a_value_by_what_it_says(tmp_path
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert value_hash({"a": [1], "b": "é"}) == value_hash({"b": "é", "a": [1]}) != value_hash({"a": [1], "b": "e"})
+
+
+def test_a_file_that_may_change_can_be_left_out(folder: Path) -> None:
+    (folder / "README.md").write_text("a model card")
+    write_manifest(folder, {}, leave_out=["README.md"])
+    (folder / "README.md").write_text("an edited one")
+    assert problems(folder) == []
+    assert set(read_manifest(folder)["files"]) == {"weights.bin", "state/step.json"}

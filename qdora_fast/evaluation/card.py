@@ -252,11 +252,11 @@ def _reproduction(parts: RunParts) -> Iterator[str]:
     yield f"- hardware: {escaped(', '.join(names) or 'CPU')}" if parts.environment else "- hardware: unknown"
     if parts.config:
         yield from ("", "<details><summary>The whole config</summary>", "")
-        yield from fenced(_public_config(parts.config), "yaml")
+        yield from fenced(public_config(parts.config), "yaml")
         yield from ("", "</details>")
 
 
-def _public_config(config: Config) -> str:
+def public_config(config: Config) -> str:
     """The resolved config with names in place of paths, and without where files went."""
     public: Any = config.model_copy(update={"run": RunSettings()})
     for key in PATHS:

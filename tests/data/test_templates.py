@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qdora_fast.data.masking import tokenize_with_spans
-from qdora_fast.data.templates import choose_template
+from qdora_fast.data.templates import BUNDLED, choose_template
 from qdora_fast.data.vocabulary import Vocabulary
 from qdora_fast.errors import ConfigError
 
@@ -132,3 +133,14 @@ def test_wrong_settings_name_the_right_ones(base_tokenizer: Any, tmp_path: Path)
     base_tokenizer.eos_token = None
     with pytest.raises(ConfigError, match="this tokenizer has none"):
         choose_template(base_tokenizer, "alpaca")
+
+
+def test_bundled_templates_use_only_filters_that_other_engines_know() -> None:
+    """llama.cpp renders the template in a GGUF with an engine of its own, which has no `default` for objects."""
+    import jinja2
+    from jinja2.nodes import Filter
+
+    for name in BUNDLED:
+        text = (resources.files("qdora_fast.data") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+        used = {node.name for node in jinja2.Environment().parse(text).find_all(Filter)}
+        assert used <= {"first", "selectattr", "tojson"}, name
