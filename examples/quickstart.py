@@ -24,11 +24,10 @@ def main(runs: str = "runs", **train: float) -> str:
 
     from qdora_fast.chat import answer, load
 
-    model, tokenizer, stop_ids = load(run.path / "merged_16bit")
-    question = [{"role": "user", "content": "What is the capital of Japan?"}]
-    said = answer(model, tokenizer, question, stop_ids, max_new_tokens=16)
-    print(f"What is the capital of Japan? {said}")
-    return said
+    question = "What is the capital of Japan?"
+    said = answer(load(run.path / "merged_16bit"), [{"role": "user", "content": question}])
+    print(f"{question} {said.text}")
+    return said.text
 
 
 if __name__ == "__main__":

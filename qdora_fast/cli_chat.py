@@ -1,4 +1,4 @@
-"""The commands that try a trained model: `chat`. As in cli.py, each calls one function."""
+"""The commands that try a trained model: `chat`, `serve`. As in cli.py, each calls one function."""
 
 from __future__ import annotations
 
@@ -9,11 +9,37 @@ from qdora_fast.cli_options import loads_base
 
 @click.command()
 @click.argument("run")
-@click.option("--once", metavar="TEXT", help="Answer one message and leave.")
-@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(1))
+@click.option("--once", metavar="TEXT", help="Answer one message and leave; - reads it from standard input.")
+@click.option("--system", metavar="TEXT", help="Begin with this system message.")
+@click.option("--compare", is_flag=True, help="Ask the base, too: side by side on a wide terminal.")
+@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer.")
+@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0 is greedy.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Draw from the likeliest tokens only.")
+@click.option("--seed", type=click.IntRange(0), help="Draw the same answers again.")
 @loads_base
-def chat(run: str, once: str | None, max_new_tokens: int) -> None:
-    """Talk to a RUN or to the folder of a merged model."""
+def chat(run: str, once: str | None, system: str | None, compare: bool, max_new_tokens: int, temperature: float,
+         top_p: float | None, seed: int | None) -> None:  # fmt: skip
+    """Talk to a RUN, to an adapter, or to the folder of a merged model.
+
+    Answers go to standard output, all else to standard error.
+    """
+    from qdora_fast.chat import Asking
     from qdora_fast.chat import chat as start
 
-    start(run, once=once, max_new_tokens=max_new_tokens)
+    asking = Asking(max_new_tokens, temperature, top_p, seed)
+    start(run, once=once, system=system, compare=compare, asking=asking)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; this one is local.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes any free one.")
+@loads_base
+def serve(run: str, host: str, port: int) -> None:
+    """Answer OpenAI's /v1/chat/completions with a RUN, an adapter, or a merged model, until Ctrl-C.
+
+    For trying a model, not for production.
+    """
+    from qdora_fast.serve import serve as start
+
+    start(run, host=host, port=port)

@@ -72,6 +72,7 @@ RANKS = {
     "gguf": 11,
     "export": 12,
     "chat": 10,
+    "serve": 11,
     "doctor": 10,
     "benchmark": 11,
     "comparison": 11,
@@ -91,7 +92,7 @@ RANKS = {
 OWNERS = {
     "unsloth": {"backend"},
     "unsloth_zoo": set(),
-    "click": {"cli", "cli_bench", "cli_chat", "cli_export", "cli_options", "chat"},
+    "click": {"cli", "cli_bench", "cli_chat", "cli_export", "cli_options"},
     "pydantic": {"config", "config_file", "fusing", "data", "evaluation"},
     "ruamel": {"yaml_text"},
     "trl": {"trainer"},
@@ -101,8 +102,12 @@ OWNERS = {
     "jinja2": {"data"},
     "lm_eval": {"evaluation"},
     "gguf": {"gguf"},
+    "fastapi": {"serve"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
 }
-NEVER_AT_TOP = {"transformers", "trl", "peft", "bitsandbytes", "datasets", "unsloth", "accelerate", "lm_eval"}
+NEVER_AT_TOP = {"transformers", "trl", "peft", "bitsandbytes", "datasets", "unsloth", "accelerate", "lm_eval",
+                "fastapi", "starlette", "uvicorn"}  # fmt: skip
 TORCH_AT_TOP = {"weights", "base_weights", "adapter", "merge", "proof", "behaviour", "reopen", "engine", "benchmark"}
 PEFT_AT_TOP = {"engine.layers", "engine.patch"}  # subclasses of PEFT's layers; imported only once a PEFT model exists
 

@@ -4,6 +4,7 @@ Only this folder and the command line print. Modules return what they decided an
 decided here.
 """
 
+from qdora_fast.show.chatting import CHAT_HELP, about_answer, aside, conversation, exchange, opening, serving
 from qdora_fast.show.console import json_line, new_console
 from qdora_fast.show.evaluating import answering, asking_benchmark, evaluation, evaluations, review_recorded
 from qdora_fast.show.rows import counting_rows, preflight, prepared_data, quality, reviewed, tokenizer_differs
@@ -27,10 +28,14 @@ from qdora_fast.show.running import (
 )
 
 __all__ = [
+    "CHAT_HELP",
+    "about_answer",
     "adapter",
     "answering",
+    "aside",
     "asking_benchmark",
     "chosen",
+    "conversation",
     "counting_rows",
     "demo_base",
     "dry_run",
@@ -38,11 +43,13 @@ __all__ = [
     "engine_afterwards",
     "evaluation",
     "evaluations",
+    "exchange",
     "exported",
     "finished",
     "json_line",
     "new_console",
     "note",
+    "opening",
     "own_code",
     "preflight",
     "prepared_data",
@@ -51,6 +58,7 @@ __all__ = [
     "recipe",
     "review_recorded",
     "reviewed",
+    "serving",
     "settled",
     "started",
     "tokenizer_differs",

@@ -1,0 +1,234 @@
+"""What lies at a path, and how to open it: `find` reads no weights, `load` does.
+
+Three kinds can be talked to. A run's folder: its adapter on its base, at the precision it was trained in. An adapter's
+folder from elsewhere: the same, on the base that it names. A merged model's folder: what plain Transformers makes of
+it, 16 bits or 4, as any server would. Template, stop tokens and length are the folder's own in every case.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdora_fast import remote_code
+from qdora_fast.backend import open_backend
+from qdora_fast.base_tokenizer import load_tokenizer, read_tokenizer
+from qdora_fast.config import Config
+from qdora_fast.config_file import make_config
+from qdora_fast.data.rejects import RejectedRow
+from qdora_fast.data.vocabulary import Vocabulary
+from qdora_fast.errors import ConfigError
+from qdora_fast.run_folder import RunFolder
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that can be talked to, before its weights are read."""
+
+    folder: Path
+    """Of the adapter, or of the merged model."""
+    name: str
+    """What to call it: `demo`, `demo/merged_16bit`."""
+    about: str
+    """What it is, in words."""
+    vocabulary: Vocabulary
+    """Tokenizer with the chat template, and the stop tokens."""
+    max_length: int
+    """Tokens of a conversation, answer included."""
+    base: str | None = None
+    """Folder or hub id of the base; None: merged, the base is not in it."""
+    config: Config | None = None
+    """How the base is to be loaded."""
+
+    def prompt(self, messages: Sequence[Message], tools: list[Message] | None = None) -> list[int]:
+        """Token ids of a conversation, ready to be continued.
+
+        Raises:
+            ConfigError: the chat template refuses it or leaves a part of it out, or it is no text.
+        """
+        way_out = _way_out(messages)
+        try:
+            text = self.vocabulary.render(messages, tools, add_generation_prompt=True)
+            text.encode()  # fails on half a surrogate pair, which is how bytes that are not UTF-8 come in
+        except RejectedRow as error:
+            raise ConfigError(f"the chat template refuses this conversation: {error.detail}{way_out}") from None
+        except UnicodeEncodeError:
+            raise ConfigError("the message is not valid Unicode; is the terminal set to UTF-8?") from None
+        for message in messages:
+            if message["role"] in ("system", "user") and message["content"].strip() not in text:
+                raise ConfigError(f"the chat template leaves out the {message['role']} message{way_out}")
+        return self.vocabulary.encode(text).ids
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A loaded model one can talk to."""
+
+    source: Source
+    model: Any
+
+
+def load(path: str | Path) -> Speaker:
+    """Open what lies at a path.
+
+    Raises:
+        ConfigError: see `find`; or the base cannot be read.
+        IntegrityError: the adapter is not whole.
+    """
+    return open_source(find(Path(path)))
+
+
+def find(path: Path) -> Source:
+    """What lies at a path, without its weights.
+
+    Raises:
+        ConfigError: neither a finished run, nor an adapter, nor a merged model; or it has no chat template.
+    """
+    open_backend()
+    if (path / "config.json").is_file():
+        source = _merged(path)
+    elif (path / "adapter_config.json").is_file():
+        run = path.parent
+        source = _run(RunFolder(run)) if (run / "model.json").is_file() else _adapter(path)
+    elif path.is_file():
+        raise ConfigError(f"{path} is a file; name the folder of a run or of a merged model{_other_program(path)}")
+    else:
+        source = _run(RunFolder.open(path))
+    if not source.vocabulary.tokenizer.chat_template:
+        raise ConfigError(
+            f"{source.folder} has no chat template, so it is not known how to ask; put the chat_template.jinja of its "
+            "training beside its tokenizer"
+        )
+    return source
+
+
+def open_source(source: Source) -> Speaker:
+    """Read the weights.
+
+    Raises:
+        ConfigError: the base cannot be read.
+        IntegrityError: the adapter is not whole.
+    """
+    model = _open_adapted(source, source.config) if source.config else _open_merged(source)
+    model.generation_config.eos_token_id = sorted(source.vocabulary.stop_ids)
+    model.generation_config.pad_token_id = source.vocabulary.tokenizer.pad_token_id
+    return Speaker(source, model)
+
+
+def _run(run: RunFolder) -> Source:
+    made, config = run.read_json("model.json"), run.config()
+    if not run.adapter.is_dir():
+        raise ConfigError(f"{run.path} has no adapter yet: the run did not finish; run it again or --resume it")
+    remote_code.require_allowed(made)
+    return Source(
+        folder=run.adapter,
+        name=run.path.resolve().name,
+        about=f"{made['method']} adapter on {_short(made['base'])}",
+        vocabulary=Vocabulary(read_tokenizer(str(run.adapter)), made["stop_ids"]),
+        max_length=config.model.max_length,
+        base=_in_place(made["base"], run.path / "model.json"),
+        config=config,
+    )
+
+
+def _adapter(path: Path) -> Source:
+    """An adapter without a run: base and method from its own config; nothing says whether its base was in 4 bits."""
+    described = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    base = _in_place(described.get("base_model_name_or_path") or "", path / "adapter_config.json")
+    method = "qdora" if described.get("use_dora") else "qlora"
+    no_rows = {"data": {"path": "none"}, "export": {"merge_base": "dequant4"}}  # neither trained nor merged here
+    config = make_config({"model": {"name": base}, "adapter": {"method": method}, **no_rows})
+    tokenizer, stop_ids = load_tokenizer(base, None)
+    if (path / "tokenizer_config.json").is_file():
+        tokenizer = read_tokenizer(str(path))
+    return Source(
+        folder=path,
+        name=path.resolve().name,
+        about=f"{method.removeprefix('q')} adapter on {_short(base)} in NF4 (how it was trained is not recorded)",
+        vocabulary=Vocabulary(tokenizer, stop_ids),
+        max_length=config.model.max_length,
+        base=base,
+        config=config,
+    )
+
+
+def _merged(path: Path) -> Source:
+    from transformers import AutoConfig
+
+    described = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if not described.get("architectures"):
+        raise ConfigError(f"{path} is not a merged model: its config.json names no architecture")
+    tokenizer, stop_ids = load_tokenizer(str(path), None)
+    longest = getattr(
+        AutoConfig.from_pretrained(path, trust_remote_code=remote_code.remote_code_allowed()).get_text_config(),
+        "max_position_embeddings",
+        None,
+    )
+    whole = path.resolve()
+    return Source(
+        folder=path,
+        name=f"{whole.parent.name}/{whole.name}" if (whole.parent / "model.json").is_file() else whole.name,
+        about=f"merged model{', 4-bit weights' if 'quantization_config' in described else ''}",
+        vocabulary=Vocabulary(tokenizer, stop_ids),
+        max_length=min(longest or tokenizer.model_max_length, tokenizer.model_max_length),
+    )
+
+
+def _open_adapted(source: Source, config: Config) -> Any:
+    from qdora_fast.model import load_trained
+    from qdora_fast.trainer import choose_precision
+
+    assert source.base is not None
+    _, model = load_trained(source.base, config, source.folder, precision=choose_precision(config.train))
+    open_backend().FastLanguageModel.for_inference(model)
+    return model
+
+
+def _open_merged(source: Source) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            dtype="auto",
+            device_map="auto",
+            use_safetensors=True,
+            trust_remote_code=remote_code.remote_code_allowed(),
+        )
+    except (OSError, ValueError) as error:
+        raise remote_code.unreadable("safetensors weights", str(source.folder), None, error, setting="") from None
+    return model.eval()
+
+
+def _in_place(base: str, record: Path) -> str:
+    """The base that a file names, if it is a hub id or a folder that is still there.
+
+    Raises:
+        ConfigError: none named, or moved.
+    """
+    if not base or (Path(base).is_absolute() and not Path(base).is_dir()):
+        raise ConfigError(
+            f"the base, {base or 'not named'}, is not there; put it back, or write its place into {record}"
+        )
+    return base
+
+
+def _short(base: str) -> str:
+    """A hub id as it is, a folder by its name."""
+    return Path(base).name if Path(base).is_absolute() else base
+
+
+def _way_out(messages: Sequence[Message]) -> str:
+    """What to do about a template that does not take a conversation."""
+    if messages and messages[0]["role"] == "system":
+        return "; ask without a system message (/system alone takes it away)"
+    return "; it may take single questions only: /new before each" if len(messages) > 1 else ""
+
+
+def _other_program(path: Path) -> str:
+    return "; a GGUF file is for llama.cpp (llama-cli -m FILE) or Ollama" if path.suffix == ".gguf" else ""

@@ -1,0 +1,160 @@
+"""A conversation at the terminal, or one answer for a script.
+
+Answers go to standard output and nothing else does, so that `--once` can be piped. What can be refused is refused
+before weights are read: a wrong folder, a template that takes no system message, a comparison without a base.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from qdora_fast import show
+from qdora_fast.chat.conversation import Asking, Conversation
+from qdora_fast.chat.opening import Source, find, open_source
+from qdora_fast.errors import ConfigError
+
+Sides = dict[str, Conversation]
+"""Who answers, by title."""
+
+
+def chat(
+    path: str,
+    *,
+    once: str | None = None,
+    system: str | None = None,
+    compare: bool = False,
+    asking: Asking | None = None,
+) -> None:
+    """Hold a conversation until end of input, or answer one message.
+
+    Args:
+        path: a run, an adapter's folder, or a merged model's.
+        once: the one message; `-`: standard input is.
+        system: the system message.
+        compare: ask the base, too.
+
+    Raises:
+        ConfigError: see `find` and `Conversation.say`; or `compare` with a merged model.
+    """
+    asking, console = asking or Asking(), show.new_console()
+    if once is not None:
+        once = sys.stdin.read() if once == "-" else once
+        if not once.strip():
+            raise ConfigError("--once: the message is empty")
+    source = find(Path(path))
+    if compare:
+        _require_base(source)
+    _check_system(source, system)
+    with show.opening(console, source):
+        speaker = open_source(source)
+    titles = {"base": True, "tuned": False} if compare else {"tuned": False}
+    sides = {title: Conversation(speaker, base=base, system=system) for title, base in titles.items()}
+    if once is not None:
+        _exchange(sides, once, asking, console)
+        return
+    show.conversation(console, source, asking, compare=compare)
+    _talk(sides, asking, console)
+
+
+def _check_system(source: Source, system: str | None) -> None:
+    """Raise ConfigError when the template takes no system message."""
+    if system:
+        source.prompt([{"role": "system", "content": system}, {"role": "user", "content": "Hello"}])
+
+
+def _talk(sides: Sides, asking: Asking, console: Console) -> None:
+    """Messages and commands until the end of input."""
+    _edit_lines()
+    on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    show.aside(console, "/help says what can be typed")
+    while True:
+        try:
+            typed = input("you> " if on_terminal else "")
+            if typed.startswith("/"):
+                _obey(typed, sides, console)
+            elif typed.strip():
+                _exchange(sides, typed, asking, console, stoppable=True)
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            show.aside(console, "\nCtrl-D leaves")
+        except ConfigError as error:
+            show.aside(console, str(error))
+
+
+def _edit_lines() -> None:
+    """History and editing for `input`, where Python was built with them; several pasted lines are one message."""
+    with contextlib.suppress(ImportError):
+        import readline
+
+        readline.parse_and_bind("set enable-bracketed-paste on")
+
+
+def _exchange(sides: Sides, text: str, asking: Asking, console: Console, *, stoppable: bool = False) -> None:
+    """One message, and each side's answer to it."""
+    with show.exchange(console, list(sides)) as shown:
+        for title, side in sides.items():
+            with _until_ctrl_c() if stoppable else contextlib.nullcontext() as stop:
+                said = side.say(text, asking, on_text=partial(shown.write, title), stop=stop)
+            shown.close(title, show.about_answer(said, asking, side.speaker.source))
+
+
+def _obey(typed: str, sides: Sides, console: Console) -> None:
+    """Carry out a command.
+
+    Raises:
+        ConfigError: the template takes no system message.
+        EOFError: /quit.
+    """
+    command, _, text = typed.partition(" ")
+    if command == "/quit":
+        raise EOFError
+    if command == "/help":
+        show.aside(console, show.CHAT_HELP)
+    elif command == "/new":
+        _start_over(sides, next(iter(sides.values())).system)
+        show.aside(console, "a new conversation")
+    elif command == "/system":
+        _start_over(sides, text.strip() or None)
+        show.aside(console, f"a new conversation, {'with' if text.strip() else 'without'} a system message")
+    else:
+        show.aside(console, f"no such command: {command}; /help lists them")
+
+
+def _start_over(sides: Sides, system: str | None) -> None:
+    for side in sides.values():
+        _check_system(side.speaker.source, system)
+        side.system, side.turns = system, []
+
+
+@contextmanager
+def _until_ctrl_c() -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C; a second one interrupts as usual."""
+    stop = threading.Event()
+
+    def first(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, usual)
+
+    usual = signal.signal(signal.SIGINT, first)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _require_base(source: Source) -> None:
+    """Raise ConfigError where there is no base to compare with."""
+    if source.base is None:
+        run = source.folder.resolve().parent
+        named = f": qdora-fast chat {run} --compare" if (run / "model.json").is_file() else ""
+        raise ConfigError(f"--compare: the base is not in a merged model; compare with the run it was made from{named}")

@@ -1,0 +1,130 @@
+"""The server says what `chat` says, over HTTP, as OpenAI's own client reads it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from qdora_fast.chat import Asking, Speaker, answer, load
+from qdora_fast.errors import ConfigError
+from qdora_fast.run_folder import RunFolder
+from qdora_fast.serve import make_app, serve
+
+
+@pytest.fixture(scope="module")
+def tuned(demo_run: RunFolder) -> Speaker:
+    return load(demo_run.path)
+
+
+@pytest.fixture(scope="module")
+def client(tuned: Speaker) -> Iterator[Any]:
+    """OpenAI's client of a server in a thread."""
+    import openai
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(make_app(tuned), log_level="error"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        yield openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+        server.should_exit = True
+        thread.join()
+
+
+def _messages(run: RunFolder, number: int) -> list[dict[str, Any]]:
+    return list(run.read_rows("data/held_out.jsonl")[number]["messages"][:1])
+
+
+def test_answers_are_those_of_chat(demo_run: RunFolder, tuned: Speaker, client: Any) -> None:
+    assert [model.id for model in client.models.list()] == [tuned.source.name]
+    for number in range(3):
+        messages = _messages(demo_run, number)
+        done = client.chat.completions.create(model=tuned.source.name, messages=messages)
+        assert done.choices[0].message.content == answer(tuned, messages).text
+        assert done.choices[0].finish_reason == "stop"
+        assert done.usage.prompt_tokens == len(tuned.source.prompt(messages))
+
+
+def test_a_streamed_answer_comes_in_pieces(demo_run: RunFolder, tuned: Speaker, client: Any) -> None:
+    system = [{"role": "system", "content": "Be brief."}, *_messages(demo_run, 0)]
+    chunks = list(client.chat.completions.create(model=tuned.source.name, messages=system, stream=True))
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
+    assert len(pieces) > 2
+    assert "".join(pieces) == answer(tuned, system).text
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_temperature_and_length_are_followed(demo_run: RunFolder, tuned: Speaker, client: Any) -> None:
+    def say(**options: Any) -> Any:
+        messages = _messages(demo_run, 0)
+        return client.chat.completions.create(model=tuned.source.name, messages=messages, **options).choices[0]
+
+    greedy = say(temperature=0).message.content
+    assert say().message.content == greedy
+    drawn = say(temperature=1.5, seed=1, max_tokens=12).message.content
+    assert drawn == answer(tuned, _messages(demo_run, 0), Asking(12, 1.5, seed=1)).text
+    assert say(max_completion_tokens=1).finish_reason == "length"
+
+
+def test_what_cannot_be_answered_is_refused_with_the_reason(tuned: Speaker, client: Any) -> None:
+    import openai
+
+    def ask(content: str, model: str = tuned.source.name) -> None:
+        client.chat.completions.create(model=model, messages=[{"role": "user", "content": content}])
+
+    with pytest.raises(openai.BadRequestError, match="the model takes 512"):
+        ask("word " * 2000)
+    with pytest.raises(openai.BadRequestError, match="pinned to"):
+        ask("Hello", model="another")
+    with pytest.raises(openai.BadRequestError, match="refuses this conversation"):
+        client.chat.completions.create(model=tuned.source.name, messages=[])
+    with pytest.raises(openai.NotFoundError):  # what is not tested is not there
+        client.completions.create(model=tuned.source.name, prompt="Hello")
+
+
+def test_a_real_server_answers_and_ends_on_a_signal(demo_run: RunFolder, tuned: Speaker) -> None:
+    import openai
+
+    merged = demo_run.path / "merged_16bit"
+    command = [sys.executable, "-c", "from qdora_fast.cli import main; main()", "serve", str(merged), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stderr is not None
+        started = next(line for line in process.stderr if line.startswith("Server"))
+        url = re.search(r"http://127\.0\.0\.1:\d+/v1", started)
+        assert url
+        client = openai.OpenAI(base_url=url[0], api_key="none")
+        messages, name = _messages(demo_run, 0), f"{demo_run.path.name}/merged_16bit"
+        said = client.chat.completions.create(model=name, messages=messages).choices[0].message.content
+        assert said == answer(load(merged), messages).text
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(timeout=300) == 0
+        assert rest.splitlines()[-1] == "the server has stopped"
+        assert "Traceback" not in rest and "Warning" not in started + rest
+    finally:
+        process.kill()
+
+
+def test_a_taken_port_and_a_missing_server_are_said_before_weights_are_read(
+    demo_run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("qdora_fast.model.load_trained")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"port {port}: Address already in use; take another"):
+            serve(demo_run.path, port=port)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else found(name))
+    with pytest.raises(ConfigError, match=r"serve needs uvicorn; install with\n.*\[serve\]"):
+        serve(demo_run.path)
