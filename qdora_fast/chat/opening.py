@@ -164,18 +164,15 @@ def _merged(path: Path) -> Source:
     if not described.get("architectures"):
         raise ConfigError(f"{path} is not a merged model: its config.json names no architecture")
     tokenizer, stop_ids = load_tokenizer(str(path), None)
-    longest = getattr(
-        AutoConfig.from_pretrained(path, trust_remote_code=remote_code.remote_code_allowed()).get_text_config(),
-        "max_position_embeddings",
-        None,
-    )
+    limits = AutoConfig.from_pretrained(path, trust_remote_code=remote_code.remote_code_allowed()).get_text_config()
+    longest = getattr(limits, "max_position_embeddings", None) or tokenizer.model_max_length
     whole = path.resolve()
     return Source(
         folder=path,
         name=f"{whole.parent.name}/{whole.name}" if (whole.parent / "model.json").is_file() else whole.name,
         about=f"merged model{', 4-bit weights' if 'quantization_config' in described else ''}",
         vocabulary=Vocabulary(tokenizer, stop_ids),
-        max_length=min(longest or tokenizer.model_max_length, tokenizer.model_max_length),
+        max_length=min(longest, tokenizer.model_max_length),
     )
 
 

@@ -69,7 +69,7 @@ def opening(console: Console, source: Any) -> Any:
 
 
 @contextmanager
-def exchange(console: Console, titles: Sequence[str]) -> Iterator[Any]:
+def exchange(console: Console, titles: Sequence[str]) -> Iterator[_Below | _SideBySide]:
     """Where the answers to one message are written: `write(title, text)`, then `close(title, words)`, for each title
     in turn."""
     out = Console(highlight=False)
@@ -99,10 +99,12 @@ class _Below:
         self._begun = ""
 
     def write(self, title: str, text: str) -> None:
+        """More of an answer."""
         self._begin(title)
         self._out.out(_harmless(text), end="", highlight=False)
 
     def close(self, title: str, words: str) -> None:
+        """An answer has ended; `words` about it."""
         self._begin(title)
         self._out.out()
         aside(self._console, words)
@@ -121,9 +123,11 @@ class _SideBySide:
         self._texts, self._words = dict.fromkeys(titles, ""), dict.fromkeys(titles, "")
 
     def write(self, title: str, text: str) -> None:
+        """More of an answer."""
         self._texts[title] += _harmless(text)
 
     def close(self, title: str, words: str) -> None:
+        """An answer has ended; `words` about it."""
         self._words[title] = words
 
     def newest(self) -> Table:
@@ -133,6 +137,7 @@ class _SideBySide:
         return self._table([Text("\n").join(lines) for lines in shown])
 
     def whole(self) -> Table:
+        """When all is written."""
         return self._table([Text(text) for text in self._texts.values()])
 
     def _table(self, texts: Sequence[Text]) -> Table:
