@@ -47,6 +47,9 @@ def test_run_bare_adapter_and_merged_models_give_the_same_answers(
 
     merged, bare, four_bit = demo_run.path / "merged_16bit", tmp_path / "bare", tmp_path / "four_bit"
     shutil.copytree(demo_run.adapter, bare)
+    (bare / "config.yaml").unlink(missing_ok=True)
+    shutil.copytree(bare, tmp_path / "recorded")
+    shutil.copy(demo_run.config_file, tmp_path / "recorded")
     shutil.copytree(merged, four_bit, ignore=shutil.ignore_patterns("*.safetensors"))
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     AutoModelForCausalLM.from_pretrained(merged, quantization_config=nf4).save_pretrained(four_bit)
@@ -54,7 +57,7 @@ def test_run_bare_adapter_and_merged_models_give_the_same_answers(
     questions = _questions(demo_run)
     expected = [_ask(tuned, question) for question in questions]
     assert all("###" not in text for text in expected)  # it stops at the end of its answer
-    for path in (merged, bare, four_bit):
+    for path in (merged, bare, tmp_path / "recorded", four_bit):
         speaker = load(path)
         assert speaker.source.vocabulary.tokenizer.eos_token_id in speaker.source.vocabulary.stop_ids
         said = [_ask(speaker, question) for question in questions]
@@ -161,9 +164,9 @@ def _is_no_model(_: RunFolder, folder: Path) -> Path:
     return folder
 
 
-def _is_a_file(_: RunFolder, folder: Path) -> Path:
+def _holds_gguf(_: RunFolder, folder: Path) -> Path:
     (folder / "model.gguf").write_text("")
-    return folder / "model.gguf"
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -173,7 +176,7 @@ def _is_a_file(_: RunFolder, folder: Path) -> Path:
         (_has_lost_its_base, r"/nowhere/base, is not there.*model\.json"),
         (_has_no_template, "has no chat template"),
         (_is_no_model, "names no architecture"),
-        (_is_a_file, "is for llama.cpp"),
+        (_holds_gguf, "GGUF is for llama.cpp"),
         (lambda _, folder: folder, "is not a run"),
     ],
 )

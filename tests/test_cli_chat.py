@@ -91,7 +91,7 @@ def test_numbers_out_of_range_are_refused() -> None:
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(demo_run: RunFolder) -> None:
-    """On a terminal of its own: an endless answer, Ctrl-C, Ctrl-C at the prompt, /quit."""
+    """On a terminal of its own: a long answer, Ctrl-C, /quit."""
     options = ["--temperature", "1e6", "--seed", "5", "--max-new-tokens", "400"]
     command = [sys.executable, "-c", "from qdora_fast.cli import main; main()", "chat", str(demo_run.path), *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("UNSLOTH_")}
@@ -104,13 +104,23 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(demo_run: RunFolder) -> Non
         _read_until(ours, "Hello.{60}")
         talk.send_signal(signal.SIGINT)
         _read_until(ours, r"stopped · \d+ tokens.*you> ")
-        talk.send_signal(signal.SIGINT)
-        _read_until(ours, r"Ctrl-D leaves.*you> ")
         os.write(ours, b"/quit\n")
         assert talk.wait(timeout=300) == 0
     finally:
         talk.kill()
         os.close(ours)
+
+
+def test_ctrl_c_at_the_prompt_says_how_to_leave(demo_run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = iter([KeyboardInterrupt, EOFError])
+
+    def interrupted(_: str) -> str:
+        raise next(typed)
+
+    monkeypatch.setattr("builtins.input", interrupted)
+    done = _chat(str(demo_run.path))
+    assert done.exit_code == 0
+    assert "Ctrl-D leaves" in done.stderr
 
 
 def _read_until(terminal: int, wanted: str) -> None:

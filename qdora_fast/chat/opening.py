@@ -17,11 +17,12 @@ from qdora_fast import remote_code
 from qdora_fast.backend import open_backend
 from qdora_fast.base_tokenizer import load_tokenizer, read_tokenizer
 from qdora_fast.config import Config
-from qdora_fast.config_file import make_config
+from qdora_fast.config_file import load_config, make_config
 from qdora_fast.data.rejects import RejectedRow
 from qdora_fast.data.vocabulary import Vocabulary
 from qdora_fast.errors import ConfigError
 from qdora_fast.run_folder import RunFolder
+from qdora_fast.weights import shard_names
 
 Message = dict[str, Any]
 
@@ -95,8 +96,10 @@ def find(path: Path) -> Source:
     elif (path / "adapter_config.json").is_file():
         run = path.parent
         source = _run(RunFolder(run)) if (run / "model.json").is_file() else _adapter(path)
-    elif path.is_file():
-        raise ConfigError(f"{path} is a file; name the folder of a run or of a merged model{_other_program(path)}")
+    elif path.suffix == ".gguf" or any(path.glob("*.gguf")):
+        raise ConfigError(
+            f"{path}: GGUF is for llama.cpp (`llama-cli -m FILE`) and Ollama; name the run it was made from"
+        )
     else:
         source = _run(RunFolder.open(path))
     if not source.vocabulary.tokenizer.chat_template:
@@ -137,24 +140,30 @@ def _run(run: RunFolder) -> Source:
 
 
 def _adapter(path: Path) -> Source:
-    """An adapter without a run: base and method from its own config; nothing says whether its base was in 4 bits."""
+    """An adapter without its run: the config it was exported with, else method and base from PEFT's own."""
     described = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
     base = _in_place(described.get("base_model_name_or_path") or "", path / "adapter_config.json")
-    method = "qdora" if described.get("use_dora") else "qlora"
-    no_rows = {"data": {"path": "none"}, "export": {"merge_base": "dequant4"}}  # neither trained nor merged here
-    config = make_config({"model": {"name": base}, "adapter": {"method": method}, **no_rows})
+    recorded = (path / "config.yaml").is_file()
+    config = load_config(path / "config.yaml") if recorded else _likely_config(base, bool(described.get("use_dora")))
     tokenizer, stop_ids = load_tokenizer(base, None)
     if (path / "tokenizer_config.json").is_file():
         tokenizer = read_tokenizer(str(path))
+    doubt = "" if recorded else ", in 4 bits (nothing says how it was trained)"
     return Source(
         folder=path,
         name=path.resolve().name,
-        about=f"{method.removeprefix('q')} adapter on {_short(base)} in NF4 (how it was trained is not recorded)",
+        about=f"{config.adapter.method} adapter on {_short(base)}{doubt}",
         vocabulary=Vocabulary(tokenizer, stop_ids),
         max_length=config.model.max_length,
         base=base,
         config=config,
     )
+
+
+def _likely_config(base: str, dora: bool) -> Config:
+    """For an adapter that comes with none."""
+    no_rows = {"data": {"path": "none"}, "export": {"merge_base": "dequant4"}}  # neither trained nor merged here
+    return make_config({"model": {"name": base}, "adapter": {"method": "qdora" if dora else "qlora"}, **no_rows})
 
 
 def _merged(path: Path) -> Source:
@@ -163,6 +172,7 @@ def _merged(path: Path) -> Source:
     described = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if not described.get("architectures"):
         raise ConfigError(f"{path} is not a merged model: its config.json names no architecture")
+    shard_names(path)
     tokenizer, stop_ids = load_tokenizer(str(path), None)
     limits = AutoConfig.from_pretrained(path, trust_remote_code=remote_code.remote_code_allowed()).get_text_config()
     longest = getattr(limits, "max_position_embeddings", None) or tokenizer.model_max_length
@@ -225,7 +235,3 @@ def _way_out(messages: Sequence[Message]) -> str:
     if messages and messages[0]["role"] == "system":
         return "; ask without a system message (/system alone takes it away)"
     return "; it may take single questions only: /new before each" if len(messages) > 1 else ""
-
-
-def _other_program(path: Path) -> str:
-    return "; a GGUF file is for llama.cpp (llama-cli -m FILE) or Ollama" if path.suffix == ".gguf" else ""
