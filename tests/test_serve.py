@@ -82,8 +82,8 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(tuned: Speaker, clie
     def ask(content: str, model: str = tuned.source.name) -> None:
         client.chat.completions.create(model=model, messages=[{"role": "user", "content": content}])
 
-    with pytest.raises(openai.BadRequestError, match="the model takes 512"):
-        ask("word " * 2000)
+    with pytest.raises(openai.BadRequestError, match=f"the model takes {tuned.source.max_length:,}"):
+        ask("word " * (tuned.source.max_length + 1))
     with pytest.raises(openai.BadRequestError, match="pinned to"):
         ask("Hello", model="another")
     with pytest.raises(openai.BadRequestError, match="refuses this conversation"):

@@ -2,7 +2,8 @@
 
 Three kinds can be talked to. A run's folder: its adapter on its base, at the precision it was trained in. An adapter's
 folder from elsewhere: the same, on the base that it names. A merged model's folder: what plain Transformers makes of
-it, 16 bits or 4, as any server would. Template, stop tokens and length are the folder's own in every case.
+it, 16 bits or 4, as any server would. Template and stop tokens are the folder's own in every case; a conversation may
+grow as long as the base can read, longer than the rows it was trained on.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from qdora_fast.run_folder import RunFolder
 from qdora_fast.weights import shard_names
 
 Message = dict[str, Any]
+
+DEFAULT_LENGTH = 2048
+"""Tokens of a conversation with a model whose config names no limit."""
 
 
 @dataclass(frozen=True)
@@ -125,17 +129,19 @@ def open_source(source: Source) -> Speaker:
 
 def _run(run: RunFolder) -> Source:
     made, config = run.read_json("model.json"), run.config()
+    base = _in_place(made["base"], run.path / "model.json")
     if not run.adapter.is_dir():
         raise ConfigError(f"{run.path} has no adapter yet: the run did not finish; run it again or --resume it")
     remote_code.require_allowed(made)
+    longest = _longest(base, config.model.revision)
     return Source(
         folder=run.adapter,
         name=run.path.resolve().name,
-        about=f"{made['method']} adapter on {_short(made['base'])}",
+        about=f"{made['method']} adapter on {_short(base)}",
         vocabulary=Vocabulary(read_tokenizer(str(run.adapter)), made["stop_ids"]),
-        max_length=config.model.max_length,
-        base=_in_place(made["base"], run.path / "model.json"),
-        config=config,
+        max_length=longest,
+        base=base,
+        config=_lengthened(config, longest),
     )
 
 
@@ -148,15 +154,16 @@ def _adapter(path: Path) -> Source:
     tokenizer, stop_ids = load_tokenizer(base, None)
     if (path / "tokenizer_config.json").is_file():
         tokenizer = read_tokenizer(str(path))
+    longest = _longest(base, config.model.revision)
     doubt = "" if recorded else ", in 4 bits (nothing says how it was trained)"
     return Source(
         folder=path,
         name=path.resolve().name,
         about=f"{config.adapter.method} adapter on {_short(base)}{doubt}",
         vocabulary=Vocabulary(tokenizer, stop_ids),
-        max_length=config.model.max_length,
+        max_length=longest,
         base=base,
-        config=config,
+        config=_lengthened(config, longest),
     )
 
 
@@ -167,22 +174,18 @@ def _likely_config(base: str, dora: bool) -> Config:
 
 
 def _merged(path: Path) -> Source:
-    from transformers import AutoConfig
-
     described = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if not described.get("architectures"):
         raise ConfigError(f"{path} is not a merged model: its config.json names no architecture")
     shard_names(path)
     tokenizer, stop_ids = load_tokenizer(str(path), None)
-    limits = AutoConfig.from_pretrained(path, trust_remote_code=remote_code.remote_code_allowed()).get_text_config()
-    longest = getattr(limits, "max_position_embeddings", None) or tokenizer.model_max_length
     whole = path.resolve()
     return Source(
         folder=path,
         name=f"{whole.parent.name}/{whole.name}" if (whole.parent / "model.json").is_file() else whole.name,
         about=f"merged model{', 4-bit weights' if 'quantization_config' in described else ''}",
         vocabulary=Vocabulary(tokenizer, stop_ids),
-        max_length=min(longest, tokenizer.model_max_length),
+        max_length=_longest(str(path)),
     )
 
 
@@ -223,6 +226,24 @@ def _in_place(base: str, record: Path) -> str:
             f"the base, {base or 'not named'}, is not there; put it back, or write its place into {record}"
         )
     return base
+
+
+def _longest(name: str, revision: str | None = None) -> int:
+    """Tokens that a model can read, as its own config has it."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            name, revision=revision, trust_remote_code=remote_code.remote_code_allowed()
+        )
+    except (OSError, ValueError) as error:
+        raise remote_code.unreadable("config", name, revision, error, setting="") from None
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH)
+
+
+def _lengthened(config: Config, longest: int) -> Config:
+    """Unsloth reads no more than it was told when loading, and a conversation grows longer than the rows it learned."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"max_length": longest})})
 
 
 def _short(base: str) -> str:
