@@ -28,8 +28,8 @@ install: $(STAMP) ## set up .venv and nothing else (PROFILE=cpu or gpu; found by
 train: $(STAMP) ## fine-tune, export and prove; goes on where it was stopped (CONFIG=... DATA=... ARGS=...)
 	$(BIN)/qdora-fast train --auto-resume $(CONFIG) $(if $(DATA),--set "data.path=$(DATA)") $(ARGS)
 
-test: $(STAMP) ## run the tests (ARGS="-k merge" for some of them)
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+test: $(STAMP) ## run the tests on all cores (ARGS="-k merge" for some of them, ARGS="-n 0 -s" in one process)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu" $(ARGS)
 
 test-gpu: $(STAMP) ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)

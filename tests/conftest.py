@@ -1,34 +1,37 @@
 """Shared by all tests: no hub, Unsloth imported first, and two models made once.
 
 `demo_run` is the whole main job on the embedded base, as `make train` runs it; `tiny_base` is a
-base of the same make with hardly any training, for tests that only need the machinery.
+base of the same make with hardly any training, for tests that only need the machinery. Where
+several processes share the tests (`-n`), the first that asks makes them, and the others wait;
+so tests only look at them, and work on copies.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it: a test that reaches for the hub fails
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import pytest
-import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels are then run by Python, on the CPU
 
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.config_file import make_config
+from qdora_fast.hardware import cpu_count
 from qdora_fast.run_folder import RunFolder
 
-open_backend()
+SHARED = "PYTEST_XDIST_WORKER" in os.environ
+"""This process is one of several that the tests are dealt to."""
+MOST_PROCESSES = 4
+"""Of `-n auto`: each holds torch and all libraries, 1 to 2 GiB."""
 
 # Every run tries the same generated examples, on slow machines too, so that a red test is the change's own.
 # HYPOTHESIS_SEARCH=1 looks for new ones.
@@ -37,12 +40,54 @@ if not os.environ.get("HYPOTHESIS_SEARCH"):
     settings.load_profile("same")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Import what must come first; not in the process that only hands out tests to others."""
+    if config.getoption("numprocesses", None):
+        return
+    if SHARED:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start
+    import torch
+
+    if SHARED:
+        torch.set_num_threads(1)  # where something else imported it before
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: its kernels are then run by Python
+    open_backend()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` comes to."""
+    return min(MOST_PROCESSES, cpu_count())
+
+
+def made_once(name: str, made_in: Path, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills, once for all processes of this session."""
+    folder = (made_in.parent if SHARED else made_in) / name
+    finished = folder.with_suffix(".finished")
+    with FileLock(folder.with_suffix(".lock")):
+        if not finished.exists():
+            make(folder)
+            finished.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The main job with its shipped settings; about a minute, once per session."""
+    """The main job with its shipped settings; about a minute."""
     from qdora_fast.run import train
 
-    return train("demo", run={"dir": str(tmp_path_factory.mktemp("runs"))})
+    base = tmp_path_factory.getbasetemp()
+    runs = made_once("demo_runs", base, lambda folder: train("demo", run={"dir": str(folder)}))
+    return RunFolder(runs / "demo")
+
+
+@pytest.fixture
+def own_demo_run(demo_run: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of `demo_run` without its checkpoints, for tests that work in a run's folder."""
+    copy = tmp_path / "runs" / "demo"
+    shutil.copytree(demo_run.path, copy, ignore=shutil.ignore_patterns("checkpoints"))
+    return RunFolder(copy)
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +95,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A barely trained base of the demo's make: two blocks, real tokenizer, bf16 on disk."""
     from qdora_fast.demo.base import Recipe, pretrain
 
-    folder = tmp_path_factory.mktemp("tiny") / "base"
-    pretrain(folder, Recipe(hidden_size=64, intermediate_size=128, heads=4, kv_heads=2, steps=2))
-    return folder
+    recipe = Recipe(hidden_size=64, intermediate_size=128, heads=4, kv_heads=2, steps=2)
+    return made_once("tiny_base", tmp_path_factory.getbasetemp(), lambda folder: pretrain(folder, recipe))
 
 
 @pytest.fixture
@@ -77,11 +121,19 @@ def tiny_config(tiny_base: Path, tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def short_run(tiny_config: Any) -> Any:
-    """A function that trains a few steps by a method and returns the run."""
+def short_run(tiny_config: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A function that gives a run of a few steps by a method: a copy, where the method is all that is asked."""
     from qdora_fast.run import train
 
     def make(method: str = "qdora", whole: Sequence[str] = (), **sections: Any) -> RunFolder:
-        return train(tiny_config(adapter={"method": method, "modules_to_save": list(whole)}, **sections))
+        adapter = {"method": method, "modules_to_save": list(whole)}
+        if whole or sections:
+            return train(tiny_config(adapter=adapter, **sections))
+
+        def once(folder: Path) -> None:
+            train(tiny_config(adapter=adapter, run={"dir": str(folder)}))
+
+        runs = made_once(f"short_runs_{method}", tmp_path_factory.getbasetemp(), once)
+        return RunFolder(Path(shutil.copytree(runs / "tiny", tmp_path / "runs" / f"tiny-{method}")))
 
     return make

@@ -17,14 +17,14 @@ def _run(*arguments: str, cwd: Path | None = None, answer: str = "") -> subproce
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, input=answer, env=environment)
 
 
-def test_exporting_the_demo_run(demo_run: RunFolder, tmp_path: Path) -> None:
-    refused = _run("export", str(demo_run.path), "--to", "lora")
+def test_exporting_the_demo_run(own_demo_run: RunFolder, tmp_path: Path) -> None:
+    refused = _run("export", str(own_demo_run.path), "--to", "lora")
     assert refused.returncode == 2
     assert "drops the magnitude vectors" in refused.stderr
     assert "`--to merged_16bit`" in refused.stderr
 
     out = tmp_path / "merged"
-    done = _run("export", str(demo_run.path), "--merge-base", "dequant4", "--out", str(out), "--json")
+    done = _run("export", str(own_demo_run.path), "--merge-base", "dequant4", "--out", str(out), "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert {"format", "path", "proof", "merge_base", "peak_rss_bytes", "seconds"} <= set(report)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,6 @@ from qdora_fast.run_folder import RunFolder
 QUIET = Console(quiet=True)
 
 
-@pytest.fixture
-def finished_run(demo_run: RunFolder, tmp_path: Path) -> RunFolder:
-    """A copy of the demo's run that a test may change."""
-    shutil.copytree(demo_run.path, tmp_path / "demo", ignore=shutil.ignore_patterns("checkpoints"))
-    return RunFolder(tmp_path / "demo")
-
-
 def untrained(tiny_config: Any, folder: Path, *, change: float = 0.0) -> tuple[Subject, RunFolder, Any]:
     """A run of no steps: base and adapter as attached, B moved by `change` times a random matrix."""
     config = tiny_config(evaluation={"max_rows": 12, "completions": 4})
@@ -50,19 +42,19 @@ def untrained(tiny_config: Any, folder: Path, *, change: float = 0.0) -> tuple[S
     return Subject(model, base.tokenizer, base.stop_ids, rows, rendered.examples, "fp32"), run, config
 
 
-def test_a_finished_run_gives_the_figures_it_ended_with(finished_run: RunFolder) -> None:
-    before = finished_run.read_json("evaluation/evaluation.json")
-    found = evaluate(finished_run, console=QUIET)
+def test_a_own_demo_run_gives_the_figures_it_ended_with(own_demo_run: RunFolder) -> None:
+    before = own_demo_run.read_json("evaluation/evaluation.json")
+    found = evaluate(own_demo_run, console=QUIET)
     assert found["task"] == before["task"]
     assert found["heldout_loss"]["tuned"] == pytest.approx(before["heldout_loss"]["tuned"], rel=1e-3)
     assert found["heldout_loss"]["base"] == pytest.approx(before["heldout_loss"]["base"], rel=1e-3)
     assert found["training"] == before["training"] and found["dataset"] == before["dataset"]
-    entries = log.entries(finished_run.path, "evaluation")
+    entries = log.entries(own_demo_run.path, "evaluation")
     assert len(entries) == 2
     for entry in entries:
         Evaluation.model_validate({key: value for key, value in entry.items() if key not in ("kind", "at")})
-    assert (finished_run.path / "report.html").is_file()
-    assert (finished_run.evaluation / "completions.html").is_file()
+    assert (own_demo_run.path / "report.html").is_file()
+    assert (own_demo_run.evaluation / "completions.html").is_file()
 
 
 def test_the_record_says_what_was_measured_on_what(demo_run: RunFolder) -> None:
@@ -99,23 +91,23 @@ def test_a_harmful_adapter_is_seen_in_the_loss(tiny_config: Any, tmp_path: Path)
     assert loss["perplexity"]["tuned"] > loss["perplexity"]["base"]
 
 
-def test_other_metrics_are_reported_beside_the_one_that_decides(finished_run: RunFolder) -> None:
+def test_other_metrics_are_reported_beside_the_one_that_decides(own_demo_run: RunFolder) -> None:
     changed = ["evaluation.metric=exact_match", "evaluation.more_metrics=[contains, rouge_l]", "evaluation.max_rows=20"]
-    task = evaluate(finished_run, overrides=changed, console=QUIET)["task"]
+    task = evaluate(own_demo_run, overrides=changed, console=QUIET)["task"]
     assert (task["metric"], task["n"]) == ("exact_match", 20)
     assert set(task["more"]) == {"contains", "rouge_l"}
     assert task["more"]["contains"]["tuned"] >= task["tuned"]
     assert 0 <= task["more"]["rouge_l"]["base"] <= task["more"]["rouge_l"]["tuned"] <= 1
 
 
-def test_the_likeliest_choice_can_be_the_answer(finished_run: RunFolder) -> None:
+def test_the_likeliest_choice_can_be_the_answer(own_demo_run: RunFolder) -> None:
     changed = [
         "evaluation.metric=choice",
         "evaluation.choices=[It is French., It is Africa., It is Europe., It is Asia.]",
         "evaluation.max_rows=30",
     ]
-    task = evaluate(finished_run, overrides=changed, console=QUIET)["task"]
-    answers = finished_run.read_rows("evaluation/held_out_answers.jsonl")
+    task = evaluate(own_demo_run, overrides=changed, console=QUIET)["task"]
+    answers = own_demo_run.read_rows("evaluation/held_out_answers.jsonl")
     assert {answer["tuned"] for answer in answers} <= {"It is French.", "It is Africa.", "It is Europe.", "It is Asia."}
     among = [answer for answer in answers if answer["reference"] in ("It is Africa.", "It is Europe.", "It is Asia.")]
     assert among and sum(answer["tuned_right"] for answer in among) / len(among) > 0.5
@@ -130,22 +122,22 @@ def test_the_likeliest_choice_can_be_the_answer(finished_run: RunFolder) -> None
         ("evaluation.metric=regex", "needs a pattern with one group"),
     ],
 )
-def test_what_cannot_be_asked_is_one_message(demo_run: RunFolder, override: str, message: str) -> None:
+def test_what_cannot_be_asked_is_one_message(own_demo_run: RunFolder, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        evaluate(demo_run, overrides=[override], console=QUIET)
+        evaluate(own_demo_run, overrides=[override], console=QUIET)
 
 
-def test_a_run_without_held_out_rows_says_what_to_do(finished_run: RunFolder) -> None:
-    (finished_run.data / "held_out.jsonl").write_text("")
+def test_a_run_without_held_out_rows_says_what_to_do(own_demo_run: RunFolder) -> None:
+    (own_demo_run.data / "held_out.jsonl").write_text("")
     with pytest.raises(ConfigError, match=r"held no rows out.*data.held_out"):
-        evaluate(finished_run, console=QUIET)
+        evaluate(own_demo_run, console=QUIET)
 
 
-def test_a_template_that_is_not_the_runs_is_refused(finished_run: RunFolder) -> None:
-    template = finished_run.adapter / "chat_template.jinja"
+def test_a_template_that_is_not_the_runs_is_refused(own_demo_run: RunFolder) -> None:
+    template = own_demo_run.adapter / "chat_template.jinja"
     template.write_text(template.read_text().replace("### Response:", "### Answer:"))
     with pytest.raises(ConfigError, match="changed after training"):
-        evaluate(finished_run, console=QUIET)
+        evaluate(own_demo_run, console=QUIET)
 
 
 def test_a_fallen_mmlu_is_an_error_and_any_other_is_not() -> None:
@@ -156,8 +148,8 @@ def test_a_fallen_mmlu_is_an_error_and_any_other_is_not() -> None:
     assert caught.value.exit_code == 43
 
 
-def test_the_command_prints_one_object(finished_run: RunFolder) -> None:
-    done = CliRunner().invoke(cli, ["evaluate", str(finished_run.path), "--json", "--set", "evaluation.max_rows=10"])
+def test_the_command_prints_one_object(own_demo_run: RunFolder) -> None:
+    done = CliRunner().invoke(cli, ["evaluate", str(own_demo_run.path), "--json", "--set", "evaluation.max_rows=10"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.splitlines()[-1])
     assert {"metric", "n", "base", "tuned", "ci95"} <= set(found["task"])
@@ -166,10 +158,10 @@ def test_the_command_prints_one_object(finished_run: RunFolder) -> None:
     assert "held-out answers (normalized_match)" in done.stderr
 
 
-def test_the_report_and_the_cards_are_written_anew(finished_run: RunFolder) -> None:
-    for path in (finished_run.path / "report.html", finished_run.adapter / "README.md"):
+def test_the_report_and_the_cards_are_written_anew(own_demo_run: RunFolder) -> None:
+    for path in (own_demo_run.path / "report.html", own_demo_run.adapter / "README.md"):
         path.unlink()
-    report = finish(finished_run)
+    report = finish(own_demo_run)
     assert "<html" in report.read_text()
-    assert "qdora" in (finished_run.adapter / "README.md").read_text().lower()
-    assert (finished_run.path / "merged_16bit" / "README.md").is_file()
+    assert "qdora" in (own_demo_run.adapter / "README.md").read_text().lower()
+    assert (own_demo_run.path / "merged_16bit" / "README.md").is_file()

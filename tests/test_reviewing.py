@@ -23,9 +23,8 @@ QUIET = Console(quiet=True)
 
 
 @pytest.fixture
-def run(demo_run: RunFolder, tmp_path: Path) -> RunFolder:
-    shutil.copytree(demo_run.path, tmp_path / "runs" / "demo", ignore=shutil.ignore_patterns("checkpoints"))
-    return RunFolder(tmp_path / "runs" / "demo")
+def run(own_demo_run: RunFolder) -> RunFolder:
+    return own_demo_run
 
 
 def invoke(*arguments: object) -> Result:
