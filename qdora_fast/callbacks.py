@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from qdora_fast import processes
+from qdora_fast.back_off import Note
 from qdora_fast.throughput import Slow, Throughput, span
 
 
@@ -31,19 +33,22 @@ def memory_gib() -> float:
     return float(psutil.Process().memory_info().rss) / 2**30
 
 
+@contextmanager
 def training_callbacks(
     *, metrics: Path, console: Console, throughput: Throughput, find_causes: Callable[[Slow], list[str]]
-) -> list[Any]:
-    """Callbacks for the Trainer: progress on the console, metrics to a file.
+) -> Iterator[list[Any]]:
+    """Callbacks for the Trainer: progress on the console, metrics to a file. However training ends, the bar goes.
 
     Args:
         metrics: file that gets one JSON object a line, flushed at once.
         throughput: told of every step.
         find_causes: asked, once at most, why a run is slow.
     """
-    if not processes.first():
-        return []
-    return [_watch(metrics, console, throughput), _stopwatch(metrics, console, throughput, find_causes)]
+    watch, stopwatch = _watch(metrics, console, throughput), _stopwatch(metrics, console, throughput, find_causes)
+    try:
+        yield [watch, stopwatch] if processes.first() else []
+    finally:
+        watch.on_train_end()
 
 
 def _watch(metrics: Path, console: Console, throughput: Throughput) -> Any:
@@ -79,7 +84,7 @@ def _watch(metrics: Path, console: Console, throughput: Throughput) -> Any:
             elif "eval_loss" in record:
                 console.print(f"{place}held-out loss {float(record['eval_loss']):.4f}")
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_train_end(self, *args: Any, **kwargs: Any) -> None:
             if self.progress:
                 self.progress.stop()
                 self.progress = None
@@ -116,6 +121,21 @@ def _stopwatch(
         on_evaluate = on_save = on_log
 
     return Stopwatch()
+
+
+def keep_notes(metrics: Path, console: Console) -> Callable[[Note], None]:
+    """Keeps notes in `metrics`, a line with an `event` each, and says them on the console: the same words once."""
+    told: set[str] = set()
+
+    def keep(note: Note) -> None:
+        if not processes.first():
+            return
+        if note.said not in told:
+            console.print(f"  step {note.step}: {note.said}", markup=False)
+            told.add(note.said)
+        _keep(metrics, {"step": note.step, "event": note.kind, "said": note.said, "rows": note.rows})
+
+    return keep
 
 
 def _keep(metrics: Path, record: dict[str, Any]) -> None:

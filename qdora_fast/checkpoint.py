@@ -27,7 +27,7 @@ from qdora_fast import processes
 from qdora_fast.adapter import load_into, write_adapter
 from qdora_fast.errors import DiskSpaceError, NonFiniteError, QdoraError
 from qdora_fast.manifest import write_manifest
-from qdora_fast.run_folder import checkpoints_in
+from qdora_fast.run_folder import checkpoints_in, newest_checkpoint
 from qdora_fast.staging import discard, disk_full, require_space, staged_folder
 from qdora_fast.training_state import (
     load_optimizer_state,
@@ -131,11 +131,9 @@ def require_finite(model: Any, checkpoints: Path) -> None:
         if parameter.requires_grad and not bool(parameter.isfinite().all())
     ]
     if broken:
-        good = checkpoints_in(checkpoints)
-        last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
         raise NonFiniteError(
-            f"{len(broken)} trained tensors hold NaN or infinity (first {broken[0]}); nothing was saved, {last}. "
-            "Lower train.learning_rate, then start anew or --resume"
+            f"{len(broken)} trained tensors hold NaN or infinity (first {broken[0]}); nothing was saved, "
+            f"{newest_checkpoint(checkpoints)}. Lower train.learning_rate, then start anew or --resume"
         )
 
 

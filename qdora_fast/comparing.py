@@ -22,7 +22,7 @@ from qdora_fast import show
 from qdora_fast.comparison import figures, table, words
 from qdora_fast.comparison.arms import Arm, Trial, choose_arms, choose_rates, choose_trials, settings_for
 from qdora_fast.config import Config
-from qdora_fast.errors import ConfigError, QdoraError
+from qdora_fast.errors import ConfigError, OutOfMemory, QdoraError
 from qdora_fast.hardware import describe as describe_machine
 from qdora_fast.preparing import confirm, find_base, ready_data, with_quality
 from qdora_fast.presets import settings_of
@@ -169,7 +169,7 @@ def _run(trials: Sequence[Trial], material: Any, folder: Path, console: Console)
             continue
         try:
             results.append(run_trial(trial, material))
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, OutOfMemory):
             raise QdoraError(
                 f"{trial.arm.spoken} does not fit into this GPU's memory; leave {trial.arm.method} out of --methods or "
                 "lower train.batch_size or model.max_length. What is finished stays: the same command goes on from here"
@@ -178,6 +178,8 @@ def _run(trials: Sequence[Trial], material: Any, folder: Path, console: Console)
             write_json(unfinished, results[-1])
         release_memory()
         console.print(f"{number:>4}/{len(trials)}  {_told(trial, results[-1])}", markup=False)
+        for note in results[-1]["notes"]:
+            console.print(f"{'':>4} {note}", markup=False)
     return results
 
 

@@ -178,6 +178,12 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
+def newest_checkpoint(folder: Path) -> str:
+    """Which checkpoint below `folder` a run can go on from, in words; none is saved that is not good."""
+    found = checkpoints_in(folder)
+    return f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+
+
 def write_json(path: Path, content: Any) -> Path:
     """Write `content` as an indented JSON file without secrets; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +196,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> li
     lines = []
     for key, value in old.items():
         place = f"{path}{key}"
-        if place in ("run", "export", "evaluation", "train.vram"):
+        if place in ("run", "export", "evaluation", "train.vram", "train.max_nonfinite"):
             continue
         if isinstance(value, dict):
             lines += _differences(value, new.get(key, {}), f"{place}.")

@@ -18,12 +18,14 @@ from types import MethodType
 from typing import Any
 
 from qdora_fast import processes
+from qdora_fast.back_off import Note
 from qdora_fast.backend import captured_prints
 from qdora_fast.checkpoint import DurableCheckpoints
 from qdora_fast.config import TrainSettings
 from qdora_fast.errors import ConfigError
 from qdora_fast.model import checkpointing
 from qdora_fast.optim import build_optimizer, describe_groups, parameter_groups
+from qdora_fast.safe_steps import SafeSteps
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ def build_trainer(
     arguments: dict[str, Any],
     callbacks: Sequence[Any],
     identity: Mapping[str, Any] | None = None,
+    place_of: Callable[[Sequence[int]], str | None] | None = None,
+    on_note: Callable[[Note], None] | None = None,
 ) -> Any:
     """TRL's SFTTrainer (in Unsloth's version) over tokenised train and held-out rows.
 
@@ -164,12 +168,14 @@ def build_trainer(
         datasets: datasets.Dataset with `input_ids` and `labels`: (train, held-out or None).
         arguments: from `sft_arguments`.
         identity: goes into every checkpoint; see `resume.py`.
+        place_of: where a row with these token ids stands, for messages.
+        on_note: told of what happens and does not end training; see `safe_steps.py`.
     """
     from transformers import EarlyStoppingCallback
     from trl import SFTConfig, SFTTrainer
 
-    class Trainer(DurableCheckpoints, SFTTrainer):
-        """TRL's trainer with our checkpoints."""
+    class Trainer(SafeSteps, DurableCheckpoints, SFTTrainer):
+        """TRL's trainer with our steps and checkpoints."""
 
     with captured_prints(), _exact_weights(model):
         trainer = Trainer(
@@ -180,6 +186,7 @@ def build_trainer(
             processing_class=tokenizer,
         )
     trainer.identity = identity or {}
+    trainer.max_nonfinite, trainer.place_of, trainer.on_note = train.max_nonfinite, place_of, on_note
     trainer.create_optimizer = MethodType(_optimizer_maker(train, recipe), trainer)
     for theirs in ("PrinterCallback", "ProgressCallback"):
         for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == theirs]:

@@ -31,8 +31,9 @@ def fit(
     Raises:
         CheckpointError: the checkpoint is of another run.
         Stopped: a signal ended it; a checkpoint was saved.
+        NonFiniteError, OutOfMemory: see `safe_steps.py` and `back_off.py`.
     """
-    from qdora_fast.callbacks import training_callbacks
+    from qdora_fast.callbacks import keep_notes, training_callbacks
     from qdora_fast.signals import listening, signal_callback
     from qdora_fast.trainer import build_trainer, describe, sft_arguments, trained_groups
 
@@ -47,14 +48,14 @@ def fit(
         max_length=config.model.length,
         evaluates=bool(prepared.held_out_examples),
     )
-    callbacks = training_callbacks(
+    watching = training_callbacks(
         metrics=folder.metrics,
         console=console,
         throughput=Throughput(prepared.train_tokens, _expected(config, folder)),
         find_causes=partial(_why_slow, model, config, ready, packed=recipe.packing, since=ProcessorTime.now()),
     )
     held_out = prepared.held_out_examples
-    with listening(lambda said: show.note(console, said)) as requests:
+    with listening(lambda said: show.note(console, said)) as requests, watching as callbacks:
         trainer = build_trainer(
             model,
             base.tokenizer,
@@ -64,11 +65,13 @@ def fit(
             arguments=arguments,
             callbacks=[*callbacks, signal_callback(requests)],
             identity=identity,
+            place_of=prepared.place_of,
+            on_note=keep_notes(folder.metrics, console),
         )
         with captured_prints():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         requests.raise_if_stopped(f"checkpoint-{trainer.state.global_step} of {folder.path}")
-    show.trained(console, trainer.state)
+    show.trained(console, trainer.state, trainer.notes)
     show.engine_afterwards(console, model)
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from qdora_fast.cli import cli
 from qdora_fast.comparing import compare
 from qdora_fast.comparison import trial as trial_module
-from qdora_fast.errors import ConfigError, QdoraError
+from qdora_fast.errors import ConfigError, OutOfMemory, QdoraError
 
 SETTINGS = {
     "adapter": {"r": 4, "alpha": 8},
@@ -132,13 +132,14 @@ def test_more_arms_and_a_target_of_ones_own_need_no_new_training_of_what_is_ther
     assert record["target"]["from"] == "given"
 
 
+@pytest.mark.parametrize("lack", [torch.OutOfMemoryError, OutOfMemory])  # while loading, and after backing off
 def test_an_arm_that_does_not_fit_is_named_and_what_is_finished_stays(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lack: type[Exception]
 ) -> None:
     def runner(trial: Any, material: Any) -> Any:
         if trial.arm.method == "full":
-            raise torch.OutOfMemoryError
-        return {"loss": 1.0, "scores": [], "seconds": 1.0}
+            raise lack("no memory")
+        return {"loss": 1.0, "scores": [], "seconds": 1.0, "notes": []}
 
     monkeypatch.setattr(trial_module, "run_trial", runner)
     config = _config(tiny_base, tmp_path)

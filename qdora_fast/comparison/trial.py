@@ -23,6 +23,7 @@ from qdora_fast.backend import captured_prints, open_backend
 from qdora_fast.comparison.arms import FULL, Trial, settings_for
 from qdora_fast.comparison.full import unfreeze_blocks
 from qdora_fast.config import Config
+from qdora_fast.errors import NonFiniteError
 from qdora_fast.evaluation.heldout import make_questions, mean_loss, row_losses
 from qdora_fast.evaluation.metrics import find_metric
 from qdora_fast.evaluation.task import answers
@@ -80,8 +81,12 @@ def run_trial(trial: Trial, material: Material) -> dict[str, Any]:
     watch = _watch(model, examples, material.every)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(model, base, config, material, Path(folder), watch)
-        with captured_prints():
-            trainer.train()
+        diverged = False
+        try:
+            with captured_prints():
+                trainer.train()
+        except NonFiniteError:
+            diverged = True
     losses = [loss for _, loss in watch.curve]
     return {
         "arm": trial.arm.name,
@@ -89,13 +94,14 @@ def run_trial(trial: Trial, material: Material) -> dict[str, Any]:
         "seed": trial.seed,
         "steps": int(trainer.state.global_step),
         "curve": [[step, _finite(loss)] for step, loss in watch.curve],
-        "loss": _finite(losses[-1]),
+        "loss": None if diverged else _finite(losses[-1]),
         "best_loss": min((loss for loss in losses if math.isfinite(loss)), default=None),
         "scores": _scores(model, base, config, material),
         "step_seconds": statistics.median(watch.seconds),
         "trained_parameters": sum(parameter.numel() for parameter in trained),
         "memory": {"total": watch.peak} if watch.peak else _memory(model, trained, trainer.optimizer),
         "seconds": round(time.monotonic() - begun, 1),
+        "notes": [f"step {note.step}: {note.said}" for note in trainer.notes],
     }
 
 

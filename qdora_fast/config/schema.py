@@ -122,6 +122,9 @@ class TrainSettings(Section):
     """AdamW's decay, on A and B only; magnitudes are never decayed."""
     max_grad_norm: Real = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
+    max_nonfinite: Count = Field(3, ge=1)
+    """Steps in a row whose loss or gradients are NaN or infinite, after which training ends; ten times as many in all.
+    Each is skipped: no weight changes, and its rows are named."""
     epochs: Real = Field(2.0, gt=0)
     """Passes over the training rows; `max_steps` wins when set."""
     max_steps: Annotated[Count, Field(ge=1)] | None = None

@@ -93,6 +93,14 @@ class Prepared:
         """The dominant script of each row of `train`."""
         return [str(script) for script in self.columns.scripts[self.chosen]]
 
+    def place_of(self, ids: Sequence[int]) -> str | None:
+        """Where the training row with these tokens stands, as its file calls it; None: there is no such row."""
+        rows = Rows(self.folder / ROWS, self.columns.starts, self.per_epoch)
+        for index in np.flatnonzero(self.columns.tokens[self.per_epoch] == len(ids)):
+            if self.tokens[int(index)]["input_ids"] == list(ids):
+                return str(rows[int(index)]["meta"]["source"])
+        return None
+
     def without(self, verdicts: Verdicts, quality: QualityReport) -> Prepared:
         """The same without the training rows that a reference model found unfit; held-out rows are never judged."""
         gone = {int(self.chosen[verdict.index]): verdict for verdict in verdicts}

@@ -88,6 +88,10 @@ def _checks(parts: RunParts) -> Iterator[dict[str, str]]:
         )
         yield _check("warn" if cut >= CUT_SHARE else "good", "Whole answers", words)
     yield _held_out_course(parts.metrics)
+    skipped = sum(line.get("event") == "skipped" for line in parts.metrics)
+    if skipped:
+        words = f"{skipped} changed nothing, for a loss or a gradient was not finite; metrics.jsonl names their rows"
+        yield _check("warn", "Steps skipped", words)
     yield _export(parts.exports)
     yield _reviewed(parts.review())
     data_review = parts.data_review()

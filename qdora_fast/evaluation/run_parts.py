@@ -209,6 +209,6 @@ def _by_step(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     kept: dict[tuple[float, str], dict[str, Any]] = {}
     for line in lines:
         if is_number(line.get("step")):
-            kind = next((key for key in ("loss", "eval_loss") if key in line), "")
+            kind = str(line.get("event") or next((key for key in ("loss", "eval_loss") if key in line), ""))
             kept[line["step"], kind] = line
     return [kept[key] for key in sorted(kept)]

@@ -11,10 +11,14 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from qdora_fast.back_off import Note
 from qdora_fast.config import AdapterSettings
 from qdora_fast.resume import Start
 from qdora_fast.run_folder import RunFolder
 from qdora_fast.show.console import bar, line
+
+STEPS_SAID = 8
+"""Numbers of steps that one line names."""
 
 
 def chosen(console: Console, path: Path, why: str | None) -> None:
@@ -83,12 +87,18 @@ def recipe(console: Console, lines: Sequence[str]) -> None:
         line(console, "" if number else "train", text)
 
 
-def trained(console: Console, state: Any) -> None:
-    """Where training ended."""
+def trained(console: Console, state: Any, notes: Sequence[Note]) -> None:
+    """Where training ended, and what happened on the way."""
     losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
     best = f", best {min(losses):.4f}" if losses else ""
     last = f"; held-out loss {losses[-1]:.4f}{best}" if losses else ""
     line(console, "trained", f"{state.global_step} steps{last}")
+    for kind in dict.fromkeys(each.kind for each in notes):
+        alike = [each for each in notes if each.kind == kind]
+        steps = list(dict.fromkeys(str(each.step) for each in alike))
+        numbers = f"step{'s' * (len(steps) > 1)} {', '.join(steps[:STEPS_SAID])}{' …' * (len(steps) > STEPS_SAID)}"
+        all_of_them = f" (the last of {len(alike)} notes; all are in metrics.jsonl)" if len(alike) > 1 else ""
+        line(console, "", f"{numbers}: {alike[-1].said}{all_of_them}")
 
 
 def dry_run(console: Console, targets: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from qdora_fast.back_off import BackOff
 from qdora_fast.comparison import trial as trial_module
 from qdora_fast.comparison.arms import Arm, Trial
 from qdora_fast.comparison.trial import Material, run_trial
@@ -57,4 +58,20 @@ def test_a_loss_that_is_no_number_is_none_and_the_result_is_still_json(
     result = _run(_material(tiny_config()))
     assert result["loss"] is None
     assert result["best_loss"] is None
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_training_that_was_ended_for_losses_that_are_no_numbers_has_diverged(
+    tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = BackOff.compute_loss
+    monkeypatch.setattr(
+        BackOff, "compute_loss", lambda self, *inputs, **more: original(self, *inputs, **more) * math.nan
+    )
+    result = _run(_material(tiny_config(train={"max_nonfinite": 2})))
+    assert (result["loss"], result["steps"]) == (None, 1)
+    assert [note.split(", no weight was changed")[0] for note in result["notes"]] == [
+        "step 1: skipped",
+        "step 2: skipped",
+    ]
     json.dumps(result, allow_nan=False)

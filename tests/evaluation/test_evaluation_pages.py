@@ -104,6 +104,13 @@ def test_a_held_out_loss_that_rose_again_is_said(run: RunFolder) -> None:
     assert "! Training the held-out loss rose from 1 to 1.5 before the end" in text_of(run)
 
 
+def test_steps_that_were_skipped_are_said(run: RunFolder) -> None:
+    assert "Steps skipped" not in text_of(run)
+    rows = [{"step": step, "event": "skipped", "said": "the loss is nan", "rows": ["a.jsonl:1"]} for step in (2, 5)]
+    run.write_rows("metrics.jsonl", [{"step": 2, "skipped_steps": 1}, *rows])
+    assert "! Steps skipped 2 changed nothing" in text_of(run)
+
+
 def test_a_failed_proof_is_said_even_beside_a_proven_model(run: RunFolder) -> None:
     check = {"name": "weights", "passed": False, "words": "layer 3 differs"}
     run.write_json("merged_16bit-dequant4.unproven/export.json", {"proof": {"passed": False, "checks": [check]}})

@@ -1,0 +1,111 @@
+"""Micro-batches as collators make them, cut into parts whose gradients add up to the whole's, and read back into rows.
+
+There are two kinds. A padded one has a row a conversation: every tensor is [rows, tokens]. A padding-free one is a
+single row [1, tokens] in which conversations follow each other: `position_ids` start from 0 with each, and Unsloth puts
+their lengths beside it (`packed_seq_lengths`). The first is cut between rows, and a part loses the columns that only
+padded the other; the second between conversations. Never inside one: its tokens see each other.
+
+Nothing here knows why a batch is cut; see `back_off.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+Batch = Mapping[str, Any]
+"""Tensors by name, `input_ids` among them, and flags that hold for all rows."""
+
+LENGTHS = "packed_seq_lengths"
+
+
+class Whole(Exception):
+    """A batch that cannot be cut; the message says why."""
+
+
+def parts(batch: Batch, wanted: int) -> list[Batch]:
+    """The batch in `wanted` parts, a power of two; in fewer where it cannot be cut so often. In order; 1: itself."""
+    if wanted < 2:
+        return [batch]
+    try:
+        first, second = halves(batch)
+    except Whole:
+        return [batch]
+    return [*parts(first, wanted // 2), *parts(second, wanted // 2)]
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """Two parts, as equal in rows (padded) or tokens (padding-free) as can be.
+
+    Raises:
+        Whole: one conversation, or something in the batch that cannot be cut to match.
+    """
+    rows, tokens = batch["input_ids"].shape
+    if rows > 1:
+        middle = (rows + 1) // 2
+        return _rows(batch, slice(0, middle)), _rows(batch, slice(middle, rows))
+    inner = _starts(batch)[1:]
+    if not inner:
+        raise Whole(f"one row of {tokens:,} tokens")
+    cut = min(inner, key=lambda start: abs(2 * start - tokens))
+    return _tokens(batch, slice(0, cut)), _tokens(batch, slice(cut, tokens))
+
+
+def conversations(batch: Batch) -> list[list[int]]:
+    """The token ids of each conversation, without padding."""
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    if mask is not None:
+        return [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
+    if len(ids) > 1:
+        return [row.tolist() for row in ids]
+    return [ids[0, start:end].tolist() for start, end in pairwise([*_starts(batch), ids.shape[1]])]
+
+
+def trained_tokens(batch: Batch) -> Any:
+    """How many tokens carry loss: a tensor without dimensions."""
+    return (batch["labels"][..., 1:] != -100).sum()
+
+
+def _starts(batch: Batch) -> list[int]:
+    """Where the conversations of a single row begin."""
+    positions = batch.get("position_ids")
+    found: list[int] = [0] if positions is None else (positions[0] == 0).nonzero().flatten().tolist()
+    return found
+
+
+def _rows(batch: Batch, chosen: slice) -> Batch:
+    """These rows, without columns at the end that are padding in all of them. (At the beginning a row's first token
+    would lose the column that predicts it.)"""
+    shape = batch["input_ids"].shape
+    found = {key: value if _is_flag(value) else _slice(key, value, shape, chosen) for key, value in batch.items()}
+    mask = found.get("attention_mask")
+    if mask is None:
+        return found
+    columns = (slice(None), slice(0, int(mask.any(dim=0).nonzero().max()) + 1))
+    return {key: value if _is_flag(value) else value[columns].contiguous() for key, value in found.items()}
+
+
+def _tokens(batch: Batch, chosen: slice) -> Batch:
+    """These tokens of a single row."""
+    shape = batch["input_ids"].shape
+    found = {}
+    for key, value in batch.items():
+        if key == LENGTHS:
+            ends = value.cumsum(0)
+            found[key] = value[(ends > chosen.start) & (ends <= chosen.stop)]
+            if int(found[key].sum()) != chosen.stop - chosen.start:
+                raise Whole(f"{LENGTHS} say otherwise than position_ids where its conversations begin")
+        else:
+            found[key] = value if _is_flag(value) else _slice(key, value, shape, slice(None), chosen).contiguous()
+    return found
+
+
+def _slice(key: str, value: Any, shape: Any, *chosen: slice) -> Any:
+    if getattr(value, "shape", None) != shape:
+        raise Whole(f"its {key} cannot be cut with the rows")
+    return value[chosen]
+
+
+def _is_flag(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
