@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -52,6 +53,28 @@ def test_a_conversation_through_a_pipe(demo_run: RunFolder) -> None:
     for said in ("Model     ", "with a system message", "without a system message", "/quit  ", "/help lists them"):
         assert said in done.stderr
     assert done.stderr.count("tokens/s") == 3
+
+
+def test_a_conversation_goes_on_after_a_message_that_cannot_be_answered(
+    demo_run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import GenerationMixin
+
+    usual = GenerationMixin.generate
+
+    def small_card(self: object, *arguments: object, **options: Any) -> object:
+        if options["input_ids"].shape[1] > 100:
+            raise torch.OutOfMemoryError
+        return usual(self, *arguments, **options)
+
+    monkeypatch.setattr(GenerationMixin, "generate", small_card)
+    too_long, far_too_long = "word " * 200, "word " * 5000
+    done = _chat(str(demo_run.path / "merged_16bit"), typed=f"{too_long}\n{far_too_long}\n{_question(demo_run)}\n")
+    assert done.exit_code == 0
+    assert "do not fit into memory: /new starts over" in done.stderr
+    assert "and the model takes 2,048: shorten it" in done.stderr
+    assert len(done.stdout.splitlines()) == 1
 
 
 def test_compare_shows_base_and_tuned_below_each_other_or_side_by_side(demo_run: RunFolder) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from qdora_fast.chat.opening import Message, Source, Speaker
 from qdora_fast.data.vocabulary import Vocabulary
-from qdora_fast.errors import ConfigError
+from qdora_fast.errors import ConfigError, OutOfMemory
 
 OnText = Callable[[str], None]
 
@@ -101,6 +101,7 @@ def answer(
 
     Raises:
         ConfigError: the template refuses the conversation, or it leaves no room for an answer.
+        OutOfMemory: the model is small enough for the device, and the conversation is not.
     """
     import torch
 
@@ -116,14 +117,19 @@ def answer(
         torch.manual_seed(asking.seed)
     started = time.monotonic()
     with model.disable_adapter() if base else nullcontext(), torch.inference_mode():
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=min(asking.max_new_tokens, room),
-            streamer=_streamer(vocabulary, on_text) if on_text else None,
-            stopping_criteria=[lambda *_, **__: stop.is_set()] if stop else None,
-            **_sampling(asking),
-        )
+        try:
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=min(asking.max_new_tokens, room),
+                streamer=_streamer(vocabulary, on_text) if on_text else None,
+                stopping_criteria=[lambda *_, **__: stop.is_set()] if stop else None,
+                **_sampling(asking),
+            )
+        except torch.OutOfMemoryError:
+            raise OutOfMemory(
+                f"{len(prompt):,} tokens and their answer do not fit into memory: /new starts over"
+            ) from None
     written = out[0, len(prompt) :].tolist()
     said = list(takewhile(lambda token: token not in vocabulary.stop_ids, written))
     text = vocabulary.tokenizer.decode(said, skip_special_tokens=True).strip()

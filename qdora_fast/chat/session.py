@@ -20,7 +20,7 @@ from rich.console import Console
 from qdora_fast import show
 from qdora_fast.chat.conversation import Asking, Conversation
 from qdora_fast.chat.opening import Source, find, open_source
-from qdora_fast.errors import ConfigError
+from qdora_fast.errors import ConfigError, OutOfMemory
 
 Sides = dict[str, Conversation]
 """Who answers, by title."""
@@ -87,7 +87,7 @@ def _talk(sides: Sides, asking: Asking, console: Console) -> None:
             return
         except KeyboardInterrupt:
             show.aside(console, "\nCtrl-D leaves")
-        except ConfigError as error:
+        except (ConfigError, OutOfMemory) as error:
             show.aside(console, str(error))
 
 
