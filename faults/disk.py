@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from faults.kills import go_on
-from faults.lab import STEPS
-from faults.strike import fail, places
+from faults.strike import SAVES, fail, places
 from faults.trial import Group, Trial
 from faults.victim import put, require
 
@@ -32,7 +31,7 @@ def at_a_call(trial: Trial) -> None:
     error = _ERRORS[trial.number % len(_ERRORS)]
     chosen = [place for place in places(trial.lab) if place.call in _CAN_FAIL]
     place = chosen[trial.number * 5 % len(chosen)]
-    step = trial.random.randrange(3, STEPS)
+    step = trial.random.choice(SAVES)
     trial.note = f"{errno.errorcode[error]} at {place.label}, step {step}"
     job = trial.lab.job(trial.folder)
     ended = job.run(fault=fail(step, place, error)).require(0, 11 if error in _FULL else 1)

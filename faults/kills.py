@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from faults.lab import STEPS, Job, sha256
-from faults.strike import Place, cut_power, die, places
+from faults.lab import Job, sha256
+from faults.strike import SAVES, Place, cut_power, die, places
 from faults.trial import Group, Trial
 from faults.victim import Ended, put, require
 from qdora_fast.manifest import problems
@@ -38,7 +38,7 @@ def twice(trial: Trial) -> None:
 def in_a_save(trial: Trial) -> None:
     """Kill it before or after one call of the file system while it saves."""
     place, when = _place(trial)
-    step = trial.random.randrange(3, STEPS)
+    step = trial.random.choice(SAVES)
     trial.note = f"{when} {place.label}, step {step}"
     job = trial.lab.job(trial.folder)
     job.run(fault=die(step, place, when)).require(-signal.SIGKILL)
@@ -48,7 +48,7 @@ def in_a_save(trial: Trial) -> None:
 def in_a_power_cut(trial: Trial) -> None:
     """The same, and what was not flushed is gone."""
     place, when = _place(trial)
-    step = trial.random.randrange(3, STEPS)
+    step = trial.random.choice(SAVES)
     trial.note = f"power cut {when} {place.label}, step {step}"
     job = trial.lab.job(trial.folder)
     job.run(fault=cut_power(step, place, when, job)).require(-signal.SIGKILL)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from faults.victim import Ended, Fault, Victim, put, require, start
+from faults.victim import Ended, Fault, Victim, command, put, require, start
 from qdora_fast.manifest import problems
 from qdora_fast.run_folder import RunFolder
 
@@ -48,7 +48,7 @@ class Job:
         self.config.write_text(json.dumps(self.settings), encoding="utf-8")
         self.started += 1
         log = self.folder / f"log-{self.started}.txt"
-        return start(arguments or ("train", str(self.config), "--auto-resume"), log, fault)
+        return start(partial(command, arguments or ("train", str(self.config), "--auto-resume"), fault), log)
 
     def run(self, *arguments: str, fault: Fault | None = None) -> Ended:
         """`start` and wait."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faults import configs, damage, disk, foreign, grid, kills, locks, signalled
+from faults import configs, damage, disk, foreign, grid, hostile, kills, locks, signalled
 from faults.trial import Group
 
 GROUPS: tuple[Group, ...] = (
@@ -14,4 +14,5 @@ GROUPS: tuple[Group, ...] = (
     *locks.GROUPS,
     *grid.GROUPS,
     *configs.GROUPS,
+    *hostile.GROUPS,
 )

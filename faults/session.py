@@ -11,20 +11,21 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from faults import baseline
 from faults.lab import Lab
 from faults.matrix import GROUPS
 from faults.runner import batches
 from faults.runner import run as run_batches
 from faults.sabotage import SABOTAGES
 from faults.strike import WATCHED, watch
-from faults.table import show
+from faults.table import show, show_lost, show_reasons
 from faults.trial import Group, Outcome
 
 _NEEDED = ("trl.trainer.sft_trainer", "peft", "qdora_fast.run", "qdora_fast.trainer", "qdora_fast.export")
@@ -34,22 +35,28 @@ _NEEDED = ("trl.trainer.sft_trainer", "peft", "qdora_fast.run", "qdora_fast.trai
 def run(chosen: argparse.Namespace) -> int:
     """Do what the command line asks for; 0: every trial passed."""
     console = Console(stderr=True)
-    groups = _choose(chosen.only)
+    matrix = baseline.GROUPS if chosen.baseline else GROUPS
+    groups = _choose(chosen.only, matrix)
     started = time.monotonic()
     scratch = Path(tempfile.mkdtemp(prefix="qdora-fast-faults-"))
     try:
-        lab = prepare(scratch, console)
+        lab = baseline.prepare(scratch) if chosen.baseline else prepare(scratch, console)
         if chosen.sabotage:
             return sabotage(lab, chosen.sabotage, chosen, console)
         outcomes = do(lab, groups, chosen, console)
-        _keep(outcomes, chosen.folder, scratch)
+        if not chosen.baseline:
+            _keep(outcomes, chosen.folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         gc.unfreeze()
-    show(outcomes, groups, chosen.seed, console, wall=time.monotonic() - started)
+    show(outcomes, groups, wall=time.monotonic() - started)
+    if chosen.baseline:
+        show_reasons(outcomes)
+    else:
+        show_lost(outcomes, chosen.seed, console)
     if chosen.record:
         chosen.record.write_text(json.dumps(_record(outcomes, chosen, time.monotonic() - started), indent=1) + "\n")
-    return int(any(outcome.lost for outcome in outcomes))
+    return int(not chosen.baseline and any(outcome.lost for outcome in outcomes))
 
 
 def prepare(folder: Path, console: Console) -> Lab:
@@ -78,9 +85,9 @@ def do(lab: Lab, groups: Sequence[Group], chosen: argparse.Namespace, console: C
     total = sum(len(batch.numbers) for batch in todo)
     with Progress(*columns, TextColumn("{task.fields[red]}"), console=console, auto_refresh=False) as progress:
         task = progress.add_task("", total=total, red="")
-        for outcome in run_batches(lab, todo, seed=chosen.seed, jobs=chosen.jobs):
+        for outcome in _until_stopped(run_batches(lab, todo, seed=chosen.seed, jobs=chosen.jobs), console):
             outcomes.append(outcome)
-            if outcome.lost:
+            if outcome.lost and not chosen.baseline:
                 progress.console.print(
                     f"{outcome.group} {outcome.number} ({outcome.note}): {outcome.lost}", markup=False
                 )
@@ -88,6 +95,14 @@ def do(lab: Lab, groups: Sequence[Group], chosen: argparse.Namespace, console: C
             progress.update(task, advance=1, description=outcome.group, red=f"{red} not passed" if red else "")
             progress.refresh()
     return outcomes
+
+
+def _until_stopped(outcomes: Iterator[Outcome], console: Console) -> Iterator[Outcome]:
+    """All outcomes; after Ctrl-C those that there are."""
+    try:
+        yield from outcomes
+    except KeyboardInterrupt:
+        console.print("stopped; the table is of what was done")
 
 
 def sabotage(lab: Lab, name: str, chosen: argparse.Namespace, console: Console) -> int:
@@ -109,12 +124,12 @@ def sabotage(lab: Lab, name: str, chosen: argparse.Namespace, console: Console) 
     return int(unnoticed > 0)
 
 
-def _choose(only: str) -> list[Group]:
+def _choose(only: str, matrix: Sequence[Group]) -> list[Group]:
     names = [name for name in only.split(",") if name]
-    unknown = set(names) - {group.name for group in GROUPS}
+    unknown = set(names) - {group.name for group in matrix}
     if unknown:
-        raise SystemExit(f"no group {', '.join(sorted(unknown))}; there are {', '.join(g.name for g in GROUPS)}")
-    return [group for group in GROUPS if not names or group.name in names]
+        raise SystemExit(f"no group {', '.join(sorted(unknown))}; there are {', '.join(g.name for g in matrix)}")
+    return [group for group in matrix if not names or group.name in names]
 
 
 def _numbers(group: Group, chosen: argparse.Namespace) -> Sequence[int]:
@@ -123,7 +138,7 @@ def _numbers(group: Group, chosen: argparse.Namespace) -> Sequence[int]:
     return range(chosen.trials or (group.full if chosen.full else group.small))
 
 
-def _keep(outcomes: Sequence[Outcome], folder: Path, scratch: Path) -> None:
+def _keep(outcomes: Sequence[Outcome], folder: Path) -> None:
     """Move what failed trials left out of the scratch folder."""
     for left in {outcome.folder for outcome in outcomes if outcome.folder}:
         folder.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,8 @@ from faults.lab import Job, Lab
 from faults.victim import found, put
 
 WATCHED = "watched.txt"
+SAVES = (3, 5, 7)
+"""Steps at whose save an older checkpoint goes; that of step 4, after an evaluation, stays as the best."""
 _CALLS = (
     *(("io", "open"), ("safetensors.torch", "serialize_file")),
     *(("os", name) for name in ("mkdir", "fsync", "rename", "unlink", "rmdir")),
@@ -146,9 +148,10 @@ def _on_calls(step: int, strike: Callable[[Place, str], None]) -> None:
             place = Place(count, f"{name} {_named(args)}")
             count += 1
             strike(place, "before")
-            result = function(*args, **kwargs)
-            strike(place, "after")
-            return result
+            try:
+                return function(*args, **kwargs)
+            finally:
+                strike(place, "after")
 
         return wrapped
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -105,18 +105,24 @@ class Victim:
         self.ended = Ended(os.waitstatus_to_exitcode(status), said, usage.ru_utime + usage.ru_stime)
 
 
-def start(arguments: tuple[str, ...], log: Path, fault: Fault | None) -> Victim:
-    """`qdora-fast ARGUMENTS` in a process of its own.
-
-    Args:
-        fault: called in that process before the command.
-    """
+def start(work: Callable[[], None], log: Path) -> Victim:
+    """Do `work` in a process of its own; how it ends, by itself or by sys.exit, is the process's exit code."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        _be_the_command(arguments, log, fault)
+        _be(work, log)
     return Victim(pid, log)
+
+
+def command(arguments: Sequence[str], fault: Fault | None) -> None:
+    """`qdora-fast ARGUMENTS`, with a fault that is called before."""
+    from qdora_fast.cli import main
+
+    sys.argv = ["qdora-fast", *arguments]
+    if fault:
+        fault()
+    main()
 
 
 def put(place: str, **replacements: Any) -> None:
@@ -136,7 +142,7 @@ def _owner(place: str) -> Any:
     return getattr(owner, name) if name else owner
 
 
-def _be_the_command(arguments: tuple[str, ...], log: Path, fault: Fault | None) -> NoReturn:
+def _be(work: Callable[[], None], log: Path) -> NoReturn:
     code = 1
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -148,12 +154,7 @@ def _be_the_command(arguments: tuple[str, ...], log: Path, fault: Fault | None) 
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.environ["COLUMNS"] = "400"
         _cut_the_network()
-        from qdora_fast.cli import main
-
-        sys.argv = ["qdora-fast", *arguments]
-        if fault:
-            fault()
-        main()
+        work()
         code = 0
     except SystemExit as done:
         code = done.code if isinstance(done.code, int) else int(done.code is not None)
