@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faults import configs, damage, disk, foreign, grid, hostile, kills, locks, signalled
+from faults import configs, damage, disk, foreign, grid, hostile, kills, locks, memory, numbers, signalled
 from faults.trial import Group
 
 GROUPS: tuple[Group, ...] = (
@@ -11,6 +11,8 @@ GROUPS: tuple[Group, ...] = (
     *disk.GROUPS,
     *damage.GROUPS,
     *foreign.GROUPS,
+    *numbers.GROUPS,
+    *memory.GROUPS,
     *locks.GROUPS,
     *grid.GROUPS,
     *configs.GROUPS,

@@ -58,6 +58,11 @@ def _identity_is_not_compared() -> None:
         put(module, require_same=_nothing)
 
 
+def _nobody_looks_at_numbers() -> None:
+    for module in ("qdora_fast.checkpoint", "qdora_fast.safe_steps"):
+        put(module, require_finite=_nothing)
+
+
 def _nothing(*_: Any, **__: Any) -> None:
     """In place of what should be done."""
 
@@ -94,6 +99,7 @@ SABOTAGES = {
         ("disk", 0, 0),
         lambda: put("qdora_fast.checkpoint", _disk_errors=lambda folder: nullcontext()),
     ),
+    "finite": Sabotage("nobody looks whether weights are finite", ("nonfinite", 2, 2), _nobody_looks_at_numbers),
     "lock": Sabotage(
         "nobody locks", ("lock", 1, 1), lambda: put("qdora_fast.run", locked=lambda folder: nullcontext())
     ),
