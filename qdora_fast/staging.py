@@ -128,6 +128,7 @@ def discard(folder: Path) -> None:
     removed = folder.with_name(folder.name + ".removed")
     shutil.rmtree(removed, ignore_errors=True)
     folder.rename(removed)
+    _flush(folder.parent)  # else a power cut could keep the name and not the files
     shutil.rmtree(removed, ignore_errors=True)
 
 
