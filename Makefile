@@ -17,7 +17,7 @@ DATA    ?=
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-gpu bench bench-gpu bench-data benchmarks faults lint format clean
+.PHONY: help install train test test-gpu bench bench-gpu bench-data bench-export benchmarks faults lint format clean
 
 help: ## show these verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -42,6 +42,9 @@ bench-gpu: $(STAMP) ## the same on an NVIDIA GPU beside Unsloth's own training, 
 
 bench-data: $(STAMP) ## prepare rows with planted duplicates and faults: what is found, then speed and memory
 	$(BIN)/qdora-fast bench-data $(ARGS)
+
+bench-export: $(STAMP) ## export tuned runs and 70B-sized shards: cost, closeness, what is left of the gain
+	$(BIN)/qdora-fast bench-export $(ARGS)
 
 benchmarks: $(STAMP) ## write the measured part of BENCHMARKS.md from the kept records
 	$(BIN)/python -m qdora_fast.benchmark.records

@@ -3,9 +3,8 @@
 An `Adapter` is what a merge needs and nothing more: for each adapted layer of the base A, B, the
 magnitude and the scale, in fp32, and the modules that were trained in full. Reading is strict: an
 `Adapter` that exists is complete. Everything PEFT can put into an adapter and that we do not
-merge (biases, embeddings, weight-changing initialisations, ...) is refused by name instead of
-being read past. Pickled adapters are refused as well. What this does not do: know the base. That
-the layers exist there and have these shapes is `merge.py`'s business.
+merge (biases, embeddings, weight-changing initialisations, pickles, ...) is refused by name instead
+of being read past. What this does not do: know the base; `merged_model.py` looks for the layers there.
 """
 
 from __future__ import annotations
@@ -109,10 +108,6 @@ class Adapter:
     def alpha(self) -> float:
         """Numerator of the scale, where no `alpha_pattern` says otherwise."""
         return float(self.config["lora_alpha"])
-
-    def scaling(self, module: str) -> float:
-        """The factor of B·A in one layer."""
-        return self.modules[module].scaling
 
     def saved_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor trained in full, in its stored dtype."""
@@ -283,11 +278,8 @@ def _triple(tensors: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None, T
 
 def _module(folder: Path, name: str, tensors: dict[str, Tensor], config: dict[str, Any]) -> AdapterModule:
     """One layer with its scale, which PEFT derives from the config's patterns."""
-    from peft.utils.other import get_pattern_key
-
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    rank = ranks.get(get_pattern_key(list(ranks), name), config["r"])
-    alpha = alphas.get(get_pattern_key(list(alphas), name), config["lora_alpha"])
+    rank = _by_pattern(config.get("rank_pattern"), name, config["r"])
+    alpha = _by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
     lora_a, lora_b, magnitude = _triple(tensors)
     assert lora_a is not None and lora_b is not None, "read_adapter has checked this"
     if lora_a.shape[0] != rank:
@@ -297,3 +289,12 @@ def _module(folder: Path, name: str, tensors: dict[str, Tensor], config: dict[st
         )
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return AdapterModule(lora_a, lora_b, magnitude, scaling)
+
+
+def _by_pattern(patterns: dict[str, Any] | None, name: str, default: Any) -> Any:
+    """What PEFT takes for one layer; not imported for nothing, as it takes 250 MB of memory."""
+    if not patterns:
+        return default
+    from peft.utils.other import get_pattern_key
+
+    return patterns.get(get_pattern_key(list(patterns), name), default)

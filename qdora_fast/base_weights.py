@@ -8,15 +8,15 @@ With W16 the 16-bit weight and Wq = dequantise(NF4(W16)) there are two honest ch
   The merged model is the trained function; the 4-bit noise stays in it for good.
 
 Both the merge and its proof read their base through `BaseWeights`, so that they mean the same
-weights; what they do with them is computed independently. NF4 is re-made on the whole tensor,
-because the second quantisation of its scales runs across rows. Whatever the choice, what comes
-out is dense: a base that exists in 4 bits alone is unpacked (dequant4 only).
+weights; what they do with them is computed independently. Whatever the choice, what is read here
+is dense: a base that exists in 4 bits alone is unpacked (dequant4 only).
 """
 
 from __future__ import annotations
 
 import math
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from qdora_fast.errors import ConfigError, IntegrityError
+from qdora_fast.nf4 import PackedWeight
 from qdora_fast.weights import TensorInfo, WeightFolder, read_json
 
 _PACKED_STATE = re.compile(r"(?P<tensor>.+)\.quant_state\.bitsandbytes__(nf4|fp4)")
@@ -38,13 +39,15 @@ class MergeRecipe:
     merge_base: Literal["original16", "dequant4"] = "original16"
     """The two choices above."""
     quantized_modules: frozenset[str] | None = None
-    """Modules that training held in NF4 (`model.layers.0.mlp.up_proj`, ...), for dequant4. None: every
+    """Modules that training held in NF4 (`model.layers.0.mlp.up_proj`, ...), for dequant4 and `nf4`. None: every
     two-dimensional weight inside the blocks. Not read for a base stored in 4 bits, which says it itself."""
     trained_dtype: torch.dtype | None = None
     """Dtype in which training loaded the base, from which NF4 was made and to which it is unpacked, for
     dequant4. None: the dtype on disk."""
     dtype: torch.dtype | None = None
     """Dtype of what is written. None: as in the base."""
+    nf4: bool = False
+    """Write those modules in NF4 once they are merged; all others stay as they are."""
 
 
 class BaseWeights:
@@ -75,8 +78,8 @@ class BaseWeights:
             for shard, infos in self._files.shards.items()
         }
         self.infos = {info.name: info for infos in self.shards.values() for info in infos}
-        self.quantized = frozenset(packed) if packed else self._requantized()
-        self._whole: tuple[str, Tensor] | None = None
+        self.quantized = self.held_in_4bit() if recipe.merge_base == "dequant4" else frozenset()
+        self._held = threading.local()
 
     @property
     def indexed(self) -> bool:
@@ -91,32 +94,47 @@ class BaseWeights:
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor as the recipe wants it, in the dtype it was held in.
 
-        A tensor that goes through NF4 is made whole and kept until another one is asked for.
+        A tensor that goes through NF4 is packed whole, and kept by this thread until it asks for another one.
         """
         if name not in self.quantized:
             return self._files.rows(name, start, stop)
-        if self._whole is None or self._whole[0] != name:
-            self._whole = None  # let go of the previous one first
-            self._whole = (name, self._unpacked(name) if name in self._packed else self._round_trip(name))
-        return self._whole[1][start:stop]
+        if getattr(self._held, "name", None) != name:
+            self._held.weight = None  # let go of the previous one first
+            self._held.weight = self._stored(name) if name in self._packed else self._round_trip(name)
+            self._held.name = name
+        weight: PackedWeight = self._held.weight
+        return weight.rows(start, stop)
 
-    def _round_trip(self, name: str) -> Tensor:
-        """dequantise(NF4(W16)) exactly as bitsandbytes' Linear4bit holds it: blocks of 64, double quantisation."""
-        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    def held_in_4bit(self) -> frozenset[str]:
+        """Names of the tensors that training held in NF4.
 
-        weight = self._files.tensor(name)
-        weight = weight.to(self.recipe.trained_dtype or weight.dtype).contiguous()
-        packed, state = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
-        return dequantize_4bit(packed, state)
+        Raises:
+            IntegrityError: a recorded module is not in this base.
+        """
+        if self._packed:
+            return frozenset(self._packed)
+        if self.recipe.quantized_modules is None:
+            return frozenset(n for n, i in self.infos.items() if len(i.shape) == 2 and _BLOCK_WEIGHT.fullmatch(n))
+        names = frozenset(f"{module}.weight" for module in self.recipe.quantized_modules)
+        strange = sorted(names - self.infos.keys())
+        if strange:
+            raise IntegrityError(
+                f"{self.folder}: {len(strange)} weights that training held in 4 bits are not in this base "
+                f"(first {strange[0]}); name the base that was trained on"
+            )
+        return names
 
-    def _unpacked(self, name: str) -> Tensor:
-        """The dense form of a weight that is stored in 4 bits."""
-        from bitsandbytes.functional import QuantState, dequantize_4bit
+    def _round_trip(self, name: str) -> PackedWeight:
+        """NF4(W16) exactly as bitsandbytes' Linear4bit holds it."""
+        info = self._files.infos[name]
+        dtype = self.recipe.trained_dtype or info.dtype
+        blocks = (self._files.rows(name, start, stop).to(dtype) for start, stop in info.blocks())
+        return PackedWeight.pack(blocks, TensorInfo(name, dtype, info.shape))
 
+    def _stored(self, name: str) -> PackedWeight:
+        """A weight that the base stores in 4 bits."""
         parts = {part.removeprefix(f"{name}."): self._files.tensor(part) for part in self._packed[name]}
-        state = QuantState.from_dict(parts, device=torch.device("cpu"))
-        state.dtype = self.recipe.trained_dtype or state.dtype
-        return dequantize_4bit(self._files.tensor(name), state)
+        return PackedWeight.from_parts({"": self._files.tensor(name), **parts}, self.recipe.trained_dtype)
 
     def _packed_parts(self, name: str, state: str) -> list[str]:
         """Names of the tensors that together with `name` make one 4-bit weight."""
@@ -145,21 +163,6 @@ class BaseWeights:
             raise IntegrityError(f"{self.folder}: {name} holds fewer values than its shape {shape}; download it again")
         return getattr(torch, said["dtype"]), shape
 
-    def _requantized(self) -> frozenset[str]:
-        """Tensors of a 16-bit base that the recipe sends through NF4."""
-        if self.recipe.merge_base != "dequant4":
-            return frozenset()
-        if self.recipe.quantized_modules is None:
-            return frozenset(n for n, i in self.infos.items() if len(i.shape) == 2 and _BLOCK_WEIGHT.fullmatch(n))
-        names = frozenset(f"{module}.weight" for module in self.recipe.quantized_modules)
-        strange = sorted(names - self.infos.keys())
-        if strange:
-            raise IntegrityError(
-                f"{self.folder}: {len(strange)} weights that training held in 4 bits are not in this base "
-                f"(first {strange[0]}); name the base that was trained on"
-            )
-        return names
-
 
 def _refuse_quantized_base(folder: Path, config: dict[str, object], packed: bool, recipe: MergeRecipe) -> None:
     """Raise ConfigError for a base whose stored weights cannot serve this recipe."""
@@ -173,7 +176,8 @@ def _refuse_quantized_base(folder: Path, config: dict[str, object], packed: bool
             "name the same model in 16 bits as model.base_16bit"
         )
     if recipe.merge_base == "original16":
+        instead = "" if recipe.nf4 else ", or choose export.merge_base: dequant4"
         raise ConfigError(
             f"{folder}: its weights are stored in 4 bits, and export.merge_base: original16 needs the original "
-            "16-bit ones; name them as model.base_16bit, or choose export.merge_base: dequant4"
+            f"16-bit ones; name them as model.base_16bit{instead}"
         )

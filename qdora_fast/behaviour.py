@@ -170,6 +170,9 @@ def judge(
     tuned_vs_merged: Agreement,
     tuned_vs_base: Agreement,
     base_nf4_vs_base16: Agreement | None = None,
+    *,
+    packed: bool = False,
+    trained_in_4bit: bool = True,
 ) -> BehaviourProof:
     """Decide whether the merged model is the trained one.
 
@@ -179,32 +182,45 @@ def judge(
         tuned_vs_base: the trained model against the base it was trained on.
         base_nf4_vs_base16: the base in 4 bits against 16 bits. Only for `original16` after training in 4 bits;
             without it the merged model must reproduce the trained one up to rounding.
+        packed: the merged model is in 4 bits itself, which is one more 4-bit error after training in 4 bits. Its
+            loss is `survival.py`'s business.
+        trained_in_4bit: the trained model carries the base's 4-bit error.
     """
     if merge_base == "original16" and base_nf4_vs_base16 is not None:
-        checks = _within_noise(tuned_vs_merged, tuned_vs_base, base_nf4_vs_base16)
+        errors = packed + trained_in_4bit
+        checks = _within_noise(tuned_vs_merged, tuned_vs_base, base_nf4_vs_base16, errors)
+        checks = tuple(check for check in checks if not (packed and check.name == "held_out_loss"))
     else:
         checks = _the_same(tuned_vs_merged)
     return BehaviourProof(merge_base, tuned_vs_merged, tuned_vs_base, base_nf4_vs_base16, checks)
 
 
-def reopen(folder: Path, *, device: str, dtype: torch.dtype | None = None) -> Any:
+def reopen(folder: Path, *, device: str, dtype: torch.dtype | None = None, in_4bit: bool = False) -> Any:
     """Open a model folder as any reader would: plain AutoModelForCausalLM, nothing of the training stack.
 
     Args:
         device: `cpu`, `cuda`, ...
         dtype: type of computation; None: fp32 on the CPU, where 16-bit arithmetic is slow, else as stored.
+        in_4bit: quantise its weights to NF4 as they are loaded.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     chosen = dtype or (torch.float32 if device == "cpu" else "auto")
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     model = AutoModelForCausalLM.from_pretrained(
         str(folder),
         dtype=chosen,
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=remote_code_allowed(),
+        device_map={"": device},
+        **({"quantization_config": nf4} if in_4bit else {}),
     )
-    return model.to(device).eval()
+    for module in model.modules():
+        if device == "cpu" and hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' Linear4bit
+            module.support_avx512bf16_for_cpu = False  # a private packing, with scales in bfloat16
+            module.compute_dtype = chosen
+    return model.eval()
 
 
 def release_memory() -> None:
@@ -214,16 +230,21 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _within_noise(merged: Agreement, base: Agreement, quantization: Agreement) -> tuple[Check, ...]:
-    """original16 after 4-bit training: as far from the trained model as the base's 4-bit error is, no further."""
-    noise = NOISE_FACTOR * max(quantization.mean_kl, NOISE_FLOOR)
+def _within_noise(merged: Agreement, base: Agreement, quantization: Agreement, errors: int) -> tuple[Check, ...]:
+    """As far from the trained model as that many 4-bit errors of the base are, no further."""
+    noise = NOISE_FACTOR * errors * max(quantization.mean_kl, NOISE_FLOOR)
     loss_limit = merged.ce_reference + max(LOSS_SHARE * merged.ce_reference, LOSS_FLOOR)
     nearer, words = base.mean_kl, "KL(trained ‖ merged), at most KL(trained ‖ base)"
     if base.mean_kl <= noise:
         nearer = noise
         words = "training moved the outputs less than 4-bit noise does: held to that noise, not to KL(trained ‖ base)"
     return (
-        _at_most("kl_to_trained", merged.mean_kl, noise, "KL(trained ‖ merged), at most three times the 4-bit error"),
+        _at_most(
+            "kl_to_trained",
+            merged.mean_kl,
+            noise,
+            f"KL(trained ‖ merged), at most {NOISE_FACTOR * errors:g} times the 4-bit error",
+        ),
         _at_most("held_out_loss", merged.ce_other, loss_limit, "held-out loss of the merged model, at most 1 % more"),
         _at_most("closer_than_base", merged.mean_kl, nearer, words),
     )

@@ -1,4 +1,4 @@
-"""The commands that measure: `bench`, `bench-gpu`, `bench-data`. As in cli.py, each calls one function.
+"""The commands that measure: `bench`, `bench-gpu`, `bench-data`, `bench-export`. As in cli.py, each calls one function.
 
 The last line of each is one JSON object; where a gate is red no speed is told and the exit code is 1.
 """
@@ -67,6 +67,21 @@ def bench_data(record: str | None, **asked: object) -> None:
 
     figures = run_data_benchmark(DataOptions().changed(**asked), console=show.new_console(), command=sys.argv[1:])
     _end(figures, record if figures["gate"]["passed"] else None)
+
+
+@click.command()
+@click.option("--case", "cases", multiple=True, metavar="CASE", help="demo, light, wide or large; repeatable.")
+@click.option("--shards", type=click.IntRange(2), help="Files of the large checkpoint, 0.9 GiB each.")
+@click.option("--workers", multiple=True, type=click.IntRange(1), help="Shards written at a time; repeatable.")
+@click.option("--folder", type=click.Path(exists=True, file_okay=False), help="Where 12 GB may lie meanwhile.")
+@click.option("--record", metavar="NAME", help="Keep the figures, for BENCHMARKS.md.")
+def bench_export(record: str | None, **asked: object) -> None:
+    """Export tuned runs in all merged formats: what each costs and keeps, and what must fail."""
+    from qdora_fast import show
+    from qdora_fast.benchmark import ExportOptions, run_export_benchmark
+
+    options = ExportOptions().changed(**asked)
+    _end(run_export_benchmark(options, console=show.new_console(), command=sys.argv[1:]), record)
 
 
 def _end(figures: dict[str, Any], record: str | None) -> NoReturn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from qdora_fast.cli_options import loads_base
@@ -10,12 +12,13 @@ from qdora_fast.cli_options import loads_base
 @click.command()
 @click.argument("run")
 @click.option("--to", "to", default="merged_16bit", show_default=True, metavar="FORMAT",
-              help="merged_16bit, gguf, adapter, or (for runs without DoRA) lora.")  # fmt: skip
+              help="merged_16bit, merged_4bit_forced, gguf, adapter, or (for runs without DoRA) lora.")  # fmt: skip
 @click.option("--merge-base", type=click.Choice(["original16", "dequant4"]), help="Default: the run's own setting.")
 @click.option("--llama-cpp", type=click.Path(), metavar="DIR", help="For gguf: your llama.cpp checkout.")
 @click.option("--gguf-type", metavar="TYPE", help="For gguf: f16, bf16, q8_0 (default), q4_k_m, ...")
 @click.option("--out", type=click.Path(), help="Folder to write; default: RUN/FORMAT.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing folder.")
+@click.option("--yes", is_flag=True, help="Do not ask before a format that loses something.")
 @loads_base
 @click.option("--require-review", is_flag=True, help="Only if a person has let the completions pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
@@ -27,6 +30,7 @@ def export(
     gguf_type: str | None,
     out: str | None,
     overwrite: bool,
+    yes: bool,
     require_review: bool,
     as_json: bool,
 ) -> None:
@@ -35,6 +39,8 @@ def export(
     from qdora_fast.export import export as export_run
     from qdora_fast.run_folder import RunFolder
 
+    if not yes:
+        _confirm(to)
     if require_review:
         reviewing.require_review(RunFolder.open(run))
     options = {"merge_base": merge_base, "llama_cpp": llama_cpp, "gguf_type": gguf_type}
@@ -43,3 +49,18 @@ def export(
         click.echo("\n".join(report["commands"]))
     if as_json:
         click.echo(show.json_line(report))
+
+
+def _confirm(to: str) -> None:
+    """Say once what a format gives up, and ask; where nobody can answer, `--yes` is the answer."""
+    from qdora_fast.errors import RefusedError
+    from qdora_fast.export import FORMATS
+
+    cost = FORMATS[to].cost if to in FORMATS else None
+    if cost is None:
+        return
+    click.echo(f"{cost}.", err=True)
+    if not sys.stdin.isatty():
+        raise RefusedError(f"--to {to}: add --yes if that is what you want; there is no terminal to ask on")
+    if not click.confirm("Write it?", err=True):
+        raise RefusedError(f"--to {to}: nothing was written")

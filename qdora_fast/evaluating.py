@@ -129,10 +129,11 @@ def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: C
 
 def finish(folder: RunFolder) -> Path:
     """Write report.html and the model cards anew from what lies in the run's folder; returns the report's path."""
-    from qdora_fast.evaluation.card import model_card
+    from qdora_fast.evaluation.card import Kind, model_card
     from qdora_fast.evaluation.pages import run_page
 
-    for kind in ("adapter", "merged_16bit"):
+    kinds: tuple[Kind, ...] = ("adapter", "merged_16bit", "merged_4bit_forced")
+    for kind in kinds:
         if (folder.path / kind).is_dir():
             (folder.path / kind / "README.md").write_text(redact(model_card(folder, kind=kind)), encoding="utf-8")
     report = folder.path / "report.html"

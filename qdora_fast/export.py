@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from qdora_fast import adapter_export, merged_export, show
+from qdora_fast import adapter_export, merged_export, nf4_export, show
 from qdora_fast.errors import ConfigError
+from qdora_fast.evaluating import finish
 from qdora_fast.gguf import export as gguf_export
 from qdora_fast.run_folder import RunFolder
 from qdora_fast.run_lock import locked
@@ -29,10 +30,13 @@ class Format(NamedTuple):
     """What it can be told beyond where to write."""
     writes_in_run: bool = False
     """It does so even when `out` lies elsewhere."""
+    cost: str | None = None
+    """What it gives up, to be confirmed by whoever asks for it on a command line."""
 
 
 FORMATS = {
     "merged_16bit": Format(merged_export.export_run, ("merge_base",)),
+    nf4_export.FORMAT: Format(nf4_export.export_run, cost=nf4_export.COST),
     "gguf": Format(gguf_export.export_run, ("merge_base", "llama_cpp", "gguf_type"), writes_in_run=True),
     "adapter": Format(adapter_export.export_run),
     "lora": Format(adapter_export.export_lora),
@@ -72,7 +76,9 @@ def export(
     place, console = Path(out) if out else None, console or show.new_console()
     alone = locked(folder.path) if chosen.writes_in_run or not place else nullcontext()
     with alone:  # a run is not written to by two
-        return chosen.write(folder, config, out=place, overwrite=overwrite, console=console, **asked)
+        report = chosen.write(folder, config, out=place, overwrite=overwrite, console=console, **asked)
+        finish(folder)  # the run's report and model cards tell of it
+    return report
 
 
 def _find(to: str, options: dict[str, Any]) -> Format:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,11 @@ from qdora_fast import show
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.errors import ConfigError, ProofError, RefusedError, first_line
+from qdora_fast.export_proof import Evidence, prove
 from qdora_fast.hardware import package_versions
 from qdora_fast.remote_code import require_allowed
 from qdora_fast.run_folder import RunFolder, write_json
-from qdora_fast.staging import refuse_existing, take_place
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What the trained model and its base say about the proof rows; plain tensors, the models are gone."""
-
-    rows: Sequence[Mapping[str, Sequence[int]]]
-    tuned: Any
-    base: Any
+from qdora_fast.staging import publish, refuse_existing
 
 
 def export_run(
@@ -65,11 +57,18 @@ def export_run(
     if chosen == "dequant4" and not config.adapter.quantized:
         raise RefusedError(f"--merge-base dequant4: method `{config.adapter.method}` has no 4-bit base; use original16")
     target = out or merged_folder(folder, chosen)
-    refuse_existing(target, overwrite=overwrite)
+    return export_to(folder, config, chosen, to="merged_16bit", out=target, overwrite=overwrite, console=console)
+
+
+def export_to(
+    folder: RunFolder, config: Config, merge_base: str, *, to: str, out: Path, overwrite: bool, console: Console
+) -> dict[str, Any]:
+    """`export_run` into one of the merged formats: merged_16bit or merged_4bit_forced."""
+    refuse_existing(out, overwrite=overwrite)
     require_allowed(folder.read_json("model.json"))  # says so when the run did not finish, too
     open_backend()
     evidence = _record_saved(folder, config)
-    return export_merged(folder, evidence, merge_base=chosen, out=target, overwrite=overwrite, console=console)
+    return export_merged(folder, evidence, to=to, merge_base=merge_base, out=out, overwrite=overwrite, console=console)
 
 
 def merged_folder(folder: RunFolder, merge_base: str) -> Path:
@@ -88,33 +87,38 @@ def record_trained(model: Any, folder: RunFolder) -> Evidence:
 
 
 def export_merged(
-    folder: RunFolder, evidence: Evidence, *, merge_base: str, out: Path, overwrite: bool, console: Console
+    folder: RunFolder,
+    evidence: Evidence,
+    *,
+    to: str = "merged_16bit",
+    merge_base: str,
+    out: Path,
+    overwrite: bool,
+    console: Console,
 ) -> dict[str, Any]:
     """Merge, prove, and move into place. `evidence` comes from `record_trained`."""
     from qdora_fast.adapter import WEIGHTS_NAME, sha256_of
-    from qdora_fast.merge import merge, merged_bytes
-    from qdora_fast.proof import prove_weights
+    from qdora_fast.merge import build, refuse_own_sources
+    from qdora_fast.merged_model import MergedModel
+    from qdora_fast.shards import close_ledger
 
     refuse_existing(out, overwrite=overwrite)
     started = time.monotonic()
     config, made = folder.config(), folder.read_json("model.json")
     base = base_folder(made, config)
-    recipe = _recipe(merge_base, made)
+    refuse_own_sources(out, base, folder.adapter)
+    recipe = _recipe(to, merge_base, made)
     unproven = out.with_name(f"{out.name}.unproven")
-    with show.writing(console, merged_bytes(base, recipe)) as on_bytes:
-        merged = _timed(
-            lambda: merge(
-                base, folder.adapter, unproven, recipe, tokenizer_from=folder.adapter, overwrite=True, on_bytes=on_bytes
-            )
-        )
+    model = MergedModel(base, folder.adapter, recipe)
+    with show.writing(console, model.total_bytes) as on_bytes:
+        merged = _timed(lambda: build(model, unproven, tokenizer_from=folder.adapter, on_bytes=on_bytes))
     with console.status("proving the merged model"):
-        weights = prove_weights(base, folder.adapter, unproven, recipe, seed=config.train.seed)
-        behaviour = _prove_behaviour(evidence, unproven, base, merge_base, config)
+        proof = prove(folder, config, evidence, unproven, base, recipe)
     report = {
-        "format": "merged_16bit",
+        "format": to,
         "path": str(out),
         "merge_base": merge_base,
-        "proof": {**_proof(weights, behaviour), "held_out": folder.read_json("data/proof_rows.json")["held_out"]},
+        "proof": proof,
         "bytes": merged.value.bytes,
         "peak_rss_bytes": _peak_rss_bytes(),
         "seconds": round(time.monotonic() - started, 2),
@@ -122,16 +126,18 @@ def export_merged(
         "base": {"name": made["base"], "folder": str(base), "revision": made["revision"]},
         "adapter_sha256": sha256_of(folder.adapter / WEIGHTS_NAME),
         "sha256": merged.value.sha256,
+        "resumed_shards": merged.value.resumed,
         "packages": package_versions(),
     }
     write_json(unproven / "export.json", report)
-    if not report["proof"]["passed"]:
-        failed = [check["words"] for check in report["proof"]["checks"] if not check["passed"]]
+    close_ledger(unproven)
+    if not proof["passed"]:
+        failed = [check["words"] for check in proof["checks"] if not check["passed"]]
         raise ProofError(
             f"the merged model is not the model that was trained:\n  - {chr(10).join(failed)}\n"
             f"  It was left in {unproven} for inspection (see its export.json); do not deploy it"
         )
-    take_place(unproven, out)
+    publish(unproven, out)
     show.exported(console, report)
     return report
 
@@ -173,36 +179,7 @@ def _record_saved(folder: RunFolder, config: Config) -> Evidence:
     return evidence
 
 
-def _prove_behaviour(evidence: Evidence, merged: Path, base: Path, merge_base: str, config: Config) -> Any:
-    from qdora_fast.behaviour import compare, judge
-    from qdora_fast.plain_reader import record_in_new_process
-
-    needs_noise = merge_base == "original16" and config.adapter.quantized
-    opened = record_in_new_process([merged, base] if needs_noise else [merged], evidence.rows)
-    noise = compare(evidence.base, opened[1]) if needs_noise else None
-    return judge(merge_base, compare(evidence.tuned, opened[0]), compare(evidence.tuned, evidence.base), noise)
-
-
-def _proof(weights: Any, behaviour: Any) -> dict[str, Any]:
-    """Both proofs in one table of checks, weights first."""
-    layers = f"{weights.layers} merged layers equal PEFT's merge (worst error {weights.worst_error:.3%})"
-    said = f"{layers}; {weights.untouched} other tensors identical to the base's"
-    faults = "; ".join(weights.faults[:5])
-    checks = [{"name": "weights", "passed": weights.passed, "words": said if weights.passed else faults}]
-    for check in behaviour.checks:
-        words = f"{check.words}: {check.value:.3g} (limit {check.limit:.3g})"
-        checks.append({"name": check.name, "passed": check.passed, "words": words})
-    return {
-        "passed": weights.passed and behaviour.passed,
-        "kl": behaviour.merged.mean_kl,
-        "top1": behaviour.merged.top1,
-        "checks": checks,
-        "weights": weights.to_dict(),
-        "behaviour": behaviour.to_dict(),
-    }
-
-
-def _recipe(merge_base: str, made: Mapping[str, Any]) -> Any:
+def _recipe(to: str, merge_base: str, made: Mapping[str, Any]) -> Any:
     import torch
 
     from qdora_fast.base_weights import MergeRecipe
@@ -210,8 +187,9 @@ def _recipe(merge_base: str, made: Mapping[str, Any]) -> Any:
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     return MergeRecipe(
         merge_base=merge_base,  # type: ignore[arg-type]
-        quantized_modules=frozenset(made["quantized_modules"]),
+        quantized_modules=frozenset(made["quantized_modules"]) or None,  # after training on 16 bits: all in the blocks
         trained_dtype=dtypes[made["precision"]],
+        nf4=to != "merged_16bit",
     )
 
 

@@ -7,7 +7,8 @@ are a fair sample of it: every layer is recomputed on some rows, `sample` of the
 Two measures, because one is not enough: the relative error says that the weights are right up to
 rounding; the share of values that differ after the same rounding says it even for a light tune,
 whose whole update is smaller than the rounding error of bfloat16. Everything that should not have
-changed is compared bit by bit, all of it. Behaviour is `behaviour.py`'s business.
+changed is compared bit by bit, all of it. A weight stored in NF4 is compared bit by bit with the NF4
+of the merged weight that is held against PEFT's. Behaviour is `behaviour.py`'s business.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdora_fast.adapter import WEIGHTS_NAME, Adapter, read_adapter
+from qdora_fast.adapter import WEIGHTS_NAME, Adapter
 from qdora_fast.base_weights import BaseWeights, MergeRecipe
-from qdora_fast.merge import check_fit
+from qdora_fast.merged_model import MergedModel
 from qdora_fast.weights import TensorInfo, WeightFolder
 
 ROWS = 64
@@ -49,6 +51,8 @@ class WeightProof:
     """Those recomputed on all rows."""
     untouched: int
     """Tensors compared bit by bit."""
+    packed: int
+    """Weights whose NF4 was compared bit by bit."""
     worst_error: float
     """Largest relative Frobenius error of a layer."""
     worst_differing: float
@@ -88,15 +92,20 @@ def prove_weights(
         ConfigError, IntegrityError: one of the folders cannot be read, or base and adapter do not fit.
     """
     recipe = recipe or MergeRecipe()
-    weights, result, update = BaseWeights(base, recipe), WeightFolder(merged), read_adapter(adapter)
-    check_fit(weights, update)
-    faults = _structure_faults(weights, result)
+    model, result = MergedModel(base, adapter, recipe), WeightFolder(merged)
+    weights, update = model.weights, model.update
+    expected_infos = {info.name: info for infos in model.shards.values() for info in infos}
+    faults = _structure_faults(expected_infos, result)
     draw = random.Random(seed)
     whole = set(draw.sample(sorted(update.modules), min(sample, len(update.modules))))
     errors, differing, untouched = [0.0], [0.0], 0
     for name, info in weights.infos.items():
-        if result.infos.get(name) != info:
+        if result.infos.get(name) != expected_infos[name]:
             continue  # already a fault
+        rows = result.rows
+        if name in model.packed:
+            faults += _packed_faults(name, model, result)
+            rows = model.rows
         layer = name.removesuffix(".weight")
         if name.endswith(".weight") and layer in update.modules:
             start = draw.randrange(max(1, info.rows - ROWS + 1))
@@ -105,11 +114,11 @@ def prove_weights(
             for start, stop in spans:
                 held = weights.rows(name, start, stop)
                 expected = _merged_by_peft(update, layer, held.to(torch.float32), start)
-                comparison.add(result.rows(name, start, stop), held, expected)
+                comparison.add(rows(name, start, stop), held, expected)
             errors.append(comparison.error)
             differing.append(comparison.differing)
             faults += comparison.faults(name)
-        else:
+        elif name not in model.packed:
             untouched += 1
             faults += _untouched_faults(info, weights, update, result)
     return WeightProof(
@@ -117,6 +126,7 @@ def prove_weights(
         layers=len(update.modules),
         whole_layers=tuple(sorted(whole)),
         untouched=untouched,
+        packed=len(model.packed),
         worst_error=max(errors),
         worst_differing=max(differing),
         faults=tuple(faults),
@@ -205,15 +215,24 @@ def _merged_by_peft(update: Adapter, layer: str, weight: Tensor, start: int) -> 
     return merged
 
 
-def _structure_faults(weights: BaseWeights, result: WeightFolder) -> list[str]:
+def _structure_faults(wanted: Mapping[str, TensorInfo], result: WeightFolder) -> list[str]:
     """Tensors missing, extra, or of another dtype or shape than the recipe says."""
-    missing, extra = weights.infos.keys() - result.infos.keys(), result.infos.keys() - weights.infos.keys()
+    missing, extra = wanted.keys() - result.infos.keys(), result.infos.keys() - wanted.keys()
     faults = [f"{name}: missing" for name in sorted(missing)] + [f"{name}: not in the base" for name in sorted(extra)]
-    for name in sorted(weights.infos.keys() & result.infos.keys()):
-        wanted, found = weights.infos[name], result.infos[name]
-        if wanted != found:
-            faults.append(f"{name}: {found.dtype} {found.shape}, expected {wanted.dtype} {wanted.shape}")
+    for name in sorted(wanted.keys() & result.infos.keys()):
+        should, found = wanted[name], result.infos[name]
+        if should != found:
+            faults.append(f"{name}: {found.dtype} {found.shape}, expected {should.dtype} {should.shape}")
     return faults
+
+
+def _packed_faults(name: str, model: MergedModel, result: WeightFolder) -> list[str]:
+    """Compare what stores a weight in NF4 bit by bit with the NF4 of the merged weight."""
+    for part, expected in model.packed_weight(name).parts().items():
+        stored = f"{name}.{part}" if part else name
+        if stored in result.infos and not torch.equal(_bits(result.tensor(stored)), _bits(expected)):
+            return [f"{stored}: not the NF4 of the merged weight"]
+    return []
 
 
 def _untouched_faults(info: TensorInfo, weights: BaseWeights, update: Adapter, result: WeightFolder) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from qdora_fast import processes, show
+from qdora_fast import processes, show, token_identity
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.data.dataset import Prepared
@@ -252,6 +252,10 @@ def _describe_run(
             "own_code": code_of(ready.base_name, base.revision) if remote_code_allowed() else (),
         },
     )
-    held_out = ready.prepared.held_out_examples
-    source = held_out or ready.prepared.tokens
+    prepared = ready.prepared
+    held_out = prepared.held_out_examples
+    source = held_out or prepared.tokens
+    folder.write_json(
+        token_identity.RECORD, token_identity.describe(ready.rendering, prepared.train[: token_identity.ROWS])
+    )
     folder.write_json("data/proof_rows.json", {"held_out": bool(held_out), "rows": source[: config.export.proof_rows]})

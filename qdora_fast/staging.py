@@ -38,9 +38,7 @@ def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     staging.mkdir(parents=True)
     try:
         yield staging
-        for path in [*staging.rglob("*"), staging]:
-            _flush(path)
-        take_place(staging, out)
+        publish(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)  # gone already, unless something was raised
 
@@ -110,6 +108,13 @@ def system_error(error: BaseException) -> int | None:
         return error.errno
     said = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
     return int(said[1]) if said else None
+
+
+def publish(staging: Path, out: Path) -> None:
+    """Flush a finished folder to the disk and rename it to `out`."""
+    for path in [*staging.rglob("*"), staging]:
+        _flush(path)
+    take_place(staging, out)
 
 
 def take_place(staging: Path, out: Path) -> None:

@@ -55,7 +55,7 @@ def test_scales_ranks_and_tensors_are_peft_s(lora: dict[str, Any], tmp_path: Pat
     assert adapter.use_dora and len(adapter.modules) == LINEARS
     for name, module in adapter.modules.items():
         layer = live.get_submodule(PREFIX + name)
-        assert adapter.scaling(name) == pytest.approx(layer.scaling["default"])
+        assert adapter.modules[name].scaling == pytest.approx(layer.scaling["default"])
         assert torch.equal(module.lora_a, layer.lora_A["default"].weight)
         assert torch.equal(module.lora_b, layer.lora_B["default"].weight)
         assert module.magnitude is not None

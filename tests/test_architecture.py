@@ -42,7 +42,7 @@ RANKS = {
     "earlier_runs": 4,
     "throughput": 7,
     "weights": 4,
-    "base_weights": 5,
+    "base_weights": 6,
     "adapter_guard": 4,
     "adapter": 5,
     "backend": 5,
@@ -55,10 +55,17 @@ RANKS = {
     "back_off": 6,
     "safe_steps": 7,
     "base_tokenizer": 5,
-    "merge": 6,
-    "proof": 7,
+    "nf4": 5,
+    "shards": 5,
+    "companions": 2,
+    "merged_model": 7,
+    "merge": 8,
+    "proof": 8,
     "behaviour": 7,
+    "token_identity": 6,
+    "survival": 1,
     "plain_reader": 8,
+    "export_proof": 9,
     "targets": 6,
     "model": 7,
     "trainer": 8,
@@ -71,24 +78,25 @@ RANKS = {
     "reviewing": 11,
     "fusing": 10,
     "merged_export": 10,
+    "nf4_export": 11,
     "adapter_export": 10,
     "gguf": 11,
     "export": 12,
     "chat": 10,
     "serve": 11,
     "doctor": 10,
-    "benchmark": 11,
+    "benchmark": 13,
     "comparison": 11,
     "planning": 11,
     "training": 11,
     "run": 12,
     "comparing": 12,
     "cli_options": 12,
-    "cli_bench": 13,
+    "cli_bench": 14,
     "cli_chat": 13,
     "cli_export": 13,
-    "cli": 14,
-    "__main__": 15,
+    "cli": 15,
+    "__main__": 16,
 }
 
 # Heavy or touchy libraries, and the only modules that may import them at all ("*": inside functions anywhere).
@@ -99,7 +107,7 @@ OWNERS = {
     "pydantic": {"config", "config_file", "fusing", "data", "evaluation"},
     "ruamel": {"yaml_text"},
     "trl": {"trainer"},
-    "bitsandbytes": {"model", "optim", "doctor", "base_weights", "engine", "benchmark"},
+    "bitsandbytes": {"model", "optim", "doctor", "base_weights", "nf4", "engine", "benchmark"},
     "triton": {"engine"},
     "datasets": {"data"},
     "jinja2": {"data"},
@@ -111,7 +119,8 @@ OWNERS = {
 }
 NEVER_AT_TOP = {"transformers", "trl", "peft", "bitsandbytes", "datasets", "unsloth", "accelerate", "lm_eval",
                 "fastapi", "starlette", "uvicorn"}  # fmt: skip
-TORCH_AT_TOP = {"weights", "base_weights", "adapter", "merge", "proof", "behaviour", "reopen", "engine", "benchmark"}
+TORCH_AT_TOP = {"weights", "nf4", "shards", "base_weights", "adapter", "merged_model", "merge", "proof", "behaviour",
+                "reopen", "engine", "benchmark"}  # fmt: skip
 PEFT_AT_TOP = {"engine.layers", "engine.patch"}  # subclasses of PEFT's layers; imported only once a PEFT model exists
 
 

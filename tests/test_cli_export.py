@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,18 @@ from pathlib import Path
 from qdora_fast.run_folder import RunFolder
 
 
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from qdora_fast.cli import main; main()", *arguments]
+
+
+def _environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("UNSLOTH_")}
+
+
 def _run(*arguments: str, cwd: Path | None = None, answer: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from qdora_fast.cli import main; main()", *arguments]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("UNSLOTH_")}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, input=answer, env=environment)
+    return subprocess.run(
+        _command(*arguments), capture_output=True, text=True, cwd=cwd, input=answer, env=_environment()
+    )
 
 
 def test_exporting_the_demo_run(own_demo_run: RunFolder, tmp_path: Path) -> None:
@@ -30,3 +39,17 @@ def test_exporting_the_demo_run(own_demo_run: RunFolder, tmp_path: Path) -> None
     assert {"format", "path", "proof", "merge_base", "peak_rss_bytes", "seconds"} <= set(report)
     assert report["proof"]["passed"]
     assert report["proof"]["top1"] > 0.99
+
+
+def test_a_format_that_loses_something_is_asked_for_twice(demo_run: RunFolder) -> None:
+    command = ("export", str(demo_run.path), "--to", "merged_4bit_forced")
+    refused = _run(*command)
+    assert refused.returncode == 2
+    assert "rounds the merged weights to 4 bits" in refused.stderr and "add --yes" in refused.stderr
+
+    leader, terminal = pty.openpty()
+    os.write(leader, b"n\n")
+    told = subprocess.run(_command(*command), stdin=terminal, capture_output=True, text=True, env=_environment())
+    assert told.returncode == 2
+    assert "Write it? [y/N]" in told.stderr and "nothing was written" in told.stderr
+    assert not (demo_run.path / "merged_4bit_forced").exists()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,10 @@ from safetensors.torch import save_file
 from tiny_checkpoints import LINEARS, edit, load, save_adapter_for, save_base, tensors_of
 
 from qdora_fast import weights
-from qdora_fast.adapter import AdapterModule
 from qdora_fast.base_weights import MergeRecipe
-from qdora_fast.errors import ConfigError, DiskSpaceError, IntegrityError
-from qdora_fast.merge import merge, merged_bytes, merged_rows
+from qdora_fast.errors import ConfigError, IntegrityError
+from qdora_fast.merge import merge
+from qdora_fast.merged_model import MergedModel
 from qdora_fast.proof import prove_weights
 
 BASES: dict[str, dict[str, Any]] = {
@@ -59,7 +57,11 @@ def test_equals_peft_up_to_one_rounding(base: str, adapter: str, tmp_path: Path)
         assert (tensor != wanted).float().mean() < (0.01 if tensor.dtype.itemsize == 2 else 1)
     assert report.merged == (2 if adapter == "two targets" else LINEARS)
     assert report.merged + report.copied == len(after)
-    assert report.bytes == merged_bytes(folder) == sum(t.nbytes for t in after.values())
+    assert (
+        report.bytes
+        == MergedModel(folder, tmp_path / "adapter", MergeRecipe()).total_bytes
+        == sum(t.nbytes for t in after.values())
+    )
 
 
 def test_blocks_of_a_few_rows_give_the_same_model(
@@ -106,13 +108,6 @@ def test_modules_trained_in_full_replace_the_base(tmp_path: Path) -> None:
     assert report.replaced == 2
 
 
-def test_a_zero_row_stays_zero() -> None:
-    module = AdapterModule(torch.ones(1, 3), torch.tensor([[0.0], [2.0]]), torch.tensor([5.0, 7.0]), scaling=1.0)
-    merged = merged_rows(torch.zeros(2, 3), module, start=0)
-    assert merged[0].tolist() == [0, 0, 0]
-    assert merged[1].norm().item() == pytest.approx(7)
-
-
 def test_another_dtype_is_written_everywhere(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", dtype=torch.float32)
     expected = save_adapter_for(base, tmp_path / "adapter", use_dora=True)
@@ -133,27 +128,6 @@ def test_values_that_do_not_fit_the_type_are_an_error(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()].count("out") == 0
 
 
-def test_a_crash_leaves_nothing_and_the_next_call_works(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    seen: list[int] = []
-
-    def full_disk(count: int) -> None:
-        seen.append(count)
-        if len(seen) == 12:
-            raise OSError(28, "No space left on device")
-
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(OSError, match="No space"):
-        merge(*pair, tmp_path / "out", on_bytes=full_disk)
-    assert sorted(tmp_path.iterdir()) == before
-    (tmp_path / "out.incomplete").mkdir()  # what a killed process leaves
-    (tmp_path / "out.incomplete/model-00009-of-00009.safetensors").write_text("half")
-    seen.clear()
-    report = merge(*pair, tmp_path / "out", on_bytes=lambda count: seen.append(count))
-    assert sum(seen) == report.bytes
-    assert not list((tmp_path / "out").glob("*00009*"))
-    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "out"])
-
-
 def test_an_existing_folder_is_kept_unless_asked(pair: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("precious")
@@ -167,57 +141,6 @@ def test_an_existing_folder_is_kept_unless_asked(pair: tuple[Path, Path], tmp_pa
             merge(*pair, source, overwrite=True)
 
 
-def test_too_small_a_disk_is_refused_first(
-    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 5 * 10**6, 5 * 10**6))
-    with pytest.raises(DiskSpaceError, match=r"0\.27 GB are needed, 0\.01 GB are free"):
-        merge(*pair, tmp_path / "new" / "out")
-    assert not (tmp_path / "new").exists()
-
-
-def test_the_small_files_that_a_model_needs_go_along(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    base, adapter = pair
-    for name in ("LICENSE.txt", "NOTICE", "README.md", "pytorch_model.bin", "tokenizer.json", "tokenizer_config.json",
-                 "chat_template.jinja", "modeling_own.py"):  # fmt: skip
-        (base / name).write_text(f"base {name}")
-    assert not merge(*pair, tmp_path / "plain").files.keys() & {"README.md", "pytorch_model.bin", "modeling_own.py"}
-    assert (tmp_path / "plain/LICENSE.txt").exists() and (tmp_path / "plain/NOTICE").exists()
-    assert (tmp_path / "plain/chat_template.jinja").read_text() == "base chat_template.jinja"
-    (adapter / "tokenizer.json").write_text("trained with this one")
-    report = merge(*pair, tmp_path / "out", tokenizer_from=adapter)
-    assert (tmp_path / "out/tokenizer.json").read_text() == "trained with this one"
-    assert not (tmp_path / "out/chat_template.jinja").exists()  # no mixture of two tokenizers
-    assert report.has_tokenizer and report.files["tokenizer.json"] == str(adapter)
-
-
-def test_an_adapter_of_another_model_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    base, adapter = pair
-    one = tmp_path / "one"
-    one.mkdir()
-    shutil.copy(base / "config.json", one)
-    tensors = tensors_of(base)
-    del tensors["model.layers.1.mlp.up_proj.weight"]
-    tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(7, 64, dtype=torch.bfloat16)
-    save_file(tensors, one / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(IntegrityError, match="the base that was trained on") as caught:
-        merge(one, adapter, tmp_path / "out")
-    message = str(caught.value)
-    assert "model.layers.1.mlp.up_proj.weight: trained, but the base has no such tensor" in message
-    assert "model.layers.0.mlp.up_proj.weight: trained with shape (128, 64), but the base has (7, 64)" in message
-    with pytest.raises(IntegrityError, match="not in this base"):
-        merge(one, adapter, tmp_path / "out", MergeRecipe("dequant4", frozenset({"h.0.c_attn"})))
-
-
-@pytest.mark.parametrize("trained", [["lm_head"], ["embed_tokens"]])
-def test_untying_tied_embeddings_is_refused(trained: list[str], tmp_path: Path) -> None:
-    base = save_base(tmp_path / "base", tied=True)
-    save_adapter_for(base, tmp_path / "adapter", use_dora=True, modules_to_save=trained)
-    with pytest.raises(ConfigError, match="one tensor"):
-        merge(base, tmp_path / "adapter", tmp_path / "out")
-
-
 def test_pickled_bases_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old/pytorch_model.bin").write_bytes(b"\x80\x04")
@@ -228,33 +151,37 @@ def test_pickled_bases_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> N
 MEASURE = """
 import resource, sys
 from pathlib import Path
+from qdora_fast.base_weights import MergeRecipe
 from qdora_fast.merge import merge
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 small, large, work = map(Path, sys.argv[1:])
-merge(small / "base", small / "adapter", work / "small")
-before = peak()
-merge(large / "base", large / "adapter", work / "large")
-print((peak() - before) * 1024)
+recipes = MergeRecipe(), MergeRecipe("dequant4"), MergeRecipe(nf4=True)
+for number, recipe in enumerate(recipes):
+    merge(small / "base", small / "adapter", work / f"small-{number}", recipe)
+for number, recipe in enumerate(recipes):
+    before = peak()
+    merge(large / "base", large / "adapter", work / f"large-{number}", recipe)
+    print((peak() - before) * 1024)
 """
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """Dense, from 4 bits and into 4 bits: a fraction of one checkpoint of 270 MB, whose largest tensor has 134."""
     small, large = tmp_path / "s", tmp_path / "l"
-    for folder, width in ((small, 256), (large, 4096)):
+    for folder, rows in ((small, 256), (large, 16384)):
         (folder / "base").mkdir(parents=True)
-        tensors = {f"layers.{i}.proj.weight": torch.full((width, width), 0.01).bfloat16() for i in range(8)}
+        weight = torch.linspace(-1, 1, rows * 4096).reshape(rows, 4096)
+        tensors = {f"layers.{i}.proj.weight": (weight + i).bfloat16() for i in range(2)}
         save_file(tensors, folder / "base/model.safetensors", metadata={"format": "pt"})
         (folder / "base/config.json").write_text("{}")
         (folder / "adapter").mkdir()
         config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "use_dora": True}
         (folder / "adapter/adapter_config.json").write_text(json.dumps(config))
         stems = [f"base_model.model.{name.removesuffix('.weight')}" for name in tensors]
-        adapter = {f"{stem}.lora_A.weight": torch.ones(1, width) for stem in stems}
-        adapter |= {f"{stem}.lora_B.weight": torch.ones(width, 1) for stem in stems}
-        adapter |= {f"{stem}.lora_magnitude_vector": torch.ones(width) for stem in stems}
+        adapter = {f"{stem}.lora_A.weight": torch.ones(1, 4096) for stem in stems}
+        adapter |= {f"{stem}.lora_B.weight": torch.ones(rows, 1) for stem in stems}
+        adapter |= {f"{stem}.lora_magnitude_vector": torch.ones(rows) for stem in stems}
         save_file(adapter, folder / "adapter/adapter_model.safetensors", metadata={"format": "pt"})
-    size = (large / "base/model.safetensors").stat().st_size
-    assert size > 250e6
     command = [sys.executable, "-c", MEASURE, str(small), str(large), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(result.stdout.splitlines()[-1]) < size * 0.6
+    assert all(int(line) < 100e6 for line in result.stdout.splitlines()[-3:]), result.stdout

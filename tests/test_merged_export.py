@@ -91,7 +91,7 @@ def test_another_base_fails_the_proof(short_run, tiny_base: Path, tmp_path: Path
 
 def test_a_merge_gone_wrong_fails_the_proof(short_run, monkeypatch: pytest.MonkeyPatch) -> None:
     """One layer left unmerged, as a bug of ours would: caught by PEFT's own merge."""
-    import qdora_fast.merge as merging
+    import qdora_fast.merged_model as merging
 
     real = merging.merged_rows
     skipped: list[int] = []

@@ -5,7 +5,7 @@ The same cells go to the console and into BENCHMARKS.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -29,14 +29,19 @@ def show(console: Console, record: Mapping[str, Any]) -> None:
         for why in record["gate"]["red"]:
             console.print(f"gate RED: {why}", markup=False, style="bold red")
         return
-    for each in tables(record):
+    print_tables(console, tables(record))
+    for line in ("", *remarks(record), *provenance(record["machine"])):
+        console.print(line, markup=False, highlight=False)
+
+
+def print_tables(console: Console, tables: Iterable[Cells]) -> None:
+    """Each under its title."""
+    for each in tables:
         table = grid(*each.columns)
         for row in each.rows:
             table.add_row(*row)
         console.print(f"\n{each.title}", markup=False, highlight=False)
         console.print(table)
-    for line in ("", *remarks(record), *provenance(record["machine"])):
-        console.print(line, markup=False, highlight=False)
 
 
 def tables(record: Mapping[str, Any]) -> Iterator[Cells]:

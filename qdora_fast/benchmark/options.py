@@ -143,5 +143,27 @@ class DataOptions:
         return replace(self, **_given(asked))
 
 
+EXPORT_CASES = ("demo", "light", "wide", "large")
+"""What `bench-export` can export, see export_cases.py."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """`qdora-fast bench-export`. The defaults are the protocol: an hour on two cores, 12 GB of disk."""
+
+    cases: tuple[str, ...] = EXPORT_CASES
+    """Which of EXPORT_CASES."""
+    shards: int = 3
+    """Files of the large checkpoint, 0.9 GiB each."""
+    workers: tuple[int, ...] = (1, 2)
+    """Shards that its merge writes at a time."""
+    folder: str | None = None
+    """Where the checkpoints lie meanwhile; None: the system's folder for such things."""
+
+    def changed(self, **asked: Any) -> ExportOptions:
+        """What was asked for on the command line; None and () leave a field as it is."""
+        return replace(self, **_given(asked))
+
+
 def _given(asked: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value not in (None, ())}

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.benchmark import data_table, table
+from qdora_fast.benchmark import data_table, export_table, table
 from qdora_fast.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "records"
@@ -72,7 +72,22 @@ def render(records: Mapping[str, Mapping[str, Any]]) -> str:
         lines += ["## Data preparation", ""]
     for name, record in prepared.items():
         lines += [f"Record `{name}`. {'. '.join(data_table.provenance(record['machine']))}.", "", *_data(record)]
+    exported = {name: record for name, record in records.items() if record["kind"] == "export"}
+    if exported:
+        lines += ["## Exports", ""]
+    for name, record in exported.items():
+        lines += [f"Record `{name}`. {'. '.join(table.provenance(dict(record['machine'])))}.", "", *_exports(record)]
     return "\n".join(lines)
+
+
+def _exports(record: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"gate red: {why}" for why in record["gate"]["red"])
+    for each in export_table.tables(record):
+        yield f"**{each.title}**"
+        yield ""
+        yield from _table(each.columns, list(each.rows))
+    yield " ".join(export_table.remarks(record))
+    yield ""
 
 
 def _cpu(record: Mapping[str, Any]) -> Iterator[str]:

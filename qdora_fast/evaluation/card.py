@@ -20,10 +20,15 @@ from qdora_fast.evaluation.markdown import code, escaped, fenced
 from qdora_fast.evaluation.run_parts import RunParts, base_name, base_on_hub, is_hub_id, part, public_name, read_run
 from qdora_fast.run_folder import RunFolder
 
-Kind = Literal["adapter", "merged_16bit"]
+Kind = Literal["adapter", "merged_16bit", "merged_4bit_forced"]
 
-LIBRARIES = {"adapter": "peft", "merged_16bit": "transformers"}
-RELATIONS = {"adapter": "adapter", "merged_16bit": "finetune"}
+LIBRARIES = {"adapter": "peft", "merged_16bit": "transformers", "merged_4bit_forced": "transformers"}
+RELATIONS = {"adapter": "adapter", "merged_16bit": "finetune", "merged_4bit_forced": "quantized"}
+TITLES = {
+    "adapter": "An adapter for",
+    "merged_16bit": "A merged 16-bit model, tuned from",
+    "merged_4bit_forced": "A merged model in 4-bit NF4, tuned from",
+}
 PATHS = (
     *("model.name", "model.base_16bit", "data.path", "data.held_out_path", "data.template", "data.quality.model"),
     *("evaluation.mmlu.path", "evaluation.mmlu.task_folder"),
@@ -56,6 +61,7 @@ answer = pipeline("text-generation", ".")
 print(answer([{"role": "user", "content": "Hello!"}], max_new_tokens=128)[0]["generated_text"][-1]["content"])
 """,
 }
+USES["merged_4bit_forced"] = USES["merged_16bit"]
 
 
 def model_card(folder: RunFolder, *, kind: Kind) -> str:
@@ -101,9 +107,8 @@ def _header(parts: RunParts, kind: Kind) -> str:
 def _introduction(parts: RunParts, kind: Kind) -> list[str]:
     config, base = parts.config, escaped(base_name(parts))
     lines = [f"# {escaped(parts.name)}", ""]
-    what = "An adapter for" if kind == "adapter" else "A merged 16-bit model, tuned from"
     revision = parts.model.get("revision") or (config.model.revision if config else None)
-    lines += [f"{what} {base}" + (f" at revision `{code(revision)}`" if revision else "") + "."]
+    lines += [f"{TITLES[kind]} {base}" + (f" at revision `{code(revision)}`" if revision else "") + "."]
     if config:
         adapter = config.adapter
         on = "a base held in 4-bit NF4" if adapter.quantized else "a 16-bit base"
@@ -126,7 +131,7 @@ def _introduction(parts: RunParts, kind: Kind) -> list[str]:
 
 
 def _use_notes(parts: RunParts, kind: Kind) -> list[str]:
-    if kind == "merged_16bit" or base_on_hub(parts):
+    if kind != "adapter" or base_on_hub(parts):
         return []
     return [
         "",
@@ -222,6 +227,11 @@ def _limits(parts: RunParts, kind: Kind) -> Iterator[str]:
     config = parts.config
     if config and config.adapter.quantized:
         yield "Training saw the base in 4-bit NF4; on 16-bit weights the answers may differ slightly."
+    if kind == "merged_4bit_forced":
+        export = next((each for each in parts.exports if each["folder"] == kind), {})
+        kept = part(part(export, "proof"), "survival").get("kept")
+        share = f"{kept:.0%}" if is_number(kept) else "an unknown share"
+        yield f"Rounded to 4 bits: {share} of what tuning gained on held-out rows is left. No input for GGUF or AWQ."
     if config and config.adapter.decomposed and kind == "adapter":
         yield "Servers often take no DoRA adapter, or drop its magnitudes: deploy the merged model there."
     task = part(parts.evaluation, "task")

@@ -198,7 +198,7 @@ def _parsed(text: str) -> dict[str, Any] | None:
 
 
 def _exports(reader: _Reader) -> Iterator[dict[str, Any]]:
-    for path in sorted(reader.folder.glob("merged_16bit*/export.json")):
+    for path in sorted(reader.folder.glob("merged_*/export.json")):
         found = reader.object(f"{path.parent.name}/{path.name}")
         if found:
             yield {**found, "folder": path.parent.name, "unproven": path.parent.name.endswith(UNPROVEN)}

@@ -115,6 +115,8 @@ def exported(console: Console, report: dict[str, Any]) -> None:
         line(console, "", f"{mark} {escape(check['words'])}", markup=True)
     if proof and "words" in proof:
         line(console, "", proof["words"])
+    for warning in proof.get("warnings", ()) if proof else ():
+        line(console, "", f"[yellow]warning[/] {escape(warning)}", markup=True)
     size = f", {report['bytes'] / 2**20:,.0f} MiB" if report.get("bytes") else ""
     line(console, "exported", f"{report['format']} to {report['path']}{size}")
 

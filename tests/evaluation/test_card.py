@@ -29,7 +29,7 @@ from qdora_fast.data.rejects import REASONS
 from qdora_fast.evaluation.card import Kind, model_card
 from qdora_fast.run_folder import RunFolder
 
-KINDS: tuple[Kind, ...] = ("adapter", "merged_16bit")
+KINDS: tuple[Kind, ...] = ("adapter", "merged_16bit", "merged_4bit_forced")
 
 
 @pytest.fixture
@@ -50,7 +50,12 @@ def code_of(card: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kind", "library", "relation"), [("adapter", "peft", "adapter"), ("merged_16bit", "transformers", "finetune")]
+    ("kind", "library", "relation"),
+    [
+        ("adapter", "peft", "adapter"),
+        ("merged_16bit", "transformers", "finetune"),
+        ("merged_4bit_forced", "transformers", "quantized"),
+    ],
 )
 def test_the_header_names_base_relation_library_and_data(
     run: RunFolder, kind: Kind, library: str, relation: str
@@ -119,6 +124,12 @@ def test_a_review_is_named_with_its_verdict(run: RunFolder) -> None:
     text = card_of(run).text
     assert "- Answers read by a person: Asha says needs-work." in text
     assert "Answers read by a person: review pending" not in text
+
+
+def test_a_model_in_4_bits_says_what_is_left_of_the_gain(run: RunFolder) -> None:
+    assert "Rounded to 4 bits: an unknown share" in card_of(run, "merged_4bit_forced").text
+    run.write_json("merged_4bit_forced/export.json", {"proof": {"passed": True, "survival": {"kept": 0.987}}})
+    assert "Rounded to 4 bits: 99% of what tuning gained on held-out rows" in card_of(run, "merged_4bit_forced").text
 
 
 def test_the_merged_model_says_whether_it_was_proven(run: RunFolder) -> None:
@@ -221,9 +232,11 @@ def tuned_folders(tiny_base: Path, tmp_path: Path, run: RunFolder) -> RunFolder:
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
-    shutil.copytree(tiny_base, run.path / "merged_16bit", dirs_exist_ok=True)
+    merged = [run.path / name for name in ("merged_16bit", "merged_4bit_forced")]
+    for folder in merged:
+        shutil.copytree(tiny_base, folder, dirs_exist_ok=True)
     get_peft_model(model, LoraConfig(r=2, use_dora=True, target_modules=["q_proj"])).save_pretrained(run.adapter)
-    for folder in (run.adapter, run.path / "merged_16bit"):
+    for folder in (run.adapter, *merged):
         tokenizer.save_pretrained(folder)
     return run
 

@@ -1,0 +1,207 @@
+"""One part of `bench-export` in a process of its own: `python export_arm.py SPEC OUT`.
+
+Run by its path, as data_arm.py is, so that the process holds no more than the work itself does. Tasks, by
+`spec["task"]`:
+
+    train      a run whose settings export_cases.py gives
+    export     `qdora_fast.export.export`, as the command does it
+    peft       PEFT's `merge_and_unload` on the 4-bit model, on the same rows
+    controls   exports that must fail: magnitudes dropped, one layer left unmerged, another base
+    merge      the streaming merge alone; with `kill_after` bytes the process kills itself in the middle
+    copy       the same files copied, for comparison
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Spec = dict[str, Any]
+
+
+def train(spec: Spec) -> Spec:
+    """Train one of the cases; the path of its run."""
+    from qdora_fast.benchmark.export_cases import settings
+    from qdora_fast.run import train as train_run
+
+    sections: dict[str, Any] = settings(spec["case"], Path(spec["folder"]))
+    return {"run": str(train_run("demo", **sections).path)}
+
+
+def export(spec: Spec) -> Spec:
+    """One format of a run."""
+    from qdora_fast.export import export as export_run
+
+    return dict(export_run(spec["run"], to=spec["to"], out=spec["out"], **spec["options"]))
+
+
+def peft(spec: Spec) -> Spec:
+    """What the usual way into 4 bits leaves of a run: PEFT merges into the 4-bit model and rounds again."""
+    from qdora_fast.backend import open_backend
+
+    open_backend()
+    from qdora_fast.behaviour import compare, record
+    from qdora_fast.merged_export import record_trained
+    from qdora_fast.model import load_trained
+    from qdora_fast.run_folder import RunFolder
+    from qdora_fast.survival import Survival
+    from qdora_fast.trainer import choose_precision
+
+    folder = RunFolder(Path(spec["run"]))
+    config = folder.config()
+    plain = config.model_copy(update={"engine": config.engine.model_copy(update={"impl": "off"})})
+    name = folder.read_json("model.json")["base"]
+    _, model = load_trained(name, plain, folder.adapter, precision=choose_precision(config.train))
+    evidence = record_trained(model, folder)
+    begin = time.perf_counter()
+    merged = model.merge_and_unload()
+    seconds = time.perf_counter() - begin
+    said = record(merged, evidence.rows)
+    close = compare(evidence.tuned, said)
+    held_out = folder.read_json("data/proof_rows.json")["held_out"]
+    survival = Survival(evidence.base.loss, evidence.tuned.loss, said.loss, held_out)
+    return {"seconds": seconds, "kl": close.mean_kl, "top1": close.top1, "survival": survival.to_dict()}
+
+
+def controls(spec: Spec) -> Spec:
+    """Exports of a run that must not pass, and the checks that they fail."""
+    from qdora_fast.backend import open_backend
+
+    open_backend()
+    from rich.console import Console
+
+    from qdora_fast.errors import ProofError
+    from qdora_fast.merged_export import _record_saved, export_merged
+    from qdora_fast.run_folder import RunFolder
+
+    folder = RunFolder(Path(spec["run"]))
+    evidence = _record_saved(folder, folder.config())
+    found: Spec = {}
+    for name, tampering in CONTROLS.items():
+        out = Path(spec["out"])
+        with tampering(folder, out.with_name("other-base")):
+            try:
+                export_merged(folder, evidence, to=spec["to"], merge_base="original16", out=out, overwrite=True,
+                              console=Console(quiet=True))  # fmt: skip
+                found[name] = []
+            except ProofError:
+                unproven = out.with_name(f"{out.name}.unproven")
+                checks = json.loads((unproven / "export.json").read_text(encoding="utf-8"))["proof"]["checks"]
+                found[name] = [check["name"] for check in checks if not check["passed"]]
+                shutil.rmtree(unproven)
+    return {"failed": found}
+
+
+def merge(spec: Spec) -> Spec:
+    """The streaming merge and nothing else."""
+    from qdora_fast.base_weights import MergeRecipe
+    from qdora_fast.merge import merge as merge_shards
+
+    written = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal written
+        written += count
+        if written > spec.get("kill_after", float("inf")):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    recipe = MergeRecipe(spec["merge_base"], nf4=spec["nf4"])
+    begin, cpu = time.perf_counter(), time.process_time()
+    report = merge_shards(Path(spec["base"]), Path(spec["adapter"]), Path(spec["out"]), recipe,
+                          workers=spec["workers"], on_bytes=on_bytes)  # fmt: skip
+    return {"seconds": time.perf_counter() - begin, "cpu_s": time.process_time() - cpu, "bytes": report.bytes,
+            "sha256": report.sha256, "resumed": report.resumed}  # fmt: skip
+
+
+def copy(spec: Spec) -> Spec:
+    """Copy a folder's files one after the other, each flushed to the disk as the merge does."""
+    out = Path(spec["out"])
+    out.mkdir()
+    begin = time.perf_counter()
+    for source in sorted(Path(spec["base"]).glob("*.safetensors")):
+        with source.open("rb") as given, (out / source.name).open("wb") as taken:
+            shutil.copyfileobj(given, taken, 4 * 2**20)
+            taken.flush()
+            os.fsync(taken.fileno())
+    return {"seconds": time.perf_counter() - begin}
+
+
+@contextmanager
+def _merging(change: Callable[..., Any]) -> Iterator[None]:
+    """Let `change(real, weight, module, start)` stand in for the merge of a block of rows."""
+    from qdora_fast import merged_model
+
+    real = merged_model.merged_rows
+    merged_model.merged_rows = lambda weight, module, start: change(real, weight, module, start)
+    try:
+        yield
+    finally:
+        merged_model.merged_rows = real
+
+
+def _magnitudes_dropped(folder: Any, other: Path) -> Any:
+    """What a reader makes of a DoRA adapter that takes it for LoRA."""
+    from dataclasses import replace
+
+    return _merging(lambda real, weight, module, start: real(weight, replace(module, magnitude=None), start))
+
+
+def _one_layer_unmerged(folder: Any, other: Path) -> Any:
+    """The first layer that is asked for stays the base's."""
+    first: list[Any] = []
+
+    def change(real: Any, weight: Any, module: Any, start: int) -> Any:
+        first[:] = first or [module]
+        return weight if module is first[0] else real(weight, module, start)
+
+    return _merging(change)
+
+
+@contextmanager
+def _another_base(folder: Any, other: Path) -> Iterator[None]:
+    """The run names a base that differs from its own by noise of 2 %."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from qdora_fast.config_file import dump_config
+
+    base = Path(folder.read_json("model.json")["base"])
+    shutil.rmtree(other, ignore_errors=True)
+    shutil.copytree(base, other)
+    generator = torch.Generator().manual_seed(1)
+    for file in sorted(other.glob("*.safetensors")):
+        tensors = load_file(file)
+        for name, tensor in tensors.items():
+            noise = torch.randn(tensor.shape, generator=generator).mul_(0.02 * tensor.float().std())
+            tensors[name] = (tensor.float() + noise).to(tensor.dtype)
+        save_file(tensors, file, metadata={"format": "pt"})
+    before = folder.config_file.read_text(encoding="utf-8")
+    config = folder.config()
+    named = config.model_copy(update={"model": config.model.model_copy(update={"base_16bit": str(other)})})
+    folder.config_file.write_text(dump_config(named), encoding="utf-8")
+    try:
+        yield
+    finally:
+        folder.config_file.write_text(before, encoding="utf-8")
+        shutil.rmtree(other)
+
+
+CONTROLS = {
+    "magnitudes dropped": _magnitudes_dropped,
+    "one layer unmerged": _one_layer_unmerged,
+    "another base": _another_base,
+}
+TASKS = {"train": train, "export": export, "peft": peft, "controls": controls, "merge": merge, "copy": copy}
+
+if __name__ == "__main__":
+    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    answer = TASKS[given["task"]](given)
+    Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")

@@ -1,0 +1,175 @@
+"""A base with an adapter merged in, as a table of tensors that are computed when they are read.
+
+For every adapted linear layer, with D = scaling · B·A:
+
+    LoRA   W' = W + D
+    DoRA   W' = m · (W + D) / ‖W + D‖        norm per output row (DoRA paper, equation 5)
+
+The norm is per row, so a block of rows merges exactly and on its own. That is the whole trick:
+memory is bounded by the block and the adapter, never by the model; no GPU, no model class. The
+arithmetic is fp32, rounded once to the dtype of the base, and packed into NF4 from there where the
+recipe asks for it (`nf4.py`). What this gives up: it knows linear layers only (`adapter.py` refuses
+the rest), and a base whose tensors are not named like the modules that were trained is refused,
+not guessed at.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qdora_fast.adapter import Adapter, AdapterModule, read_adapter
+from qdora_fast.base_weights import BaseWeights, MergeRecipe
+from qdora_fast.errors import ConfigError, IntegrityError
+from qdora_fast.nf4 import PackedWeight, stored_infos
+from qdora_fast.weights import TensorInfo, one_thread, widest_first
+
+
+class MergedModel:
+    """A base with an adapter merged in, computed by rows as it is asked for.
+
+    Attributes:
+        weights: the base.
+        update: the adapter.
+        packed: names of the weights that are stored in NF4.
+        shards: file name -> the tensors that store the model, in file order.
+
+    Raises:
+        ConfigError, IntegrityError: see `merge`.
+    """
+
+    def __init__(self, base: Path, adapter: Path, recipe: MergeRecipe) -> None:
+        self.weights = BaseWeights(base, recipe)
+        self.update = read_adapter(adapter)
+        check_fit(self.weights, self.update)
+        held = self.weights.held_in_4bit() if recipe.nf4 else frozenset[str]()
+        self.packed = held - self.update.saved_modules.keys()
+        self.shards = {shard: self._file_order(infos) for shard, infos in self.weights.shards.items()}
+        self._part_of = {
+            part.name: (name, part.name.removeprefix(name).removeprefix("."))
+            for name in self.packed
+            for part in stored_infos(self.weights.infos[name])
+        }
+        self._held = threading.local()
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors that store the model."""
+        return sum(info.nbytes for infos in self.shards.values() for info in infos)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of one merged tensor, dense, in the dtype of `weights.infos`.
+
+        Raises:
+            IntegrityError: values that are not finite.
+        """
+        info = self.weights.infos[name]
+        module = self.update.modules.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        if name in self.update.saved_modules:
+            block = self.update.saved_rows(name, start, stop)
+        elif module is None:
+            block = self.weights.rows(name, start, stop)
+        else:
+            with one_thread():
+                block = merged_rows(self.weights.rows(name, start, stop).to(torch.float32), module, start)
+        changed = module is not None or block.dtype != info.dtype
+        block = block.to(info.dtype)
+        if changed and not _all_finite(block):
+            raise IntegrityError(
+                f"{name}: NaN or infinity after merging (rows {start}-{stop - 1}, written as {info.dtype}); "
+                "the base holds such values, or they do not fit this type: use bfloat16 or float32"
+            )
+        return block
+
+    def packed_weight(self, name: str) -> PackedWeight:
+        """One merged tensor in NF4."""
+        info = self.weights.infos[name]
+        return PackedWeight.pack((self.rows(name, start, stop) for start, stop in info.blocks()), info)
+
+    def stored(self, info: TensorInfo) -> Iterator[Tensor]:
+        """The rows of one of `shards`' tensors, in order. The parts of an NF4 weight are made at the first of them."""
+        if info.name not in self._part_of:
+            yield from (self.rows(info.name, start, stop) for start, stop in info.blocks())
+            return
+        name, part = self._part_of[info.name]
+        if getattr(self._held, "name", None) != name:
+            self._held.parts = None  # let go of the previous one first
+            self._held.parts, self._held.name = self.packed_weight(name).parts(), name
+        yield self._held.parts[part]
+
+    def _file_order(self, infos: list[TensorInfo]) -> list[TensorInfo]:
+        """Wider dtypes first; NF4 weights, whose parts must follow each other, where four bytes are aligned."""
+        plain = widest_first(info for info in infos if info.name not in self.packed)
+        wide = [info for info in plain if info.dtype.itemsize >= 8]
+        parts = [part for info in infos if info.name in self.packed for part in stored_infos(info)]
+        return [*wide, *parts, *plain[len(wide) :]]
+
+
+def merged_rows(weight: Tensor, module: AdapterModule, start: int) -> Tensor:
+    """Merge one block of rows, in fp32.
+
+    Args:
+        weight: W[start : start + n], shape [n, in], fp32.
+        module: the layer's A [r, in], B [out, r], m [out] and scale.
+        start: first row of the block.
+
+    Returns:
+        [n, in], fp32. A DoRA row whose W + D is entirely zero stays zero.
+    """
+    rows = slice(start, start + len(weight))
+    updated = torch.addmm(weight, module.lora_b[rows], module.lora_a, alpha=module.scaling)  # [n, r] @ [r, in]
+    if module.magnitude is None:
+        return updated
+    norm = torch.linalg.vector_norm(updated, dim=1)  # [n]
+    gain = torch.where(norm > 0, module.magnitude[rows] / norm, 1.0)
+    return updated.mul_(gain[:, None])
+
+
+def check_fit(weights: BaseWeights, update: Adapter) -> None:
+    """Check that every tensor of the adapter has its place in the base.
+
+    Raises:
+        ConfigError: something was trained that shares its weights with something else (tied embeddings).
+        IntegrityError: an adapted layer is not in the base or has another shape.
+    """
+    _refuse_tied(weights, update)
+    problems = []
+    wanted: dict[str, tuple[int, ...]] = {
+        f"{name}.weight": (module.lora_b.shape[0], module.lora_a.shape[1]) for name, module in update.modules.items()
+    }
+    for name, shape in {**wanted, **update.saved_modules}.items():
+        info = weights.infos.get(name)
+        if info is None:
+            problems.append(f"{name}: trained, but the base has no such tensor")
+        elif info.shape != shape:
+            problems.append(f"{name}: trained with shape {shape}, but the base has {info.shape}")
+        elif not info.dtype.is_floating_point:
+            problems.append(f"{name}: stored as {info.dtype} in the base, which holds no plain weights")
+    if problems:
+        listed = "\n  ".join(problems[:5])
+        raise IntegrityError(
+            f"{update.folder} does not fit {weights.folder} ({len(problems)} tensors); "
+            f"name the base that was trained on:\n  {listed}"
+        )
+
+
+def _all_finite(block: Tensor) -> bool:
+    """A sum is finite only if all its values are, and takes a twentieth of the time of looking at each."""
+    return bool(block.sum(dtype=torch.float32).isfinite()) or bool(block.isfinite().all())
+
+
+def _refuse_tied(weights: BaseWeights, update: Adapter) -> None:
+    """Raise ConfigError when an output head or embedding was trained that shares its weights with the other."""
+    said = weights.config.get("tie_word_embeddings")
+    tied = said is True or (said is None and "lm_head.weight" not in weights.infos)
+    trained = [*update.saved_modules, *(f"{name}.weight" for name in update.modules)]
+    shared = [name for name in trained if name == "lm_head.weight" or name.endswith("embed_tokens.weight")]
+    if tied and shared:
+        raise ConfigError(
+            f"{update.folder}: {shared[0]} was trained, but in this base the output head and the embeddings are one "
+            "tensor, and training has parted them; merge with PEFT (`merge_and_unload`), or train without it"
+        )

@@ -1,0 +1,161 @@
+"""A model's shards, written several at a time, so that an interruption costs those in hand and no others.
+
+A shard is written as `<name>.part`, flushed, renamed, and then entered with its SHA-256 into a
+ledger beside it. Whoever starts the same work in the same folder again takes the shards of the
+ledger whose bytes still have that hash, and throws away everything else. "The same work" is a
+string of the caller's that must name all that the bytes depend on; a ledger of other work is worth
+nothing. Threads are enough for several shards at a time: torch, hashing and the disk all let go of
+Python's lock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qdora_fast.errors import DiskSpaceError
+from qdora_fast.manifest import sha256_of
+from qdora_fast.staging import disk_full, require_space
+from qdora_fast.weights import TensorInfo, write_shard
+
+LEDGER = "finished.json"
+
+
+def write_shards(
+    folder: Path,
+    shards: Mapping[str, Sequence[TensorInfo]],
+    blocks: Callable[[TensorInfo], Iterator[Tensor]],
+    *,
+    work: str,
+    workers: int = 1,
+    on_bytes: Callable[[int], None] | None = None,
+) -> tuple[dict[str, str], list[str]]:
+    """Write all shards into `folder`, which is made, or emptied of all but finished shards of the same work.
+
+    Args:
+        shards: file name -> tensors in file order.
+        blocks: the rows of one tensor; called from several threads when there are several `workers`.
+        work: everything the bytes depend on, in one line.
+        workers: shards written at a time.
+        on_bytes: told of every block, and of each finished shard that was found.
+
+    Returns:
+        The sha256 of every shard, and the names of those that were there already.
+
+    Raises:
+        DiskSpaceError: not enough room, before or meanwhile; finished shards stay for the next time.
+    """
+    tell = on_bytes or (lambda count: None)
+    digests = finished_shards(folder, work)
+    found = list(digests)
+    left = [name for name in shards if name not in digests]
+    require_space(folder, sum(info.nbytes for name in left for info in shards[name]))
+    _tidy(folder, found)
+    _write_ledger(folder, work, digests)
+    for name in found:
+        tell(sum(info.nbytes for info in shards[name]))
+    entering = threading.Lock()
+
+    def write(name: str, on_block: Callable[[int], None]) -> None:
+        part = folder / f"{name}.part"
+        digest = write_shard(part, shards[name], blocks, on_block)
+        part.rename(folder / name)
+        with entering:
+            digests[name] = digest
+            _write_ledger(folder, work, digests)
+
+    try:
+        _in_threads(left, write, workers, tell)
+    except BaseException as error:
+        _give_up(folder)
+        if disk_full(error):
+            raise DiskSpaceError(
+                f"{folder}: the disk is full with {len(digests)} of {len(shards)} shards finished, which stay there. "
+                "Free some space and run the same command again: it goes on from them"
+            ) from None
+        raise
+    return digests, found
+
+
+def finished_shards(folder: Path, work: str) -> dict[str, str]:
+    """Shards of the same work that an interruption left behind whole, with their sha256."""
+    ledger = _read_ledger(folder)
+    if ledger.get("work") != work:
+        return {}
+    return {name: digest for name, digest in ledger["finished"].items() if _is_whole(folder / name, digest)}
+
+
+def close_ledger(folder: Path) -> None:
+    """The folder is finished: nothing is to be taken from it any more."""
+    (folder / LEDGER).unlink(missing_ok=True)
+
+
+def _in_threads(
+    names: Sequence[str],
+    write: Callable[[str, Callable[[int], None]], None],
+    workers: int,
+    tell: Callable[[int], None],
+) -> None:
+    """Write some shards at a time; when one fails, the others stop at their next block and its error is raised."""
+    failed = threading.Event()
+
+    def on_block(count: int) -> None:
+        if failed.is_set():
+            raise InterruptedError("another shard failed")
+        tell(count)
+
+    with ThreadPoolExecutor(workers, "shard") as pool:
+        written = [pool.submit(write, name, on_block) for name in names]
+        try:
+            for future in as_completed(written):
+                future.result()
+        except BaseException:
+            failed.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _give_up(folder: Path) -> None:
+    """Leave the finished shards for the next time; where there are none, leave nothing."""
+    for part in folder.glob("*.part"):
+        part.unlink()
+    if not _read_ledger(folder).get("finished"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tidy(folder: Path, kept: Collection[str]) -> None:
+    """Make the folder, or remove all that an earlier process left in it but the shards that are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name not in (*kept, LEDGER):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _read_ledger(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / LEDGER).read_text(encoding="utf-8"))
+        return found
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_ledger(folder: Path, work: str, digests: Mapping[str, str]) -> None:
+    """Replace the ledger whole, on the disk before anything else happens."""
+    new = folder / f"{LEDGER}.new"
+    with new.open("w", encoding="utf-8") as ledger:
+        json.dump({"work": work, "finished": dict(digests)}, ledger)
+        ledger.flush()
+        os.fsync(ledger.fileno())
+    new.replace(folder / LEDGER)
+
+
+def _is_whole(file: Path, digest: str) -> bool:
+    return file.is_file() and sha256_of(file) == digest

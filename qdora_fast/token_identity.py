@@ -1,0 +1,116 @@
+"""Does an exported folder turn text into the tokens that were trained on? Recorded while training, asked again later.
+
+A model whose tokenizer adds a BOS that training did not see, whose template lost a line break or
+whose EOS changed still loads and still answers, only worse, or without an end. So a run keeps what
+its tokenizer made of three rows: the tokens learned from, the prompt as a server renders it, and
+the same text without a template. The same questions, asked of a tokenizer opened from the exported
+folder, must have the same answers. What this does not do: judge the template; that was chosen and
+checked when the rows were prepared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from qdora_fast.base_tokenizer import load_tokenizer
+from qdora_fast.data.rejects import RejectedRow
+from qdora_fast.data.render import Renderer, Rendering, spoken
+from qdora_fast.data.vocabulary import Vocabulary
+from qdora_fast.manifest import value_hash
+
+RECORD = "data/tokens.json"
+ROWS = 3
+
+_SPECIAL = {"bos": "BOS", "eos": "EOS", "pad": "PAD"}
+_USES = {
+    "trained": "its tokens",
+    "prompt": "the tokens of its prompt, as a server renders it,",
+    "plain": "the tokens of its text without a template",
+}
+
+
+def describe(rendering: Rendering, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a run records: its tokenizer's special tokens and template, and its tokens of some rows."""
+    settings = {name: getattr(rendering, name) for name in ("max_length", "train_on", "on_long", "max_fraction")}
+    return {"settings": settings, "rows": list(rows), **_ask(rendering.tokenizer, rendering.stop_ids, settings, rows)}
+
+
+def describe_folder(folder: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of the tokenizer and generation config in an exported folder, opened as any reader would."""
+    tokenizer, stop_ids = load_tokenizer(str(folder), None)
+    return _ask(tokenizer, stop_ids, recorded["settings"], recorded["rows"])
+
+
+def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """What is not as it was trained, one sentence each."""
+    said = []
+    if recorded["template"] != found["template"]:
+        said.append("the chat template is not the one trained with")
+    for name, called in _SPECIAL.items():
+        if recorded[name] != found[name]:
+            said.append(f"{called} is token {found[name]}, trained with {recorded[name]}")
+    if recorded["stop_ids"] != found["stop_ids"]:
+        said.append(f"answers stop at tokens {found['stop_ids']}, trained with {recorded['stop_ids']}")
+    for number, (ours, theirs) in enumerate(zip(recorded["tokens"], found["tokens"], strict=True), start=1):
+        said += [
+            f"row {number}: {words} differ from position {_first_difference(ours[use], theirs[use])} on"
+            for use, words in _USES.items()
+            if ours[use] != theirs[use]
+        ]
+    return said
+
+
+def complete_stop_ids(folder: Path, stop_ids: Collection[int]) -> list[int]:
+    """Make a model's generation config stop at all tokens that ended its answers; return those that were added.
+
+    A base whose generation config knows one end and whose tokenizer another would, served as it is, run on past the
+    end that it was taught.
+    """
+    file = folder / "generation_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    listed = config.get("eos_token_id")
+    known = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    added = sorted(set(stop_ids) - set(known))
+    if added:
+        ids = sorted({*known, *added})
+        config["eos_token_id"] = ids[0] if len(ids) == 1 else ids
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return added
+
+
+def _ask(tokenizer: Any, stop_ids: Collection[int], settings: Mapping[str, Any], rows: Sequence[Any]) -> dict[str, Any]:
+    renderer = Renderer(Rendering(tokenizer, stop_ids=frozenset(stop_ids), **settings))
+    vocabulary = Vocabulary(tokenizer, stop_ids)
+    return {
+        "template": value_hash(tokenizer.chat_template),
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+        "pad": tokenizer.pad_token_id,
+        "stop_ids": sorted(stop_ids),
+        "tokens": [_tokens(renderer, vocabulary, row) for row in rows],
+    }
+
+
+def _tokens(renderer: Renderer, vocabulary: Vocabulary, row: Any) -> dict[str, list[int]]:
+    """Ids of one row: learned from, as a prompt, and without a template. A row that cannot be rendered has none."""
+    plain = vocabulary.encode("\n".join(spoken(row)), special=True).ids
+    try:
+        return {"trained": renderer(row)[0]["input_ids"], "prompt": _prompt(vocabulary, row), "plain": plain}
+    except RejectedRow:
+        return {"trained": [], "prompt": [], "plain": plain}
+
+
+def _prompt(vocabulary: Vocabulary, row: Any) -> list[int]:
+    if "text" in row:
+        return []
+    messages = [{key: value for key, value in message.items() if key != "train"} for message in row["messages"]]
+    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    return vocabulary.encode(vocabulary.render(messages[:last], row["tools"], add_generation_prompt=True)).ids
+
+
+def _first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    return next(place for place, (one, other) in enumerate(zip_longest(ours, theirs)) if one != other)
