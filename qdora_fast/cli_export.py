@@ -1,8 +1,9 @@
-"""The commands that write or check a trained model for others: `export`. As in cli.py, each calls one function."""
+"""The commands that write or check a trained model: `export`, `verify`. As in cli.py, each calls one function."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -64,3 +65,21 @@ def _confirm(to: str) -> None:
         raise RefusedError(f"--to {to}: add --yes if that is what you want; there is no terminal to ask on")
     if not click.confirm("Write it?", err=True):
         raise RefusedError(f"--to {to}: nothing was written")
+
+
+@click.command()
+@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+def verify(path: Path, as_json: bool) -> None:
+    """Hash a run, checkpoint, adapter or export again: is every file as it was written? Exit code 41: no."""
+    from qdora_fast import show
+    from qdora_fast import verify as verifying
+
+    parts = []
+    for part in verifying.verify(path):
+        click.echo(part)
+        parts.append(part)
+    if as_json:
+        whole = not any(part.problems for part in parts)
+        click.echo(show.json_line({"path": str(path), "whole": whole, "parts": [part.as_dict() for part in parts]}))
+    verifying.require_whole(parts, path)

@@ -22,17 +22,22 @@ from qdora_fast.errors import IntegrityError
 NAME = "MANIFEST.json"
 
 
-def write_manifest(folder: Path, about: Mapping[str, Any], *, leave_out: Collection[str] = ()) -> None:
+def write_manifest(
+    folder: Path, about: Mapping[str, Any], *, leave_out: Collection[str] = (), known: Mapping[str, str] | None = None
+) -> None:
     """Hash every file below `folder` and write the manifest beside them.
 
     Args:
         about: what the folder is (kind, step, ...), any JSON.
         leave_out: names of files that may change later, such as a model card.
+        known: SHA-256 of files that were hashed while they were written, by name.
     """
-    names = {NAME, *leave_out}
+    names, known = {NAME, *leave_out}, known or {}
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in names)
     entries = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
+        name: {"bytes": path.stat().st_size, "sha256": known.get(name) or sha256_of(path)}
+        for path in files
+        for name in [path.relative_to(folder).as_posix()]
     }
     (folder / NAME).write_text(_text({"about": dict(about), "files": entries}), encoding="utf-8")
 
@@ -65,6 +70,13 @@ def problems(folder: Path) -> list[str]:
     except IntegrityError as error:
         return [str(error)]
     return [f"{folder / name}: {wrong}" for name, entry in files.items() if (wrong := _wrong(folder, name, entry))]
+
+
+def require_unchanged(folder: Path) -> None:
+    """Raise IntegrityError when a folder has a manifest and is not as it says."""
+    wrong = problems(folder) if (folder / NAME).is_file() else []
+    if wrong:
+        raise IntegrityError(f"{wrong[0]}{f' (and {len(wrong) - 1} more)' if len(wrong) > 1 else ''}")
 
 
 def sha256_of(file: Path) -> str:

@@ -25,6 +25,7 @@ from qdora_fast.config import Config
 from qdora_fast.errors import ConfigError, ProofError, RefusedError, first_line
 from qdora_fast.export_proof import Evidence, prove
 from qdora_fast.hardware import package_versions
+from qdora_fast.manifest import write_manifest
 from qdora_fast.remote_code import require_allowed
 from qdora_fast.run_folder import RunFolder, write_json
 from qdora_fast.staging import publish, refuse_existing
@@ -131,6 +132,8 @@ def export_merged(
     }
     write_json(unproven / "export.json", report)
     close_ledger(unproven)
+    about = {"kind": "export", "format": report["format"], "adapter_sha256": report["adapter_sha256"]}
+    write_manifest(unproven, about, known=merged.value.sha256)
     if not proof["passed"]:
         failed = [check["words"] for check in proof["checks"] if not check["passed"]]
         raise ProofError(

@@ -19,6 +19,7 @@ from qdora_fast.config import AdapterSettings, Config, EngineSettings, ModelSett
 from qdora_fast.contained import refuse_links_out
 from qdora_fast.errors import ConfigError, QdoraError, RefusedError
 from qdora_fast.fitting import cap_memory
+from qdora_fast.manifest import require_unchanged
 from qdora_fast.remote_code import remote_code_allowed, unreadable
 from qdora_fast.targets import Targets, choose_targets, inspect_architecture
 from qdora_fast.weights import shard_names
@@ -226,9 +227,10 @@ def load_trained(name: str, config: Config, adapter: Path, *, precision: str) ->
     """The base with a saved adapter on it, in evaluation mode, for export and chat.
 
     Raises:
-        IntegrityError: the adapter is not whole; PEFT itself would load it with a warning.
+        IntegrityError: the adapter is not whole, or not as it was saved; PEFT itself would load it.
     """
     open_backend()  # before anything that imports peft
+    require_unchanged(adapter)
     assert_complete(adapter, decomposed=config.adapter.decomposed)
     base = load_base(name, config, precision=precision)
     from peft import PeftModel

@@ -22,6 +22,7 @@ from qdora_fast.data.dataset import Prepared
 from qdora_fast.evaluating import Subject, check_questions, evaluate_model, finish, refuse_regression
 from qdora_fast.fitting import adopt, cap_memory
 from qdora_fast.hardware import describe as describe_machine
+from qdora_fast.manifest import write_manifest
 from qdora_fast.preparing import (
     Ready,
     confirm,
@@ -225,6 +226,7 @@ def _save_adapter(model: Any, tokenizer: Any, folder: RunFolder) -> None:
 
     save_adapter(model, folder.adapter)
     tokenizer.save_pretrained(folder.adapter)
+    write_manifest(folder.adapter, {"kind": "adapter"}, leave_out=["README.md"])  # the card is written anew
 
 
 def _describe_run(

@@ -22,6 +22,7 @@ RANKS = {
     "errors": 0,
     "remote_code": 1,
     "contained": 1,
+    "verify": 4,
     "offline": 1,
     "config": 1,
     "yaml_text": 1,

@@ -14,7 +14,7 @@ from qdora_fast.config import Config
 from qdora_fast.errors import IntegrityError, ProofError, RefusedError
 from qdora_fast.gguf import check, checkout
 from qdora_fast.gguf.modelfile import WITHOUT_TEMPLATE, go_template, modelfile
-from qdora_fast.manifest import sha256_of
+from qdora_fast.manifest import sha256_of, write_manifest
 from qdora_fast.merged_export import export_run as export_merged_run
 from qdora_fast.merged_export import merged_folder
 from qdora_fast.remote_code import FLAG, code_of, remote_code_allowed, require_allowed
@@ -65,7 +65,7 @@ def export_run(
     merged = _proven_merged(folder, config, base, console).absolute()
     name = folder.path.resolve().name
     file = target / f"{name}-{kind}.gguf"
-    report = {
+    report: dict[str, Any] = {
         "format": "gguf",
         "made": tools is not None,
         "path": str(target),
@@ -85,6 +85,8 @@ def export_run(
     with staged_folder(target, overwrite=overwrite) as staging:
         _convert(folder, config, merged, staging, tools, report, console)
         write_json(staging / "export.json", report)
+        about = {"kind": "export", "format": "gguf", "adapter_sha256": report["adapter_sha256"]}
+        write_manifest(staging, about, known=report["sha256"])
     show.exported(console, report)
     if not report["ollama_template"]:
         show.note(console, f"no TEMPLATE in the Modelfile: {WITHOUT_TEMPLATE}")
