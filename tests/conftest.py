@@ -67,6 +67,7 @@ def made_once(name: str, made_in: Path, make: Callable[[Path], object]) -> Path:
     finished = folder.with_suffix(".finished")
     with FileLock(folder.with_suffix(".lock")):
         if not finished.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # left by a process that died on the way
             make(folder)
             finished.touch()
     return folder
