@@ -135,17 +135,19 @@ class BackOff:
         loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         return loss if self._share is None else loss * self._share
 
-    def prediction_step(self: Any, model: Any, inputs: Batch, loss_only: bool, ignore_keys: Any = None) -> Any:
+    def prediction_step(
+        self: Any, model: Any, inputs: Batch, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> Any:
         """The Trainer's, in `eval_parts` parts; if memory runs out, in twice as many."""
         predict = super().prediction_step  # type: ignore[misc]
-        if not loss_only:  # answers of parts are not put together again: nobody asks for them
-            return predict(model, inputs, loss_only, ignore_keys)
+        if not prediction_loss_only:  # answers of parts are not put together again: nobody asks for them
+            return predict(model, inputs, False, ignore_keys)
 
         def mean_loss() -> Any:
             whole, total = trained_tokens(inputs), 0.0
             for part in parts(inputs, self.eval_parts):
                 self._part = part
-                loss = predict(model, part, loss_only, ignore_keys)[0]
+                loss = predict(model, part, True, ignore_keys)[0]
                 total = loss if part is inputs else total + loss * (trained_tokens(part) / whole)
             return total
 

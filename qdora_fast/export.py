@@ -77,7 +77,8 @@ def export(
     alone = locked(folder.path) if chosen.writes_in_run or not place else nullcontext()
     with alone:  # a run is not written to by two
         report = chosen.write(folder, config, out=place, overwrite=overwrite, console=console, **asked)
-        finish(folder)  # the run's report and model cards tell of it
+        if not place:
+            finish(folder)  # the run's report and model cards tell of it
     return report
 
 

@@ -144,11 +144,14 @@ class SafeSteps(BackOff):
         return [number for number, loss in enumerate(self.window.losses) if not bool(loss.isfinite())]
 
     def _broken_by_gradient(self: Any, model: Any) -> list[int]:
-        """The same by their gradients, each computed alone; all of them where other processes would have to join."""
+        """The same by their gradients, each computed alone; all of them where other processes would have to join.
+
+        Random generators and counts end where they were: the whole step is computed once more.
+        """
         window = self.window
         if processes.count() > 1:
             return list(range(len(window.inputs)))
-        after, broken = self._standing(), []
+        broken = []
         self._return_to(window.before)
         for number, inputs in enumerate(window.inputs):
             model.zero_grad()
@@ -156,7 +159,6 @@ class SafeSteps(BackOff):
             gradients = (parameter.grad for parameter in model.parameters() if parameter.grad is not None)
             if not all(bool(gradient.isfinite().all()) for gradient in gradients):
                 broken.append(number)
-        self._return_to(after)
         return broken
 
     def _place(self: Any, ids: Sequence[int]) -> str:

@@ -217,6 +217,9 @@ def test_a_failed_evaluation_is_said_and_costs_its_figures_alone(ready) -> None:
         return original(*args, **kwargs)
 
     fit.trainer.prediction_step = prediction_step
+    handler, gradient_state = fit.trainer.callback_handler, fit.trainer.accelerator.gradient_state
+    read = []
+    fit.before_forward(lambda ids: read.append(gradient_state.active_dataloader))
     fit.train()
     (note,) = fit.notes
     assert (note.step, note.kind) == (1, "evaluation")
@@ -224,8 +227,7 @@ def test_a_failed_evaluation_is_said_and_costs_its_figures_alone(ready) -> None:
     assert same(fit.trained(), whole.trained())
     assert fit.logged("eval_loss") == whole.logged("eval_loss")[1:]
     assert fit.logged("eval_entropy") == whole.logged("eval_entropy")[1:]
-    handler = fit.trainer.callback_handler
-    assert handler.eval_dataloader not in fit.trainer.accelerator.gradient_state.dataloader_references
+    assert set(map(id, read)) == {id(handler.train_dataloader)}, "never the held-out rows"
 
 
 def test_ctrl_c_in_an_evaluation_is_not_swallowed(ready) -> None:
