@@ -110,6 +110,12 @@ def _fit_together(tree: dict[str, Any]) -> dict[str, Any]:
         train.pop("magnitude_learning_rate", None)
     if data.get("held_out", 0.1) == 0:
         train.pop("early_stopping", None)
+    size = train.get("batch_size", 2)
+    if size == "auto":
+        train.pop("gradient_accumulation", None)
+    elif train.get("effective_batch"):
+        train["effective_batch"] *= size
+        train.pop("gradient_accumulation", None)
     columns = data.get("columns", {})
     both = columns.get("prompt") and columns.get("response")
     if not both:

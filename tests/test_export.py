@@ -10,7 +10,7 @@ from qdora_fast.run_folder import RunFolder
 
 
 def test_an_unknown_format_names_the_known_ones(demo_run: RunFolder) -> None:
-    with pytest.raises(ConfigError, match="merged_16bit, gguf, adapter, lora"):
+    with pytest.raises(ConfigError, match="merged_16bit, merged_4bit_forced, gguf, adapter, lora"):
         export(demo_run, to="merged_8bit")
 
 

@@ -54,7 +54,7 @@ def wide_base(folder: Path) -> Path:
     from qdora_fast.demo.base import demo_base
 
     source = demo_base()
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     config.hidden_size, config.intermediate_size = WIDE["hidden_size"], WIDE["intermediate_size"]
     config.num_hidden_layers, config.num_attention_heads = WIDE["layers"], WIDE["heads"]
     config.num_key_value_heads, config.head_dim = WIDE["kv_heads"], WIDE["hidden_size"] // WIDE["heads"]
@@ -68,7 +68,7 @@ def wide_base(folder: Path) -> Path:
         torch.set_default_dtype(before)
     staging = folder.with_name(f"{folder.name}.incomplete")
     model.save_pretrained(staging, max_shard_size="512MB")
-    AutoTokenizer.from_pretrained(source).save_pretrained(staging)
+    AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(staging)
     shutil.copyfile(source / "generation_config.json", staging / "generation_config.json")
     staging.rename(folder)
     return folder
