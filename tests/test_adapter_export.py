@@ -14,7 +14,7 @@ from qdora_fast import unfuse
 from qdora_fast.config_file import load_config
 from qdora_fast.errors import IntegrityError, RefusedError
 from qdora_fast.export import export
-from qdora_fast.manifest import problems, read_manifest
+from qdora_fast.manifest import problems, read_manifest, write_manifest
 from qdora_fast.model import load_trained
 from qdora_fast.run_folder import RunFolder
 
@@ -104,6 +104,7 @@ def _drop_magnitudes(made: RunFolder) -> None:
 
     file = made.adapter / "adapter_model.safetensors"
     save_file({k: v for k, v in load_file(file).items() if "magnitude" not in k}, file, metadata={"format": "pt"})
+    write_manifest(made.adapter, read_manifest(made.adapter)["about"])  # as if it had been saved so
 
 
 @pytest.mark.parametrize("to", ["merged_16bit", "adapter"])

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from qdora_fast.cli import cli
 from qdora_fast.data import choose_template
-from qdora_fast.errors import ConfigError, RegressionError
+from qdora_fast.errors import ConfigError, IntegrityError, RegressionError
 from qdora_fast.evaluating import Subject, evaluate, evaluate_model, finish, refuse_regression
 from qdora_fast.evaluation import log
 from qdora_fast.evaluation.record import Evaluation
+from qdora_fast.manifest import read_manifest, write_manifest
 from qdora_fast.model import attach, load_base
 from qdora_fast.run import train
 from qdora_fast.run_folder import RunFolder
@@ -136,6 +137,9 @@ def test_a_run_without_held_out_rows_says_what_to_do(own_demo_run: RunFolder) ->
 def test_a_template_that_is_not_the_runs_is_refused(own_demo_run: RunFolder) -> None:
     template = own_demo_run.adapter / "chat_template.jinja"
     template.write_text(template.read_text().replace("### Response:", "### Answer:"))
+    with pytest.raises(IntegrityError, match=r"chat_template\.jinja: [0-9,]+ bytes, but [0-9,]+ were written"):
+        evaluate(own_demo_run, console=QUIET)
+    write_manifest(own_demo_run.adapter, read_manifest(own_demo_run.adapter)["about"])  # and so that nobody notices
     with pytest.raises(ConfigError, match="changed after training"):
         evaluate(own_demo_run, console=QUIET)
 

@@ -33,7 +33,8 @@ def run(demo_run: RunFolder, tmp_path: Path) -> RunFolder:
 def test_a_checked_file_and_its_modelfile_appear_and_nothing_else(run: RunFolder, tmp_path: Path) -> None:
     report = export(run, to="gguf", llama_cpp=make_checkout(tmp_path / "llama.cpp", quantizer=""))
     folder = run.path / "gguf-q8_0"
-    assert sorted(file.name for file in folder.iterdir()) == ["Modelfile", "demo-q8_0.gguf", "export.json"]
+    names = ["MANIFEST.json", "Modelfile", "demo-q8_0.gguf", "export.json"]
+    assert sorted(file.name for file in folder.iterdir()) == names
     assert report["made"] and report["proof"]["passed"]
     assert {check["name"] for check in report["proof"]["checks"]} == {
         *("architecture", "weights", "type", "chat_template", "eos", "bos")
