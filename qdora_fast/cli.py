@@ -17,7 +17,7 @@ import click
 import qdora_fast
 from qdora_fast.cli_bench import bench, bench_data, bench_export, bench_gpu
 from qdora_fast.cli_chat import chat, serve
-from qdora_fast.cli_export import export, verify
+from qdora_fast.cli_export import export, import_adapter, verify
 from qdora_fast.cli_options import FILE, OFFLINE, SET, loads_base
 from qdora_fast.redact import guard_output
 
@@ -218,7 +218,7 @@ def presets(schema: bool) -> None:
     show.presets(show.new_console(), schema=schema)
 
 
-for command in (export, verify, chat, serve, bench, bench_gpu, bench_data, bench_export):
+for command in (export, import_adapter, verify, chat, serve, bench, bench_gpu, bench_data, bench_export):
     cli.add_command(command)
 
 

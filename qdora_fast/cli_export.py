@@ -1,4 +1,4 @@
-"""The commands that write or check a trained model: `export`, `verify`. As in cli.py, each calls one function."""
+"""The commands that write, check or take in a trained model. As in cli.py, each calls one function."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from qdora_fast.cli_options import loads_base
+from qdora_fast.cli_options import SET, loads_base
 
 
 @click.command()
@@ -83,3 +83,20 @@ def verify(path: Path, as_json: bool) -> None:
         whole = not any(part.problems for part in parts)
         click.echo(show.json_line({"path": str(path), "whole": whole, "parts": [part.as_dict() for part in parts]}))
     verifying.require_whole(parts, path)
+
+
+@click.command("import-adapter")
+@click.argument("folder")
+@click.option("--base", metavar="NAME", help="Hub id or folder of the base. Default: what the adapter names.")
+@click.option("--data", metavar="FILE", help="Rows it was not trained on: for the proof of exports, and to evaluate.")
+@SET
+@loads_base
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+def import_adapter(folder: str, base: str | None, data: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check an adapter from elsewhere (FOLDER) and make a run of it, for export, chat and evaluate."""
+    from qdora_fast import adapter_import, show
+
+    console = show.new_console()
+    report = adapter_import.import_adapter(folder, base=base, data=data, overrides=overrides, console=console)
+    if as_json:
+        click.echo(show.json_line(report))

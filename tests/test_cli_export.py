@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +54,24 @@ def test_a_format_that_loses_something_is_asked_for_twice(demo_run: RunFolder) -
     assert told.returncode == 2
     assert "Write it? [y/N]" in told.stderr and "nothing was written" in told.stderr
     assert not (demo_run.path / "merged_4bit_forced").exists()
+
+
+def test_an_adapter_without_magnitudes_is_exit_code_41(demo_run: RunFolder, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "lossy"
+    folder.mkdir()
+    shutil.copyfile(demo_run.adapter / "adapter_config.json", folder / "adapter_config.json")
+    kept = {k: v for k, v in load_file(demo_run.adapter / "adapter_model.safetensors").items() if "magnitude" not in k}
+    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    done = _run("import-adapter", str(folder))
+    assert done.returncode == 41
+    assert "without any magnitude" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_gguf_commands_are_the_result_and_json_the_last_line(demo_run: RunFolder, tmp_path: Path) -> None:
+    done = _run("export", str(demo_run.path), "--to", "gguf", "--out", str(tmp_path / "g"), "--json")
+    assert done.returncode == 0, done.stderr
+    *commands, last = done.stdout.splitlines()
+    assert json.loads(last)["made"] is False and json.loads(last)["commands"] == commands
+    assert any("convert_hf_to_gguf.py" in line for line in commands)

@@ -7,6 +7,7 @@ decided here.
 from qdora_fast.show.chatting import CHAT_HELP, about_answer, aside, conversation, exchange, opening, serving
 from qdora_fast.show.console import json_line, new_console
 from qdora_fast.show.evaluating import answering, asking_benchmark, evaluation, evaluations, review_recorded
+from qdora_fast.show.importing import adapter_fits, adapter_found, adapter_imported
 from qdora_fast.show.rows import counting_rows, preflight, prepared_data, quality, reviewed, tokenizer_differs
 from qdora_fast.show.running import (
     adapter,
@@ -31,6 +32,9 @@ __all__ = [
     "CHAT_HELP",
     "about_answer",
     "adapter",
+    "adapter_fits",
+    "adapter_found",
+    "adapter_imported",
     "answering",
     "aside",
     "asking_benchmark",

@@ -1,0 +1,83 @@
+"""Does an adapter belong to a base? Asked of the base's config.json, and of its weights' headers where they are here.
+
+PEFT would let the differences pass: layers that the file lacks are left as they are, tensors for layers that the base
+does not have are dropped, each with a warning. No weight is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qdora_fast.adapter import CONFIG_NAME, Adapter
+from qdora_fast.config import Config
+from qdora_fast.errors import IntegrityError
+from qdora_fast.model import check_base
+from qdora_fast.remote_code import remote_code_allowed
+from qdora_fast.targets import inspect_architecture
+from qdora_fast.weights import read_json
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is known of the base without its weights."""
+
+    linears: tuple[str, ...]
+    """Linear layers of its blocks, in order."""
+    elsewhere: tuple[str, ...]
+    """Those outside the blocks and the output head."""
+    shapes_compared: bool
+    """Its weights are on this machine, and every shape was compared."""
+
+
+def fit(adapter: Adapter, config: Config, base: str) -> Fit:
+    """Compare names and, where the base's weights are on this machine, shapes.
+
+    Args:
+        base: hub id or folder, see `model.locate_base`.
+
+    Raises:
+        IntegrityError: layers are missing from the adapter or from the base, or have other shapes.
+        ConfigError, RefusedError: see `model.check_base`.
+    """
+    check_base(base, config)
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from transformers import AutoConfig
+
+    described = AutoConfig.from_pretrained(
+        base, revision=config.model.revision, trust_remote_code=remote_code_allowed()
+    )
+    architecture = inspect_architecture(described)
+    asked = LoraConfig.from_pretrained(str(adapter.folder))
+    wanted = [layer for layer in architecture.linears if check_target_module_exists(asked, layer)]
+    missing = [f"{layer}: named in {CONFIG_NAME}, not in the file" for layer in wanted if layer not in adapter.modules]
+    strange = [f"{layer}: not in the base" for layer in adapter.modules if layer not in architecture.linears]
+    if missing or strange:
+        listed = "\n  ".join([*missing, *strange][:5])
+        raise IntegrityError(
+            f"{adapter.folder} does not fit `{base}`: {len(missing)} layers are missing, {len(strange)} are not the "
+            f"base's; name the base that was trained on by --base, or save the adapter once more:\n  {listed}"
+        )
+    return Fit(architecture.linears, architecture.elsewhere, _compare_shapes(adapter, config, base))
+
+
+def _compare_shapes(adapter: Adapter, config: Config, base: str) -> bool:
+    """Compare with the headers of the base's weights; False where they are not on this machine."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from qdora_fast.base_weights import BaseWeights, MergeRecipe
+    from qdora_fast.merge import check_fit
+
+    place = config.model.base_16bit or base
+    if not Path(place).is_dir():
+        try:
+            place = snapshot_download(place, revision=config.model.revision, local_files_only=True)
+        except (LocalEntryNotFoundError, ValueError):
+            return False
+    if not list(Path(place).glob("*.safetensors")):
+        return False  # the hub's cache holds its config and tokenizer alone
+    packed = "quantization_config" in read_json(Path(place) / "config.json")
+    check_fit(BaseWeights(Path(place), MergeRecipe(merge_base="dequant4" if packed else "original16")), adapter)
+    return True

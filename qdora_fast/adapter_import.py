@@ -1,0 +1,254 @@
+"""An adapter that was trained elsewhere (PEFT, Unsloth, LLaMA-Factory, Axolotl): checked, and made into a run's folder.
+
+`export`, `chat` and `evaluate` work on runs, so an adapter from elsewhere becomes one, as far as that is honest: its
+files as they are, its chat template and end token, what can be learned of its base. Checked is what PEFT lets pass:
+DoRA without magnitudes (PEFT makes fresh ones, with a warning, and runs another model), layers that the config names
+and the file lacks, NaN, ranks that do not fit, another base. How it was trained is unknown: the data, and for a base in
+16 bits whether training held it in 4. An export needs rows for its proof; without rows of the task they are general
+prompts. A folder that `export --to adapter` made says more, and is compared with its manifest.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qdora_fast import show
+from qdora_fast.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter
+from qdora_fast.adapter_fit import Fit, fit
+from qdora_fast.backend import open_backend
+from qdora_fast.config import Config
+from qdora_fast.config_file import dump_config, make_config
+from qdora_fast.contained import refuse_links_out
+from qdora_fast.errors import ConfigError, IntegrityError
+from qdora_fast.hardware import describe as describe_machine
+from qdora_fast.manifest import NAME as MANIFEST
+from qdora_fast.manifest import problems, read_manifest, sha256_of
+from qdora_fast.preparing import find_base, ready_data, write_data
+from qdora_fast.remote_code import code_of, remote_code_allowed
+from qdora_fast.run_folder import RunFolder, write_json
+from qdora_fast.weights import WeightFolder, read_json
+
+UNKNOWN_DATA = "unknown"
+"""data.path of a run whose rows nobody named."""
+
+
+def import_adapter(
+    source: str | Path,
+    *,
+    base: str | None = None,
+    data: str | None = None,
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Check the adapter in a folder and make a run of it.
+
+    Args:
+        source: folder with adapter_config.json and adapter_model.safetensors.
+        base: hub id or folder of the base; None: the one that the adapter names.
+        data: rows that the adapter was not trained on, as for `data.path`; for the proof of exports and for `evaluate`.
+        overrides: settings of the run's config, as `adapter.method=qdora` or `data.template=chatml`.
+
+    Returns:
+        What was found: path (of the run), method, r, alpha, layers, base, ...
+
+    Raises:
+        ConfigError: no adapter there, weights in a pickle, a kind that cannot be merged, or the base is not reachable.
+        IntegrityError: it is not whole, or does not fit its base.
+        RefusedError: the base or the layers are of a kind that is refused for training, too.
+    """
+    folder, console = Path(source).expanduser(), console or show.new_console()
+    open_backend()
+    adapter = _read(folder)
+    stated = _stated_method(folder)
+    config = make_config(_settings(adapter, base, data, stated), overrides)
+    show.adapter_found(console, adapter, config)
+    base_name = find_base(config, console)
+    found = fit(adapter, config, base_name)
+    known = stated or any(text.startswith("adapter.method=") for text in overrides)
+    show.adapter_fits(console, found.shapes_compared, guess=None if known else config.adapter.method)
+    run = RunFolder.create(config, folder.resolve().name)
+    try:
+        report = _fill(run, adapter, config, base_name, found, console)
+    except BaseException:
+        shutil.rmtree(run.path)
+        raise
+    show.adapter_imported(console, report)
+    return report
+
+
+def _read(folder: Path) -> Adapter:
+    """The adapter, whole. The usual loss gets a message of its own."""
+    if (folder / "config.yaml").is_file() and (folder / "adapter").is_dir():
+        raise ConfigError(f"{folder} is a run already; export, chat and evaluate take it as it is")
+    if folder.is_dir():
+        refuse_links_out(folder)
+    if (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file():
+        names = WeightFolder(folder, single=WEIGHTS_NAME).infos
+        lost = not any("lora_magnitude_vector" in name for name in names)
+        if lost and read_json(folder / CONFIG_NAME).get("use_dora"):
+            raise IntegrityError(
+                f"{folder}: {CONFIG_NAME} says use_dora: true, but the file holds A and B without any magnitude. Such "
+                "saves come from Unsloth's save_lora and from filtered state_dicts; PEFT loads them with a warning and "
+                "runs another model. Save the trained model once more with PEFT's save_pretrained, or take an earlier "
+                "checkpoint"
+            )
+    return read_adapter(folder)
+
+
+def _stated_method(folder: Path) -> str | None:
+    """The method, where one of our own exports says it.
+
+    Raises:
+        IntegrityError: its files are not as they were written.
+    """
+    if not (folder / MANIFEST).is_file():
+        return None
+    changed = problems(folder)
+    if changed:
+        raise IntegrityError(f"{folder} is not as it was exported: {changed[0]}; copy it again")
+    method = read_manifest(folder)["about"].get("method")
+    return method if isinstance(method, str) else None
+
+
+def _settings(adapter: Adapter, base: str | None, data: str | None, stated: str | None) -> dict[str, Any]:
+    """The config that says what this adapter is."""
+    named = base or adapter.config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise ConfigError(f"{adapter.folder / CONFIG_NAME} names no base; give it by --base")
+    if base is None and Path(named).is_absolute() and not Path(named).is_dir():
+        raise ConfigError(f"the adapter names its base by a path of another machine ({named}); give it by --base")
+    described = Path(named).expanduser() / "config.json"
+    packed = described.is_file() and "quantization_config" in read_json(described)
+    in_4bit = packed or "4bit" in named.lower().replace("-", "")
+    return {
+        "model": {"name": named},
+        "adapter": {
+            "method": stated or f"{'q' if in_4bit else ''}{'dora' if adapter.use_dora else 'lora'}",
+            "r": adapter.r,
+            "alpha": adapter.alpha,
+            "dropout": adapter.config.get("lora_dropout") or 0.0,
+            "rslora": bool(adapter.config.get("use_rslora")),
+            "target_modules": list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in adapter.modules)),
+            "modules_to_save": adapter.config.get("modules_to_save") or [],
+        },
+        "data": {"path": data or UNKNOWN_DATA, "held_out": 0},
+    }
+
+
+def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, found: Fit, console: Console) -> dict[str, Any]:
+    """Write everything that a run's folder has and that is known here."""
+    from qdora_fast.base_tokenizer import load_tokenizer
+    from qdora_fast.trainer import choose_precision
+
+    tokenizer, stop_ids = load_tokenizer(base, config.model.revision)
+    config, template, assumed = _with_template(run, adapter, config, tokenizer)
+    run.config_file.write_text(dump_config(config), encoding="utf-8")
+    run.write_json("environment.json", describe_machine())
+    run.adapter.mkdir()  # the adapter's own two files and the tokenizer; nothing else of that folder is taken over
+    shutil.copyfile(adapter.folder / WEIGHTS_NAME, run.adapter / WEIGHTS_NAME)
+    write_json(run.adapter / CONFIG_NAME, adapter.config | {"base_model_name_or_path": base})
+    tokenizer.save_pretrained(run.adapter)
+    made = {
+        "base": base,
+        "revision": config.model.revision,
+        "method": config.adapter.method,
+        "targets": [layer for layer in found.linears if layer in adapter.modules],
+        "quantized_modules": [*found.linears, *found.elsewhere] if config.adapter.quantized else [],
+        "precision": choose_precision(config.train),
+        "template": template,
+        "stop_ids": sorted({*stop_ids, tokenizer.eos_token_id}),
+        "own_code": code_of(base, config.model.revision) if remote_code_allowed() else (),
+        "imported": {"peft_version": adapter.config.get("peft_version")},
+    }
+    run.write_json("model.json", made)
+    return {
+        "path": str(run.path),
+        "method": config.adapter.method,
+        "use_dora": adapter.use_dora,
+        "r": adapter.r,
+        "alpha": adapter.alpha,
+        "rslora": config.adapter.rslora,
+        "layers": len(adapter.modules),
+        "modules_to_save": sorted(adapter.saved_modules),
+        "base": base,
+        "shapes_compared": found.shapes_compared,
+        "template": template,
+        "template_assumed": assumed,
+        "rows": _write_rows(run, config, base, tokenizer, console),
+        "sha256": sha256_of(run.adapter / WEIGHTS_NAME),
+    }
+
+
+def _with_template(run: RunFolder, adapter: Adapter, config: Config, tokenizer: Any) -> tuple[Config, str, bool]:
+    """Set the adapter's end token and chat template on the base's tokenizer; `data.template` wins where it is set.
+
+    Returns:
+        The config, the template's name, and whether nobody said that it is the one. A template that `auto` does not
+        give is kept as a file of the run, so that `evaluate` renders by it.
+    """
+    from qdora_fast.data import choose_template
+
+    brought = _brought_tokenizer(adapter, tokenizer) if list(adapter.folder.glob("tokenizer*")) else None
+    if brought is not None and brought.eos_token in tokenizer.get_vocab():
+        tokenizer.eos_token = brought.eos_token
+    own = brought.chat_template if brought is not None else None
+    asked = choose_template(tokenizer, config.data.template)
+    if own is None or config.data.template != "auto" or own == asked.text:
+        return config, asked.name, own is None and config.data.template == "auto"
+    file = run.path.resolve() / "chat_template.jinja"
+    file.write_text(own, encoding="utf-8")
+    data = config.data.model_copy(update={"template": str(file)})
+    return config.model_copy(update={"data": data}), choose_template(tokenizer, str(file)).name, False
+
+
+def _brought_tokenizer(adapter: Adapter, tokenizer: Any) -> Any:
+    """The tokenizer beside the adapter, if it means what the base's means.
+
+    Raises:
+        IntegrityError: ids differ, or the chat template uses tokens that the base does not have.
+    """
+    from transformers import AutoTokenizer
+
+    brought = AutoTokenizer.from_pretrained(str(adapter.folder), trust_remote_code=remote_code_allowed())
+    theirs, known = brought.get_vocab(), tokenizer.get_vocab()
+    moved = [token for token, number in known.items() if theirs.get(token) != number]
+    added = [token for token in theirs if token not in known and token in (brought.chat_template or "")]
+    if moved or added:
+        odd = f"{moved[0]!r} has another id" if moved else f"its chat template uses {added[0]!r}, which was added"
+        raise IntegrityError(
+            f"{adapter.folder}: its tokenizer is not its base's ({odd}). Name the base that was trained on by --base; "
+            "tokens that were added to it need trained embeddings, which cannot be merged here"
+        )
+    return brought
+
+
+def _write_rows(run: RunFolder, config: Config, base: str, tokenizer: Any, console: Console) -> int:
+    """Rows for proofs and evaluation: those of `data.path`, all held out; else general prompts, for proofs alone."""
+    if config.data.path == UNKNOWN_DATA:
+        general = _general_rows(tokenizer)
+        run.write_json("data/proof_rows.json", {"held_out": False, "rows": general[: config.export.proof_rows]})
+        return 0
+    prepared = ready_data(config, base, console, trains=False).prepared
+    write_data(prepared, run.data, name=run.path.name, seed=config.train.seed)
+    (run.data / "train.jsonl").replace(run.data / "held_out.jsonl")
+    (run.data / "train.jsonl").touch()
+    rows = prepared.tokens[: config.export.proof_rows]
+    run.write_json(
+        "data/report.json", {**run.read_json("data/report.json"), "train": 0, "held_out": len(prepared.train)}
+    )
+    run.write_json("data/proof_rows.json", {"held_out": True, "rows": rows})
+    return len(prepared.train)
+
+
+def _general_rows(tokenizer: Any) -> list[Mapping[str, Any]]:
+    """Prompts of general kind, every token of which counts: two models that agree there are the same function."""
+    from qdora_fast.evaluation.completions import GENERAL
+
+    texts = [tokenizer.apply_chat_template(list(each), tokenize=False, add_generation_prompt=True) for each in GENERAL]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return [{"input_ids": each, "labels": each} for each in ids]
