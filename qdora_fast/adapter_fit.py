@@ -68,7 +68,7 @@ def _compare_shapes(adapter: Adapter, config: Config, base: str) -> bool:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     from qdora_fast.base_weights import BaseWeights, MergeRecipe
-    from qdora_fast.merge import check_fit
+    from qdora_fast.merged_model import check_fit
 
     place = config.model.base_16bit or base
     if not Path(place).is_dir():

@@ -97,7 +97,7 @@ def _tokens_check(
     from qdora_fast.token_identity import differences
 
     if recorded is None or found is None:
-        return {"name": "tokens", "passed": True, "words": "tokens not compared: this run is older than their record"}
+        return {"name": "tokens", "passed": True, "words": "tokens not compared: this run has no record of them"}
     wrong = differences(recorded, found)
     said = f"chat template, BOS, EOS, PAD, stop tokens and the tokens of {len(recorded['tokens'])} rows as trained"
     said += f"; the generation config now stops at {added}, too, as training taught" if added else ""

@@ -38,7 +38,14 @@ def change(folder: Path, tensors: Any) -> None:
     save_file(tensors(load_file(file)), file, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("lora", [{}, {"target_modules": ["q_proj", "up_proj"]}, {"layers_to_transform": [1]}])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {},
+        {"target_modules": ["q_proj", "up_proj"]},
+        {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]},
+    ],
+)
 def test_what_peft_saved_for_this_base_fits(base: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
     found = fit(read_adapter(adapter_on(base, tmp_path / "a", **lora)), config_for(base), str(base))
     assert found.shapes_compared

@@ -105,7 +105,7 @@ def test_an_export_that_died_in_its_proof_is_not_merged_again(
     assert (tmp_path / "out.unproven/model.safetensors").is_file() and not (tmp_path / "out").exists()
     report = exported(evidence, lambda run: (run.path / "data/tokens.json").unlink())
     assert report["resumed_shards"] == 1
-    assert "tokens not compared: this run is older" in report["proof"]["checks"][-1]["words"]
+    assert "tokens not compared: this run has no record" in report["proof"]["checks"][-1]["words"]
     assert not (tmp_path / "out/finished.json").exists() and not (tmp_path / "out.unproven").exists()
 
 
