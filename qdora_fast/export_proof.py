@@ -1,7 +1,8 @@
 """Is an exported folder the model that was trained? All that is asked of it, as one table of checks.
 
-Weights (`proof.py`), answers in a fresh process (`behaviour.py`, `plain_reader.py`), what is left
-of the gain (`survival.py`), and tokens (`token_identity.py`). A failed check fails the export.
+The base (`base_sample.py`), weights (`proof.py`), answers in a fresh process (`behaviour.py`,
+`plain_reader.py`), what is left of the gain (`survival.py`), and tokens (`token_identity.py`). A
+failed check fails the export.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ class Evidence:
     rows: Sequence[Mapping[str, Sequence[int]]]
     tuned: Any
     base: Any
+    sample: Mapping[str, Any]
+    """Of the base's weights as training held them, see `base_sample.py`."""
 
 
 def prove(
@@ -37,6 +40,7 @@ def prove(
     Returns:
         For export.json: passed, kl, top1, checks with a sentence each, warnings, and all measurements.
     """
+    from qdora_fast import base_sample
     from qdora_fast.behaviour import compare, judge
     from qdora_fast.plain_reader import open_in_new_process
     from qdora_fast.proof import prove_weights
@@ -44,6 +48,7 @@ def prove(
     from qdora_fast.token_identity import RECORD, complete_stop_ids
 
     added = complete_stop_ids(exported, folder.read_json("model.json")["stop_ids"])
+    same_base = base_sample.compare(evidence.sample, base, recipe.trained_dtype)
     weights = prove_weights(base, folder.adapter, exported, recipe, seed=config.train.seed)
 
     recorded = folder.read_json(RECORD) if (folder.path / RECORD).is_file() else None
@@ -59,7 +64,7 @@ def prove(
     held_out = folder.read_json("data/proof_rows.json")["held_out"]
     survival = Survival(evidence.base.loss, evidence.tuned.loss, opened.recordings[0].loss, held_out)
 
-    checks = [_weights_check(weights)]
+    checks = [{"name": "base", "passed": same_base.passed, "words": same_base.words}, _weights_check(weights)]
     for check in behaviour.checks:
         words = f"{check.words}: {check.value:.3g} (limit {check.limit:.3g})"
         checks.append({"name": check.name, "passed": check.passed, "words": words})

@@ -1,8 +1,9 @@
 """The merged model of a run, and the proof that it is the model that was trained.
 
-It is built beside its final place and moves there only when three things hold: its weights are
-what PEFT's own merge gives (`proof.py`), every other tensor is the base's bit for bit, and a
-fresh process with plain Transformers gets the trained model's answers from it (`behaviour.py`).
+It is built beside its final place and moves there only when four things hold: its base is the one
+trained on (`base_sample.py`), its weights are what PEFT's own merge gives (`proof.py`), every other
+tensor is the base's bit for bit, and a fresh process with plain Transformers gets the trained
+model's answers from it (`behaviour.py`).
 A failed proof is a failed export: the folder stays under another name, with export.json saying
 what failed.
 """
@@ -79,12 +80,16 @@ def merged_folder(folder: RunFolder, merge_base: str) -> Path:
 
 def record_trained(model: Any, folder: RunFolder) -> Evidence:
     """Record a live trained model, and its base with the adapter switched off, on the run's proof rows."""
+    from qdora_fast import base_sample
     from qdora_fast.behaviour import record
 
+    sample = base_sample.load(folder.path)
+    if sample is None:  # of an imported adapter, or an older run
+        sample = base_sample.take(model, folder.read_json("model.json")["targets"])
     rows = folder.read_json("data/proof_rows.json")["rows"]
     tuned = record(model, rows)
     with model.disable_adapter():
-        return Evidence(rows, tuned, record(model, rows))
+        return Evidence(rows, tuned, record(model, rows), sample)
 
 
 def export_merged(

@@ -102,6 +102,13 @@ class PackedWeight:
         return found | {STATE: torch.cat([found[STATE], padding])}
 
 
+def codes_of(values: Tensor) -> Tensor:
+    """The 4-bit codes of flat values, whole blocks of them but for the last: two in a byte, flat."""
+    from bitsandbytes.functional import quantize_4bit
+
+    return quantize_4bit(values.contiguous(), blocksize=BLOCK, quant_type="nf4")[0].flatten()
+
+
 def stored_infos(info: TensorInfo) -> list[TensorInfo]:
     """The tensors that store `info` in NF4, in an order that keeps each of them aligned in a file."""
     values = math.prod(info.shape)

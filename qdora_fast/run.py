@@ -233,6 +233,8 @@ def _describe_run(
     folder: RunFolder, config: Config, base: Any, ready: Ready, review: Any | None, console: Console
 ) -> None:
     """Machine, rows, model.json and the rows of the proof: what export, chat and evaluation need to know later."""
+    from qdora_fast import base_sample
+
     (folder.path / FINISHED).unlink(missing_ok=True)
     folder.write_json("environment.json", describe_machine())
     if ready.settled is not None:
@@ -254,6 +256,7 @@ def _describe_run(
             "own_code": code_of(ready.base_name, base.revision) if remote_code_allowed() else (),
         },
     )
+    base_sample.keep(base.model, base.targets.modules, folder.path)
     prepared = ready.prepared
     held_out = prepared.held_out_examples
     source = held_out or prepared.tokens

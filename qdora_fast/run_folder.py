@@ -5,6 +5,7 @@
       environment.json   machine and package versions
       fit.json           what `auto` became and why, where something was `auto`
       model.json         what was trained: base, revision, adapted and quantised layers, template
+      base_sample.safetensors  some weights of that base, by which an export knows it again
       data/              train.jsonl, held_out.jsonl, rejected.jsonl, duplicates.jsonl, proof_rows.json,
                          report.json and report.html, review.html (a sample to read and mark)
       metrics.jsonl      one line a log event: loss, learning rate, tokens/s, memory

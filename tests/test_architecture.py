@@ -57,6 +57,7 @@ RANKS = {
     "safe_steps": 7,
     "base_tokenizer": 5,
     "nf4": 5,
+    "base_sample": 6,
     "shards": 5,
     "companions": 2,
     "merged_model": 7,
@@ -122,8 +123,8 @@ OWNERS = {
 }
 NEVER_AT_TOP = {"transformers", "trl", "peft", "bitsandbytes", "datasets", "unsloth", "accelerate", "lm_eval",
                 "fastapi", "starlette", "uvicorn"}  # fmt: skip
-TORCH_AT_TOP = {"weights", "nf4", "shards", "base_weights", "adapter", "merged_model", "merge", "proof", "behaviour",
-                "reopen", "engine", "benchmark"}  # fmt: skip
+TORCH_AT_TOP = {"weights", "nf4", "shards", "base_sample", "base_weights", "adapter", "merged_model", "merge", "proof",
+                "behaviour", "reopen", "engine", "benchmark"}  # fmt: skip
 PEFT_AT_TOP = {"engine.layers", "engine.patch"}  # subclasses of PEFT's layers; imported only once a PEFT model exists
 
 

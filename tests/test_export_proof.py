@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from tiny_checkpoints import edit
 
 from qdora_fast.errors import ConfigError, ProofError
 from qdora_fast.export_proof import Evidence
@@ -45,11 +47,32 @@ def exported(demo_run: RunFolder, tmp_path: Path) -> Callable[..., dict[str, Any
 def test_the_table_of_checks(exported: Any, evidence: Evidence, tmp_path: Path) -> None:
     proof = exported(evidence)["proof"]
     assert proof["passed"] and proof["held_out"] and proof["warnings"] == []
-    assert [check["name"] for check in proof["checks"]] == ["weights", "kl_to_trained", "top1", "tokens"]
+    assert [check["name"] for check in proof["checks"]] == ["base", "weights", "kl_to_trained", "top1", "tokens"]
     assert proof["survival"]["kept"] == pytest.approx(1, abs=0.01)
     assert json.loads((tmp_path / "out/export.json").read_text())["proof"]["checks"][-1]["words"] == (
         "chat template, BOS, EOS, PAD, stop tokens and the tokens of 3 rows as trained"
     )
+
+
+def test_a_relative_of_the_base_fails_the_export(exported: Any, evidence: Evidence, tmp_path: Path) -> None:
+    """So near to the base that its answers do not tell: noise of one percent of each weight's spread."""
+
+    def swap(run: RunFolder) -> None:
+        made = run.read_json("model.json")
+        base = Path(shutil.copytree(made["base"], tmp_path / "base"))
+        generator = torch.Generator().manual_seed(0)
+
+        def add(tensors: dict[str, torch.Tensor]) -> None:
+            for tensor in tensors.values():
+                tensor.add_(torch.randn(tensor.shape, generator=generator) * tensor.std() * 0.01)
+
+        edit(base, add)
+        run.write_json("model.json", made | {"base": str(base)})
+
+    with pytest.raises(ProofError, match="the base is not the one trained on: .* differs in"):
+        exported(evidence, swap, merge_base="original16")
+    proof = json.loads((tmp_path / "out.unproven/export.json").read_text())["proof"]
+    assert [check["name"] for check in proof["checks"] if not check["passed"]] == ["base"]
 
 
 def _change_template(run: RunFolder) -> None:

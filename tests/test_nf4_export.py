@@ -26,7 +26,7 @@ def test_the_demo_in_4_bits_keeps_what_it_learned(demo_run: RunFolder, tmp_path:
     proof = report["proof"]
     assert proof["passed"] and proof["top1"] > 0.95 and proof["survival"]["kept"] > 0.95
     assert [check["name"] for check in proof["checks"]] == [
-        *("weights", "kl_to_trained", "closer_than_base", "gain_kept", "tokens")
+        *("base", "weights", "kl_to_trained", "closer_than_base", "gain_kept", "tokens")
     ]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     held = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
