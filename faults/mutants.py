@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from string import ascii_lowercase
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -31,6 +31,14 @@ def _keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[
             yield from _keys(kind, (*path, name))
         else:
             yield (*path, name)
+
+
+def _words(path: Sequence[str]) -> tuple[str, ...]:
+    """What a setting can be, where that is one of some words."""
+    model: Any = Config
+    for key in path[:-1]:
+        model = model.model_fields[key].annotation
+    return get_args(model.model_fields[path[-1]].annotation)
 
 
 def _with(path: Sequence[str], value: Any, tree: Tree | None = None) -> Tree:
@@ -70,7 +78,7 @@ def _misspelt_key(random: Random) -> Mutant:
 def _misspelt_word(random: Random) -> Mutant:
     path, word = random.choice(_WORDS)
     wrong = _misspelt(random, word)
-    if wrong in {each for place, each in _WORDS if place == path}:
+    if wrong in _words(path):  # dora, with one letter changed, is lora
         return _misspelt_word(random)
     return f"{'.'.join(path)}: {wrong}", _file(_with(path, wrong)), (".".join(path), f"did you mean {word}?")
 

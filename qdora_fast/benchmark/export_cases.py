@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from qdora_fast.backend import open_backend
+
 LIGHT = {"learning_rate": 1e-4, "max_steps": 60, "loraplus_ratio": None}
 """`train` settings under which the demo's tune changes weights by about a percent."""
 
@@ -49,6 +51,7 @@ def wide_base(folder: Path) -> Path:
     """A random Llama of an 8B model's widths in bf16, with the demo's tokenizer, in shards of 512 MB."""
     if folder.is_dir():
         return folder
+    open_backend()  # before anything that imports transformers
     from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
     from qdora_fast.demo.base import demo_base
