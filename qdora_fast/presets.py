@@ -32,6 +32,12 @@ class Preset:
     card: str
     path: Path
 
+    @property
+    def memory_gib(self) -> float | None:
+        """Of the card that its `# card:` line names; None: none is needed."""
+        first = self.card.split(maxsplit=1)[0] if self.card else ""
+        return float(first) if first.isdigit() else None
+
 
 def configs_folder() -> Path:
     """`configs/` beside the package in a checkout, inside the package when installed from a wheel."""

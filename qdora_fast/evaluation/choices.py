@@ -6,7 +6,7 @@ what is scored is everything behind the tokens that the prompt shares with all o
 judged over the same text. Only the logits from there on are computed, and only those of scored tokens become float32.
 
 What this gives up: an option that another one starts with ("Paris", "Paris, Texas") is always the likelier one in
-sum. `per_token` divides by the number of tokens, which favours long options instead.
+sum. A mean per token would favour long options instead.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ def choose(
     options: Sequence[str],
     *,
     batch_size: int,
-    per_token: bool = False,
 ) -> list[int]:
     """Index of the likeliest option after each prompt, in the prompts' order; the first one of equals.
 
@@ -47,7 +46,6 @@ def choose(
         prompts: rendered with the chat template, ready to be continued.
         options: what may follow.
         batch_size: sequences read at once. Options that differ in their last token only are one sequence.
-        per_token: compare mean log-likelihoods instead of sums.
 
     Raises:
         ConfigError: an option is blank, or there is none.
@@ -60,9 +58,8 @@ def choose(
     best = [(float("-inf"), 0)] * len(prompts)
     readings = _readings(tokenizer, prompts, options)
     for reading, total in _log_likelihoods(model, tokenizer, readings, batch_size):
-        value = total / (len(reading.tokens) - reading.start) if per_token else total
         # The larger value, then the earlier option: batches come in an order of their own.
-        best[reading.prompt] = max(best[reading.prompt], (value, -reading.option))
+        best[reading.prompt] = max(best[reading.prompt], (total, -reading.option))
     return [-option for _, option in best]
 
 

@@ -82,11 +82,6 @@ class Estimate:
         return max(self.phases, key=lambda phase: self.phases[phase])
 
     @property
-    def host_bytes(self) -> int:
-        """The largest demand on the host; they come one after another."""
-        return max((part.bytes for part in self.host), default=0)
-
-    @property
     def disk_bytes(self) -> int:
         """Everything together."""
         return sum(part.bytes for part in self.disk)

@@ -197,26 +197,10 @@ def choose_place(config: Config, name: str, vram: float | None) -> Place:
         return here
     if config.train.vram is not None:
         return Place(Card.of_gib(config.train.vram), True, "train.vram")
-    written_for = next((preset.memory_gib for preset in _presets() if preset.name == name), None)
+    written_for = next((preset.memory_gib for preset in presets.list_presets() if preset.name == name), None)
     if written_for:
         return Place(Card.of_gib(written_for), True, "no GPU here: the card this preset is written for")
     return Place(Card.of_gib(USUAL_CARD), True, "no GPU here: --vram names another")
-
-
-@dataclass(frozen=True)
-class _WrittenFor:
-    name: str
-    path: Path
-    memory_gib: float | None
-
-
-def _presets() -> list[_WrittenFor]:
-    """The shipped presets, and the memory of the card that each names in its `# card:` line."""
-    found = []
-    for preset in presets.list_presets():
-        first = preset.card.split(maxsplit=1)[0] if preset.card else ""
-        found.append(_WrittenFor(preset.name, preset.path, float(first) if first.isdigit() else None))
-    return found
 
 
 def preset_plans(vram: float | None = None) -> list[Plan]:
@@ -225,7 +209,7 @@ def preset_plans(vram: float | None = None) -> list[Plan]:
 
     return [
         make_plan(load_config(preset.path), preset.name, vram=vram or preset.memory_gib)
-        for preset in _presets()
+        for preset in presets.list_presets()
         if preset.memory_gib
     ]
 

@@ -29,7 +29,7 @@ def loaded(tiny_config: Any) -> Any:
     return attach(base, config.adapter, config.train).eval(), base.tokenizer
 
 
-def plainly(model: Any, tokenizer: Any, prompt: str, options: list[str], *, per_token: bool) -> list[float]:
+def plainly(model: Any, tokenizer: Any, prompt: str, options: list[str]) -> list[float]:
     """One option at a time, all logits, float64: what the fast way must agree with."""
     encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
     whole = [encode(prompt + option) for option in options]
@@ -42,17 +42,16 @@ def plainly(model: Any, tokenizer: Any, prompt: str, options: list[str], *, per_
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([tokens], device=model.device)).logits[0].double().log_softmax(-1)
         each = [float(logits[i - 1, tokens[i]]) for i in range(start, len(tokens))]
-        values.append(sum(each) / len(each) if per_token else sum(each))
+        values.append(sum(each))
     return values
 
 
-@pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_the_choice_is_that_of_a_plain_loop(loaded: Any, batch_size: int, per_token: bool) -> None:
+def test_the_choice_is_that_of_a_plain_loop(loaded: Any, batch_size: int) -> None:
     model, tokenizer = loaded
-    chosen = choose(model, tokenizer, PROMPTS, OPTIONS, batch_size=batch_size, per_token=per_token)
+    chosen = choose(model, tokenizer, PROMPTS, OPTIONS, batch_size=batch_size)
     for prompt, option in zip(PROMPTS, chosen, strict=True):
-        values = plainly(model, tokenizer, prompt, OPTIONS, per_token=per_token)
+        values = plainly(model, tokenizer, prompt, OPTIONS)
         assert values[option] == pytest.approx(max(values), abs=1e-4)
 
 
@@ -93,10 +92,8 @@ def test_options_are_scored_over_the_same_text_where_tokens_join() -> None:
     assert choose(model, Letters(), ["xa"], ["q", "c", "b"], batch_size=1) == [2]
 
 
-def test_the_sum_counts_every_token_and_the_mean_does_not() -> None:
-    model = Table(likelihood)
-    assert choose(model, Letters(), ["zx"], ["y", "acd"], batch_size=8) == [0]
-    assert choose(model, Letters(), ["zx"], ["y", "acd"], batch_size=8, per_token=True) == [1]
+def test_every_token_counts() -> None:
+    assert choose(Table(likelihood), Letters(), ["zx"], ["y", "acd"], batch_size=8) == [0]
 
 
 def test_the_first_of_equal_options_is_chosen() -> None:
