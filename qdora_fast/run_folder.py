@@ -3,7 +3,7 @@
     runs/<name>/
       config.yaml        the resolved config, every default spelled out; load it to repeat the run
       environment.json   machine and package versions
-      fit.json           what `auto` became and why, where something was `auto`
+      fit.json           what `auto` became and why, where something was `auto`; what the longest batch took on a GPU
       model.json         what was trained: base, revision, adapted and quantised layers, template
       data/              train.jsonl, held_out.jsonl, rejected.jsonl, duplicates.jsonl, proof_rows.json,
                          report.json and report.html, review.html (a sample to read and mark)
@@ -142,6 +142,11 @@ class RunFolder:
     def write_json(self, name: str, content: Any) -> Path:
         """Write `content` as an indented JSON file below the folder."""
         return write_json(self.path / name, content)
+
+    def add_to_json(self, name: str, content: dict[str, Any]) -> Path:
+        """Write these keys into a JSON file below the folder, beside those that it has; it is made if need be."""
+        earlier = self.read_json(name) if (self.path / name).is_file() else {}
+        return self.write_json(name, earlier | content)
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file below the folder.
