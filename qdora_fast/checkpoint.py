@@ -75,14 +75,14 @@ class DurableCheckpoints:
         load_into(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
-        """Optimizer, scheduler, and in how many parts a micro-batch is computed."""
+        """Optimizer, scheduler, and in how many parts a micro-batch is computed: more where this card needs it."""
         if checkpoint is None:
             return
         state = read_state(Path(checkpoint))
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
         load_optimizer_state(inner, state["optimizer"], _names(self.model))
         self.lr_scheduler.load_state_dict(state["scheduler"])
-        self.micro_parts = state["micro_parts"]
+        self.micro_parts = max(getattr(self, "micro_parts", 1), state["micro_parts"])
 
     def _load_scaler(self: Any, checkpoint: str | None) -> None:
         state = read_state(Path(checkpoint))["scaler"] if checkpoint else None

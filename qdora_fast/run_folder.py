@@ -3,7 +3,7 @@
     runs/<name>/
       config.yaml        the resolved config, every default spelled out; load it to repeat the run
       environment.json   machine and package versions
-      fit.json           what `auto` became and why, where something was `auto`
+      fit.json           what `auto` became and why, where something was `auto`; what the longest batch took on a GPU
       model.json         what was trained: base, revision, adapted and quantised layers, template
       base_sample.safetensors  some weights of that base, by which an export knows it again
       data/              train.jsonl, held_out.jsonl, rejected.jsonl, duplicates.jsonl, proof_rows.json,
@@ -144,6 +144,11 @@ class RunFolder:
         """Write `content` as an indented JSON file below the folder."""
         return write_json(self.path / name, content)
 
+    def add_to_json(self, name: str, content: dict[str, Any]) -> Path:
+        """Write these keys into a JSON file below the folder, beside those that it has; it is made if need be."""
+        earlier = self.read_json(name) if (self.path / name).is_file() else {}
+        return self.write_json(name, earlier | content)
+
     def read_json(self, name: str) -> Any:
         """Read a JSON file below the folder.
 
@@ -197,7 +202,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> li
     lines = []
     for key, value in old.items():
         place = f"{path}{key}"
-        if place in ("run", "export", "evaluation", "train.vram", "train.max_nonfinite"):
+        if place in ("run", "export", "evaluation", "train.vram", "train.probe", "train.max_nonfinite"):
             continue
         if isinstance(value, dict):
             lines += _differences(value, new.get(key, {}), f"{place}.")

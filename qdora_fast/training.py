@@ -1,7 +1,8 @@
 """The training itself: rows, model and settings become a trainer, and the trainer is let run.
 
 What decides the course (recipe, batch, steps) is `trainer.py`'s business, what happens at a step that of its
-callbacks. Here they are put together, and what a signal asked for is carried out at the end.
+callbacks. Here they are put together: on a GPU the longest batch is tried first, and what a signal asked for is
+carried out at the end.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 
 from rich.console import Console
 
-from qdora_fast import show
+from qdora_fast import processes, show
 from qdora_fast.backend import captured_prints
 from qdora_fast.config import Config
 from qdora_fast.earlier_runs import earlier_speed
 from qdora_fast.preparing import Ready
+from qdora_fast.probe import Probed, meter_here, probe
 from qdora_fast.resume import identity, require_same
 from qdora_fast.run_folder import RunFolder
 from qdora_fast.throughput import Expected, ProcessorTime, Slow, Throughput, causes, look_around
@@ -31,7 +33,7 @@ def fit(
     Raises:
         CheckpointError: the checkpoint is of another run.
         Stopped: a signal ended it; a checkpoint was saved.
-        NonFiniteError, OutOfMemory: see `safe_steps.py` and `back_off.py`.
+        NonFiniteError, OutOfMemory: see `safe_steps.py`, `back_off.py` and `probe.py`.
     """
     from qdora_fast.callbacks import keep_notes, training_callbacks
     from qdora_fast.signals import listening, signal_callback
@@ -48,18 +50,20 @@ def fit(
         max_length=config.model.length,
         evaluates=bool(prepared.held_out_examples),
     )
+    held_out = prepared.held_out_examples
+    datasets = (prepared.tokens.dataset(), held_out.dataset() if held_out else None)
+    found = _try_longest(model, base.tokenizer, config, folder, ready, datasets, console)
     watching = training_callbacks(
         metrics=folder.metrics,
         console=console,
         throughput=Throughput(prepared.train_tokens, _expected(config, folder)),
         find_causes=partial(_why_slow, model, config, ready, packed=recipe.packing, since=ProcessorTime.now()),
     )
-    held_out = prepared.held_out_examples
     with listening(lambda said: show.note(console, said)) as requests, watching as callbacks:
         trainer = build_trainer(
             model,
             base.tokenizer,
-            (prepared.tokens.dataset(), held_out.dataset() if held_out else None),
+            datasets,
             config.train,
             recipe=recipe,
             arguments=arguments,
@@ -68,11 +72,53 @@ def fit(
             place_of=prepared.place_of,
             on_note=keep_notes(folder.metrics, console),
         )
+        if found is not None:
+            trainer.micro_parts, trainer.eval_parts = found.parts, found.eval_parts
         with captured_prints():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         requests.raise_if_stopped(f"checkpoint-{trainer.state.global_step} of {folder.path}")
     show.trained(console, trainer.state, trainer.notes)
     show.engine_afterwards(console, model)
+
+
+def _try_longest(
+    model: Any,
+    tokenizer: Any,
+    config: Config,
+    folder: RunFolder,
+    ready: Ready,
+    datasets: tuple[Any, Any | None],
+    console: Console,
+) -> Probed | None:
+    """What the longest batch takes, said and recorded; None where it is not tried. A run that is gone on with tries it
+    again: it may be on another card, or not alone on it."""
+    meter = meter_here()
+    if meter is None or not config.train.probe:
+        return None
+    if processes.count() > 1:
+        why = "if memory ran out in one process, the others would wait for it"
+        show.note(console, f"the longest batch is not tried before step 1 with several processes: {why}")
+        return None
+    prepared = ready.prepared
+    lengths = prepared.columns.tokens[prepared.per_epoch], prepared.columns.tokens[prepared.held]
+    try:
+        found = probe(
+            model,
+            tokenizer,
+            config,
+            _recipe(config, ready),
+            datasets,
+            lengths,
+            base_name=ready.base_name,
+            folder=folder.path / "checkpoints",
+            meter=meter,
+        )
+    except Exception as error:
+        error.add_note("while the longest batch was tried; train.probe: false starts without that")
+        raise
+    show.probed(console, found)
+    folder.add_to_json("fit.json", {"probe": found.as_dict()})
+    return found
 
 
 def _expected(config: Config, folder: RunFolder) -> Expected | None:

@@ -71,6 +71,7 @@ RANKS = {
     "targets": 6,
     "model": 7,
     "trainer": 8,
+    "probe": 9,
     "warm_start": 8,
     "callbacks": 8,
     "evaluation": 8,

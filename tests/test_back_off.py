@@ -77,6 +77,14 @@ def test_a_resumed_run_goes_on_in_the_same_parts(ready, tmp_path: Path) -> None:
     assert same(resumed.trained(), fit.trained())
 
 
+def test_a_resumed_run_keeps_the_more_parts_that_this_card_needs(ready, tmp_path: Path) -> None:
+    ready(max_steps=2, save_steps=1).train()
+    resumed = ready(max_steps=2, save_steps=50)
+    resumed.trainer.micro_parts = 4  # found by probe.py
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-1"))
+    assert resumed.trainer.micro_parts == 4
+
+
 def test_where_each_micro_batch_is_a_mean_its_parts_weigh_by_their_tokens(ready) -> None:
     def means(fit: Fit) -> Fit:
         fit.trainer.model_accepts_loss_kwargs = False  # as for gemma3: the Trainer then counts no tokens

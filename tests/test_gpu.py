@@ -20,6 +20,9 @@ def test_the_demo_tunes_and_exports_on_a_gpu(tmp_path: Path) -> None:
     assert figures["base"] <= 0.20
     assert figures["tuned"] >= 0.80
     assert run.read_json("merged_16bit/export.json")["proof"]["passed"]
+    tried = run.read_json("fit.json")["probe"]
+    assert tried["parts"] == 1
+    assert 0 < tried["peak_bytes"] < tried["total_bytes"]
 
 
 @pytest.mark.gpu

@@ -139,6 +139,9 @@ class TrainSettings(Section):
     memory. Empty: batch_size × gradient_accumulation, or 16 with `batch_size: auto`."""
     vram: Annotated[Real, Field(gt=0, le=1024)] | None = None
     """GiB of the card that a run may take, the CUDA context included; empty: all of it. `plan` counts with it, too."""
+    probe: bool = True
+    """On a GPU, make two steps and an evaluation on the longest rows before step 1, and put everything back: what does
+    not fit shows then, and not hours later."""
     packing: bool = True
     """Put several short rows into one sequence of `model.max_length`; they do not see each other."""
     gradient_checkpointing: Literal["auto", "unsloth", "torch", "off"] = "auto"

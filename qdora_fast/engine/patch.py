@@ -161,13 +161,20 @@ def residency(model: Any) -> Residency | None:
 
 
 def fallbacks(model: Any) -> dict[str, int]:
-    """Calls of fused layers that PEFT's own forward took since `install`, by reason."""
+    """Calls of fused layers that PEFT's own forward took since `install`, or since they were forgotten, by reason."""
     total: Counter[str] = Counter()
     for module in model.modules():
         state = module.__dict__.get("fused")
         if isinstance(state, FusedState):
             total.update(state.fallbacks)
     return dict(total)
+
+
+def forget_fallbacks(model: Any) -> None:
+    """Count them from zero again."""
+    for module in model.modules():
+        if isinstance(state := module.__dict__.get("fused"), FusedState):
+            state.fallbacks.clear()
 
 
 class _Handle:

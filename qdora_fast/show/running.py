@@ -87,6 +87,12 @@ def recipe(console: Console, lines: Sequence[str]) -> None:
         line(console, "" if number else "train", text)
 
 
+def probed(console: Console, found: Any) -> None:
+    """What the longest batch takes, tried before step 1."""
+    for number, text in enumerate(found.said()):
+        line(console, "" if number else "memory", text)
+
+
 def trained(console: Console, state: Any, notes: Sequence[Note]) -> None:
     """Where training ended, and what happened on the way."""
     losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]

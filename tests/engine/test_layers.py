@@ -30,6 +30,7 @@ from torch import nn
 
 from qdora_fast.engine import fallbacks, install, uninstall
 from qdora_fast.engine.frozen import Nf4
+from qdora_fast.engine.patch import forget_fallbacks
 
 
 def _second_adapter(model: Any, **how: Any) -> None:
@@ -64,6 +65,8 @@ def test_what_is_not_the_plain_case_is_pefts_own_forward(state: str, nf4: bool) 
         results.append(layer(random_x(4, 128)))
     assert torch.equal(*results)
     assert fallbacks(model) == {reason: 1}
+    forget_fallbacks(model)
+    assert fallbacks(model) == {}
 
 
 @pytest.mark.parametrize("nf4", [False, True])
