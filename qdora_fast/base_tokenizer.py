@@ -10,16 +10,21 @@ from typing import Any
 from qdora_fast.errors import ConfigError
 from qdora_fast.remote_code import remote_code_allowed, unreadable
 
+SETTING = "model.name: "
 
-def load_tokenizer(name: str, revision: str | None) -> tuple[Any, frozenset[int]]:
+
+def load_tokenizer(name: str, revision: str | None, *, setting: str = SETTING) -> tuple[Any, frozenset[int]]:
     """The tokenizer of a base and the token ids that stop it, without reading its weights.
+
+    Args:
+        setting: that names the model, for the error; "" where a folder was named.
 
     Raises:
         ConfigError: none there, or a slow one.
     """
     from transformers import AutoConfig, GenerationConfig
 
-    tokenizer = read_tokenizer(name, revision)
+    tokenizer = read_tokenizer(name, revision, setting=setting)
     require_fast(name, tokenizer)
     try:
         generation = GenerationConfig.from_pretrained(name, revision=revision)
@@ -29,7 +34,7 @@ def load_tokenizer(name: str, revision: str | None) -> tuple[Any, frozenset[int]
     return tokenizer, _stop_ids(generation, tokenizer)
 
 
-def read_tokenizer(name: str, revision: str | None = None) -> Any:
+def read_tokenizer(name: str, revision: str | None = None, *, setting: str = SETTING) -> Any:
     """The tokenizer of a base, an adapter or a merged model.
 
     Raises:
@@ -40,7 +45,7 @@ def read_tokenizer(name: str, revision: str | None = None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
     except (OSError, ValueError) as error:
-        raise unreadable("tokenizer", name, revision, error) from None
+        raise unreadable("tokenizer", name, revision, error, setting=setting) from None
 
 
 def stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -110,23 +110,26 @@ def check_base(name: str, config: Config) -> Targets:
     return choose_targets(inspect_architecture(model_config), config.adapter)
 
 
-def load_reference(name: str) -> tuple[Any, Any]:
+def load_reference(name: str, *, setting: str) -> tuple[Any, Any]:
     """A plain causal language model and its tokenizer, for scoring rows; on the GPU where there is one.
 
     Raises:
-        ConfigError: not there.
+        ConfigError: not there; `setting` says who named it.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer, _ = load_tokenizer(name, None)
+    tokenizer, _ = load_tokenizer(name, None, setting=setting)
     gpu = torch.cuda.is_available()
-    model = AutoModelForCausalLM.from_pretrained(
-        name,
-        dtype=torch.bfloat16 if gpu else torch.float32,
-        use_safetensors=True,
-        trust_remote_code=remote_code_allowed(),
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=torch.bfloat16 if gpu else torch.float32,
+            use_safetensors=True,
+            trust_remote_code=remote_code_allowed(),
+        )
+    except (OSError, ValueError) as error:
+        raise unreadable("safetensors weights", name, None, error, setting=setting) from None
     return model.to("cuda" if gpu else "cpu").eval(), tokenizer
 
 

@@ -240,7 +240,7 @@ def _reference(ready: Ready, config: Config, base: Any | None) -> tuple[Any, Any
     if sibling is None:
         base = base or load_base(ready.base_name, config, precision=choose_precision(config.train))
         return base.model, base.tokenizer
-    model, tokenizer = load_reference(sibling)
+    model, tokenizer = load_reference(sibling, setting="data.quality.model: ")
     wanted = ready.rendering.identity()["tokenizer"]
     if replace(ready.rendering, tokenizer=tokenizer).identity()["tokenizer"] != wanted:
         raise ConfigError(

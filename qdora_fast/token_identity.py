@@ -41,7 +41,7 @@ def describe(rendering: Rendering, rows: Sequence[Mapping[str, Any]]) -> dict[st
 
 def describe_folder(folder: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """The same of the tokenizer and generation config in an exported folder, opened as any reader would."""
-    tokenizer, stop_ids = load_tokenizer(str(folder), None)
+    tokenizer, stop_ids = load_tokenizer(str(folder), None, setting="")
     return _ask(tokenizer, stop_ids, recorded["settings"], recorded["rows"])
 
 

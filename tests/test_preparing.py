@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,18 @@ def test_a_scorer_of_another_family_is_refused(tiny_config: Any, tmp_path: Path)
     pretrain(tmp_path / "other", recipe)
     config = tiny_config(data={"quality": {"enabled": True, "model": str(tmp_path / "other")}})
     with pytest.raises(ConfigError, match=r"data.quality.model: .* has another tokenizer"):
+        with_quality(ready_for(config), config, QUIET)
+
+
+@pytest.mark.parametrize("left", [(), ("config.json", "tokenizer.json", "tokenizer_config.json")])
+def test_a_scorer_that_cannot_be_read_is_named_by_its_own_setting(
+    tiny_config: Any, tiny_base: Path, tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    (tmp_path / "scorer").mkdir()
+    for name in left:
+        shutil.copyfile(tiny_base / name, tmp_path / "scorer" / name)
+    config = tiny_config(data={"quality": {"enabled": True, "model": str(tmp_path / "scorer")}})
+    with pytest.raises(ConfigError, match=r"^data.quality.model: cannot read the (tokenizer|safetensors weights) of"):
         with_quality(ready_for(config), config, QUIET)
 
 

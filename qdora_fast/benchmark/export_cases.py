@@ -69,12 +69,26 @@ def wide_base(folder: Path) -> Path:
         model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
+    _tame(model)
     staging = folder.with_name(f"{folder.name}.incomplete")
     model.save_pretrained(staging, max_shard_size="512MB")
     AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(staging)
     shutil.copyfile(source / "generation_config.json", staging / "generation_config.json")
     staging.rename(folder)
     return folder
+
+
+def _tame(model: Any) -> None:
+    """What the layers add to the residual stream becomes small beside the token's own embedding.
+
+    Freshly drawn it is a hundred times larger, so that the 4-bit error of the weights decides what such a model says
+    and a tune of the 4-bit base is of no use to the 16-bit one. In trained models it is not so.
+    """
+    with torch.no_grad():
+        model.get_input_embeddings().weight.normal_()
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.mul_(0.1)
 
 
 def large_checkpoint(folder: Path, shards: int) -> tuple[Path, Path]:

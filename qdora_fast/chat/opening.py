@@ -138,7 +138,7 @@ def _run(run: RunFolder) -> Source:
         folder=run.adapter,
         name=run.path.resolve().name,
         about=f"{made['method']} adapter on {_short(base)}",
-        vocabulary=Vocabulary(read_tokenizer(str(run.adapter)), made["stop_ids"]),
+        vocabulary=Vocabulary(read_tokenizer(str(run.adapter), setting=""), made["stop_ids"]),
         max_length=longest,
         base=base,
         config=_lengthened(config, longest),
@@ -151,9 +151,9 @@ def _adapter(path: Path) -> Source:
     base = _in_place(described.get("base_model_name_or_path") or "", path / "adapter_config.json")
     recorded = (path / "config.yaml").is_file()
     config = load_config(path / "config.yaml") if recorded else _likely_config(base, bool(described.get("use_dora")))
-    tokenizer, stop_ids = load_tokenizer(base, None)
+    tokenizer, stop_ids = load_tokenizer(base, None, setting="")
     if (path / "tokenizer_config.json").is_file():
-        tokenizer = read_tokenizer(str(path))
+        tokenizer = read_tokenizer(str(path), setting="")
     longest = _longest(base, config.model.revision)
     doubt = "" if recorded else ", in 4 bits (nothing says how it was trained)"
     return Source(
@@ -178,7 +178,7 @@ def _merged(path: Path) -> Source:
     if not described.get("architectures"):
         raise ConfigError(f"{path} is not a merged model: its config.json names no architecture")
     shard_names(path)
-    tokenizer, stop_ids = load_tokenizer(str(path), None)
+    tokenizer, stop_ids = load_tokenizer(str(path), None, setting="")
     whole = path.resolve()
     return Source(
         folder=path,
