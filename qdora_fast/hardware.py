@@ -107,10 +107,16 @@ def package_versions() -> dict[str, str | None]:
 
 
 def free_disk_gib(folder: Path) -> float:
-    """Free space in GiB on the file system that holds `folder` or its nearest existing parent."""
+    """Free space in GiB on the file system that holds `folder`, or will."""
+    return shutil.disk_usage(nearest_folder(folder)).free / 2**30
+
+
+def nearest_folder(folder: Path) -> Path:
+    """`folder`, or the nearest of those above it that is there."""
+    folder = folder.absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return shutil.disk_usage(folder).free / 2**30
+    return folder
 
 
 def cache_folder() -> Path:

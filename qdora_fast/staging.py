@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qdora_fast.errors import ConfigError, DiskSpaceError, QdoraError
+from qdora_fast.hardware import nearest_folder
 
 SPARE_BYTES = 256 * 2**20
 """Space left free beyond what is written, so that logs and metrics can still be."""
@@ -63,10 +64,7 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
 
 def require_space(folder: Path, needed: int) -> None:
     """Raise DiskSpaceError unless `needed` bytes and `SPARE_BYTES` are free where `folder` will be."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest_folder(folder)).free
     if free < needed + SPARE_BYTES:
         raise DiskSpaceError(
             f"{folder}: {(needed + SPARE_BYTES) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free on that disk; "

@@ -60,7 +60,7 @@ def disks(places: Mapping[str, Path], *, gpu: bool) -> Iterator[Finding]:
     """
     systems: dict[int, list[str]] = {}
     for kept, folder in places.items():
-        systems.setdefault(_existing(folder).stat().st_dev, []).append(kept)
+        systems.setdefault(hardware.nearest_folder(folder).stat().st_dev, []).append(kept)
     for kept_here in systems.values():
         free = hardware.free_disk_gib(places[kept_here[0]])
         needed = sum((NEEDS_GIB if gpu else NEEDS_CPU_GIB)[kept] for kept in kept_here)
@@ -74,7 +74,7 @@ def disks(places: Mapping[str, Path], *, gpu: bool) -> Iterator[Finding]:
         else:
             yield Finding("disk", "ok", found)
     for kept, folder in places.items():
-        if not os.access(_existing(folder), os.W_OK):
+        if not os.access(hardware.nearest_folder(folder), os.W_OK):
             yield Finding("disk", "wrong", f"{folder} cannot be written to", _MOVES[kept])
 
 
@@ -131,10 +131,3 @@ def _limit(path: Path) -> int:
     """Bytes that a container's control group allows; a very large number without a limit."""
     text = path.read_text().strip() if path.is_file() else ""
     return int(text) if text.isdigit() else _UNLIMITED
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
