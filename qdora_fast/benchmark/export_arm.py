@@ -37,10 +37,14 @@ def train(spec: Spec) -> Spec:
 
 
 def export(spec: Spec) -> Spec:
-    """One format of a run."""
+    """One format of a run; the report of one that fails its proof, too."""
+    from qdora_fast.errors import ProofError
     from qdora_fast.export import export as export_run
 
-    return dict(export_run(spec["run"], to=spec["to"], out=spec["out"], **spec["options"]))
+    try:
+        return dict(export_run(spec["run"], to=spec["to"], out=spec["out"], **spec["options"]))
+    except ProofError:
+        return _unproven(Path(spec["out"]))
 
 
 def peft(spec: Spec) -> Spec:
@@ -93,10 +97,9 @@ def controls(spec: Spec) -> Spec:
                               console=Console(quiet=True))  # fmt: skip
                 found[name] = []
             except ProofError:
-                unproven = out.with_name(f"{out.name}.unproven")
-                checks = json.loads((unproven / "export.json").read_text(encoding="utf-8"))["proof"]["checks"]
+                checks = _unproven(out)["proof"]["checks"]
                 found[name] = [check["name"] for check in checks if not check["passed"]]
-                shutil.rmtree(unproven)
+                shutil.rmtree(out.with_name(f"{out.name}.unproven"))
     return {"failed": found}
 
 
@@ -132,6 +135,12 @@ def copy(spec: Spec) -> Spec:
             taken.flush()
             os.fsync(taken.fileno())
     return {"seconds": time.perf_counter() - begin}
+
+
+def _unproven(out: Path) -> Spec:
+    """The report of an export that failed its proof."""
+    report: Spec = json.loads((out.with_name(f"{out.name}.unproven") / "export.json").read_text(encoding="utf-8"))
+    return report
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def _tame(model: Any) -> None:
         model.get_input_embeddings().weight.normal_()
         for name, weight in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
-                weight.mul_(0.1)
+                weight.mul_(0.03)
 
 
 def large_checkpoint(folder: Path, shards: int) -> tuple[Path, Path]:
