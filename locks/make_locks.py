@@ -2,8 +2,8 @@
 
 uv resolves pyproject.toml within constraints.txt for all machines named in [tool.uv], and takes the hashes from the
 package index; nothing but the index's word is asked, no package is downloaded. Versions are decided in
-constraints.txt alone: a package that is needed and not pinned there stops the writing. Left to the lock are certifi,
-whose roots must stay current, and the CUDA packages, which follow from torch; each `make lock` takes the newest fit.
+constraints.txt alone: a package that is needed and not pinned there stops the writing. Left to the lock are the CUDA
+packages, which follow from torch.
 
 base.txt   what both profiles install, torch left out: its CPU build comes from elsewhere than its CUDA build
 gpu.txt    what PROFILE=gpu adds, torch among it
@@ -26,7 +26,7 @@ from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-NOT_PINNED = ("certifi", "cuda-", "nvidia-")
+NOT_PINNED = ("cuda-", "nvidia-")
 MACHINES = [
     {"python_version": version, "python_full_version": f"{version}.0", "platform_machine": machine,
      "sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "implementation_name": "cpython",

@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "locks").glob("*.txt"))
 OUTSIDE = {"torch"}  # on the CPU
-NOT_PINNED = ("certifi", "cuda-", "nvidia-")
+NOT_PINNED = ("cuda-", "nvidia-")
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
@@ -78,7 +78,7 @@ def test_nothing_that_is_needed_here_is_missing() -> None:
             if need.marker and not need.marker.evaluate({"extra": extra}):
                 continue
             plain = canonicalize_name(need.name)
-            if plain.startswith(NOT_PINNED) and plain != "certifi":
+            if plain.startswith(NOT_PINNED):
                 continue  # a CUDA build of torch
             assert plain in locked | {"qdora-fast"}, f"{name} needs {need}: make lock"
             todo += [(plain, each) for each in ("", *need.extras) if (plain, each) not in seen]
