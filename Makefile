@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make train` and `make test`.
-# Both set up .venv first (pinned by constraints.txt) and only when something changed.
+# Both set up .venv first (what locks/ names, checked by hash) and only when something changed.
 
 PYTHON  ?= python3
 VENV    := .venv
@@ -11,19 +11,33 @@ TORCH   := 2.13.0
 PROFILE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 STAMP   := $(VENV)/installed-$(PROFILE)
 
+# on: each file must be, byte for byte, one that locks/ names, in one of the tested versions. off: the same versions,
+# unchecked. Outside the check: pip, as Python brings it; torch on the CPU, whose build is another file at each source
+# (its version is pinned); what an older set-up left in .venv (make clean). --no-deps: nothing may come along unnamed;
+# --no-build-isolation: source is built with the checked build.txt, not with what the index has today.
+HASHES  ?= on
+$(if $(filter-out on off,$(HASHES)),$(error HASHES is on or off))
+LOCKED  := $(PIP) install --quiet --no-deps --no-build-isolation --require-hashes
+
 # make train CONFIG=configs/qwen3-8b-24gb.yaml DATA=my.jsonl ARGS="--set train.epochs=1"
 CONFIG  ?=
 DATA    ?=
 ARGS    ?=
 
+TORCH_BY_UV = $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu "torch==$(TORCH)"
+
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-gpu bench bench-gpu bench-data bench-export benchmarks faults lint format clean
+.PHONY: help install lock train test test-gpu bench bench-gpu bench-data bench-export benchmarks faults lint format clean
 
 help: ## show these verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
 	  awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## set up .venv and nothing else (PROFILE=cpu or gpu; found by itself)
+
+lock: $(VENV)/bin/python ## write locks/ anew after a change of versions in constraints.txt or pyproject.toml
+	$(if $(filter off,$(HASHES)),$(PIP) install --quiet -c constraints.txt uv packaging,$(LOCKED) -r locks/uv.txt -r locks/build.txt)
+	$(BIN)/python locks/make_locks.py
 
 train: $(STAMP) ## fine-tune, export and prove; goes on where it was stopped (CONFIG=... DATA=... ARGS=...)
 	$(BIN)/qdora-fast train --auto-resume $(CONFIG) $(if $(DATA),--set "data.path=$(DATA)") $(ARGS)
@@ -66,16 +80,33 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11-3.13 is needed; name one: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -m venv $(VENV)
 
-# The CPU build of torch first: pip may know one (version +cpu); else uv knows where CPU builds live.
-$(VENV)/installed-cpu: $(VENV)/bin/python pyproject.toml constraints.txt Makefile
+# The CPU build of torch: pip may know one (version +cpu); else uv knows where CPU builds live.
+$(VENV)/installed-cpu: $(VENV)/bin/python pyproject.toml constraints.txt locks/build.txt locks/base.txt locks/uv.txt Makefile
 	@echo "Setting up $(VENV) for the CPU (no CUDA packages); this happens once."
+ifeq ($(HASHES),off)
 	$(PIP) install --quiet "torch==$(TORCH)+cpu" || \
-	  { $(PIP) install --quiet uv && $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu "torch==$(TORCH)"; }
+	  { $(PIP) install --quiet -c constraints.txt uv && $(TORCH_BY_UV); }
 	$(PIP) install --quiet -c constraints.txt -e ".[cpu,dev]"
 	$(PIP) install --quiet -c constraints.txt --no-deps unsloth unsloth_zoo
+else
+	@$(call checked,build.txt)
+	$(PIP) install --quiet --no-deps "torch==$(TORCH)+cpu" || { $(LOCKED) -r locks/uv.txt && $(TORCH_BY_UV) --no-deps; }
+	@$(call checked,base.txt)
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+endif
 	@rm -f $(VENV)/installed-* && touch $@
 
-$(VENV)/installed-gpu: $(VENV)/bin/python pyproject.toml constraints.txt Makefile
+# The CUDA stack, torch included, is locked from the index's own hashes; no GPU has run it yet.
+$(VENV)/installed-gpu: $(VENV)/bin/python pyproject.toml constraints.txt $(wildcard locks/*.txt) Makefile
 	@echo "Setting up $(VENV) with the CUDA stack (about 6 GB); this happens once."
+ifeq ($(HASHES),off)
 	$(PIP) install -c constraints.txt -e ".[gpu,dev]"
+else
+	@$(call checked,build.txt)
+	@$(call checked,base.txt -r locks/gpu.txt)
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+endif
 	@rm -f $(VENV)/installed-* && touch $@
+
+checked = echo "$(LOCKED) -r locks/$(1)" && $(LOCKED) -r locks/$(1) || { echo "If hashes do not match, packages \
+	here are not the files that were tested; 'make install HASHES=off' takes the same versions unchecked."; exit 1; }
