@@ -23,7 +23,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {},
     "light": {"train": LIGHT},
     "wide": {
-        "train": {**LIGHT, "max_steps": 16, "eval_steps": 16, "save_steps": 16},
+        "train": {**LIGHT, "max_steps": 8, "eval_steps": 8, "save_steps": 8},
         "engine": {"resident": "off"},
         "export": {"proof_rows": 8},
     },
@@ -88,7 +88,7 @@ def _tame(model: Any) -> None:
         model.get_input_embeddings().weight.normal_()
         for name, weight in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
-                weight.mul_(0.03)
+                weight.mul_(0.05)
 
 
 def large_checkpoint(folder: Path, shards: int) -> tuple[Path, Path]:
