@@ -84,11 +84,20 @@ def run_export_benchmark(
         bench = _Bench(options, Path(scratch).resolve(), said)
         runs = {case: _run(bench, case) for case in options.cases if case in SETTINGS}
         large = _large(bench) if "large" in options.cases else None
-    record = {"kind": "export", "options": asdict(options) | {"folder": None}, "machine": machine(command),
+    record = {"kind": "export", "options": asdict(options) | {"folder": None}, "machine": machine(_elsewhere(command)),
               "runs": runs, "large": large}  # fmt: skip
     record["gate"] = _gate(record)
     export_table.show(console, record)
     return record
+
+
+def _elsewhere(command: Sequence[str] | None) -> Sequence[str] | None:
+    """The command without its folder, which means nothing on another machine."""
+    given = list(command or ())
+    if "--folder" in given:
+        place = given.index("--folder")
+        del given[place : place + 2]
+    return given or None
 
 
 def _run(bench: _Bench, case: str) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from rich.console import Console
 from qdora_fast.benchmark.data_table import Cells, mib, print_tables
 from qdora_fast.benchmark.table import provenance
 
-CLOSE = ("run", "format", "seconds", "merge s", "own MiB", "size MiB", "KL", "top-1", "loss base", "trained",
-         "exported", "gain kept")  # fmt: skip
+COST = ("run", "format", "seconds", "merge s", "own MiB", "mapped MiB", "size MiB")
+CLOSE = ("run", "format", "KL", "top-1", "base", "trained", "exported", "gain kept")
 MERGE = ("format", "at a time", "seconds", "GB/s", "copy, GB/s", "own MiB", "mapped MiB")
 
 
@@ -27,7 +27,9 @@ def show(console: Console, record: Mapping[str, Any]) -> None:
 def tables(record: Mapping[str, Any]) -> Iterator[Cells]:
     """What each export costs and keeps, the exports that must fail, and the merge of large shards."""
     if record["runs"]:
-        yield Cells("Exports of tuned runs", CLOSE, list(_close(record["runs"])))
+        yield Cells("Exports of tuned runs: cost", COST, list(_costs(record["runs"])))
+        yield Cells("Exports of tuned runs: distance from the trained model, held-out loss", CLOSE,
+                    list(_close(record["runs"])))  # fmt: skip
         yield _controls(record["runs"])
     if record["large"]:
         yield _merges(record["large"])
@@ -52,25 +54,18 @@ def remarks(record: Mapping[str, Any]) -> list[str]:
     return said
 
 
+def _costs(runs: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for case, run in runs.items():
+        for name, each in run["exports"].items():
+            times = (f"{each['seconds']:.1f}", f"{each['merge_seconds']:.2f}")
+            yield (case, name, *times, mib(each["own_bytes"]), mib(each["mapped_bytes"]), mib(each["bytes"]))
+
+
 def _close(runs: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for case, run in runs.items():
         for name, each in run["exports"].items():
-            costs = (
-                f"{each['seconds']:.1f}",
-                f"{each['merge_seconds']:.2f}",
-                mib(each["own_bytes"]),
-                mib(each["bytes"]),
-            )
-            yield (case, name, *costs, *_closeness(each))
-        yield (
-            case,
-            "PEFT merge_and_unload, 4 bits",
-            "",
-            f"{run['peft']['seconds']:.2f}",
-            "",
-            "",
-            *_closeness(run["peft"]),
-        )
+            yield (case, name, *_closeness(each))
+        yield (case, "PEFT merge_and_unload, 4 bits", *_closeness(run["peft"]))
 
 
 def _closeness(each: Mapping[str, Any]) -> tuple[str, ...]:

@@ -137,7 +137,8 @@ def _gate(gate: Mapping[str, Any]) -> str:
 
 def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
     yield f"| {' | '.join(columns)} |"
-    yield f"| {' | '.join(['---', *['---:'] * (len(columns) - 1)])} |"
+    figures = [all(not cell or cell[0] in "0123456789–-" for cell in column) for column in zip(*rows, strict=True)]
+    yield f"| {' | '.join('---:' if each else '---' for each in figures)} |"
     for row in rows:
         yield f"| {' | '.join(row)} |"
     yield ""

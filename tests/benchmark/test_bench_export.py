@@ -59,7 +59,8 @@ def test_what_does_not_hold_makes_it_red(run: dict[str, Any], large: dict[str, A
 
 
 def test_every_export_and_peft_have_a_row_and_failed_controls_their_checks() -> None:
-    close, controls, merges = tables(record_of())
+    costs, close, controls, merges = tables(record_of())
+    assert costs.rows[0] == ("light", "merged_16bit", "30.0", "0.20", "512", "1,024", "2")
     assert [row[:2] for row in close.rows] == [
         ("light", "merged_16bit"), ("light", "merged_4bit_forced"), ("light", "PEFT merge_and_unload, 4 bits"),
     ]  # fmt: skip
