@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from qdora_fast.nf4 import BLOCK, codes_of
+from qdora_fast.staging import let_read
 from qdora_fast.weights import WeightFolder
 
 RECORD = "base_sample.safetensors"
@@ -54,6 +55,7 @@ def keep(model: Any, modules: Sequence[str], folder: Path) -> None:
 
     if not (folder / RECORD).is_file():
         save_file(take(model, modules), folder / RECORD)
+        let_read(folder / RECORD)
 
 
 def load(folder: Path) -> dict[str, Tensor] | None:

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qdora_fast.errors import ConfigError, DiskSpaceError, QdoraError
@@ -111,8 +111,21 @@ def system_error(error: BaseException) -> int | None:
 def publish(staging: Path, out: Path) -> None:
     """Flush a finished folder to the disk and rename it to `out`."""
     for path in [*staging.rglob("*"), staging]:
+        if path.is_file():
+            let_read(path)
         _flush(path)
     take_place(staging, out)
+
+
+def let_read(file: Path) -> None:
+    """Who may list the folder may read the file: safetensors keeps what it writes to its owner alone.
+
+    Where a file system has no such rights, nothing changes.
+    """
+    mode, wanted = file.stat().st_mode, file.parent.stat().st_mode & 0o444
+    if wanted & ~mode:
+        with suppress(OSError):
+            file.chmod(mode | wanted)
 
 
 def take_place(staging: Path, out: Path) -> None:

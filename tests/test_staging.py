@@ -18,6 +18,19 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_who_may_list_a_folder_may_read_its_files(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "shared") as staging:
+        save_file({"a": torch.zeros(2)}, staging / "a.safetensors")
+        staging.chmod(0o755)
+    assert (tmp_path / "shared/a.safetensors").stat().st_mode & 0o777 == 0o644
+    with staged_folder(tmp_path / "own") as staging:
+        save_file({"a": torch.zeros(2)}, staging / "a.safetensors")
+        (staging / "run.sh").touch(0o700)
+        staging.chmod(0o700)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "own").iterdir()}
+    assert modes == {"a.safetensors": 0o600, "run.sh": 0o700}
+
+
 def test_it_appears_at_the_end(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "deep" / "out") as folder:
         (folder / "a").write_text("1")
