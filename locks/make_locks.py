@@ -44,7 +44,7 @@ def main() -> int:
     unsloth = _hashed(["unsloth", "unsloth_zoo"], "--no-deps")  # without what they ask for: see pyproject.toml
     on_cpu = _hashed(None, "--extra", "cpu", "--extra", "dev") | unsloth
     on_gpu = _hashed(None, "--extra", "gpu", "--extra", "dev")
-    cuda = {name for name in on_gpu if name == "torch" or name.startswith(("cuda-", "nvidia-"))}
+    cuda = {name for name in on_gpu if name == "torch" or name.startswith(NOT_PINNED)}
     told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     build = _hashed([*told["build-system"]["requires"], "editables", "setuptools"])
     base = _without(on_cpu, cuda | build.keys())

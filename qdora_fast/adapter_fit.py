@@ -12,9 +12,8 @@ from pathlib import Path
 from qdora_fast.adapter import CONFIG_NAME, Adapter
 from qdora_fast.config import Config
 from qdora_fast.errors import IntegrityError
-from qdora_fast.model import check_base
-from qdora_fast.remote_code import remote_code_allowed
-from qdora_fast.targets import inspect_architecture
+from qdora_fast.model import read_architecture
+from qdora_fast.targets import choose_targets
 from qdora_fast.weights import read_json
 
 
@@ -40,15 +39,11 @@ def fit(adapter: Adapter, config: Config, base: str) -> Fit:
         IntegrityError: layers are missing from the adapter or from the base, or have other shapes.
         ConfigError, RefusedError: see `model.check_base`.
     """
-    check_base(base, config)
+    architecture = read_architecture(base, config)
+    choose_targets(architecture, config.adapter)  # refuses
     from peft import LoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists
-    from transformers import AutoConfig
 
-    described = AutoConfig.from_pretrained(
-        base, revision=config.model.revision, trust_remote_code=remote_code_allowed()
-    )
-    architecture = inspect_architecture(described)
     asked = LoraConfig.from_pretrained(str(adapter.folder))
     wanted = [layer for layer in architecture.linears if check_target_module_exists(asked, layer)]
     missing = [f"{layer}: named in {CONFIG_NAME}, not in the file" for layer in wanted if layer not in adapter.modules]

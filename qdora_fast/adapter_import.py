@@ -210,11 +210,12 @@ def _brought_tokenizer(adapter: Adapter, tokenizer: Any) -> Any:
     """The tokenizer beside the adapter, if it means what the base's means.
 
     Raises:
+        ConfigError: it cannot be read.
         IntegrityError: ids differ, or the chat template uses tokens that the base does not have.
     """
-    from transformers import AutoTokenizer
+    from qdora_fast.base_tokenizer import read_tokenizer
 
-    brought = AutoTokenizer.from_pretrained(str(adapter.folder), trust_remote_code=remote_code_allowed())
+    brought = read_tokenizer(str(adapter.folder))
     theirs, known = brought.get_vocab(), tokenizer.get_vocab()
     moved = [token for token, number in known.items() if theirs.get(token) != number]
     added = [token for token in theirs if token not in known and token in (brought.chat_template or "")]
@@ -238,9 +239,7 @@ def _write_rows(run: RunFolder, config: Config, base: str, tokenizer: Any, conso
     (run.data / "train.jsonl").replace(run.data / "held_out.jsonl")
     (run.data / "train.jsonl").touch()
     rows = prepared.tokens[: config.export.proof_rows]
-    run.write_json(
-        "data/report.json", {**run.read_json("data/report.json"), "train": 0, "held_out": len(prepared.train)}
-    )
+    run.add_to_json("data/report.json", {"train": 0, "held_out": len(prepared.train)})
     run.write_json("data/proof_rows.json", {"held_out": True, "rows": rows})
     return len(prepared.train)
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 from qdora_fast.errors import ConfigError
-from qdora_fast.remote_code import remote_code_allowed, unreadable
-
-SETTING = "model.name: "
+from qdora_fast.remote_code import BASE_SETTING, remote_code_allowed, unreadable
 
 
-def load_tokenizer(name: str, revision: str | None, *, setting: str = SETTING) -> tuple[Any, frozenset[int]]:
+def load_tokenizer(name: str, revision: str | None, *, setting: str = BASE_SETTING) -> tuple[Any, frozenset[int]]:
     """The tokenizer of a base and the token ids that stop it, without reading its weights.
 
     Args:
-        setting: that names the model, for the error; "" where a folder was named.
+        setting: that names the model, see `remote_code.unreadable`.
 
     Raises:
         ConfigError: none there, or a slow one.
@@ -34,7 +32,7 @@ def load_tokenizer(name: str, revision: str | None, *, setting: str = SETTING) -
     return tokenizer, _stop_ids(generation, tokenizer)
 
 
-def read_tokenizer(name: str, revision: str | None = None, *, setting: str = SETTING) -> Any:
+def read_tokenizer(name: str, revision: str | None = None, *, setting: str = "") -> Any:
     """The tokenizer of a base, an adapter or a merged model.
 
     Raises:

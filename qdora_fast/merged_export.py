@@ -28,7 +28,7 @@ from qdora_fast.export_proof import Evidence, prove
 from qdora_fast.hardware import package_versions
 from qdora_fast.manifest import write_manifest
 from qdora_fast.remote_code import require_allowed
-from qdora_fast.run_folder import RunFolder, write_json
+from qdora_fast.run_folder import UNPROVEN, RunFolder, write_json
 from qdora_fast.staging import publish, refuse_existing
 
 
@@ -78,6 +78,11 @@ def merged_folder(folder: RunFolder, merge_base: str) -> Path:
     return folder.path / ("merged_16bit" if merge_base == "original16" else f"merged_16bit-{merge_base}")
 
 
+def unproven_folder(out: Path) -> Path:
+    """Where a merged model is built, and stays if it does not pass its proof."""
+    return out.with_name(f"{out.name}{UNPROVEN}")
+
+
 def record_trained(model: Any, folder: RunFolder) -> Evidence:
     """Record a live trained model, and its base with the adapter switched off, on the run's proof rows."""
     from qdora_fast import base_sample
@@ -114,7 +119,7 @@ def export_merged(
     base = base_folder(made, config)
     refuse_own_sources(out, base, folder.adapter)
     recipe = _recipe(to, merge_base, made)
-    unproven = out.with_name(f"{out.name}.unproven")
+    unproven = unproven_folder(out)
     model = MergedModel(base, folder.adapter, recipe)
     with show.writing(console, model.total_bytes) as on_bytes:
         merged = _timed(lambda: build(model, unproven, tokenizer_from=folder.adapter, on_bytes=on_bytes))

@@ -21,7 +21,7 @@ from qdora_fast.errors import ConfigError, QdoraError, RefusedError
 from qdora_fast.fitting import cap_memory
 from qdora_fast.manifest import require_unchanged
 from qdora_fast.remote_code import remote_code_allowed, unreadable
-from qdora_fast.targets import Targets, choose_targets, inspect_architecture
+from qdora_fast.targets import Architecture, Targets, choose_targets, inspect_architecture
 from qdora_fast.weights import shard_names
 
 DEMO = "demo"
@@ -84,8 +84,17 @@ def check_base(name: str, config: Config) -> Targets:
     """Read the base's config.json alone and refuse what cannot work, before weights are read.
 
     Raises:
-        ConfigError: not found, pickled weights, not a text model, or 4-bit ones with a method that needs 16 bits.
+        ConfigError: see `read_architecture`.
         RefusedError: see `targets.choose_targets`.
+    """
+    return choose_targets(read_architecture(name, config), config.adapter)
+
+
+def read_architecture(name: str, config: Config) -> Architecture:
+    """The base's layers by its config.json alone, if its weights are of a kind that the method can take.
+
+    Raises:
+        ConfigError: not found, pickled weights, not a text model, or 4-bit ones with a method that needs 16 bits.
     """
     open_backend()
     from transformers import AutoConfig
@@ -107,7 +116,7 @@ def check_base(name: str, config: Config) -> Targets:
     if Path(name).is_dir():
         shard_names(Path(name))  # refuses pickles, and an index that leads elsewhere
         refuse_links_out(Path(name))
-    return choose_targets(inspect_architecture(model_config), config.adapter)
+    return inspect_architecture(model_config)
 
 
 def load_reference(name: str, *, setting: str) -> tuple[Any, Any]:

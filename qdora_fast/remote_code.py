@@ -20,6 +20,8 @@ from typing import Any
 from qdora_fast.errors import ConfigError, RefusedError, first_line
 
 FLAG = "--trust-remote-code"
+BASE_SETTING = "model.name: "
+"""Opens the message about a base that cannot be read."""
 
 _allowed: ContextVar[bool] = ContextVar("remote_code_allowed", default=False)
 
@@ -53,9 +55,13 @@ def code_of(name: str, revision: str | None = None) -> tuple[str, ...]:
 
 
 def unreadable(
-    what: str, name: str, revision: str | None, error: Exception, *, setting: str = "model.name: "
+    what: str, name: str, revision: str | None, error: Exception, *, setting: str = BASE_SETTING
 ) -> ConfigError:
-    """Why a part of a model could not be loaded, as the error to raise: the user's next step is in it."""
+    """Why a part of a model could not be loaded, as the error to raise: the user's next step is in it.
+
+    Args:
+        setting: that names the model; "" where a folder was named.
+    """
     unknown = isinstance(error, ValueError)  # it could be read; OSError: it could not
     files = code_of(name, revision) if unknown and not remote_code_allowed() else ()
     if files:

@@ -33,6 +33,8 @@ from qdora_fast.errors import CheckpointError, ConfigError
 from qdora_fast.redact import redacted
 
 FINISHED = "finished.json"
+UNPROVEN = ".unproven"
+"""How the folder of an export ends that did not pass its proof."""
 
 
 @dataclass(frozen=True)

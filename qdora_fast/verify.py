@@ -14,7 +14,7 @@ from typing import Any
 
 from qdora_fast import manifest
 from qdora_fast.errors import ConfigError, IntegrityError
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.run_folder import UNPROVEN, RunFolder
 
 EXPORT = "export.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -68,7 +68,7 @@ def require_whole(parts: list[Part], path: Path) -> None:
 def _parts(run: RunFolder) -> list[Path]:
     """Every folder of a run that carries a manifest, or should."""
     written = {file.parent for name in (EXPORT, manifest.NAME) for file in run.path.glob(f"*/{name}")}
-    exports = {folder for folder in written if folder != run.adapter and folder.suffix != ".unproven"}
+    exports = {folder for folder in written if folder != run.adapter and folder.suffix != UNPROVEN}
     adapter = [run.adapter] if run.adapter.is_dir() else []
     return [*run.checkpoints(), *adapter, *sorted(exports)]
 

@@ -44,7 +44,7 @@ def export(spec: Spec) -> Spec:
     try:
         return dict(export_run(spec["run"], to=spec["to"], out=spec["out"], **spec["options"]))
     except ProofError:
-        return _unproven(Path(spec["out"]))
+        return _report(Path(spec["out"]))
 
 
 def peft(spec: Spec) -> Spec:
@@ -83,7 +83,7 @@ def controls(spec: Spec) -> Spec:
     from rich.console import Console
 
     from qdora_fast.errors import ProofError
-    from qdora_fast.merged_export import _record_saved, export_merged
+    from qdora_fast.merged_export import _record_saved, export_merged, unproven_folder
     from qdora_fast.run_folder import RunFolder
 
     folder = RunFolder(Path(spec["run"]))
@@ -97,9 +97,9 @@ def controls(spec: Spec) -> Spec:
                               console=Console(quiet=True))  # fmt: skip
                 found[name] = []
             except ProofError:
-                checks = _unproven(out)["proof"]["checks"]
+                checks = _report(out)["proof"]["checks"]
                 found[name] = [check["name"] for check in checks if not check["passed"]]
-                shutil.rmtree(out.with_name(f"{out.name}.unproven"))
+                shutil.rmtree(unproven_folder(out))
     return {"failed": found}
 
 
@@ -137,9 +137,11 @@ def copy(spec: Spec) -> Spec:
     return {"seconds": time.perf_counter() - begin}
 
 
-def _unproven(out: Path) -> Spec:
-    """The report of an export that failed its proof."""
-    report: Spec = json.loads((out.with_name(f"{out.name}.unproven") / "export.json").read_text(encoding="utf-8"))
+def _report(out: Path) -> Spec:
+    """That of an export that failed its proof."""
+    from qdora_fast.merged_export import unproven_folder
+
+    report: Spec = json.loads((unproven_folder(out) / "export.json").read_text(encoding="utf-8"))
     return report
 
 

@@ -137,7 +137,7 @@ def _gate(gate: Mapping[str, Any]) -> str:
 
 def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
     yield f"| {' | '.join(columns)} |"
-    figures = [all(not cell or cell[0] in "0123456789–-" for cell in column) for column in zip(*rows, strict=True)]
+    figures = (all(not row[place] or row[place][0] in "0123456789–-" for row in rows) for place in range(len(columns)))
     yield f"| {' | '.join('---:' if each else '---' for each in figures)} |"
     for row in rows:
         yield f"| {' | '.join(row)} |"

@@ -138,7 +138,7 @@ def _run(run: RunFolder) -> Source:
         folder=run.adapter,
         name=run.path.resolve().name,
         about=f"{made['method']} adapter on {_short(base)}",
-        vocabulary=Vocabulary(read_tokenizer(str(run.adapter), setting=""), made["stop_ids"]),
+        vocabulary=Vocabulary(read_tokenizer(str(run.adapter)), made["stop_ids"]),
         max_length=longest,
         base=base,
         config=_lengthened(config, longest),
@@ -153,7 +153,7 @@ def _adapter(path: Path) -> Source:
     config = load_config(path / "config.yaml") if recorded else _likely_config(base, bool(described.get("use_dora")))
     tokenizer, stop_ids = load_tokenizer(base, None, setting="")
     if (path / "tokenizer_config.json").is_file():
-        tokenizer = read_tokenizer(str(path), setting="")
+        tokenizer = read_tokenizer(str(path))
     longest = _longest(base, config.model.revision)
     doubt = "" if recorded else ", in 4 bits (nothing says how it was trained)"
     return Source(

@@ -20,9 +20,7 @@ from qdora_fast.data.readers import is_supported
 from qdora_fast.data.sources import HUB_ID
 from qdora_fast.errors import ConfigError
 from qdora_fast.evaluation.log import LOG
-from qdora_fast.run_folder import RunFolder
-
-UNPROVEN = ".unproven"
+from qdora_fast.run_folder import UNPROVEN, RunFolder
 
 
 @dataclass(frozen=True)

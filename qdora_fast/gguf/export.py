@@ -103,11 +103,11 @@ def _convert(
     console: Console,
 ) -> None:
     """Fill `staging` with the file and its Modelfile; the report learns what was found."""
-    from transformers import AutoTokenizer
+    from qdora_fast.base_tokenizer import read_tokenizer
 
     started = time.monotonic()
     kind, file, log = report["type"], staging / Path(report["file"]).name, staging / "llama.cpp.log"
-    tokenizer = AutoTokenizer.from_pretrained(folder.adapter, trust_remote_code=remote_code_allowed())
+    tokenizer = read_tokenizer(str(folder.adapter))
     wanted = check.expected(merged, tokenizer, kind)
     space = checkout.bytes_needed(wanted.weights, kind)
     require_space(staging, space)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -28,6 +29,12 @@ def json_line(content: Any) -> str:
 def line(console: Console, label: str, text: str, *, markup: bool = False) -> None:
     """One decision, under its label."""
     console.print(f"{label.capitalize():<9} {visible(redact(text))}", markup=markup)
+
+
+def listed(console: Console, label: str, texts: Iterable[str]) -> None:
+    """Several decisions under one label."""
+    for number, text in enumerate(texts):
+        line(console, "" if number else label, text)
 
 
 def bar(console: Console) -> Progress:

@@ -15,7 +15,7 @@ from qdora_fast.back_off import Note
 from qdora_fast.config import AdapterSettings
 from qdora_fast.resume import Start
 from qdora_fast.run_folder import RunFolder
-from qdora_fast.show.console import bar, line
+from qdora_fast.show.console import bar, line, listed
 
 STEPS_SAID = 8
 """Numbers of steps that one line names."""
@@ -48,8 +48,7 @@ def own_code(console: Console, name: str, files: Sequence[str], *, runs: bool) -
 
 def settled(console: Console, found: Any) -> None:
     """What `auto` became, and why."""
-    for number, text in enumerate(filter(None, (*found.said, found.peak))):
-        line(console, "" if number else "auto", text)
+    listed(console, "auto", filter(None, (*found.said, found.peak)))
 
 
 def adapter(console: Console, settings: AdapterSettings, targets: Any, model: Any) -> None:
@@ -66,8 +65,7 @@ def adapter(console: Console, settings: AdapterSettings, targets: Any, model: An
 
 def engine(console: Console, report: Any) -> None:
     """How adapted layers are computed, and what was left to PEFT."""
-    for number, text in enumerate(report.lines()):
-        line(console, "" if number else "engine", text)
+    listed(console, "engine", report.lines())
 
 
 def engine_afterwards(console: Console, model: Any) -> None:
@@ -83,14 +81,12 @@ def engine_afterwards(console: Console, model: Any) -> None:
 
 def recipe(console: Console, lines: Sequence[str]) -> None:
     """What the training will do."""
-    for number, text in enumerate(lines):
-        line(console, "" if number else "train", text)
+    listed(console, "train", lines)
 
 
 def probed(console: Console, found: Any) -> None:
     """What the longest batch takes, tried before step 1."""
-    for number, text in enumerate(found.said()):
-        line(console, "" if number else "memory", text)
+    listed(console, "memory", found.said())
 
 
 def trained(console: Console, state: Any, notes: Sequence[Note]) -> None:
