@@ -20,6 +20,7 @@ HARNESS = sorted((PACKAGE.parent / "faults").rglob("*.py"))
 RANKS = {
     "redact": -1,
     "errors": 0,
+    "child": 0,
     "remote_code": 1,
     "contained": 1,
     "verify": 4,
