@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qdora_fast import child
 from qdora_fast.behaviour import Recording, record, release_memory, reopen
 from qdora_fast.errors import ProofError
 from qdora_fast.remote_code import allow_remote_code, remote_code_allowed
@@ -61,7 +62,7 @@ def open_in_new_process(
             "remote_code": remote_code_allowed(),
         }
         (Path(scratch) / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
-        command = [sys.executable, "-m", "qdora_fast.plain_reader", scratch, *map(str, folders)]
+        command = child.python("-m", "qdora_fast.plain_reader", scratch, *map(str, folders))
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
