@@ -178,8 +178,8 @@ def compare(reference: Recording, other: Recording) -> Agreement:
                 f"the models have vocabularies of {ours.shape[-1]} and {theirs.shape[-1]} tokens; compare a model with "
                 "its own base (was the vocabulary resized?)"
             )
-        p = ours.double()
-        terms = p.exp() * (p - theirs.double())  # [positions, V]
+        p, q = ours.double().log_softmax(dim=-1), theirs.double().log_softmax(dim=-1)  # anew: fp32 rounds the sum
+        terms = p.exp() * (p - q)  # [positions, V]
         kl.append(terms.where(p > -torch.inf, 0.0).sum(dim=-1))
         choice = ours.gather(1, theirs.argmax(dim=-1, keepdim=True))[:, 0]
         agreed.append(ours.amax(dim=-1) - choice <= NEAR_TIE)
