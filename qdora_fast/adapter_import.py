@@ -24,6 +24,7 @@ from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.config_file import dump_config, make_config
 from qdora_fast.contained import refuse_links_out
+from qdora_fast.demo.base import recorded_name
 from qdora_fast.errors import ConfigError, IntegrityError
 from qdora_fast.hardware import describe as describe_machine
 from qdora_fast.manifest import NAME as MANIFEST
@@ -67,7 +68,7 @@ def import_adapter(
     stated = _stated_method(folder)
     config = make_config(_settings(adapter, base, data, stated), overrides)
     show.adapter_found(console, adapter, config)
-    base_name = find_base(config, console)
+    base_name = find_base(config)
     found = fit(adapter, config, base_name)
     known = stated or any(text.startswith("adapter.method=") for text in overrides)
     show.adapter_fits(console, found.shapes_compared, guess=None if known else config.adapter.method)
@@ -154,7 +155,7 @@ def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, found: Fi
     write_json(run.adapter / CONFIG_NAME, adapter.config | {"base_model_name_or_path": base})
     tokenizer.save_pretrained(run.adapter)
     made = {
-        "base": base,
+        "base": recorded_name(base),
         "revision": config.model.revision,
         "method": config.adapter.method,
         "targets": [layer for layer in found.linears if layer in adapter.modules],

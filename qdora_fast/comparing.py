@@ -97,7 +97,7 @@ def _prepare(config: Config, trials: Sequence[Trial], console: Console) -> Any:
     from qdora_fast.model import check_base, load_base
     from qdora_fast.trainer import choose_precision
 
-    name = find_base(config, console)
+    name = find_base(config)
     settings = [settings_for(config, trial) for trial in trials]
     for one in {one.adapter.method: one for one in settings}.values():
         check_base(name, one)

@@ -22,6 +22,7 @@ from qdora_fast.errors import ConfigError, RegressionError
 from qdora_fast.hardware import cache_folder
 from qdora_fast.redact import redact
 from qdora_fast.remote_code import require_allowed
+from qdora_fast.resume import base_fingerprint
 from qdora_fast.run_folder import RunFolder
 from qdora_fast.run_lock import locked
 
@@ -279,8 +280,7 @@ def _mmlu(subject: Subject, config: Config, folder: RunFolder, console: Console)
 
     made, packages = folder.read_json("model.json"), folder.read_json("environment.json")["packages"]
     identity = {
-        "base": made["base"],
-        "revision": made["revision"],
+        "base": base_fingerprint(made["base"], made["revision"]),
         "quantized": config.adapter.quantized,
         "precision": subject.precision,
         "packages": {name: packages.get(name) for name in ("torch", "transformers", "bitsandbytes", "unsloth")},

@@ -22,10 +22,12 @@ from qdora_fast.config import Config
 from qdora_fast.data.dataset import DUPLICATES, Prepared
 from qdora_fast.data.render import Renderer, Rendering
 from qdora_fast.data.store import REJECTED
+from qdora_fast.demo.base import DEMO, demo_base
 from qdora_fast.errors import ConfigError, DoesNotFit
 from qdora_fast.fitting import ANYWHERE, RowLengths, Settled, asked_for, measuring, settle, this_machine
 from qdora_fast.memory import base_config, sizes_of
 from qdora_fast.presets import settings_of
+from qdora_fast.resume import base_fingerprint
 from qdora_fast.run_folder import RunFolder, write_json
 
 CONFIRMED_ROWS = 8
@@ -60,7 +62,7 @@ def prepare_data(config: str | Path | Mapping[str, Any] | Config, **sections: An
     settings, _ = settings_of(config, sections)
     open_backend()  # a later `train` in this process needs it to come before transformers
     console = show.new_console()
-    ready = ready_data(settings, find_base(settings, console), console, trains=False)
+    ready = ready_data(settings, find_base(settings), console, trains=False)
     ready = with_quality(ready, ready.config, console)
     show.preflight(console, ready)
     return ready.prepared
@@ -70,7 +72,7 @@ def run_data(config: Config, *, name: str, out: Path | None, reviewed: Path | No
     """Prepare, show, and write the rows, the report and the page of the sample; returns the report as JSON."""
     if config.data.quality.enabled:
         open_backend()
-    ready = ready_data(config, find_base(config, console), console, trains=False)
+    ready = ready_data(config, find_base(config), console, trains=False)
     ready = with_quality(ready, ready.config, console)
     show.preflight(console, ready)
     folder = out or Path(config.run.dir) / f"{name}-data"
@@ -93,12 +95,21 @@ def review_run(folder: RunFolder, reviewed: Path, console: Console) -> dict[str,
     return dict(review.as_json())
 
 
-def find_base(config: Config, console: Console) -> str:
-    """The name of the base that loaders take; the embedded one is made if it is not there yet."""
-    from qdora_fast.model import locate_base
+def find_base(config: Config, resumed: RunFolder | None = None) -> str:
+    """The name of the base that loaders take: a hub id, or the absolute path of a folder.
 
-    with show.demo_base(console) as on_step:
-        return locate_base(config.model, on_step)
+    Args:
+        resumed: the run to go on with. One that began on another embedded base than this package's, as each machine
+            once made its own, goes on with that one where it still exists.
+
+    Raises:
+        IntegrityError: the embedded base is damaged.
+    """
+    if config.model.name == DEMO:
+        begun_on = Path(resumed.read_json("model.json")["base"]) if resumed else None
+        return str(begun_on if begun_on and begun_on.is_dir() else demo_base())
+    folder = Path(config.model.name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else config.model.name
 
 
 def ready_data(config: Config, base_name: str, console: Console, *, trains: bool = True) -> Ready:
@@ -253,6 +264,7 @@ def _reference(ready: Ready, config: Config, base: Any | None) -> tuple[Any, Any
 def _scorer(ready: Ready, config: Config) -> str:
     """Names the scores of one model for one set of rows."""
     settings = config.data.quality
-    named = (settings.model or ready.base_name, config.model.revision, config.adapter.quantized, config.train.precision)
+    reference = base_fingerprint(settings.model or ready.base_name, config.model.revision)
+    named = (reference, config.adapter.quantized, config.train.precision)
     shaped_by = f"{named} {settings.min_answer_tokens} {ready.prepared.report.hash}"
     return hashlib.sha256(shaped_by.encode()).hexdigest()[:16]

@@ -19,6 +19,7 @@ from qdora_fast import processes, show, token_identity
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.data.dataset import Prepared
+from qdora_fast.demo.base import recorded_name
 from qdora_fast.evaluating import Subject, check_questions, evaluate_model, finish, refuse_regression
 from qdora_fast.fitting import adopt, cap_memory
 from qdora_fast.hardware import describe as describe_machine
@@ -79,7 +80,7 @@ def run_recipe(
     console.quiet = not processes.first()
     with processes.together(), disk_trouble(Path(config.run.dir)):
         config, start = processes.from_first(_begin(config, name, resume) if processes.first() else (config, NEW))
-        ready = _prepared(config, console)
+        ready = _prepared(config, start.folder, console)
         config = ready.config
         start = processes.from_first(_start(config, ready, name, start) if processes.first() else NEW)
         folder = start.folder
@@ -106,11 +107,11 @@ def _begin(config: Config, name: str, resume: bool | Literal["auto"]) -> tuple[C
     return (as_before if start.folder else config), start
 
 
-def _prepared(config: Config, console: Console) -> Ready:
+def _prepared(config: Config, resumed: RunFolder | None, console: Console) -> Ready:
     """Rows and tokens. The first process prepares them and decides what `auto` becomes; the others do as it did."""
-    ready = prepare_run(config, console) if processes.first() else None
+    ready = prepare_run(config, console, resumed) if processes.first() else None
     config = processes.from_first(ready.config if ready else config)
-    return ready or prepare_run(config, console)
+    return ready or prepare_run(config, console, resumed)
 
 
 def _start(config: Config, ready: Ready, name: str, start: Start) -> Start:
@@ -183,14 +184,14 @@ def _export(evidence: Any, config: Config, folder: RunFolder, again: bool, conso
     folder.write_json(FINISHED, {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
-def prepare_run(config: Config, console: Console) -> Ready:
+def prepare_run(config: Config, console: Console, resumed: RunFolder | None = None) -> Ready:
     """The part that fails fast: the base found and checked, rows prepared, split and tokenised, no weights read."""
     from qdora_fast.model import check_base
     from qdora_fast.trainer import check_tracker
 
     check_tracker(config.train)
     open_backend()
-    base_name = find_base(config, console)
+    base_name = find_base(config, resumed)
     check_base(base_name, config)
     show.own_code(console, base_name, code_of(base_name, config.model.revision), runs=remote_code_allowed())
     ready = ready_data(config, base_name, console)
@@ -245,7 +246,7 @@ def _describe_run(
     folder.write_json(
         "model.json",
         {
-            "base": ready.base_name,
+            "base": recorded_name(ready.base_name),
             "revision": base.revision,
             "method": config.adapter.method,
             "targets": base.targets.modules,

@@ -29,6 +29,7 @@ from typing import Any
 from qdora_fast.config import Config
 from qdora_fast.config_file import dump_config, load_config
 from qdora_fast.contained import refuse_links_out
+from qdora_fast.demo.base import loadable_name
 from qdora_fast.errors import CheckpointError, ConfigError
 from qdora_fast.redact import redacted
 
@@ -152,17 +153,19 @@ class RunFolder:
         return self.write_json(name, earlier | content)
 
     def read_json(self, name: str) -> Any:
-        """Read a JSON file below the folder.
+        """Read a JSON file below the folder; of model.json, `base` is what loaders take.
 
         Raises:
             ConfigError: the run did not get that far.
+            IntegrityError: the run is on the embedded base, and that is damaged.
         """
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(
                 f"{self.path} has no {name}: the run did not finish; run it again or --resume it"
             ) from None
+        return content | {"base": loadable_name(content["base"])} if name == "model.json" else content
 
     def write_rows(self, name: str, rows: Iterable[Any]) -> Path:
         """Write one JSON object a line below the folder."""

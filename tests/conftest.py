@@ -94,7 +94,7 @@ def own_demo_run(demo_run: RunFolder, tmp_path: Path) -> RunFolder:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A barely trained base of the demo's make: two blocks, real tokenizer, bf16 on disk."""
-    from qdora_fast.demo.base import Recipe, pretrain
+    from qdora_fast.demo.pretrain import Recipe, pretrain
 
     recipe = Recipe(hidden_size=64, intermediate_size=128, heads=4, kv_heads=2, steps=2)
     return made_once("tiny_base", tmp_path_factory.getbasetemp(), lambda folder: pretrain(folder, recipe))

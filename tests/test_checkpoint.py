@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from qdora_fast import checkpoint
+from qdora_fast.config_file import dump_config
 from qdora_fast.errors import CheckpointError, DiskSpaceError, NonFiniteError, QdoraError, Stopped
 from qdora_fast.manifest import problems, read_manifest
 from qdora_fast.run import train
@@ -149,6 +151,30 @@ def test_without_a_whole_checkpoint_resume_is_an_error_and_never_a_new_start(tin
         (path / "MANIFEST.json").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* is whole:\n.*checkpoint-4.*\n.*checkpoint-2"):
         train(tiny_config(train={"save_steps": 2}), resume=True)
+
+
+def test_a_run_on_an_embedded_base_of_an_earlier_version_goes_on_with_that_base(
+    tiny_config, tiny_base: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(train={"save_steps": 2})
+    whole, half = train(config), train(config)
+    shutil.rmtree(half.checkpoints()[-1])
+    config = config.model_copy(update={"model": config.model.model_copy(update={"name": "demo"})})
+    half.config_file.write_text(dump_config(config))
+    gone = Path(shutil.copytree(half.path, tmp_path / "gone" / half.path.name))
+
+    resumed = train(config, resume=True)
+    assert resumed.path == half.path
+    assert resumed.read_json("model.json")["base"] == str(tiny_base)
+    assert _adapter(resumed) == _adapter(whole)
+
+    made = json.loads((gone / "model.json").read_text())
+    (gone / "model.json").write_text(
+        json.dumps(made | {"base": str(tmp_path / "cache" / "demo-base-0123456789abcdef")})
+    )
+    elsewhere = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(gone.parent)})})
+    with pytest.raises(CheckpointError, match=r"is of another run:\n  - base: weights .* then, weights .* now"):
+        train(elsewhere, resume=True)
 
 
 def test_another_runs_checkpoint_is_refused_before_the_base_is_read(

@@ -12,7 +12,6 @@ from qdora_fast.show.rows import counting_rows, preflight, prepared_data, qualit
 from qdora_fast.show.running import (
     adapter,
     chosen,
-    demo_base,
     dry_run,
     engine,
     engine_afterwards,
@@ -42,7 +41,6 @@ __all__ = [
     "chosen",
     "conversation",
     "counting_rows",
-    "demo_base",
     "dry_run",
     "engine",
     "engine_afterwards",

@@ -163,21 +163,6 @@ def presets(console: Console, *, schema: bool) -> None:
 
 
 @contextmanager
-def demo_base(console: Console) -> Iterator[Callable[[int, int, float], None]]:
-    """A progress bar that appears only if the embedded base has to be pretrained."""
-    with bar(console) as progress:
-        tasks: list[Any] = []
-
-        def on_step(step: int, total: int, loss: float) -> None:
-            if not tasks:
-                line(console, "base", "pretraining the embedded base; this happens once and is kept in the cache")
-                tasks.append(progress.add_task("pretraining", total=total, said=""))
-            progress.update(tasks[0], completed=step, said=f"loss {loss:.3f}")
-
-        yield on_step
-
-
-@contextmanager
 def writing(console: Console, total: int, what: str = "merging") -> Iterator[Callable[[int], None]]:
     """A progress bar over bytes written."""
     with bar(console) as progress:
