@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qdora_fast.data.masking import IGNORED
+from qdora_fast.evaluation.logits import logits_at
 
 OnAnswer = Callable[[int], None]
 """Told how many more answers are finished."""
@@ -134,19 +135,18 @@ def generate(
 
 
 def row_losses(model: Any, examples: Sequence[Mapping[str, Sequence[int]]]) -> list[Loss]:
-    """The loss of each tokenised row over its trained tokens."""
+    """The loss of each tokenised row over its trained tokens. Logits are made for some of these at a time."""
     import torch
-    from torch.nn import functional
+    from torch.nn.functional import cross_entropy
 
     losses: list[Loss] = []
-    with torch.inference_mode():
-        for example in examples:
-            ids = torch.tensor([list(example["input_ids"])], device=model.device)  # [1, T]
-            labels = torch.tensor(list(example["labels"])[1:], device=model.device)  # [T - 1]
-            trained = labels != IGNORED
-            logits = model(input_ids=ids).logits[0, :-1][trained]  # [trained, vocabulary]
-            total = float(functional.cross_entropy(logits.float(), labels[trained], reduction="sum"))
-            losses.append(Loss(total, int(trained.sum())))
+    for example in examples:
+        ids = torch.tensor([list(example["input_ids"])], device=model.device)  # [1, T]
+        labels = torch.tensor(list(example["labels"])[1:], device=model.device)  # [T - 1]
+        trained = (labels != IGNORED).nonzero()[:, 0]
+        parts = logits_at(model, ids, trained)
+        total = sum(float(cross_entropy(logits.float(), labels[part], reduction="sum")) for part, logits in parts)
+        losses.append(Loss(total, len(trained)))
     return losses
 
 
