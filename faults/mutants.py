@@ -234,7 +234,7 @@ _VALID: list[tuple[tuple[str, ...], list[Any]]] = [
     (("train", "magnitude_learning_rate"), [None, 1e-4]),
     (("engine", "impl"), ["auto", "torch", "reference", "peft", "off"]),
     (("engine", "resident"), ["auto", "off", 2.5]),
-    (("export", "merge_base"), ["original16", "dequant4"]),
+    (("export", "merge_base"), ["auto", "original16", "dequant4"]),
     (("export", "at_end"), ["merged_16bit", "none"]),
     (("evaluation", "metric"), ["normalized_match", "numeric", "my_metrics:score"]),
     (("evaluation", "max_rows"), [0, 10]),

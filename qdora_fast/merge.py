@@ -161,6 +161,7 @@ def _work(model: MergedModel) -> str:
         "adapter": [sha256_of(adapter / name) for name in (CONFIG_NAME, WEIGHTS_NAME)],
         "recipe": asdict(model.weights.recipe),
         "versions": [__version__, torch.__version__],
+        "arithmetic": torch.backends.cpu.get_cpu_capability(),  # other processors round sums differently
     }
     text = json.dumps(facts, default=lambda value: sorted(value) if isinstance(value, frozenset) else str(value))
     return hashlib.sha256(text.encode()).hexdigest()

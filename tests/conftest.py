@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, settings
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.config_file import make_config
+from qdora_fast.export_proof import Case
 from qdora_fast.hardware import cpu_count
 from qdora_fast.run_folder import RunFolder
 
@@ -81,6 +82,22 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     base = tmp_path_factory.getbasetemp()
     runs = made_once("demo_runs", base, lambda folder: train("demo", run={"dir": str(folder)}))
     return RunFolder(runs / "demo")
+
+
+@pytest.fixture(scope="session")
+def right_case(demo_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """The demo's export as it is built, before its proof, with all that it is held against."""
+    from qdora_fast.export_case import case_of, recipe_of, record_saved
+    from qdora_fast.merge import merge
+    from qdora_fast.plain_reader import load_case, save_case
+
+    def make(folder: Path) -> None:
+        made = demo_run.read_json("model.json")
+        recipe = recipe_of("merged_16bit", "original16", made)
+        merge(Path(made["base"]), demo_run.adapter, folder / "out", recipe, tokenizer_from=demo_run.adapter)
+        save_case(case_of(demo_run, record_saved(demo_run, demo_run.config()), folder / "out", recipe), folder)
+
+    return load_case(made_once("right_case", tmp_path_factory.getbasetemp(), make))
 
 
 @pytest.fixture

@@ -22,7 +22,9 @@ def measured(base: float, trained: float, exported: float, *, spread: float = 0.
 
 
 def test_losses_are_compared_row_by_row_and_weighted_by_tokens() -> None:
-    long, short = (Recording("rows", (torch.zeros(1, 1),) * 2, losses, (30, 10)) for losses in ((30.0, 20.0), (33.0, 18.0)))
+    long, short = (
+        Recording("rows", (torch.zeros(1, 1),) * 2, losses, (30, 10)) for losses in ((30.0, 20.0), (33.0, 18.0))
+    )
     distance = Distance.measure(long, long, short, held_out=True)
     assert distance.trained == pytest.approx(50 / 40) and distance.difference == pytest.approx(1 / 40)
     assert distance.rows == 2 and distance.ci95 is not None and distance.ci95[0] < 1 / 40 < distance.ci95[1]

@@ -57,7 +57,9 @@ def test_heads_that_scale_or_cap_their_logits(kind: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shard_size", ["60KB", "1GB"])
-def test_one_shard_or_many_with_a_head_of_its_own_or_the_embeddings(shard_size: str, tied: bool, tmp_path: Path) -> None:
+def test_one_shard_or_many_with_a_head_of_its_own_or_the_embeddings(
+    shard_size: str, tied: bool, tmp_path: Path
+) -> None:
     folder = save_base(tmp_path / "base", tied=tied, shard_size=shard_size)
     agreement = compare(record(load(folder), ROWS), record_streamed(opened(folder, tmp_path / "scratch"), ROWS))
     assert agreement.mean_kl < 1e-9
