@@ -19,10 +19,12 @@ from qdora_fast import processes, show, token_identity
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.data.dataset import Prepared
+from qdora_fast.errors import OutOfMemory, without_frames
 from qdora_fast.evaluating import Subject, check_questions, evaluate_model, finish, refuse_regression
 from qdora_fast.fitting import adopt, cap_memory
 from qdora_fast.hardware import describe as describe_machine
 from qdora_fast.manifest import write_manifest
+from qdora_fast.out_of_memory import Lack, attempt, give_back, make_room
 from qdora_fast.preparing import (
     Ready,
     confirm,
@@ -56,7 +58,8 @@ def train(
         The run's folder; `run.adapter` and `run.path / "merged_16bit"` are what it made.
 
     Raises:
-        QdoraError: every foreseen failure, with the place and the fix in its message.
+        QdoraError: every foreseen failure, with the place and the fix in its message. One of the evaluation is raised
+            when everything else is done.
     """
     settings, name = settings_of(config, sections)
     return run_recipe(settings, name=name, resume=resume, console=show.new_console())
@@ -94,7 +97,7 @@ def run_recipe(
                 del model, base  # the proof opens the merged model beside nothing else
                 _export(evidence, config, folder, start.checkpoint is not None, console)
                 show.finished(console, folder)
-                refuse_regression(found or {})
+                refuse_regression(_done(found))
     return folder
 
 
@@ -159,12 +162,24 @@ def _trained(
 
 
 def _evidence(model: Any, config: Config, folder: RunFolder) -> Any:
-    """What the trained model says about the proof rows; None where nothing is exported."""
+    """What the trained model says about the proof rows; None where nothing is exported.
+
+    Raises:
+        OutOfMemory: not even one row fits; the adapter is saved.
+    """
     if config.export.at_end == "none":
         return None
     from qdora_fast.merged_export import record_trained
 
-    return record_trained(model, folder)
+    make_room(model)  # the last answers' keys and values, too
+    while isinstance(found := attempt(lambda: record_trained(model, folder)), Lack):
+        if not give_back(model):
+            raise OutOfMemory(
+                f"memory ran out while the export's proof recorded what the trained model says ({found.why}).\n"
+                f"  The adapter is saved in {folder.adapter}; `qdora-fast export {folder.path}` exports it where more "
+                "memory is free"
+            )
+    return found
 
 
 def _export(evidence: Any, config: Config, folder: RunFolder, again: bool, console: Console) -> None:
@@ -210,15 +225,31 @@ def dry_run(config: Config, *, console: Console) -> None:
 
 def _evaluate(
     model: Any, base: Any, config: Config, folder: RunFolder, prepared: Prepared, console: Console
-) -> dict[str, Any] | None:
-    """Base against tuned on the held-out rows; None where nothing is held out or it is switched off."""
+) -> dict[str, Any] | Exception:
+    """Base against tuned on the held-out rows; {} where nothing is held out or it is switched off. What ends it does
+    not end the run: it is said, and returned without the frames that hold the model."""
     if not prepared.held_out_examples or config.evaluation.max_rows == 0:
-        return None
-    open_backend().FastLanguageModel.for_inference(model)
-    subject = Subject(
-        model, base.tokenizer, base.stop_ids, prepared.held_out, prepared.held_out_examples, base.precision
-    )
-    return evaluate_model(subject, config, folder, console)
+        return {}
+    try:
+        open_backend().FastLanguageModel.for_inference(model)
+        subject = Subject(
+            model, base.tokenizer, base.stop_ids, prepared.held_out, prepared.held_out_examples, base.precision
+        )
+        return evaluate_model(subject, config, folder, console)
+    except Exception as error:  # noqa: BLE001 - training is over; it is raised when everything else is done
+        show.not_evaluated(console, folder, error)
+        return without_frames(error)
+
+
+def _done(found: dict[str, Any] | Exception) -> dict[str, Any]:
+    """The evaluation.
+
+    Raises:
+        Exception: the one that ended it, now that everything else is done.
+    """
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _save_adapter(model: Any, tokenizer: Any, folder: RunFolder) -> None:
