@@ -125,7 +125,7 @@ def loss_bytes(job: Job, card: int | None) -> int:
     sizes, head = job.sizes, 0
     tiled = job.mixed and sizes.vocabulary > 2 * TILE_WORDS and (card <= SMALL_CARD or job.tokens >= LOSS_ROWS)
     if job.head_trained:  # its gradient in fp32, once more when it is scaled
-        tiled, head = False, 2 * FULL * sizes.head_values
+        tiled, head = False, 2 * FULL * sizes.embedding_values
     rows = min(LOSS_ROWS, job.tokens) if tiled else chunk_rows(job.tokens, sizes.hidden, sizes.vocabulary)
     logits = rows * (TILE_WORDS if tiled else 8 * math.ceil(sizes.vocabulary / 8)) * FULL
     return logits + rows * sizes.hidden * (FULL + job.element) + 2 * gradient + head
