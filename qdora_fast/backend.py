@@ -76,7 +76,7 @@ def free_buffers(model: Any) -> None:
     of the last answers, which stay on the attention layers. Call it where no graph is alive; a count of blocks that a
     failed forward pass left half-way starts anew."""
     checkpointing = sys.modules.get("unsloth_zoo.gradient_checkpointing")
-    if hasattr(checkpointing, "GPU_BUFFERS"):  # only once it is in use; resetting it before is an error
+    if checkpointing is not None and hasattr(checkpointing, "GPU_BUFFERS"):  # before, its reset fails
         checkpointing.reset_unsloth_gradient_checkpointing_buffers()
     decoding = sys.modules.get("unsloth.models._decode_graphs")
     if decoding is not None:
