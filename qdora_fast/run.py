@@ -20,6 +20,7 @@ from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.data.dataset import Prepared
 from qdora_fast.demo.base import recorded_name
+from qdora_fast.errors import without_frames
 from qdora_fast.evaluating import Subject, check_questions, evaluate_model, finish, refuse_regression
 from qdora_fast.fitting import adopt, cap_memory
 from qdora_fast.hardware import describe as describe_machine
@@ -57,7 +58,8 @@ def train(
         The run's folder; `run.adapter` and `run.path / "merged_16bit"` are what it made.
 
     Raises:
-        QdoraError: every foreseen failure, with the place and the fix in its message.
+        QdoraError: every foreseen failure, with the place and the fix in its message. One of the evaluation is raised
+            when everything else is done.
     """
     settings, name = settings_of(config, sections)
     return run_recipe(settings, name=name, resume=resume, console=show.new_console())
@@ -95,7 +97,7 @@ def run_recipe(
                 del model, base  # the proof opens the merged model beside nothing else
                 _export(evidence, config, folder, start.checkpoint is not None, console)
                 show.finished(console, folder)
-                refuse_regression(found or {})
+                refuse_regression(_done(found))
     return folder
 
 
@@ -211,15 +213,31 @@ def dry_run(config: Config, *, console: Console) -> None:
 
 def _evaluate(
     model: Any, base: Any, config: Config, folder: RunFolder, prepared: Prepared, console: Console
-) -> dict[str, Any] | None:
-    """Base against tuned on the held-out rows; None where nothing is held out or it is switched off."""
+) -> dict[str, Any] | Exception:
+    """Base against tuned on the held-out rows; {} where nothing is held out or it is switched off. What ends it does
+    not end the run: it is said, and returned without the frames that hold the model."""
     if not prepared.held_out_examples or config.evaluation.max_rows == 0:
-        return None
-    open_backend().FastLanguageModel.for_inference(model)
-    subject = Subject(
-        model, base.tokenizer, base.stop_ids, prepared.held_out, prepared.held_out_examples, base.precision
-    )
-    return evaluate_model(subject, config, folder, console)
+        return {}
+    try:
+        open_backend().FastLanguageModel.for_inference(model)
+        subject = Subject(
+            model, base.tokenizer, base.stop_ids, prepared.held_out, prepared.held_out_examples, base.precision
+        )
+        return evaluate_model(subject, config, folder, console)
+    except Exception as error:  # noqa: BLE001 - training is over; it is raised when everything else is done
+        show.not_evaluated(console, folder, error)
+        return without_frames(error)
+
+
+def _done(found: dict[str, Any] | Exception) -> dict[str, Any]:
+    """The evaluation.
+
+    Raises:
+        Exception: the one that ended it, now that everything else is done.
+    """
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _save_adapter(model: Any, tokenizer: Any, folder: RunFolder) -> None:

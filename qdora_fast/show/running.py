@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from qdora_fast.back_off import Note
 from qdora_fast.config import AdapterSettings
+from qdora_fast.errors import QdoraError, first_line
 from qdora_fast.resume import Start
 from qdora_fast.run_folder import RunFolder
 from qdora_fast.show.console import bar, line, listed
@@ -128,6 +129,13 @@ def exported(console: Console, report: dict[str, Any]) -> None:
         line(console, "", f"[yellow]warning[/] {escape(warning)}", markup=True)
     size = f", {report['bytes'] / 2**20:,.0f} MiB" if report.get("bytes") else ""
     line(console, "exported", f"{report['format']} to {report['path']}{size}")
+
+
+def not_evaluated(console: Console, folder: RunFolder, error: Exception) -> None:
+    """The evaluation ended with an error, and the run goes on."""
+    said = str(error) if isinstance(error, QdoraError) else first_line(error)
+    line(console, "warning", f"the model is not evaluated: {said}")
+    line(console, "", f"the run goes on to its export; later: qdora-fast evaluate {folder.path}")
 
 
 def finished(console: Console, folder: RunFolder) -> None:

@@ -27,7 +27,7 @@ from qdora_fast.engine import residency as module_of_residency
 from qdora_fast.engine.frozen import Nf4
 from qdora_fast.engine.norms import CLOCK, Scratch, Slot
 from qdora_fast.engine.patch import residency
-from qdora_fast.engine.residency import Memory, Residency
+from qdora_fast.engine.residency import Memory, Residency, card_memory
 
 GIB = 2**30
 SIZES = [4000, 1000, 3000, 1000]
@@ -88,6 +88,37 @@ def test_auto_on_a_gpu_decides_once_after_the_first_step() -> None:
     CLOCK.advance()
     assert kept.bytes == 4000
     kept.close()
+
+
+def test_what_others_use_of_a_card_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = 1.0
+    figures = {
+        "mem_get_info": lambda: (13, 24),  # 11 are in use, 10 of them by PyTorch: 1 by the context, by other programs
+        "memory_reserved": lambda: 10,
+        "max_memory_reserved": lambda: 15,
+        "get_per_process_memory_fraction": lambda: share,
+    }
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, figure)
+    assert card_memory() == Memory(free=24 - 1 - 15, total=24)
+    share = 0.75  # of the card, for PyTorch alone
+    assert card_memory() == Memory(free=18 - 15, total=1 + 18)
+
+
+def test_room_is_made_before_a_model_is_asked() -> None:
+    free = [10**6]
+    on_card, _ = _residency(1.0, lambda: Memory(free[0], 10**6), on_gpu=True)
+    here, _ = _residency(1.0, lambda: Memory(free[0], 10**6))
+    undecided, _ = _residency("auto", lambda: Memory(free[0], 10**6), on_gpu=True)
+    for kept in (on_card, here, undecided):
+        kept.make_room()
+    CLOCK.advance()
+    assert (on_card.layers, here.layers, undecided.layers) == (0, 4, 0)
+    free[0] = 10**4
+    here.make_room()
+    assert here.layers == 0
+    for kept in (on_card, here, undecided):
+        kept.close()
 
 
 def test_the_machine_is_not_asked_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:

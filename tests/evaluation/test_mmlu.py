@@ -21,6 +21,7 @@ from qdora_fast.evaluation.harness_tasks import load_mmlu, load_named
 from qdora_fast.evaluation.mmlu import Benchmark, Paired, compare, measure, mmlu_figures, pair, status_of
 from qdora_fast.evaluation.mmlu_subset import draw, ids_hash, question_ids, subject_sizes
 from qdora_fast.model import attach, fuse_layers, load_base
+from qdora_fast.out_of_memory import Batches
 
 BASE = {"base": "tiny", "revision": None, "quantized": True, "precision": "fp32"}
 
@@ -327,3 +328,21 @@ def test_a_missing_harness_is_named_with_the_line_that_installs_it(
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ConfigError, match=r'pip install -c constraints.txt "qdora_fast\[eval\]"'):
         run(reader, settings(copy_of_mmlu), tmp_path)
+
+
+def test_prompts_that_do_not_fit_are_asked_fewer_at_a_time(reader: Reader, copy_of_mmlu: Path) -> None:
+    tasks, ids = load_mmlu({"anatomy": 135}, str(copy_of_mmlu), 0), {"anatomy": range(6)}
+    whole, notes = values(reader.ask(tasks, ids)), []
+    small = Reader(reader.model, reader.tokenizer, 8, Batches(reader.model, notes.append))
+
+    def look(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].shape[0] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = reader.model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        assert values(small.ask(tasks, ids)) == whole
+    finally:
+        hook.remove()
+    assert small.batch_size == 1
+    assert "benchmark questions were answered (CUDA out of memory)" in notes[-1]
