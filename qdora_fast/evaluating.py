@@ -17,9 +17,11 @@ from rich.console import Console
 from qdora_fast import show
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
+from qdora_fast.config.code import METRIC, TASKS
 from qdora_fast.config_file import load_config
 from qdora_fast.errors import ConfigError, RegressionError
 from qdora_fast.hardware import cache_folder
+from qdora_fast.own_code import allow_own_code, require_code_allowed
 from qdora_fast.redact import redact
 from qdora_fast.remote_code import require_allowed
 from qdora_fast.run_folder import RunFolder
@@ -45,6 +47,7 @@ def evaluate(
     *,
     overrides: Sequence[str] = (),
     allow_regression: bool = False,
+    own_code: Sequence[str | Path] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Evaluate a finished run once more.
@@ -53,19 +56,22 @@ def evaluate(
         run: its folder.
         overrides: settings of the `evaluation` section to change, as `evaluation.metric=numeric`.
         allow_regression: report a fallen MMLU instead of failing.
+        own_code: files of code that may run where the run's settings name them; `--own-code` of the command line.
 
     Returns:
         The evaluation, as in evaluation/evaluation.json.
 
     Raises:
-        ConfigError: not a finished run, no held-out rows, a template that is not the run's, an unknown metric.
+        ConfigError: not a finished run, no held-out rows, a template that is not the run's, an unknown metric, code of
+            the run that may not be run.
         RunLocked: another process works in the run's folder.
         RegressionError: MMLU fell by more than `evaluation.mmlu.fail_below`.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
     console = console or show.new_console()
     config = _changed(folder, overrides)
-    with locked(folder.path):
+    with allow_own_code(own_code), locked(folder.path):
+        require_code_allowed(config, *code_asked(config))
         found = evaluate_model(open_run(folder, config), config, folder, console)
         finish(folder)
     if not allow_regression:
@@ -106,6 +112,12 @@ def evaluate_model(subject: Subject, config: Config, folder: RunFolder, console:
     log.append(folder.path, "evaluation", found)
     show.evaluation(console, found, answered)
     return found
+
+
+def code_asked(config: Config) -> tuple[str, ...]:
+    """The settings whose code an evaluation runs."""
+    mmlu = config.evaluation.mmlu
+    return (METRIC, TASKS) if mmlu.enabled and mmlu.tasks else (METRIC,)
 
 
 def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: Config) -> list[Any]:
