@@ -17,7 +17,7 @@ from rich.console import Console
 from qdora_fast import show
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
-from qdora_fast.config.code import METRIC, TASKS
+from qdora_fast.config.code import of_evaluation
 from qdora_fast.config_file import load_config
 from qdora_fast.errors import ConfigError, RegressionError
 from qdora_fast.hardware import cache_folder
@@ -71,7 +71,7 @@ def evaluate(
     console = console or show.new_console()
     config = _changed(folder, overrides)
     with allow_own_code(own_code), locked(folder.path):
-        require_code_allowed(config, *code_asked(config))
+        require_code_allowed(config, *of_evaluation(config))
         found = evaluate_model(open_run(folder, config), config, folder, console)
         finish(folder)
     if not allow_regression:
@@ -112,12 +112,6 @@ def evaluate_model(subject: Subject, config: Config, folder: RunFolder, console:
     log.append(folder.path, "evaluation", found)
     show.evaluation(console, found, answered)
     return found
-
-
-def code_asked(config: Config) -> tuple[str, ...]:
-    """The settings whose code an evaluation runs."""
-    mmlu = config.evaluation.mmlu
-    return (METRIC, TASKS) if mmlu.enabled and mmlu.tasks else (METRIC,)
 
 
 def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: Config) -> list[Any]:

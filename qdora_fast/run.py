@@ -18,9 +18,9 @@ from rich.console import Console
 from qdora_fast import processes, show, token_identity
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
-from qdora_fast.config.code import FORMATTER
+from qdora_fast.config.code import FORMATTER, of_evaluation
 from qdora_fast.data.dataset import Prepared
-from qdora_fast.evaluating import Subject, check_questions, code_asked, evaluate_model, finish, refuse_regression
+from qdora_fast.evaluating import Subject, check_questions, evaluate_model, finish, refuse_regression
 from qdora_fast.fitting import adopt, cap_memory
 from qdora_fast.hardware import describe as describe_machine
 from qdora_fast.manifest import write_manifest
@@ -199,7 +199,7 @@ def prepare_run(config: Config, console: Console) -> Ready:
     from qdora_fast.trainer import check_tracker
 
     check_tracker(config.train)
-    require_code_allowed(config, FORMATTER, *code_asked(config))  # before hours of training, not after them
+    require_code_allowed(config, FORMATTER, *of_evaluation(config))  # before hours of training, not after them
     open_backend()
     base_name = find_base(config, console)
     check_base(base_name, config)

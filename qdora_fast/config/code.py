@@ -85,6 +85,12 @@ def code_named(tree: Any) -> Iterator[tuple[str, str]]:
     yield from found
 
 
+def of_evaluation(config: Any) -> tuple[str, ...]:
+    """The settings whose code an evaluation by a `Config` runs."""
+    mmlu = config.evaluation.mmlu
+    return (METRIC, TASKS) if mmlu.enabled and mmlu.tasks else (METRIC,)
+
+
 def with_code(tree: Any, change: Callable[[str, Keys, str], str], keys: Keys = ()) -> Any:
     """A copy of a config (as a dictionary) in which each value that names code is what `change` makes of it.
 
