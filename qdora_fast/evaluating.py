@@ -91,16 +91,9 @@ def evaluate_model(subject: Subject, config: Config, folder: RunFolder, console:
     rows, examples = [subject.rows[i] for i in chosen], [subject.examples[i] for i in chosen]
     questions = check_questions(rows, subject.tokenizer, config)
     options = _options(config, folder) if settings.metric == "choice" else ()
+    model, tokenizer = subject.model, subject.tokenizer
     with show.answering(console, 2 * len(questions)) as on_answer:
-        answered = ask(
-            subject.model,
-            subject.tokenizer,
-            questions,
-            settings,
-            subject.stop_ids,
-            options=options,
-            on_answer=on_answer,
-        )
+        answered = ask(model, tokenizer, questions, settings, subject.stop_ids, options=options, on_answer=on_answer)
     task, right = judge(answered, settings)
     loss, losses = measure_loss(subject.model, examples)
     by_hash = {row["meta"]["hash"]: number for number, row in enumerate(rows)}

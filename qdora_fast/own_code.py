@@ -144,7 +144,7 @@ def by_content(tree: Any) -> Any:
         try:
             return f"{without_folder(text)} (SHA-256 {_look(setting, file_of(setting, text))[0].sha256[:12]})"
         except ConfigError:
-            return f"{without_folder(text)} (no such file)"
+            return f"{without_folder(text)} (cannot be read)"
 
     return with_code(tree, named)
 

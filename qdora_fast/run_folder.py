@@ -161,15 +161,17 @@ class RunFolder:
             if place.is_file() and place.read_bytes() != content:
                 place = place.with_name(f"{file.stem}-{sha256(content).hexdigest()[:8]}.py")
             place.parent.mkdir(exist_ok=True)
-            place.write_bytes(content)
+            if not place.is_file():
+                place.write_bytes(content)
             return f"{os.path.abspath(place)}:{function}"
 
-        return Config.model_validate(with_code(config.model_dump(), keep))
+        settings = config.model_dump()
+        return Config.model_validate(with_code(settings, keep)) if list(code_named(settings)) else config
 
     def code_elsewhere(self, config: Config) -> list[str]:
         """Paths of the code that a config names and that does not lie in this folder."""
         named = dict.fromkeys(file_of(setting, text) for setting, text in code_named(config.model_dump()))
-        return [str(path) for path in named if not path.is_relative_to(self.path.absolute())]
+        return [str(path) for path in named if not path.is_relative_to(os.path.abspath(self.path))]
 
     def config(self) -> Config:
         """The config this run was started with."""

@@ -49,7 +49,11 @@ def own_code(console: Console, name: str, files: Sequence[str], *, runs: bool) -
 def code_elsewhere(console: Console, paths: Sequence[str]) -> None:
     """Code that the run has no copy of; nothing where there is none."""
     for path in paths:
-        line(console, "code", f"{path} is not copied into the run; evaluating the run again needs it there, unchanged")
+        line(
+            console,
+            "code",
+            f"{path} is not copied into the run; going on with the run and evaluating it need it there, unchanged",
+        )
 
 
 def settled(console: Console, found: Any) -> None:
