@@ -17,10 +17,12 @@ from rich.console import Console
 from qdora_fast import show
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
+from qdora_fast.config.code import of_evaluation
 from qdora_fast.config_file import load_config
 from qdora_fast.errors import ConfigError, RegressionError
 from qdora_fast.hardware import cache_folder
 from qdora_fast.out_of_memory import Batches, make_room
+from qdora_fast.own_code import allow_own_code, require_code_allowed
 from qdora_fast.redact import redact
 from qdora_fast.remote_code import require_allowed
 from qdora_fast.resume import base_fingerprint
@@ -47,6 +49,7 @@ def evaluate(
     *,
     overrides: Sequence[str] = (),
     allow_regression: bool = False,
+    own_code: Sequence[str | Path] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Evaluate a finished run once more.
@@ -55,19 +58,22 @@ def evaluate(
         run: its folder.
         overrides: settings of the `evaluation` section to change, as `evaluation.metric=numeric`.
         allow_regression: report a fallen MMLU instead of failing.
+        own_code: files of code that may run where the run's settings name them; `--own-code` of the command line.
 
     Returns:
         The evaluation, as in evaluation/evaluation.json.
 
     Raises:
-        ConfigError: not a finished run, no held-out rows, a template that is not the run's, an unknown metric.
+        ConfigError: not a finished run, no held-out rows, a template that is not the run's, an unknown metric, code of
+            the run that may not be run.
         RunLocked: another process works in the run's folder.
         RegressionError: MMLU fell by more than `evaluation.mmlu.fail_below`.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
     console = console or show.new_console()
     config = _changed(folder, overrides)
-    with locked(folder.path):
+    with allow_own_code(own_code), locked(folder.path):
+        require_code_allowed(config, *of_evaluation(config))
         found = evaluate_model(open_run(folder, config), config, folder, console)
         finish(folder)
     if not allow_regression:
@@ -93,10 +99,11 @@ def evaluate_model(subject: Subject, config: Config, folder: RunFolder, console:
     rows, examples = [subject.rows[i] for i in chosen], [subject.examples[i] for i in chosen]
     questions = check_questions(rows, subject.tokenizer, config)
     options = _options(config, folder) if settings.metric == "choice" else ()
+    model, tokenizer = subject.model, subject.tokenizer
     with show.answering(console, 2 * len(questions)) as on_answer:
         answered = ask(
-            subject.model,
-            subject.tokenizer,
+            model,
+            tokenizer,
             questions,
             settings,
             subject.stop_ids,

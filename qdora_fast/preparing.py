@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rich.console import Console
 from qdora_fast import show
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
+from qdora_fast.config.code import FORMATTER
 from qdora_fast.data.dataset import DUPLICATES, Prepared
 from qdora_fast.data.render import Renderer, Rendering
 from qdora_fast.data.store import REJECTED
@@ -26,6 +27,7 @@ from qdora_fast.demo.base import DEMO, demo_base
 from qdora_fast.errors import ConfigError, DoesNotFit
 from qdora_fast.fitting import ANYWHERE, RowLengths, Settled, asked_for, measuring, settle, this_machine
 from qdora_fast.memory import base_config, sizes_of
+from qdora_fast.own_code import allow_own_code, require_code_allowed
 from qdora_fast.presets import settings_of
 from qdora_fast.resume import base_fingerprint
 from qdora_fast.run_folder import RunFolder, write_json
@@ -46,11 +48,14 @@ class Ready:
     """What `auto` became, if there was any."""
 
 
-def prepare_data(config: str | Path | Mapping[str, Any] | Config, **sections: Any) -> Prepared:
+def prepare_data(
+    config: str | Path | Mapping[str, Any] | Config, *, own_code: Sequence[str | Path] = (), **sections: Any
+) -> Prepared:
     """Prepare the rows of a config as `train` would, and say what became of them.
 
     Args:
         config: name of a preset, path of a YAML file, a dictionary of sections, or a Config.
+        own_code: files of code that may run where the config names them; `--own-code` of the command line.
         **sections: settings that replace the config's, for instance data={"path": "my.jsonl"}.
 
     Returns:
@@ -62,7 +67,8 @@ def prepare_data(config: str | Path | Mapping[str, Any] | Config, **sections: An
     settings, _ = settings_of(config, sections)
     open_backend()  # a later `train` in this process needs it to come before transformers
     console = show.new_console()
-    ready = ready_data(settings, find_base(settings), console, trains=False)
+    with allow_own_code(own_code):
+        ready = ready_data(settings, find_base(settings), console, trains=False)
     ready = with_quality(ready, ready.config, console)
     show.preflight(console, ready)
     return ready.prepared
@@ -70,6 +76,7 @@ def prepare_data(config: str | Path | Mapping[str, Any] | Config, **sections: An
 
 def run_data(config: Config, *, name: str, out: Path | None, reviewed: Path | None, console: Console) -> dict[str, Any]:
     """Prepare, show, and write the rows, the report and the page of the sample; returns the report as JSON."""
+    require_code_allowed(config, FORMATTER)
     if config.data.quality.enabled:
         open_backend()
     ready = ready_data(config, find_base(config), console, trains=False)

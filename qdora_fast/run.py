@@ -7,7 +7,7 @@ as it happens. Nothing is computed here.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.console import Console
 from qdora_fast import processes, show, token_identity
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
+from qdora_fast.config.code import FORMATTER, of_evaluation
 from qdora_fast.data.dataset import Prepared
 from qdora_fast.demo.base import recorded_name
 from qdora_fast.errors import without_frames
@@ -25,6 +26,7 @@ from qdora_fast.evaluating import Subject, check_questions, evaluate_model, fini
 from qdora_fast.fitting import adopt, cap_memory
 from qdora_fast.hardware import describe as describe_machine
 from qdora_fast.manifest import write_manifest
+from qdora_fast.own_code import allow_own_code, require_code_allowed
 from qdora_fast.preparing import (
     Ready,
     confirm,
@@ -45,13 +47,18 @@ from qdora_fast.training import fit, identity_of
 
 
 def train(
-    config: str | Path | Mapping[str, Any] | Config, *, resume: bool | Literal["auto"] = False, **sections: Any
+    config: str | Path | Mapping[str, Any] | Config,
+    *,
+    resume: bool | Literal["auto"] = False,
+    own_code: Sequence[str | Path] = (),
+    **sections: Any,
 ) -> RunFolder:
     """Fine-tune, compare with the base on held-out rows, export and prove the export.
 
     Args:
         config: name of a preset, path of a YAML file, a dictionary of sections, or a Config.
         resume: go on from the newest whole checkpoint of the run of the same name; "auto": if that run was stopped.
+        own_code: files of code that may run where the config names them; `--own-code` of the command line.
         **sections: settings that replace the config's, for instance train={"epochs": 1}.
 
     Returns:
@@ -62,7 +69,8 @@ def train(
             when everything else is done.
     """
     settings, name = settings_of(config, sections)
-    return run_recipe(settings, name=name, resume=resume, console=show.new_console())
+    with allow_own_code(own_code):
+        return run_recipe(settings, name=name, resume=resume, console=show.new_console())
 
 
 def run_recipe(
@@ -88,7 +96,9 @@ def run_recipe(
         folder = start.folder
         assert folder is not None, "the first process has chosen or made one"
         with locked(folder.path) if processes.first() else nullcontext():
+            config = processes.from_first(folder.keep_code(config) if processes.first() else config)
             show.started(console, folder, start)
+            show.code_elsewhere(console, folder.code_elsewhere(config))
             model, base, ready = _trained(config, folder, ready, start.checkpoint, reviewed, console)
             if processes.first():
                 _save_adapter(model, base.tokenizer, folder)
@@ -192,6 +202,7 @@ def prepare_run(config: Config, console: Console, resumed: RunFolder | None = No
     from qdora_fast.trainer import check_tracker
 
     check_tracker(config.train)
+    require_code_allowed(config, FORMATTER, *of_evaluation(config))  # before hours of training, not after them
     open_backend()
     base_name = find_base(config, resumed)
     check_base(base_name, config)

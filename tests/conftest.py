@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,14 @@ def made_once(name: str, made_in: Path, make: Callable[[Path], object]) -> Path:
             make(folder)
             finished.touch()
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_settings_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The list of allowed code of whoever runs the tests is neither read nor written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
 
 
 @pytest.fixture(scope="session")

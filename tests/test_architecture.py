@@ -21,6 +21,8 @@ RANKS = {
     "redact": -1,
     "errors": 0,
     "child": 0,
+    "allowed_code": 1,
+    "own_code": 2,
     "remote_code": 1,
     "contained": 1,
     "verify": 4,
@@ -29,7 +31,7 @@ RANKS = {
     "yaml_text": 1,
     "config_file": 2,
     "hardware": 2,
-    "processes": 2,
+    "processes": 1,
     "presets": 3,
     "run_folder": 3,
     "engine": 0,
@@ -188,6 +190,73 @@ def test_libraries_are_imported_where_they_belong(path: Path) -> None:
         late = library == "peft" and module in PEFT_AT_TOP
         assert late or library not in NEVER_AT_TOP, f"{module}: import {name} inside the function that needs it"
         assert library != "torch" or part in TORCH_AT_TOP, f"{module}: import torch inside the function that needs it"
+
+
+# What runs code that is found by name or made of text. A name that does not stand there, as text, may be given in the
+# door alone; one of this package (f"qdora_fast.{...}") anywhere.
+RUNNERS = {
+    *("import_module", "__import__", "find_spec", "spec_from_file_location", "exec_module", "run_path", "run_module"),
+}
+BUILT_IN_RUNNERS = {"exec", "eval", "compile", "__import__"}
+DOOR, PYTHON_DOOR = "own_code", "child"
+
+
+def _runs_by_name(tree: ast.AST) -> Iterator[ast.Call]:
+    """Calls that run code by a name or a text which does not stand there."""
+    written = {  # for name in ("a", "b"): the names of such a loop stand there, too
+        node.target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.comprehension | ast.For)
+        and isinstance(node.target, ast.Name)
+        and isinstance(node.iter, ast.Tuple)
+        and all(isinstance(each, ast.Constant) for each in node.iter.elts)
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        plain = node.func.id if isinstance(node.func, ast.Name) else ""
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else plain
+        if not (name in RUNNERS or plain in BUILT_IN_RUNNERS):
+            continue
+        given = node.args[0] if node.args else None
+        first = given.values[0] if isinstance(given, ast.JoinedStr) else None
+        ours = isinstance(first, ast.Constant) and str(first.value).startswith("qdora_fast.")
+        known = isinstance(given, ast.Constant) or (isinstance(given, ast.Name) and given.id in written)
+        if not (ours or known):
+            yield node
+
+
+@pytest.mark.parametrize("path", FILES, ids=_module)
+def test_code_is_run_by_name_only_at_the_doors(path: Path) -> None:
+    module, tree = _module(path), ast.parse(path.read_text())
+    for call in _runs_by_name(tree) if module != DOOR else ():
+        pytest.fail(
+            f"{module}, line {call.lineno}: `{ast.unparse(call)}` runs code by a name that does not stand there. Code "
+            "that a config or a run names comes in through own_code.load_function; a name of your own, write it out"
+        )
+    for node in ast.walk(tree) if module != PYTHON_DOOR else ():
+        if ast.unparse(node) in ("sys.executable", "sys._base_executable"):
+            pytest.fail(
+                f"{module}: start Python with child.python(...), so that no module of the working directory runs"
+            )
+
+
+@pytest.mark.parametrize(
+    ("text", "caught"),
+    [
+        ("importlib.import_module(name)", True),
+        ("__import__(config.data.formatter)", True),
+        ("exec(open(path).read())", True),
+        ("runpy.run_path(sent)", True),
+        ("importlib.util.spec_from_file_location('own', path).loader.exec_module(module)", True),
+        ("importlib.import_module('torch')", False),
+        ("importlib.import_module(f'qdora_fast.engine.{kernel}')", False),
+        ("[each for each in ('a', 'b') if find_spec(each)]", False),
+        ("model.eval(); re.compile(form)", False),
+    ],
+)
+def test_the_scan_for_code_run_by_name_sees_it(text: str, caught: bool) -> None:
+    assert bool(list(_runs_by_name(ast.parse(text)))) == caught
 
 
 @pytest.mark.parametrize("path", [*FILES, *HARNESS], ids=lambda path: f"{path.parent.name}.{path.stem}")

@@ -79,3 +79,42 @@ def test_rows_survive_the_file(config: Config) -> None:
     folder = RunFolder.create(config, "demo")
     folder.write_rows("data/train.jsonl", rows)
     assert folder.read_rows("data/train.jsonl") == rows
+
+
+def _naming(tmp_path: Path, *codes: str) -> Config:
+    """A config whose sources name files that are all called rows.py."""
+    sources = []
+    for number, code in enumerate(codes):
+        file = tmp_path / f"mine{number}" / "rows.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(code)
+        sources.append({"path": "demo", "formatter": f"{file}:f"})
+    return make_config({"model": {"name": "demo"}, "data": {"sources": sources}, "run": {"dir": str(tmp_path)}})
+
+
+def test_a_run_keeps_the_code_that_its_config_names_and_finds_it_where_the_run_lies(tmp_path: Path) -> None:
+    codes = ["def f(row): return row", "def f(row): return None", "def f(row): return row"]
+    run = RunFolder.create(_naming(tmp_path, *codes), "demo")
+    moved = RunFolder(run.path.rename(tmp_path / "moved"))
+    for name in ("mine0", "mine1", "mine2"):
+        (tmp_path / name / "rows.py").unlink()
+    named = [Path(str(source.formatter).removesuffix(":f")) for source in moved.config().data.sources]
+    assert [file.read_text() for file in named] == codes
+    assert named[0] == named[2] == moved.path / "code" / "rows.py" and named[1].parent == moved.path / "code"
+    assert str(tmp_path) not in moved.config_file.read_text().replace(f"dir: {tmp_path}", "")
+
+
+def test_code_that_seems_to_hold_a_secret_is_not_copied_into_a_run(tmp_path: Path) -> None:
+    config = _naming(tmp_path, "def f(row): return row", f"KEY = 'hf_{'a1' * 17}'\ndef f(row): return row")
+    run = RunFolder.create(config, "demo")
+    assert [file.name for file in (run.path / "code").iterdir()] == ["rows.py"]
+    assert run.code_elsewhere(run.config()) == [str(tmp_path / "mine1" / "rows.py")]
+
+
+def test_a_run_is_resumed_with_the_same_code_wherever_it_lies_and_with_no_other(tmp_path: Path) -> None:
+    run = _with_checkpoint(RunFolder.create(_naming(tmp_path, "def f(row): return row"), "demo"), 1)
+    (tmp_path / "elsewhere").mkdir()
+    assert RunFolder.resumable(_naming(tmp_path / "elsewhere", "def f(row): return row").model_copy(
+        update={"run": run.config().run}), "demo").path == run.path  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"rows.py:f \(SHA-256 .*\).* then, .*rows.py:f \(SHA-256 .*\).* now"):
+        RunFolder.resumable(_naming(tmp_path, "def f(row): return {}"), "demo")

@@ -120,7 +120,7 @@ def judge(answered: Answered, settings: EvaluationSettings) -> tuple[dict[str, A
     scores = _scores(answered, metric)
     task = {"metric": metric.name} | _compared(metric, scores, groups)
     task["more"] = {
-        name: _compared(other, _scores(answered, other), groups)
+        other.name: _compared(other, _scores(answered, other), groups)
         for name in settings.more_metrics
         for other in [find_metric(name, pattern=settings.pattern)]
     }

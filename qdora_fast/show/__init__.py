@@ -12,6 +12,7 @@ from qdora_fast.show.rows import counting_rows, preflight, prepared_data, qualit
 from qdora_fast.show.running import (
     adapter,
     chosen,
+    code_elsewhere,
     dry_run,
     engine,
     engine_afterwards,
@@ -40,6 +41,7 @@ __all__ = [
     "aside",
     "asking_benchmark",
     "chosen",
+    "code_elsewhere",
     "conversation",
     "counting_rows",
     "dry_run",

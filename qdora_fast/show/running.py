@@ -47,6 +47,16 @@ def own_code(console: Console, name: str, files: Sequence[str], *, runs: bool) -
         line(console, "base", f"{', '.join(files)} came with it and is not run; Transformers has classes for it")
 
 
+def code_elsewhere(console: Console, paths: Sequence[str]) -> None:
+    """Code that the run has no copy of; nothing where there is none."""
+    for path in paths:
+        line(
+            console,
+            "code",
+            f"{path} is not copied into the run; going on with the run and evaluating it need it there, unchanged",
+        )
+
+
 def settled(console: Console, found: Any) -> None:
     """What `auto` became, and why."""
     listed(console, "auto", filter(None, (*found.said, found.peak)))
