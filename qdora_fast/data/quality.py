@@ -49,7 +49,7 @@ WORST_SHOWN = 20
 _FEWEST_OF_A_SCRIPT = 20
 _MOST_UNHELPFUL = 0.25
 """Share of the scored rows above which the model is taken not to read the layout. Read, all rows but the wrong ones
-are helped by their question; not read, about half are, give or take 0.16 (LOG.md). Half-way between, about: where so
+are helped by their question; not read, 0.45 to 0.83 of them are not (LOG.md). Half-way between, about: where so
 many rows really are wrong, dropping a tail of at most 15 % does not mend them either."""
 _LEAST_EXCESS = math.log(2)
 """Nats per token above the median that make an outlier at the least: each token half as likely as in a usual row.
