@@ -19,6 +19,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import pytest
+from breadth import beyond_pairs
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
@@ -35,8 +36,11 @@ MOST_PROCESSES = 4
 """Of `-n auto`: each holds torch and all libraries, 1 to 2 GiB."""
 
 # Every run tries the same generated examples, on slow machines too, so that a red test is the change's own.
-# HYPOTHESIS_SEARCH=1 looks for new ones.
-settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# `make test-all` takes the profile `all`; HYPOTHESIS_SEARCH=1 looks for new examples.
+for name, most in (("same", 25), ("all", 100)):
+    settings.register_profile(
+        name, max_examples=most, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
 if not os.environ.get("HYPOTHESIS_SEARCH"):
     settings.load_profile("same")
 
@@ -54,6 +58,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: its kernels are then run by Python
     open_backend()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the breadth of each grid as exhaustive."""
+    cases = [(item.nodeid.partition("[")[0], getattr(item, "callspec", None)) for item in items]
+    beyond = beyond_pairs((test, call.params if call else {}) for test, call in cases)
+    for item, left_out in zip(items, beyond, strict=True):
+        if left_out:
+            item.add_marker("exhaustive")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from breadth import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -91,7 +92,7 @@ def test_plain_lora_is_not_dora(tmp_path: Path) -> None:
         assert_complete_dora(tmp_path / "adapter")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_one_damaged_tensor_is_named(whole: Path, tmp_path: Path, data: st.DataObject) -> None:
     bad = change(whole, tmp_path / "bad")

@@ -124,7 +124,8 @@ class QualitySettings(Section):
     max_ifd: Real = Field(1.0, gt=0)
     """Drop rows of which exp(loss of the answer after its question - loss of the answer alone) is at least this."""
     outliers: Real = Field(5.0, gt=0)
-    """Drop rows whose loss lies so many median absolute deviations above the median of their script."""
+    """Drop rows whose loss lies so many median absolute deviations, and at least log 2 nats a token, above the median
+    of their script."""
     min_answer_tokens: Count = Field(10, ge=1)
     """Rows with shorter answers are not scored: their ratio is mostly noise."""
     max_drop: Real = Field(0.15, gt=0, le=0.15)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from breadth import examples
 from html_pages import HOSTILE
 from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, given, settings
@@ -192,7 +193,7 @@ def test_no_path_of_the_machine_is_in_the_card(tmp_path: Path, kind: Kind) -> No
 wild = st.text(max_size=20) | st.sampled_from(HOSTILE)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wild, wild)
 def test_what_others_have_written_is_no_markup(tmp_path: Path, one: str, two: str) -> None:
     def lines(one: str, two: str) -> list[str]:
