@@ -120,7 +120,7 @@ def build(
     if weights.indexed:
         shard_of = {info.name: shard for shard, infos in model.shards.items() for info in infos}
         write_index(folder, shard_of, model.total_bytes)
-    files = copy_companions(weights.folder, _config(model), tokenizer_from, folder)
+    files = copy_companions(weights.folder, merged_config(model), tokenizer_from, folder)
     merged = {f"{name}.weight" for name in update.modules}
     touched = merged | update.saved_modules.keys() | weights.quantized | model.packed
     return MergeReport(
@@ -139,7 +139,7 @@ def build(
     )
 
 
-def _config(model: MergedModel) -> dict[str, object]:
+def merged_config(model: MergedModel) -> dict[str, object]:
     """config.json of the merged model."""
     recipe, infos = model.weights.recipe, model.weights.infos
     quantization = None

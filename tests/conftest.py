@@ -122,6 +122,17 @@ def right_case(demo_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
+def proven_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are examined in this process instead of a new one, whose imports take most of a proof's time."""
+    from qdora_fast import export_proof, plain_reader
+
+    def examine(case: Case, on_phase: Callable[[str], None] = lambda phase: None) -> dict[str, Any]:
+        return export_proof.examine(case, on_phase)
+
+    monkeypatch.setattr(plain_reader, "examine_in_new_process", examine)
+
+
+@pytest.fixture
 def own_demo_run(demo_run: RunFolder, tmp_path: Path) -> RunFolder:
     """A copy of `demo_run` without its checkpoints, for tests that work in a run's folder."""
     copy = tmp_path / "runs" / "demo"

@@ -44,10 +44,10 @@ def test_the_base_is_known_again_and_relatives_are_not(
 ) -> None:
     model = loaded(base, dtype)
     sample = take(model, linears(model))
-    assert len(sample.values) == LINEARS and all(name.endswith(".weight") for name in sample.values)
+    assert len(sample.values) == LINEARS + 7 and len(sample.others) == 7  # norms, embeddings, head
     found = compare(sample, base, dtype)
-    assert found.passed and found.differing == 0 and found.layers == LINEARS
-    assert "blocks of 14 layers" in found.words
+    assert found.passed and found.differing == 0 and found.weights == LINEARS + 7
+    assert "blocks of 21 weights" in found.words
     for number, share in enumerate((0.001, 0.002, 0.005, 0.02)):
         relative = compare(sample, with_noise(base, tmp_path / f"relative-{number}", share), dtype)
         assert not relative.passed
@@ -107,6 +107,32 @@ def test_codes_that_two_processors_may_round_differently_are_no_other_base(tmp_p
     assert not compare(sample, tmp_path, torch.float32).passed
 
 
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head", "model.norm", "layers.1.input_layernorm"])
+def test_what_no_adapter_is_on_is_compared_too(base: Path, tmp_path: Path, name: str) -> None:
+    model, other = load_in_4bit(base, torch.bfloat16), Path(shutil.copytree(base, tmp_path / "other"))
+    edit(other, lambda tensors: [t.mul_(1.01) for key, t in tensors.items() if name in key])
+    found = compare(take(model, linears(model)), other, torch.bfloat16)
+    assert not found.passed and name in found.worst
+
+
+def test_norms_that_a_reader_keeps_with_their_1_added_are_the_bases(base: Path) -> None:
+    """As Unsloth does with Gemma's."""
+    model = load_in_4bit(base, torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data = parameter.data.float() + 1
+    assert compare(take(model, linears(model)), base, torch.bfloat16).passed
+
+
+def test_tensors_that_a_reader_holds_under_another_name_or_size_are_passed_over(base: Path, tmp_path: Path) -> None:
+    model = load_in_4bit(base, torch.bfloat16)
+    model.resize_token_embeddings(model.config.vocab_size + 64)
+    model.model.norm_of_another_name = model.model.norm
+    del model.model.norm
+    found = compare(take(model, linears(model)), base, torch.bfloat16)
+    assert found.passed
+
+
 @pytest.mark.parametrize("row", [0, 63, 127])
 def test_one_replaced_layer_is_another_base_wherever_it_differs(base: Path, tmp_path: Path, row: int) -> None:
     """Half of the rows of one layer, from the first, the middle or the last on."""
@@ -138,7 +164,8 @@ def test_a_layer_of_another_form_is_another_base(base: Path, tmp_path: Path, cha
         tensors.update({} if changed is None else {name: changed.contiguous()})
 
     edit(other, edited)
-    assert compare(sample, other, torch.bfloat16).differing == 1.0
+    found = compare(sample, other, torch.bfloat16)
+    assert found.differing == 1.0 and f"{found.worst}.weight" == name
 
 
 def _packed(weight: torch.Tensor) -> Any:
@@ -171,11 +198,11 @@ def test_every_layer_is_sampled_and_the_record_stays_small(tmp_path: Path) -> No
     layers = torch.nn.ModuleDict({f"l{number}": torch.nn.Linear(256, 256) for number in range(40)})
     names = list(layers)
     sample = take(layers, names)
-    assert len(sample.values) == 40
+    assert len(sample.values) == 80  # biases, too
     keep(layers, names, tmp_path)
     assert (tmp_path / RECORD).stat().st_size < 2**20
     kept = base_sample.load(tmp_path)
-    assert kept is not None and kept.spread
+    assert kept is not None and kept.spread and kept.others == sample.others
     assert all(torch.equal(kept.values[name], value) for name, value in sample.values.items())
     layers["l0"].weight.data.zero_()
     keep(layers, names, tmp_path)  # a resumed run keeps what it began with

@@ -21,11 +21,12 @@ from tiny_checkpoints import edit, tensors_of
 from qdora_fast.config_file import dump_config
 from qdora_fast.errors import ConfigError, ProofError
 from qdora_fast.export_case import record_saved
-from qdora_fast.export_proof import Case, Evidence
+from qdora_fast.export_proof import Case, Evidence, examine
 from qdora_fast.merge import merge
 from qdora_fast.merged_export import export_merged
-from qdora_fast.plain_reader import examine_in_new_process
 from qdora_fast.run_folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("proven_here")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_the_table_of_checks(exported: Any, evidence: Evidence, tmp_path: Path) 
     proof = exported(evidence)["proof"]
     assert proof["passed"] and proof["held_out"] and proof["warnings"] == []
     assert [check["name"] for check in proof["checks"]] == [
-        *("adapter", "base", "weights", "trained_function", "exported_function", "tokens")
+        *("adapter", "base", "config", "weights", "trained_function", "exported_function", "tokens")
     ]
     assert proof["distance"]["kept"] == pytest.approx(1, abs=0.01)
     assert json.loads((tmp_path / "out/export.json").read_text())["proof"]["checks"][-1]["words"] == (
@@ -160,6 +161,20 @@ def test_an_adapter_that_was_not_saved_as_trained_fails_the_export(exported: Any
         exported(behind)
 
 
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_parameters", "tie_word_embeddings"])
+def test_a_config_that_is_not_the_bases_fails_by_name(right_case: Case, tmp_path: Path, key: str) -> None:
+    """However little it moves the outputs."""
+    out = Path(shutil.copytree(right_case.models.exported, tmp_path / "out"))
+    config = json.loads((out / "config.json").read_text())
+    changed = {"rms_norm_eps": 1.1e-6, "rope_parameters": {**config["rope_parameters"], "rope_theta": 10001.0}}
+    (out / "config.json").write_text(json.dumps(config | {key: changed.get(key, True), "added": 1}))
+    if key == "tie_word_embeddings":
+        (out / "config.json").write_text(json.dumps({name: value for name, value in config.items() if name != key}))
+    proof = examine(replace(right_case, models=replace(right_case.models, exported=out)))
+    (words,) = (check["words"] for check in proof["checks"] if check["name"] == "config" and not check["passed"])
+    assert key in words
+
+
 def test_auto_takes_the_16_bit_base_where_it_costs_nothing(exported: Any, evidence: Evidence) -> None:
     report = exported(evidence, merge_base="auto")
     assert report["merge_base"] == "original16" and report["proof"]["passed"]
@@ -204,7 +219,7 @@ def test_an_export_in_4_bits_without_the_gain_is_refused(right_case: Case, demo_
     recipe = replace(right_case.models.recipe, nf4=True)
     merge(right_case.models.base, adapter, tmp_path / "out", recipe, tokenizer_from=demo_run.adapter)
     models = replace(right_case.models, exported=tmp_path / "out", recipe=recipe)
-    proof = examine_in_new_process(replace(right_case, models=models))
+    proof = examine(replace(right_case, models=models))
     failed = {check["name"]: check["words"] for check in proof["checks"] if not check["passed"]}
     assert failed.keys() == {"weights", "exported_function", "gain_kept"} and not proof["passed"]
     assert "nearer the base than the trained model: 0% of the gain kept" in failed["gain_kept"].replace("-0%", "0%")

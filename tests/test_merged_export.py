@@ -14,6 +14,8 @@ from qdora_fast.errors import ConfigError, ProofError, RefusedError
 from qdora_fast.export import export
 from qdora_fast.export_case import record_saved
 
+pytestmark = pytest.mark.usefixtures("proven_here")
+
 
 @pytest.mark.parametrize("method", ["qdora", "dora", "qlora", "lora"])
 def test_every_method_exports_a_proven_model_that_plain_transformers_opens(short_run, method: str) -> None:

@@ -13,6 +13,8 @@ from qdora_fast.errors import ConfigError
 from qdora_fast.export import export
 from qdora_fast.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("proven_here")
+
 
 def test_the_demo_in_4_bits_keeps_what_it_learned(demo_run: RunFolder, tmp_path: Path) -> None:
     from bitsandbytes.nn import Linear4bit
@@ -23,7 +25,7 @@ def test_the_demo_in_4_bits_keeps_what_it_learned(demo_run: RunFolder, tmp_path:
     proof = report["proof"]
     assert proof["passed"] and proof["top1"] > 0.95 and proof["distance"]["kept"] > 0.95
     assert [check["name"] for check in proof["checks"]] == [
-        *("adapter", "base", "weights", "trained_function", "exported_function", "gain_kept", "tokens")
+        *("adapter", "base", "config", "weights", "trained_function", "exported_function", "gain_kept", "tokens")
     ]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     held = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
