@@ -215,7 +215,10 @@ def load_into(model: Any, folder: Path) -> None:
     from safetensors.torch import load_file
 
     weights = load_file(str(folder / WEIGHTS_NAME))
-    result = set_peft_model_state_dict(model, weights)
+    try:
+        result = set_peft_model_state_dict(model, weights)
+    except KeyError as missing:  # PEFT's way of saying it for a module saved in full
+        raise IntegrityError(f"{folder}: {WEIGHTS_NAME} has no tensor {missing}, which the model trains") from None
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     lost = sorted({*result.unexpected_keys, *trained.intersection(result.missing_keys)})
     if lost:

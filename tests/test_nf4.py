@@ -44,6 +44,20 @@ def test_blocks_of_rows_give_what_bitsandbytes_makes_of_the_whole(
     assert {part.name: (part.dtype, part.shape) for part in stored_infos(info)} == said
 
 
+def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
+    weight, info = made(2048, 2560)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            found.append(PackedWeight.pack(weight.split(512), info).parts())
+    finally:
+        torch.set_num_threads(before)
+    for parts in found[1:]:
+        assert all(torch.equal(parts[name], part) for name, part in found[0].items())
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(128, 64), (30, 4096), (64, 192)], ids=str)
 def test_any_rows_unpack_as_in_the_whole(shape: tuple[int, int], dtype: torch.dtype) -> None:

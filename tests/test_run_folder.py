@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +74,40 @@ def test_resume_with_other_settings_names_each_difference(config: Config) -> Non
     with pytest.raises(CheckpointError, match=r"train.learning_rate: 0.0002 then, 0.001 now") as caught:
         RunFolder.resumable(changed, "demo")
     assert "export" not in str(caught.value)
+
+
+FREE = ("run.", "export.", "evaluation.", "train.vram", "train.probe", "train.max_nonfinite")
+"""Settings that may differ when a run is resumed: where files go, how much memory, and what comes after training."""
+
+
+def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        yield from _leaves(value, f"{path}{key}.") if isinstance(value, dict) else [(f"{path}{key}", value)]
+
+
+def _changed(model: Any, path: str, value: Any) -> Any:
+    key, _, rest = path.partition(".")
+    return model.model_copy(update={key: _changed(getattr(model, key), rest, value) if rest else value})
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # a value of any kind will do
+def test_resume_names_whichever_setting_differs(config: Config) -> None:
+    """Set where it was unset, unset where it was set, or another value: for every setting there is."""
+    folder = _with_checkpoint(RunFolder.create(config, "demo"), 5)
+    settings, then = dict(_leaves(config.model_dump())), dict(_leaves(folder.config().model_dump()))
+    assert len(settings) > 80
+    for path, value in settings.items():
+        for other in ("another", None):
+            if other == value:
+                continue
+            changed = _changed(config, path, other)
+            if path.startswith(FREE):
+                if path not in ("run.dir", "run.name"):
+                    RunFolder.resumable(changed, "demo")
+                continue
+            with pytest.raises(CheckpointError) as caught:
+                RunFolder.resumable(changed, "demo")
+            assert str(caught.value).splitlines()[1:] == [f"  - {path}: {then[path]} then, {other} now"]
 
 
 def test_rows_survive_the_file(config: Config) -> None:
