@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mutants", description="Would the tests notice?")
     parser.add_argument("--list", type=Path, default=Path(__file__).parent / "faults.toml", help="of faults, in TOML")
     parser.add_argument("--only", default="", metavar="ID,ID", help="these faults")
+    parser.add_argument("--tests", nargs="+", default=[], help="these instead of those that stand for the module")
     parser.add_argument("--again", action="store_true", help="also those whose result is known")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="faults at once")
     parser.add_argument("--seconds", type=int, default=240, help="of CPU that the tests of a fault may take")

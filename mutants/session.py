@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mutants.listed import Fault, read_faults
-from mutants.standing import tests_for
+from mutants.standing import standing_for
 from mutants.trial import Tested, Trial
 
 LEFT_OUT = (".*", "__pycache__", "*.egg-info", "runs", "faults-left", "build", "dist")
@@ -88,7 +88,8 @@ class _Session:
         for tree in self.trees:
             shutil.copytree(self.chosen.root, tree, ignore=shutil.ignore_patterns(*LEFT_OUT))
         _warm_up(self.trees[0])
-        self._make_once([name for fault in todo for name in tests_for(fault.file, self.trees[0])])
+        named = [test.split("::")[0] for test in self.chosen.tests]
+        self._make_once(named or [test for fault in todo for test in standing_for(fault.file, self.trees[0])])
         running: list[_Running] = []
         try:
             while todo or running:
@@ -120,7 +121,7 @@ class _Session:
     def _make_once(self, tests: Sequence[str]) -> None:
         """By unchanged code, where one of the tests asks for it; kept until the package changes."""
         tree = self.trees[0]
-        needed = {folder for folder, fixture in MADE_ONCE.items() if _mentions(tree, tests, fixture)}
+        needed = [folder for folder, fixture in MADE_ONCE.items() if _mentions(tree, tests, fixture)]
         if not needed:
             return
         key = _hash([tree / "tests" / "conftest.py", tree / "qdora_fast"])
@@ -131,11 +132,12 @@ class _Session:
             shutil.rmtree(old)
         self.made.mkdir(parents=True)
         test = tree / "tests" / "test_made_once.py"
-        test.write_text(f"def test_making({', '.join(MADE_ONCE.values())}):\n    pass\n", encoding="utf-8")
-        tested = self.wait(self.trial(tree, [test.relative_to(tree).as_posix()], keep=tuple(MADE_ONCE)))
+        fixtures = ", ".join(MADE_ONCE[folder] for folder in needed)
+        test.write_text(f"def test_making({fixtures}):\n    pass\n", encoding="utf-8")
+        tested = self.wait(self.trial(tree, [test.relative_to(tree).as_posix()], keep=needed))
         test.unlink()
         if tested.ended != "passed":
-            raise RuntimeError(f"the unchanged code cannot make {', '.join(MADE_ONCE)}: {tested.by or tested.ended}")
+            raise RuntimeError(f"the unchanged code cannot make {fixtures}: {tested.by or tested.ended}")
 
     def _result(self, each: _Running, tested: Tested, key: str) -> Result:
         outcome = {"passed": "survived", "failed": "killed", "timeout": "timeout"}[tested.ended]
@@ -162,7 +164,7 @@ class _Running:
 
     def __init__(self, fault: Fault, tree: Path, session: _Session) -> None:
         self.fault, self.tree = fault, tree
-        self.tests = tests_for(fault.file, tree)
+        self.tests = session.chosen.tests or standing_for(fault.file, tree)
         self._stack = ExitStack()
         applied: AbstractContextManager[None] = fault.applied(tree)
         self._stack.enter_context(applied)
@@ -184,6 +186,7 @@ class _Running:
 def _warm_up(tree: Path) -> None:
     """Import what every trial needs, and nothing of the package itself."""
     sys.dont_write_bytecode = True
+    importlib.import_module("hypothesis")  # by a plugin of pytest
     if not (tree / "qdora_fast" / "backend.py").is_file():
         return
     import torch
@@ -191,7 +194,7 @@ def _warm_up(tree: Path) -> None:
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     sys.path.insert(0, str(tree))
     importlib.import_module("qdora_fast.backend").open_backend()  # unsloth first, and transformers, trl and peft by it
-    for name in ("bitsandbytes", "datasets", "hypothesis", "safetensors.torch", "triton"):
+    for name in ("bitsandbytes", "datasets", "safetensors.torch", "triton"):
         importlib.import_module(name)
     sys.path.remove(str(tree))
     for name in [name for name in sys.modules if name.split(".")[0] == "qdora_fast"]:
@@ -200,7 +203,7 @@ def _warm_up(tree: Path) -> None:
 
 def _key(fault: Fault, root: Path) -> str:
     """A hash of the fault, of the file it is put into and of the tests that stand for it."""
-    paths = [root / fault.file, root / "tests/conftest.py", *(root / test for test in tests_for(fault.file, root))]
+    paths = [root / fault.file, root / "tests/conftest.py", *(root / test for test in standing_for(fault.file, root))]
     return hashlib.sha256(f"{asdict(fault)} {_hash(paths)}".encode()).hexdigest()[:16]
 
 

@@ -26,7 +26,7 @@ MORE: dict[str, tuple[str, ...]] = {
 }
 
 
-def tests_for(file: str, root: Path) -> list[str]:
+def standing_for(file: str, root: Path) -> list[str]:
     """Paths of tests from the project's root, the closest first; empty where nothing stands for this file."""
     inside = Path(file).with_suffix("").relative_to("qdora_fast")
     own = f"tests/{inside.with_name(f'test_{inside.name}').as_posix()}.py"

@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
-WAITS = 4
-"""A trial may take so many times its CPU limit on the clock: the machine may be shared, and tests wait, too."""
+PATIENCE = 60
+"""A trial may take so many seconds and four times its CPU limit on the clock: the machine may be shared."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Trial:
     def ended(self) -> Tested | None:
         """How it ended; None while it runs."""
         pid, status, _ = os.wait4(self._pid, os.WNOHANG)
-        late = time.monotonic() - self._since > WAITS * self.seconds
+        late = time.monotonic() - self._since > PATIENCE + 4 * self.seconds
         if not pid and not late:
             return None
         result = self._result(None if not pid else os.waitstatus_to_exitcode(status))

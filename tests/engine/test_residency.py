@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -136,6 +137,18 @@ def test_after_close_no_step_is_listened_to(choice: Any, on_gpu: bool, steps: in
     CLOCK.advance()
     assert len(calls) == before and all(slot.relieve is None for slot in slots)
     assert kept.layers == 0
+
+
+@pytest.mark.parametrize("give_back", ["release", "close"])
+def test_what_is_given_back_is_free_again(give_back: str) -> None:
+    kept, slots = _residency(1.0)
+    made = [slot.keep(kept, ((4, 5), slot.dtype, torch.device("cpu")), lambda out: out.fill_(1)) for slot in slots]
+    alive = [weakref.ref(matrix) for matrix in made]
+    del made
+    assert all(reference() is not None for reference in alive)
+    getattr(kept, give_back)()
+    assert [reference() for reference in alive] == [None] * len(slots)
+    kept.close()
 
 
 @given(
