@@ -141,10 +141,12 @@ class _Plugin:
         self.folder, self.made, self.keep = folder, made, keep
 
     def pytest_runtest_logreport(self, report: Any) -> None:
+        """Pytest's: after each phase of a test."""
         if report.failed:
             self._failed(report.nodeid)
 
     def pytest_collectreport(self, report: Any) -> None:
+        """Pytest's: after a file was collected, or could not be."""
         if report.failed:
             lines = str(report.longrepr).strip().splitlines()
             self._failed(f"{report.nodeid}: {lines[-1] if lines else 'cannot be collected'}"[:200])
@@ -156,7 +158,8 @@ class _Plugin:
         if self.made is not None and not self.keep:
             shutil.copytree(self.made, base, dirs_exist_ok=True, symlinks=True)
         yield
-        for name in self.keep if self.made is not None else ():
+        for name in self.keep:
+            assert self.made is not None
             shutil.copytree(base / name, self.made / name, symlinks=True)
             (self.made / f"{name}.finished").touch()
 

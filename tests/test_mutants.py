@@ -22,7 +22,7 @@ FAULTS = {
     "harmless": ("# twice", "# two times"),
     "harmful": ("return 2 * x", "return 3 * x"),
     "stale": ("return 4 * x", "return 5 * x"),
-    "endless": ("return 2 * x", "\n    while True:\n        pass"),
+    "endless": ("return 2 * x", "while x:\n        x += 1"),
     "unreadable": ("return 2 * x", "return ("),
 }
 
