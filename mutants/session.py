@@ -49,7 +49,7 @@ def run(chosen: argparse.Namespace) -> int:
     """Run, show a table, keep the results; 0 where each fault is killed or equivalent, otherwise 1."""
     faults = [fault for fault in read_faults(chosen.list) if not chosen.only or fault.id in chosen.only.split(",")]
     known = _read(chosen.results)
-    keys = {fault.id: _key(fault, chosen.root) for fault in faults}
+    keys = {fault.id: " ".join([_key(fault, chosen.root), *chosen.tests]) for fault in faults}
     wanted = [
         fault for fault in faults if chosen.again or fault.id not in known or known[fault.id].key != keys[fault.id]
     ]
