@@ -27,7 +27,8 @@ ARGS    ?=
 TORCH_BY_UV = $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu "torch==$(TORCH)"
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock train test test-all test-gpu bench bench-gpu bench-data bench-export benchmarks faults lint format clean
+.PHONY: help install lock train test test-all test-gpu bench bench-gpu bench-data bench-export benchmarks faults mutants \
+        lint format clean
 
 help: ## show these verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -68,6 +69,9 @@ benchmarks: $(STAMP) ## write the measured part of BENCHMARKS.md from the kept r
 
 faults: $(STAMP) ## kill, fill, flip and break real runs and count what is lost (ARGS="--full", "--only kill")
 	$(BIN)/python -m faults $(ARGS)
+
+mutants: $(STAMP) ## put single faults into the code, one at a time: do the tests notice? (ARGS="--only ID")
+	$(BIN)/python -m mutants $(ARGS)
 
 lint: $(STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -23,8 +23,9 @@ from qdora_fast.manifest import problems, read_manifest
 from qdora_fast.run_folder import RunFolder
 from qdora_fast.run_lock import in_use
 
-_PEEK = 2**20
-"""Bytes of each weight file that go into the base's fingerprint: another fine-tune of it differs there, too."""
+_PEEKS, _PEEK = 16, 2**16
+"""Places in each weight file, evenly apart, and the bytes at each that go into the base's fingerprint. The beginning
+alone is not enough: it often holds the embeddings, which a fine-tune of the same base leaves as they were."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,18 @@ def require_same(checkpoint: Path, identity: Mapping[str, Any]) -> None:
 
 def base_fingerprint(name: str, revision: str | None) -> str:
     """What tells one base from another without reading it whole: hub name and revision, or a hash over a folder's
-    config and the beginning and size of each weight file (its path may change)."""
+    config and the size of each weight file and some of its bytes (its path may change)."""
     folder = Path(name)
     if not folder.is_dir():
         return f"{name}@{revision or 'main'}"
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")]):
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
-            digest.update(file.read(_PEEK))
+            for number in range(_PEEKS):
+                file.seek(max(0, size - _PEEK) * number // (_PEEKS - 1))
+                digest.update(file.read(_PEEK))
     return f"weights {digest.hexdigest()[:16]}"
 
 

@@ -242,14 +242,15 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
-    """Settings that differ, leaving out where files go and what only happens after training."""
+    """Settings that differ, leaving out where files go and what only happens after training. Both are dumps of one
+    schema, so they have the same keys."""
     lines = []
     for key, value in old.items():
         place = f"{path}{key}"
         if place in ("run", "export", "evaluation", "train.vram", "train.probe", "train.max_nonfinite"):
             continue
         if isinstance(value, dict):
-            lines += _differences(value, new.get(key, {}), f"{place}.")
-        elif value != new.get(key):
-            lines.append(f"{place}: {value} then, {new.get(key)} now")
+            lines += _differences(value, new[key], f"{place}.")
+        elif value != new[key]:
+            lines.append(f"{place}: {value} then, {new[key]} now")
     return lines

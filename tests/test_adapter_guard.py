@@ -63,7 +63,14 @@ def test_a_model_that_lost_magnitudes_is_refused(dora: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("part", "value"), [("lora_A", torch.nan), ("lora_B", torch.inf), ("lora_magnitude_vector", -1.0)]
+    ("part", "value"),
+    [
+        ("lora_A", torch.nan),
+        ("lora_B", torch.inf),
+        ("lora_magnitude_vector", -1.0),
+        ("lora_magnitude_vector", 0.0),
+        ("lora_magnitude_vector", torch.nan),
+    ],
 )
 def test_broken_values_in_memory_are_named(dora: Any, part: str, value: float) -> None:
     complete_in_memory(dora)

@@ -116,7 +116,9 @@ def test_a_checkpoint_holds_no_pickle_says_whose_it_is_and_only_the_newest_are_k
     assert about["identity"]["effective batch"] == 4
 
 
-def test_the_best_checkpoint_is_kept_beside_the_newest(tiny_config) -> None:
+def test_the_best_checkpoint_is_kept_beside_the_newest_and_found_where_the_run_lies(
+    tiny_config, tmp_path: Path
+) -> None:
     settings = {"early_stopping": 3, "eval_steps": 1, "save_steps": 1, "max_steps": 6, "learning_rate": 0.9}
     settings["magnitude_learning_rate"] = 1e-6
     run = train(tiny_config(train=settings))
@@ -124,7 +126,12 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tiny_config) -> None:
     best = state["best_global_step"]
     assert best < state["global_step"] - 1, "this rate makes it worse"
     assert _steps(run)[0] == best
-    assert _adapter(run) == (run.path / "checkpoints" / f"checkpoint-{best}" / "adapter_model.safetensors").read_bytes()
+    adapter = _adapter(run)
+    assert adapter == (run.path / "checkpoints" / f"checkpoint-{best}" / "adapter_model.safetensors").read_bytes()
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    again = train(tiny_config(train=settings, run={"dir": str(tmp_path / "moved")}), resume=True)
+    assert again.path == tmp_path / "moved" / run.path.name
+    assert _adapter(again) == adapter
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(tiny_config, capsys) -> None:

@@ -83,6 +83,13 @@ def test_the_environments_secrets_are_known_by_value(monkeypatch: pytest.MonkeyP
     assert {WANDB, PASSWORD} <= set(secrets_of(os.environ))
 
 
+@pytest.mark.parametrize("names", [("A_TOKEN", "B_TOKEN"), ("B_TOKEN", "A_TOKEN")])
+def test_a_secret_that_begins_with_another_goes_whole(names: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(names[0], PASSWORD)
+    monkeypatch.setenv(names[1], f"{PASSWORD}-and-more")
+    assert redact(f"<{PASSWORD}-and-more> <{PASSWORD}>") == f"<{MARK}> <{MARK}>"
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(), lambda e: st.lists(e) | st.dictionaries(st.text(), e)

@@ -17,16 +17,33 @@ from qdora_fast.run_folder import RunFolder
 
 
 def test_a_base_is_known_by_its_weights_and_not_by_its_place(tmp_path: Path) -> None:
-    first, moved, other = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    first, moved = tmp_path / "a", tmp_path / "b"
     first.mkdir()
+    size = 3 * 2**20
     (first / "config.json").write_text("{}")
-    (first / "model.safetensors").write_bytes(bytes(3 * 2**20))
+    (first / "model.safetensors").write_bytes(bytes(size))
     shutil.copytree(first, moved)
-    shutil.copytree(first, other)
-    (other / "model.safetensors").write_bytes(b"\x01" + bytes(3 * 2**20 - 1))
-    assert base_fingerprint(str(first), None) == base_fingerprint(str(moved), None)
-    assert base_fingerprint(str(first), None) != base_fingerprint(str(other), None)
+    known = base_fingerprint(str(first), None)
+    assert base_fingerprint(str(moved), None) == known
+    part = size // 10  # as wide as one layer of ten; a fine-tune changes them all
+    others = {
+        "its beginning": b"\x01" + bytes(size - 1),
+        "a layer after the embeddings": bytes(4 * part) + b"\x01" * part + bytes(size - 5 * part),
+        "its end": bytes(size - 1) + b"\x01",
+        "longer": bytes(size + 4096),
+        "shorter": bytes(size - 4096),
+        "much shorter": bytes(4096),
+    }
+    seen = {known}
+    for content in others.values():
+        (moved / "model.safetensors").write_bytes(content)
+        seen.add(base_fingerprint(str(moved), None))
+    shutil.copy(first / "model.safetensors", moved)
+    (moved / "config.json").write_text('{"rope_theta": 5}')
+    seen.add(base_fingerprint(str(moved), None))
+    assert len(seen) == len(others) + 2
     assert base_fingerprint("someone/some-model", "abc") == "someone/some-model@abc"
+    assert base_fingerprint("someone/some-model", None) == "someone/some-model@main"
 
 
 def test_the_newest_whole_checkpoint_is_taken_and_each_newer_one_explained(tmp_path: Path) -> None:

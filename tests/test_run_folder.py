@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +74,39 @@ def test_resume_with_other_settings_names_each_difference(config: Config) -> Non
     with pytest.raises(CheckpointError, match=r"train.learning_rate: 0.0002 then, 0.001 now") as caught:
         RunFolder.resumable(changed, "demo")
     assert "export" not in str(caught.value)
+
+
+FREE = ("run.", "export.", "evaluation.", "train.vram", "train.probe", "train.max_nonfinite")
+"""Settings that may differ when a run is resumed: where files go, how much memory, and what comes after training."""
+
+
+def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        yield from _leaves(value, f"{path}{key}.") if isinstance(value, dict) else [(f"{path}{key}", value)]
+
+
+def _changed(model: Any, path: str, value: Any) -> Any:
+    key, _, rest = path.partition(".")
+    return model.model_copy(update={key: _changed(getattr(model, key), rest, value) if rest else value})
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # a value of any kind will do
+@pytest.mark.parametrize("other", ["another", None])
+def test_resume_names_whichever_setting_differs(config: Config, other: str | None) -> None:
+    """Set where it was unset, unset where it was set, or another value: of all settings there are, at once."""
+    folder = _with_checkpoint(RunFolder.create(config, "demo"), 5)
+    then = dict(_leaves(folder.config().model_dump()))
+    assert len(then) > 80
+    changed = config
+    for path in then:
+        if path not in ("run.dir", "run.name"):  # where to look
+            changed = _changed(changed, path, other)
+    with pytest.raises(CheckpointError) as caught:
+        RunFolder.resumable(changed, "demo")
+    wanted = {path: value for path, value in then.items() if value != other and not path.startswith(FREE)}
+    assert str(caught.value).splitlines()[1:] == [
+        f"  - {path}: {value} then, {other} now" for path, value in wanted.items()
+    ]
 
 
 def test_rows_survive_the_file(config: Config) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_models import (
     EPS,
     bound,
@@ -43,6 +46,12 @@ def plenty_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else this machine is doing."""
     monkeypatch.setattr(module_of_residency, "machine_memory", lambda: Memory(2**40, 2**40))
     monkeypatch.setattr(module_of_residency, "LOOK_EVERY", 0.0)
+
+
+@pytest.fixture
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots of a pretended GPU can be given back."""
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -146,13 +155,45 @@ def test_memory_pressure_takes_everything_back() -> None:
     kept.close()
 
 
-def test_after_close_no_step_is_listened_to() -> None:
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("choice", [1.0, "auto", "off"])
+@pytest.mark.parametrize("steps", [0, 1])
+def test_after_close_no_step_is_listened_to(choice: Any, on_gpu: bool, steps: int, no_card: None) -> None:
     calls = []
-    kept, slots = _residency(1.0, lambda: calls.append(1) or Memory(10**6, 10**6))
+    kept, slots = _residency(choice, lambda: calls.append(1) or Memory(10**6, 10**6), on_gpu=on_gpu)
+    for _ in range(steps):
+        CLOCK.advance()
     kept.close()
     before = len(calls)
     CLOCK.advance()
     assert len(calls) == before and all(slot.relieve is None for slot in slots)
+    assert kept.layers == 0
+
+
+@pytest.mark.parametrize("give_back", ["release", "close"])
+def test_what_is_given_back_is_free_again(give_back: str) -> None:
+    kept, slots = _residency(1.0)
+    made = [slot.keep(kept, ((4, 5), slot.dtype, torch.device("cpu")), lambda out: out.fill_(1)) for slot in slots]
+    alive = [weakref.ref(matrix) for matrix in made]
+    del made
+    assert all(reference() is not None for reference in alive)
+    getattr(kept, give_back)()
+    assert [reference() for reference in alive] == [None] * len(slots)
+    kept.close()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.sampled_from([torch.bfloat16, torch.float32])), max_size=8),
+    st.integers(0, 800),
+)
+def test_as_many_layers_are_kept_as_fit(sizes: list[tuple[int, torch.dtype]], budget: int) -> None:
+    """Within the budget, and no layer that was left out would still have fitted."""
+    slots = [Slot(*size) for size in sizes]
+    kept = Residency(slots, "off", on_gpu=False)
+    kept.admit(budget)
+    assert kept.bytes == sum(slot.bytes for slot in slots if slot.allowed) <= budget
+    assert kept.layers == sum(slot.allowed for slot in slots)
+    assert all(slot.bytes > budget - kept.bytes for slot in slots if not slot.allowed)
 
 
 def test_layers_in_the_folded_form_have_nothing_to_keep() -> None:
