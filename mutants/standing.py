@@ -12,6 +12,7 @@ from pathlib import Path
 _ENGINE = ("histories", "functions", "layers", "norms", "residency", "hooks")
 _KERNELS = ("nf4", "norms", "sums", "borders")
 MORE: dict[str, tuple[str, ...]] = {
+    "engine/patch": ("tests/engine/test_patch.py", "tests/test_adapter_guard.py"),
     "engine/kernels/": tuple(f"tests/engine/kernels/test_kernels_{name}.py" for name in _KERNELS),
     "engine/": tuple(f"tests/engine/test_{name}.py" for name in _ENGINE),
     "data/groups": ("tests/data/test_dedup.py", "tests/data/test_similarity.py"),
@@ -23,6 +24,10 @@ MORE: dict[str, tuple[str, ...]] = {
     "weights": ("tests/test_merged_model.py", "tests/test_merge.py"),
     "nf4": ("tests/test_merged_model.py",),
     "run_folder": ("tests/test_resume.py",),
+    "peft_layers": ("tests/test_proof.py", "tests/test_output_proof.py"),
+    "streamed": ("tests/test_output_proof.py",),
+    "export_proof": ("tests/test_nf4_export.py",),
+    "distance": ("tests/test_export_proof.py",),
 }
 
 

@@ -204,8 +204,8 @@ def attach(base: Base, settings: AdapterSettings, train: TrainSettings) -> Any:
     return model
 
 
-def fuse_layers(model: Any, settings: EngineSettings) -> Any:
-    """Put the fused forward and backward into a PEFT model; see engine/.
+def fuse_layers(model: Any, settings: EngineSettings, *, saved: bool = False) -> Any:
+    """Put the fused forward and backward into a PEFT model; see engine/. `saved`: its adapter was read from a file.
 
     Returns:
         EngineReport: what was fused, and what was left to PEFT and why.
@@ -217,7 +217,7 @@ def fuse_layers(model: Any, settings: EngineSettings) -> Any:
     from qdora_fast.engine.patch import EngineError
 
     try:
-        return install(model, **settings.model_dump())
+        return install(model, **settings.model_dump(), saved=saved)
     except EngineError as error:
         raise ConfigError(str(error)) from None
 
@@ -236,7 +236,7 @@ def load_trained(name: str, config: Config, adapter: Path, *, precision: str) ->
 
     model = PeftModel.from_pretrained(base.model, str(adapter))
     guard_saves(model)
-    fuse_layers(model, config.engine)
+    fuse_layers(model, config.engine, saved=True)  # another processor's norms differ in their last bits
     return base, model.eval()
 
 

@@ -129,7 +129,7 @@ def _prepared(config: Config, resumed: RunFolder | None, console: Console) -> Re
 def _start(config: Config, ready: Ready, name: str, start: Start) -> Start:
     """Where this run begins: in a new folder, or at a checkpoint that is of this very run."""
     if start.checkpoint is not None and not config.data.quality.enabled:  # else the rows are not chosen yet
-        require_same(start.checkpoint, identity_of(config, ready))
+        require_same(start.checkpoint, identity_of(config, ready), ready.base_name)
     return start if start.folder else replace(start, folder=RunFolder.create(config, name))
 
 

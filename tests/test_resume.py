@@ -5,6 +5,7 @@ Which run is gone on with, and that it ends the same, is in test_checkpoint.py a
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -72,3 +73,26 @@ def test_each_difference_to_the_run_that_wrote_it_is_named(tmp_path: Path) -> No
         "  - optimizer: adamw then, adamw_8bit now",
         "  - template: not recorded then, x now",
     ]
+
+
+def test_the_fingerprint_of_an_earlier_version_is_known(tmp_path: Path) -> None:
+    """It was a hash over names, sizes and the first MiB of each file."""
+    base, checkpoint = tmp_path / "base", tmp_path / "checkpoint"
+    for folder in (base, checkpoint):
+        folder.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(bytes(range(256)) * 8192)
+    digest = hashlib.sha256()
+    for file in (base / "config.json", base / "model.safetensors"):
+        digest.update(f"{file.name} {file.stat().st_size}".encode() + file.read_bytes()[: 2**20])
+    write_manifest(checkpoint, {"identity": {"base": f"weights {digest.hexdigest()[:16]}", "seed": 1}})
+    now = {"base": base_fingerprint(str(base), None), "seed": 1}
+    require_same(checkpoint, now, str(base))
+    with pytest.raises(CheckpointError, match="base: "):
+        require_same(checkpoint, now)
+    with pytest.raises(CheckpointError) as caught:
+        require_same(checkpoint, now | {"seed": 2}, str(base))
+    assert "base: " not in str(caught.value)
+    (base / "config.json").write_text('{"rope_theta": 5}')
+    with pytest.raises(CheckpointError, match="base: "):
+        require_same(checkpoint, {"base": base_fingerprint(str(base), None), "seed": 1}, str(base))
