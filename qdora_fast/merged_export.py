@@ -100,15 +100,14 @@ def export_merged(
     config, made = folder.config(), folder.read_json("model.json")
     base = base_folder(made, config)
     refuse_own_sources(out, base, folder.adapter)
-    chosen, reason = (merge_base, None) if merge_base != "auto" else _before_measuring(to, base, made)
+    chosen, reason = (merge_base, None) if merge_base != "auto" else _before_measuring(base, made)
     report = _build_and_prove(folder, evidence, to, chosen, out, console, measure=reason == MEASURE)
     if "instead" in report["proof"]:
         reason = report["proof"]["instead"]
-        show.note(console, f"{reason}: merging into the 4-bit weights that training saw instead")
+        show.note(console, "the 16-bit weights would cost held-out loss: merging into the 4-bit ones that training saw")
         report = _build_and_prove(folder, evidence, to, "dequant4", out, console)
     elif reason == MEASURE:
-        distance = report["proof"].get("distance", {}).get("words", "not measured")
-        reason = f"the 16-bit weights cost nothing that matters: {distance}"
+        reason = "they cost nothing that matters on these rows"
     report["merge_base_reason"] = reason
     unproven = unproven_folder(out)
     write_json(unproven / "export.json", report)
@@ -129,12 +128,10 @@ MEASURE = "measured"
 """The base to merge into is decided by what the export in `original16` costs."""
 
 
-def _before_measuring(to: str, base: Path, made: Mapping[str, Any]) -> tuple[str, str]:
+def _before_measuring(base: Path, made: Mapping[str, Any]) -> tuple[str, str]:
     """What `merge_base: auto` takes first, and why: `MEASURE` where only the result can tell."""
     from qdora_fast.weights import read_json
 
-    if to != "merged_16bit":
-        return "original16", "4 bits merged into 4 bits would round the tuning away"
     if not made["quantized_modules"]:
         return "original16", "training saw the 16-bit weights"
     if read_json(base / "config.json").get("quantization_config") is not None:
