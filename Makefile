@@ -27,7 +27,7 @@ ARGS    ?=
 TORCH_BY_UV = $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu "torch==$(TORCH)"
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock train test test-gpu bench bench-gpu bench-data bench-export benchmarks faults lint format clean
+.PHONY: help install lock train test test-gpu bench bench-gpu bench-data bench-export benchmarks faults proofs lint format clean
 
 help: ## show these verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -65,6 +65,9 @@ benchmarks: $(STAMP) ## write the measured part of BENCHMARKS.md from the kept r
 
 faults: $(STAMP) ## kill, fill, flip and break real runs and count what is lost (ARGS="--full", "--only kill")
 	$(BIN)/python -m faults $(ARGS)
+
+proofs: $(STAMP) ## export real runs rightly and wrongly and count false alarms and misses (ARGS="--size full")
+	$(BIN)/python -m proofs $(ARGS)
 
 lint: $(STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
