@@ -23,7 +23,7 @@ from proofs.plan import ARITHMETICS, Batch, Training, batches
 from proofs.preloaded import Done, Preloaded
 from proofs.work import keys
 
-_EVERY = 0.5
+_EVERY = 1.0
 """Seconds between two looks into the record."""
 
 
@@ -57,7 +57,8 @@ def run(chosen: argparse.Namespace) -> int:
         todo = _chosen(chosen, console)
         broken = do(todo, places, chosen.jobs, console)
     lines = records.read(places.record)
-    table.show(lines)
+    print(table.summary(lines), end="")
+    (folder / "summary.md").write_text(table.summary(lines), encoding="utf-8")
     table.show_wrong(lines, console)
     for words in broken:
         console.print(f"NOT DONE {words}", markup=False, soft_wrap=True)
@@ -152,8 +153,13 @@ def _progress(console: Console, total: int, expected: set[str], record: Path) ->
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[wrong]}"), console=console, auto_refresh=False) as progress:
         task = progress.add_task("", total=total, wrong="")
+        shown: list[Any] = []
 
         def say(words: str) -> None:
+            new = [words, record.stat().st_size if record.is_file() else 0]
+            if shown == new:
+                return
+            shown[:] = new
             lines = records.read(record)
             wrong = len(table.false_alarms(lines)) + len(table.let_pass(lines))
             done = sum(line["key"] in expected for line in lines)

@@ -61,8 +61,9 @@ def do(batch: Batch, subject: Subject, scratch: Path, *, skip: Collection[str] =
             shutil.rmtree(own, ignore_errors=True)
             own.mkdir()
             wrong, seconds = _timed(partial(_wrong_export, subject, form, control, own, f"{place}/{control.name}"))
+            differing = differing_values(right.folder, wrong.folder) if wrong.folder.is_dir() else None
             line = _line(batch, form, control, wrong, seconds)
-            yield line | {"differing": differing_values(right.folder, wrong.folder) if wrong.folder.is_dir() else None}
+            yield line | {"differing": differing, "right_failed": right.failed}
 
 
 def _wrong_export(subject: Subject, form: str, control: Control, own: Path, seed: str) -> exporting.Exported:

@@ -73,11 +73,18 @@ def test_stored_values_are_compared_bit_by_bit(tmp_path: Path) -> None:
 
 def test_a_mistake_that_changed_nothing_is_no_wrong_export() -> None:
     def line(**found: Any) -> dict[str, Any]:
-        return {"control": "alpha doubled", "of_weights": True, "passed": True, "differing": 0, **found}
+        return {
+            "control": "alpha doubled",
+            "of_weights": True,
+            "differing": 0,
+            "failed": [],
+            "right_failed": [],
+        } | found
 
-    assert let_pass([line(), line(passed=False, differing=3)]) == []
+    assert let_pass([line(), line(failed=["weights"], differing=3)]) == []
     assert len(let_pass([line(differing=1)])) == 1
     assert len(let_pass([line(control="rope_theta", of_weights=False)])) == 1
+    assert len(let_pass([line(differing=1, failed=["gain_kept"], right_failed=["gain_kept"])])) == 1
 
 
 @pytest.mark.parametrize("size", SIZES)
