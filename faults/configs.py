@@ -9,6 +9,7 @@ valid may be refused.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,14 +20,18 @@ from random import Random
 from faults.lab import Lab
 from faults.mutants import A_FOLDER, MAKERS
 from faults.trial import Group, Outcome
+from qdora_fast import child
 from qdora_fast.config_file import load_config
 from qdora_fast.errors import ConfigError
+
+_SEARCHED = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+"""This folder is not installed, so the process that judges is told where it is."""
 
 
 def mutated(lab: Lab, folder: Path, seed: int, numbers: Sequence[int]) -> Iterator[Outcome]:
     """Have a fresh process judge these mutants."""
-    command = [sys.executable, "-m", "faults.configs", str(folder), str(seed), *map(str, numbers)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = child.python("-m", "faults.configs", str(folder), str(seed), *map(str, numbers))
+    done = subprocess.run(command, capture_output=True, text=True, env=child.environment(PYTHONPATH=_SEARCHED))
     outcomes = [Outcome(**json.loads(line)) for line in done.stdout.splitlines()]
     if done.returncode:
         last = outcomes.pop()

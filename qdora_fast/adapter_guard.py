@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -195,3 +196,25 @@ def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer
 
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+
+
+def unsaved(model: Any, file: Path) -> list[str]:
+    """What differs between the trained tensors of a live PEFT model and a saved adapter, in words; [] if nothing does.
+
+    Args:
+        file: adapter_model.safetensors. Compared bit by bit, adapters in fp32, as they are written.
+    """
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    state = {key: value.float() if ".lora_" in key else value for key, value in model.state_dict().items()}
+    live = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    saved = load_file(file)
+    found = [f"{name}: trained, but not saved" for name in sorted(live.keys() - saved.keys())]
+    found += [f"{name}: saved, but not trained" for name in sorted(saved.keys() - live.keys())]
+    return found + [
+        f"{name}: saved with other values than were trained"
+        for name in sorted(live.keys() & saved.keys())
+        if not torch.equal(live[name].cpu().float(), saved[name].float())
+    ]

@@ -1,18 +1,22 @@
 """Are these weights the base that a run was trained on? A sample is kept while training and asked for at the merge.
 
-An adapter merged into a sibling of its base (another revision, the chat version, a folder whose files were replaced)
-loads, answers, and can be closer to the trained model than NF4's own error is: neither the comparison with PEFT's merge
-nor the answers show it. So a run keeps the beginning of some layers, as training held them: the 4-bit codes of an NF4
-layer, the values of another one. The same layers of a 16-bit base, rounded in the same way, must give the same.
+An adapter merged into a relative of its base (another revision, the chat version, a folder whose files were replaced)
+loads, answers, and can be closer to the trained model than NF4's own error is. So a run keeps a few blocks of every
+adapted layer, as training held them: the 4-bit codes of an NF4 layer, the values of another one. The same blocks of the
+named base, rounded in the same way, must be the same. The one exception is a value so near the middle between two
+codes that two processors can round it differently.
 
-What this does not do: look at every layer. A base of which only other layers or rows differ is not noticed; a hub
-revision is, by `resume.py`.
+A base that was stored in 4 bits by somebody else may have been made from another precision of the same weights. There,
+and only there, up to `MOST_DIFFERING` of the codes may differ, and the share is said.
+
+What this does not do: look at every value. The proof's other checks see other differences by what they compute.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +26,46 @@ from torch import Tensor
 
 from qdora_fast.nf4 import BLOCK, codes_of
 from qdora_fast.staging import let_read
-from qdora_fast.weights import WeightFolder
+from qdora_fast.weights import TensorInfo, WeightFolder
 
 RECORD = "base_sample.safetensors"
-LAYERS = 16
-VALUES = 128 * BLOCK
-"""Of each layer: 4 KiB of codes."""
+BLOCKS = 32
+"""Of each layer, evenly spread: 1 KiB of codes; 0.2 MiB for an 8B model."""
 MOST_DIFFERING = 0.01
-"""Share of a layer's values. NF4 made from bfloat16 instead of fp32 differs in 0.4 %; from weights with noise of half a
-percent, in 1.5 %."""
+"""Share of a layer's codes, where 4 bits were made elsewhere. Made from bfloat16 instead of fp32: 0.4 %; from weights
+with noise of half a percent: 1.5 %."""
+TIE = 8 * 2.0**-24
+"""Distance from the middle between two codes, of values scaled to 1, within which a division in fp32 may round it to
+either: a few units of roundoff."""
 
 
-def take(model: Any, modules: Sequence[str]) -> dict[str, Tensor]:
-    """Sample the frozen weights of `modules`, evenly chosen: name of the weight -> codes (uint8) or values, flat.
+@dataclass(frozen=True)
+class Sample:
+    """Some blocks of the frozen weights of a run's base."""
+
+    values: dict[str, Tensor]
+    """Name of the weight -> codes (uint8, two in a byte) or values, flat."""
+    spread: bool
+    """Blocks from all over each layer; False in runs before version 2 of the record, which kept the beginning."""
+
+    def save(self, file: Path) -> None:
+        """Write to a safetensors file."""
+        from safetensors.torch import save_file
+
+        save_file(self.values, file, metadata={"spread": json.dumps(self.spread)})
+
+    @classmethod
+    def load(cls, file: Path) -> Sample:
+        """Read what `save`, or an earlier version, wrote."""
+        from safetensors import safe_open
+
+        with safe_open(file, framework="pt") as tensors:
+            spread = json.loads((tensors.metadata() or {}).get("spread", "false"))
+            return cls({name: tensors.get_tensor(name) for name in tensors.keys()}, spread)  # noqa: SIM118
+
+
+def take(model: Any, modules: Sequence[str]) -> Sample:
+    """Sample the frozen weights of `modules`.
 
     Args:
         model: a loaded base, or a PEFT model on it.
@@ -42,95 +73,131 @@ def take(model: Any, modules: Sequence[str]) -> dict[str, Tensor]:
     """
     layers = {_plain(name): module for name, module in model.named_modules()}
     found = {}
-    for name in _some(modules):
+    for name in modules:
         weight = layers[name].weight.data.flatten()
-        codes = weight.dtype == torch.uint8
-        found[f"{name}.weight"] = weight[: VALUES // 2 if codes else VALUES].detach().to("cpu", copy=True)
-    return found
+        packed = weight.dtype == torch.uint8
+        picked = _positions(weight.numel() * (2 if packed else 1))
+        picked = picked[::2] // 2 if packed else picked
+        found[f"{name}.weight"] = weight[picked.to(weight.device)].detach().to("cpu", copy=True)
+    return Sample(found, spread=True)
 
 
 def keep(model: Any, modules: Sequence[str], folder: Path) -> None:
-    """Keep a sample with its run; that of its start, when it is gone on with."""
-    from safetensors.torch import save_file
-
+    """Keep a sample with its run. A resumed run keeps the one of its start."""
     if not (folder / RECORD).is_file():
-        save_file(take(model, modules), folder / RECORD)
+        take(model, modules).save(folder / RECORD)
         let_read(folder / RECORD)
 
 
-def load(folder: Path) -> dict[str, Tensor] | None:
+def load(folder: Path) -> Sample | None:
     """The sample of a run; None where it has none."""
-    from safetensors.torch import load_file
-
-    return load_file(folder / RECORD) if (folder / RECORD).is_file() else None
+    return Sample.load(folder / RECORD) if (folder / RECORD).is_file() else None
 
 
 @dataclass(frozen=True)
-class Agreement:
+class BaseMatch:
     """What a folder of weights has in common with a sample."""
 
     layers: int
     differing: float
     """Share of the values that differ, in the layer where most do; 1 where it is not there or has another form."""
     worst: str
+    packed_elsewhere: bool
+    """Training read its base in 4 bits."""
 
     @property
     def passed(self) -> bool:
         """Whether it is the base of the sample."""
-        return self.differing <= MOST_DIFFERING
+        return self.differing <= (MOST_DIFFERING if self.packed_elsewhere else 0.0)
 
     @property
     def words(self) -> str:
         """The finding as one sentence."""
-        if self.passed:
-            return f"the base is the one trained on: {self.layers} of its layers, sampled, are as training held them"
-        return (
-            f"the base is not the one trained on: {self.worst} differs in {self.differing:.1%} of its values; "
-            "name the very model that was trained on, in its revision"
-        )
+        if not self.passed:
+            return (
+                f"the base is not the one trained on: {self.worst} differs in {self.differing:.2%} of its values; "
+                "name the very model that was trained on, in its revision"
+            )
+        said = f"the base is the one trained on: blocks of {self.layers} layers are as training held them"
+        if self.differing:
+            said += f", but for {self.differing:.2%} of the codes: its 4 bits were made from another precision"
+        return said
 
 
-def compare(sample: Mapping[str, Tensor], base: Path, dtype: torch.dtype | None) -> Agreement:
+def compare(sample: Sample, base: Path, dtype: torch.dtype | None, *, packed_elsewhere: bool = False) -> BaseMatch:
     """Compare the weights in `base` with a sample.
 
     Args:
         dtype: in which training loaded the base; None: that of the files.
+        packed_elsewhere: training read its base in 4 bits, so that it is not known from which dtype they were made.
 
     Raises:
         ConfigError, IntegrityError: see `weights.WeightFolder`.
     """
     files = WeightFolder(base)
-    shares = {name: _differing(kept, files, name, dtype) for name, kept in sample.items()}
+    dtypes = [torch.bfloat16, torch.float16, torch.float32] if packed_elsewhere else [dtype]
+    shares = {name: min(_differing(kept, files, name, each, sample.spread) for each in dtypes)
+              for name, kept in sample.values.items()}  # fmt: skip
     worst = max(shares, key=lambda name: shares[name])
-    return Agreement(len(shares), shares[worst], worst.removesuffix(".weight"))
+    return BaseMatch(len(shares), shares[worst], worst.removesuffix(".weight"), packed_elsewhere)
 
 
-def _differing(kept: Tensor, files: WeightFolder, name: str, dtype: torch.dtype | None) -> float:
-    """Share of the values of one layer that are not as kept; 1 where they cannot be compared."""
+def _differing(kept: Tensor, files: WeightFolder, name: str, dtype: torch.dtype | None, spread: bool) -> float:
+    """Share of the sampled values of one layer that are not as kept; 1 where they cannot be compared."""
     info = files.infos.get(name)
     if info is None:
         return 1.0
     codes, packed = kept.dtype == torch.uint8, info.dtype == torch.uint8
-    count = 2 * len(kept) if codes and not packed else len(kept)
-    rows = min(info.rows, -(-count // max(1, math.prod(info.shape[1:]))))
-    values = files.rows(name, 0, rows).flatten()[:count]
-    if codes and not packed:
-        values = codes_of(values.to(dtype or values.dtype))
-    if len(values) != len(kept) or packed > codes:
+    count = len(kept) * (2 if codes else 1)
+    values = math.prod(info.shape) * (2 if packed else 1)
+    picked = _positions(values) if spread else torch.arange(min(count, values))
+    if packed > codes or abs(len(picked) - count) > codes:
         return 1.0
-    if codes:
-        kept, values = _unpacked(kept), _unpacked(values)
-    return float((kept != values.to(kept.dtype)).double().mean())
+    if packed:
+        return float((_unpacked(kept) != _unpacked(_read(files, info, picked[::2] // 2))).double().mean())
+    found = _read(files, info, picked)
+    if not codes:
+        return float((kept != found.to(dtype or found.dtype).to(kept.dtype)).double().mean())
+    found = found.to(dtype or found.dtype)
+    return _other_codes(_unpacked(kept)[: len(found)], found) / len(found)
+
+
+def _other_codes(kept: Tensor, values: Tensor) -> int:
+    """How many 4-bit codes, flat, are not those of `values`, ties apart."""
+    from bitsandbytes.functional import get_4bit_type
+
+    codes = _unpacked(codes_of(values))[: len(values)]
+    wrong = (codes != kept).nonzero()[:, 0]
+    table = get_4bit_type("nf4", device="cpu").double()
+    blocks = torch.nn.functional.pad(values.double().abs(), (0, -len(values) % BLOCK)).view(-1, BLOCK)
+    scaled = values.double()[wrong] / blocks.amax(dim=1)[wrong // BLOCK].clamp_min(torch.finfo(torch.float64).tiny)
+    ours, theirs = codes[wrong].long(), kept[wrong].long()
+    tie = ((ours - theirs).abs() == 1) & ((scaled - (table[ours] + table[theirs]) / 2).abs() <= TIE)
+    return int((~tie).sum())
+
+
+def _read(files: WeightFolder, info: TensorInfo, picked: Tensor) -> Tensor:
+    """Values at flat positions, ascending, of a tensor on the disk; read in rows."""
+    width = max(1, math.prod(info.shape[1:]))
+    parts = []
+    for start, stop in info.blocks():
+        inside = picked[(picked >= start * width) & (picked < stop * width)]
+        if len(inside):
+            first, last = int(inside[0]) // width, int(inside[-1]) // width + 1
+            parts.append(files.rows(info.name, first, last).flatten()[inside - first * width])
+    return torch.cat(parts)
+
+
+def _positions(values: int) -> Tensor:
+    """Flat positions of whole blocks, evenly spread over a tensor, the first and the last among them."""
+    count = -(-values // BLOCK)
+    blocks = torch.linspace(0, count - 1, min(BLOCKS, count), dtype=torch.float64).round().long().unique()
+    picked = (blocks[:, None] * BLOCK + torch.arange(BLOCK)).flatten()
+    return picked[picked < values]
 
 
 def _unpacked(codes: Tensor) -> Tensor:
     return torch.stack([codes >> 4, codes & 15], dim=1).flatten()
-
-
-def _some(modules: Sequence[str]) -> list[str]:
-    """At most LAYERS of them, the first and the last among them."""
-    count = min(LAYERS, len(modules))
-    return [modules[round(place)] for place in torch.linspace(0, len(modules) - 1, count).tolist()]
 
 
 def _plain(name: str) -> str:

@@ -1,15 +1,9 @@
-"""Does the merged model say what the trained model says? Measured on held-out rows.
+"""What a model says about some rows, recorded, and how far two recordings are apart.
 
-Each model is run over the same rows and leaves a `Recording`: its loss on every trained position,
-and its full next-token distribution on some of them. Two recordings give an `Agreement`, and
-`judge` turns agreements into checks. Recordings are plain tensors on the CPU, so that the models
-can be loaded one after the other and need never be in memory together.
-
-What agreement to ask for depends on the merge. `dequant4`, and a base that was never quantised,
-reproduce the trained function up to rounding. `original16` differs from it by the base's own
-4-bit error, by design: that error is the yardstick then, not zero. What behaviour cannot show is
-a magnitude dropped after a light tune, which moves outputs less than quantisation does: that is
-caught by structure (`adapter_guard.py`) and by the weights (`proof.py`).
+A `Recording` holds a model's loss on every trained position of each row and its full next-token
+distribution on some of them. Recordings are plain tensors on the CPU, so that models can be loaded one after
+the other and need never be in memory together, and they can be handed to another process.
+What distance is allowed is the business of `output_proof.py`; what it means for the user that of `distance.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +12,7 @@ import gc
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +29,9 @@ BUDGET_BYTES = 256 * 2**20
 NEAR_TIE = 0.1
 """Nats. Two candidates closer than this are a tie that 16-bit logits (spacing 0.125 at 16) cannot decide."""
 
-NOISE_FACTOR = 3.0
-"""original16: the merged model may be this many times as far from the trained one as NF4 is from 16 bits."""
-NOISE_FLOOR = 1e-4
-"""Nats per token. Smaller 4-bit errors are taken for this, so that the yardstick never vanishes."""
-LOSS_SHARE, LOSS_FLOOR = 0.01, 0.005
-"""original16: held-out loss may rise by 1 %, or by this many nats where the loss itself is tiny."""
-EXACT_KL, EXACT_TOP1 = 1e-3, 0.99
-"""Merges that reproduce the trained function: KL below, agreement on the first choice above."""
-
 IGNORED = -100
+
+Rows = Sequence[Mapping[str, Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -55,10 +42,39 @@ class Recording:
     """Of token ids and labels: only recordings of the same rows can be compared."""
     log_probs: tuple[Tensor, ...]
     """Per row [positions, vocabulary], fp32: log-softmax at evenly spaced trained positions."""
-    loss: float
-    """Mean cross-entropy over all trained positions, in nats."""
-    tokens: int
-    """Number of trained positions."""
+    losses: tuple[float, ...]
+    """Per row: summed cross-entropy over its trained positions, in nats."""
+    counts: tuple[int, ...]
+    """Per row: number of trained positions."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of trained positions."""
+        return sum(self.counts)
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy over all trained positions, in nats."""
+        return sum(self.losses) / self.tokens
+
+    def save(self, file: Path) -> None:
+        """Write to a safetensors file."""
+        from safetensors.torch import save_file
+
+        rows = {f"{number:06d}": row.contiguous() for number, row in enumerate(self.log_probs)}
+        facts = {"rows_sha256": self.rows_sha256, "losses": json.dumps(self.losses), "counts": json.dumps(self.counts)}
+        save_file(rows, file, metadata=facts)
+
+    @classmethod
+    def load(cls, file: Path) -> Recording:
+        """Read what `save` wrote."""
+        from safetensors import safe_open
+
+        with safe_open(file, framework="pt") as tensors:
+            facts = tensors.metadata()
+            rows = tuple(tensors.get_tensor(name) for name in sorted(tensors.keys()))
+        losses, counts = (tuple(json.loads(facts[name])) for name in ("losses", "counts"))
+        return cls(facts["rows_sha256"], rows, losses, counts)
 
 
 @dataclass(frozen=True)
@@ -70,70 +86,82 @@ class Agreement:
     top1: float
     """Share of positions where the other's first choice is the reference's, or within `NEAR_TIE` of it."""
     ce_reference: float
-    """Held-out loss of the reference in nats per token."""
+    """Loss of the reference in nats per token."""
     ce_other: float
     """The same of the other model."""
     positions: int
     """Positions whose distributions were compared."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One measured value against its limit."""
+class RowRecorder:
+    """Takes logits at trained positions of rows, in any pieces, and keeps what a recording needs.
 
-    name: str
-    value: float
-    limit: float
-    passed: bool
-    words: str
+    Args:
+        rows: `input_ids` and `labels` (-100 where not trained) of equal length.
+        budget: bytes for the distributions; decides how many positions of each row are kept.
+    """
+
+    def __init__(self, rows: Rows, budget: int = BUDGET_BYTES) -> None:
+        self._rows = rows
+        self._labels = [torch.tensor(list(row["labels"]))[1:] for row in rows]  # [T - 1]: what each position says next
+        self._budget = budget // max(1, len(rows))
+        self._kept: list[list[Tensor]] = [[] for _ in rows]
+        self._losses = [0.0] * len(rows)
+
+    def trained(self, number: int) -> Tensor:
+        """Positions of a row that say a trained token next, ascending."""
+        return (self._labels[number] != IGNORED).nonzero()[:, 0]
+
+    def add(self, number: int, positions: Tensor, logits: Tensor) -> None:
+        """Take logits [n, V] at `positions` [n] of a row, some of `trained(number)`."""
+        logits = logits.float()
+        labels = self._labels[number][positions].to(logits.device)
+        self._losses[number] += float(cross_entropy(logits, labels, reduction="none").double().sum())
+        trained = self.trained(number)
+        wanted = trained[_evenly(len(trained), self._budget // (4 * logits.shape[-1]))]
+        chosen = torch.isin(positions, wanted).to(logits.device)
+        self._kept[number].append(logits[chosen].log_softmax(dim=-1).cpu())
+
+    def recording(self) -> Recording:
+        """What was taken.
+
+        Raises:
+            ProofError: no row has a trained position.
+        """
+        counts = tuple(len(self.trained(number)) for number in range(len(self._rows)))
+        if not sum(counts):
+            raise ProofError("no held-out row has a trained position, so nothing can be compared; hold out more rows")
+        width = next(parts[0].shape[-1] for parts in self._kept if parts)
+        log_probs = tuple(torch.cat(parts) if parts else torch.empty(0, width) for parts in self._kept)
+        return Recording(_rows_sha256(self._rows), log_probs, tuple(self._losses), counts)
 
 
-@dataclass(frozen=True)
-class BehaviourProof:
-    """Every check, and the measurements behind them."""
-
-    merge_base: str
-    merged: Agreement
-    """Trained model against the merged one."""
-    base: Agreement
-    """Trained model against its base."""
-    quantization: Agreement | None
-    """Base in NF4 against base in 16 bits; None where no such error enters."""
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """True when every check passed."""
-        return all(check.passed for check in self.checks)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For export.json."""
-        return {"passed": self.passed, "kl": self.merged.mean_kl, "top1": self.merged.top1, **asdict(self)}
-
-
-def record(model: Any, rows: Sequence[Mapping[str, Sequence[int]]], *, budget: int = BUDGET_BYTES) -> Recording:
+def record(model: Any, rows: Rows, *, budget: int = BUDGET_BYTES) -> Recording:
     """Run a causal language model over rows, one at a time, in evaluation mode.
 
     Args:
         model: anything that maps input_ids [1, T] to `.logits` [1, T, V]. For the base of a PEFT model, call this
             inside `with model.disable_adapter()`.
-        rows: `input_ids` and `labels` (-100 where not trained) of equal length.
-        budget: bytes for the distributions; decides how many positions of each row are kept.
+        rows, budget: see `RowRecorder`.
 
     Raises:
         ProofError: no row has a trained position.
     """
-    was_training = model.training
+    recorder, was_training = RowRecorder(rows, budget), model.training
     model.eval()
     try:
-        parts = [_record_row(model, row, budget // max(1, len(rows))) for row in rows]
+        for number, row in enumerate(rows):
+            positions = recorder.trained(number)
+            if not len(positions):
+                continue
+            ids = torch.tensor([list(row["input_ids"])], device=next(model.parameters()).device)  # [1, T]
+            with torch.inference_mode():
+                logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+                for some in positions.split(256):
+                    recorder.add(number, some, logits[some.to(logits.device)])
     finally:
         model.train(was_training)
-    tokens = sum(len(losses) for _, losses in parts)
-    if tokens == 0:
-        raise ProofError("no held-out row has a trained position, so behaviour cannot be compared; hold out more rows")
-    loss = float(torch.cat([losses for _, losses in parts]).double().mean())
-    return Recording(_rows_sha256(rows), tuple(log_probs for log_probs, _ in parts), loss, tokens)
+    return recorder.recording()
 
 
 def compare(reference: Recording, other: Recording) -> Agreement:
@@ -165,61 +193,30 @@ def compare(reference: Recording, other: Recording) -> Agreement:
     )
 
 
-def judge(
-    merge_base: str,
-    tuned_vs_merged: Agreement,
-    tuned_vs_base: Agreement,
-    base_nf4_vs_base16: Agreement | None = None,
-    *,
-    packed: bool = False,
-    trained_in_4bit: bool = True,
-) -> BehaviourProof:
-    """Decide whether the merged model is the trained one.
-
-    Args:
-        merge_base: `original16` or `dequant4`.
-        tuned_vs_merged: the trained model against the merged one, opened again from its folder.
-        tuned_vs_base: the trained model against the base it was trained on.
-        base_nf4_vs_base16: the base in 4 bits against 16 bits. Only for `original16` after training in 4 bits;
-            without it the merged model must reproduce the trained one up to rounding.
-        packed: the merged model is in 4 bits itself, which is one more 4-bit error after training in 4 bits. Its
-            loss is `survival.py`'s business.
-        trained_in_4bit: the trained model carries the base's 4-bit error.
-    """
-    if merge_base == "original16" and base_nf4_vs_base16 is not None:
-        errors = packed + trained_in_4bit
-        checks = _within_noise(tuned_vs_merged, tuned_vs_base, base_nf4_vs_base16, errors)
-        checks = tuple(check for check in checks if not (packed and check.name == "held_out_loss"))
-    else:
-        checks = _the_same(tuned_vs_merged)
-    return BehaviourProof(merge_base, tuned_vs_merged, tuned_vs_base, base_nf4_vs_base16, checks)
-
-
-def reopen(folder: Path, *, device: str, dtype: torch.dtype | None = None, in_4bit: bool = False) -> Any:
+def reopen(folder: Path, *, device: str, dtype: torch.dtype | None = None, **options: Any) -> Any:
     """Open a model folder as any reader would: plain AutoModelForCausalLM, nothing of the training stack.
 
     Args:
         device: `cpu`, `cuda`, ...
         dtype: type of computation; None: fp32 on the CPU, where 16-bit arithmetic is slow, else as stored.
-        in_4bit: quantise its weights to NF4 as they are loaded.
+        options: of `from_pretrained`, for instance another `device_map`.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
     chosen = dtype or (torch.float32 if device == "cpu" else "auto")
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     model = AutoModelForCausalLM.from_pretrained(
         str(folder),
         dtype=chosen,
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=remote_code_allowed(),
-        device_map={"": device},
-        **({"quantization_config": nf4} if in_4bit else {}),
+        **{"device_map": {"": device}, **options},
     )
     for module in model.modules():
-        if device == "cpu" and hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' Linear4bit
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' Linear4bit
             module.support_avx512bf16_for_cpu = False  # a private packing, with scales in bfloat16
-            module.compute_dtype = chosen
+            if isinstance(chosen, torch.dtype):
+                module.compute_dtype = module.weight.quant_state.dtype = chosen
     return model.eval()
 
 
@@ -230,57 +227,13 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _within_noise(merged: Agreement, base: Agreement, quantization: Agreement, errors: int) -> tuple[Check, ...]:
-    """As far from the trained model as that many 4-bit errors of the base are, no further."""
-    noise = NOISE_FACTOR * errors * max(quantization.mean_kl, NOISE_FLOOR)
-    loss_limit = merged.ce_reference + max(LOSS_SHARE * merged.ce_reference, LOSS_FLOOR)
-    nearer, words = base.mean_kl, "KL(trained ‖ merged), at most KL(trained ‖ base)"
-    if base.mean_kl <= noise:
-        nearer = noise
-        words = "training moved the outputs less than 4-bit noise does: held to that noise, not to KL(trained ‖ base)"
-    return (
-        _at_most(
-            "kl_to_trained",
-            merged.mean_kl,
-            noise,
-            f"KL(trained ‖ merged), at most {NOISE_FACTOR * errors:g} times the 4-bit error",
-        ),
-        _at_most("held_out_loss", merged.ce_other, loss_limit, "held-out loss of the merged model, at most 1 % more"),
-        _at_most("closer_than_base", merged.mean_kl, nearer, words),
-    )
-
-
-def _the_same(merged: Agreement) -> tuple[Check, ...]:
-    """dequant4, or a base that was never quantised: the trained function up to rounding."""
-    top1 = Check("top1", merged.top1, EXACT_TOP1, merged.top1 > EXACT_TOP1, "share of equal first choices, at least")
-    return (_at_most("kl_to_trained", merged.mean_kl, EXACT_KL, "KL(trained ‖ merged), at most"), top1)
-
-
-def _at_most(name: str, value: float, limit: float, words: str) -> Check:
-    """A check that fails above its limit, and on NaN."""
-    return Check(name, value, limit, value <= limit, words)
-
-
-def _record_row(model: Any, row: Mapping[str, Sequence[int]], budget: int) -> tuple[Tensor, Tensor]:
-    """Distributions [positions, V] at some trained positions of a row, and the loss [n] at all of them."""
-    device = next(model.parameters()).device
-    ids = torch.tensor([list(row["input_ids"])], device=device)  # [1, T]
-    labels = torch.tensor(list(row["labels"]), device=device)[1:]  # [T - 1], what each position should say next
-    with torch.inference_mode():
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, :-1]
-        trained = (labels != IGNORED).nonzero()[:, 0]
-        losses = torch.cat([cross_entropy(logits[t].float(), labels[t], reduction="none") for t in trained.split(256)])
-        kept = trained[_evenly(len(trained), budget // (4 * logits.shape[-1]))]
-        return logits[kept].float().log_softmax(dim=-1).cpu(), losses.cpu()
-
-
 def _evenly(count: int, most: int) -> Tensor:
     """Indices of at most `most` (at least one) evenly spaced items out of `count`."""
     wanted = min(count, max(1, most))
     return torch.linspace(0, count - 1, wanted).round().long() if wanted else torch.empty(0, dtype=torch.long)
 
 
-def _rows_sha256(rows: Sequence[Mapping[str, Sequence[int]]]) -> str:
+def _rows_sha256(rows: Rows) -> str:
     """A fingerprint of token ids and labels."""
     content = [[list(map(int, row["input_ids"])), list(map(int, row["labels"]))] for row in rows]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

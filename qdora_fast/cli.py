@@ -225,9 +225,11 @@ for command in (export, import_adapter, verify, chat, serve, bench, bench_gpu, b
 def main() -> None:
     """Entry point: run the command, turn foreseen errors into one message and an exit code."""
     from qdora_fast import processes
+    from qdora_fast.child import protect_children
     from qdora_fast.errors import ConfigError, QdoraError
 
     guard_output()
+    protect_children()
     debug = "--debug" in sys.argv[1:]
     if debug:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")

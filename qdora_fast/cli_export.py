@@ -14,7 +14,9 @@ from qdora_fast.cli_options import SET, loads_base
 @click.argument("run")
 @click.option("--to", "to", default="merged_16bit", show_default=True, metavar="FORMAT",
               help="merged_16bit, merged_4bit_forced, gguf, adapter, or (for runs without DoRA) lora.")  # fmt: skip
-@click.option("--merge-base", type=click.Choice(["original16", "dequant4"]), help="Default: the run's own setting.")
+@click.option(
+    "--merge-base", type=click.Choice(["auto", "original16", "dequant4"]), help="Default: the run's own setting."
+)
 @click.option("--llama-cpp", type=click.Path(), metavar="DIR", help="For gguf: your llama.cpp checkout.")
 @click.option("--gguf-type", metavar="TYPE", help="For gguf: f16, bf16, q8_0 (default), q4_k_m, ...")
 @click.option("--out", type=click.Path(), help="Folder to write; default: RUN/FORMAT.")

@@ -1,91 +1,166 @@
 """Is an exported folder the model that was trained? All that is asked of it, as one table of checks.
 
-The base (`base_sample.py`), weights (`proof.py`), answers in a fresh process (`behaviour.py`,
-`plain_reader.py`), what is left of the gain (`survival.py`), and tokens (`token_identity.py`). A
-failed check fails the export.
+Proven, tightly; a check that fails fails the export:
+
+    adapter             what was saved is what was trained, bit for bit
+    base                the named base is the one that was trained on                       `base_sample.py`
+    weights             every stored value is PEFT's merge, all others are the base's       `proof.py`
+    trained_function    the trained model computes PEFT's function of the saved adapter     `output_proof.py`
+    exported_function   the folder, opened by plain readers, computes PEFT's merge          `output_proof.py`
+    tokens              text becomes the tokens that were trained on                        `token_identity.py`
+
+Measured and reported: how far the exported function is from the trained one (`distance.py`), which decides
+`merge_base: auto` and, for an export in 4 bits alone, whether enough of the gain is left.
+
+`plain_reader.py` has a case examined in a process of its own, where nothing of the training stack has replaced parts of
+Transformers or PEFT. `examine` is what that process does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.config import Config
-from qdora_fast.run_folder import RunFolder
+import torch
+from safetensors import SafetensorError
+
+from qdora_fast import base_sample
+from qdora_fast.behaviour import Recording, Rows, release_memory
+from qdora_fast.distance import Distance
+from qdora_fast.errors import first_line
+from qdora_fast.output_proof import Models, OutputProof, OutputRecorder, judge
+from qdora_fast.proof import WeightProof, prove_weights
+from qdora_fast.token_identity import describe_folder, differences
+from qdora_fast.weights import read_json
+
+OnPhase = Callable[[str], None]
+"""Told what is being done now."""
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What the trained model and its base say about the proof rows; plain tensors, the models are gone."""
 
-    rows: Sequence[Mapping[str, Sequence[int]]]
-    tuned: Any
-    base: Any
-    sample: Mapping[str, Any]
+    rows: Rows
+    tuned: Recording
+    base: Recording
+    sample: base_sample.Sample
     """Of the base's weights as training held them, see `base_sample.py`."""
+    adapter_faults: tuple[str, ...] = ()
+    """Trained tensors that are not in the saved adapter as they are in the model, in words."""
 
 
-def prove(
-    folder: RunFolder, config: Config, evidence: Evidence, exported: Path, base: Path, recipe: Any
-) -> dict[str, Any]:
-    """Compare an exported model with the run that it comes from.
+@dataclass(frozen=True)
+class Case:
+    """An exported folder and all that it is held against."""
+
+    models: Models
+    evidence: Evidence
+    held_out: bool
+    """The rows of the evidence were not trained on."""
+    tokens: Mapping[str, Any] | None
+    """The run's record of its tokens; None where it has none."""
+    added_stops: Sequence[int] = ()
+    """Stop tokens that the export added to the base's generation config."""
+    auto: bool = False
+    """`merge_base: auto`: stop as soon as the other base turns out to be the better one."""
+
+
+def examine(case: Case, on_phase: OnPhase = lambda phase: None, *, device: str | None = None) -> dict[str, Any]:
+    """Compare an exported model with the run that it comes from. Needs no part of the training stack.
 
     Args:
-        evidence: from `merged_export.record_trained`.
-        exported: the folder that was built.
-        base, recipe: what it was built from, and how.
+        device: where to compute; None: on a GPU if there is one and it has the room, else on the CPU.
 
     Returns:
-        For export.json: passed, kl, top1, checks with a sentence each, warnings, and all measurements.
+        For export.json: passed, kl, top1, checks with a sentence each, warnings, distance and all measurements. For a
+        case with `auto` where the 4-bit base is the better one: `instead`, the reason, and `distance` alone.
     """
-    from qdora_fast import base_sample
-    from qdora_fast.behaviour import compare, judge
-    from qdora_fast.plain_reader import open_in_new_process
-    from qdora_fast.proof import prove_weights
-    from qdora_fast.survival import Survival
-    from qdora_fast.token_identity import RECORD, complete_stop_ids
-
-    added = complete_stop_ids(exported, folder.read_json("model.json")["stop_ids"])
-    same_base = base_sample.compare(evidence.sample, base, recipe.trained_dtype)
-    weights = prove_weights(base, folder.adapter, exported, recipe, seed=config.train.seed)
-
-    recorded = folder.read_json(RECORD) if (folder.path / RECORD).is_file() else None
-    quantized = config.adapter.quantized
-    noisy = recipe.merge_base == "original16" and (quantized or recipe.nf4)
-    others = [base] if noisy else []
-    opened = open_in_new_process(
-        [exported, *others], evidence.rows, in_4bit=() if quantized else others, tokens=recorded
+    try:
+        outputs, distance = _run_models(case, on_phase, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except torch.OutOfMemoryError:
+        release_memory()
+        outputs, distance = _run_models(case, on_phase, "cpu")
+    except UnreadableError as error:
+        return _failed("opens", f"{case.models.exported} cannot be opened with plain Transformers: {error}")
+    if outputs is None:
+        return {"instead": distance.costs, "distance": distance.to_dict()}
+    models, evidence = case.models, case.evidence
+    on_phase("comparing all weights with PEFT's merge")
+    weights = prove_weights(models.base, models.adapter, models.exported, models.recipe)
+    on_phase("comparing base and tokens")
+    base = base_sample.compare(
+        evidence.sample, models.base, models.precision, packed_elsewhere=_stored_in_4bit(models.trained_base)
     )
-    noise = compare(evidence.base, opened.recordings[1]) if noisy else None
-    merged, to_base = compare(evidence.tuned, opened.recordings[0]), compare(evidence.tuned, evidence.base)
-    behaviour = judge(recipe.merge_base, merged, to_base, noise, packed=recipe.nf4, trained_in_4bit=quantized)
-    held_out = folder.read_json("data/proof_rows.json")["held_out"]
-    survival = Survival(evidence.base.loss, evidence.tuned.loss, opened.recordings[0].loss, held_out)
-
-    checks = [{"name": "base", "passed": same_base.passed, "words": same_base.words}, _weights_check(weights)]
-    for check in behaviour.checks:
-        words = f"{check.words}: {check.value:.3g} (limit {check.limit:.3g})"
-        checks.append({"name": check.name, "passed": check.passed, "words": words})
-    if recipe.nf4:
-        checks.append({"name": "gain_kept", "passed": survival.passed, "words": survival.words})
-    checks.append(_tokens_check(recorded, opened.tokens, added))
+    found = describe_folder(models.exported, case.tokens) if case.tokens else None
+    checks = [
+        _adapter_check(evidence),
+        {"name": "base", "passed": base.passed, "words": base.words},
+        _weights_check(weights),
+        *outputs.checks,
+        *([_gain_check(distance)] if models.recipe.nf4 else []),
+        _tokens_check(case.tokens, found, case.added_stops),
+    ]
     return {
         "passed": all(check["passed"] for check in checks),
-        "kl": merged.mean_kl,
-        "top1": merged.top1,
+        "kl": distance.kl,
+        "top1": distance.top1,
         "checks": checks,
-        "warnings": [survival.warning] if recipe.nf4 and survival.warning else [],
+        "warnings": [distance.warning] if models.recipe.nf4 and distance.warning else [],
+        "distance": distance.to_dict(),
         "weights": weights.to_dict(),
-        "behaviour": behaviour.to_dict(),
-        "survival": survival.to_dict(),
-        "held_out": held_out,
+        "outputs": outputs.to_dict(),
+        "held_out": case.held_out,
     }
 
 
-def _weights_check(weights: Any) -> dict[str, Any]:
-    said = f"{weights.layers} merged layers equal PEFT's merge (worst error {weights.worst_error:.3%})"
+def _run_models(case: Case, on_phase: OnPhase, device: str) -> tuple[OutputProof | None, Distance]:
+    """All that is run over rows; None instead of a proof where `merge_base: auto` takes the other base."""
+    models, evidence = case.models, case.evidence
+    with tempfile.TemporaryDirectory(prefix=".proof-", dir=models.exported.parent) as scratch:
+        on_phase("running the exported model")
+        try:
+            recorder = OutputRecorder(models, evidence.rows, device=device, scratch=Path(scratch))
+            exported = recorder.exported()
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise UnreadableError(first_line(error)) from error
+        on_phase("running PEFT's function of the adapter")
+        trained = recorder.trained()
+        distance = Distance.measure(evidence.base, trained, exported, held_out=case.held_out)
+        if case.auto and distance.costs:
+            return None, distance
+        rounding = recorder.rounding()
+        on_phase("running PEFT's merge")
+        return judge(evidence.tuned, trained, rounding, recorder.merged(), exported), distance
+
+
+class UnreadableError(Exception):
+    """Plain Transformers cannot open or run the folder; the message has its words."""
+
+
+def _failed(name: str, words: str) -> dict[str, Any]:
+    """A proof that ended at its first check."""
+    return {"passed": False, "kl": None, "top1": None, "checks": [{"name": name, "passed": False, "words": words}],
+            "warnings": []}  # fmt: skip
+
+
+def _stored_in_4bit(base: Path) -> bool:
+    return read_json(base / "config.json").get("quantization_config") is not None
+
+
+def _adapter_check(evidence: Evidence) -> dict[str, Any]:
+    faults = evidence.adapter_faults
+    said = "; ".join(faults[:5]) or "the saved adapter is the trained one, bit for bit"
+    return {"name": "adapter", "passed": not faults, "words": said}
+
+
+def _weights_check(weights: WeightProof) -> dict[str, Any]:
+    said = f"{weights.layers} merged layers are PEFT's merge, {weights.values:,} values one by one"
     if weights.packed:
         said += f"; {weights.packed} weights are their NF4, bit for bit"
     said += f"; {weights.untouched} other tensors identical to the base's"
@@ -96,14 +171,20 @@ def _weights_check(weights: Any) -> dict[str, Any]:
     }
 
 
+def _gain_check(distance: Distance) -> dict[str, Any]:
+    if distance.kept is None:
+        why = "tuning gained nothing there" if distance.held_out else "no rows were held out"
+        return {"name": "gain_kept", "passed": True, "words": f"share of the gain kept: not judged, {why}"}
+    verdict = "nearer the base than the trained model: " if distance.lost_gain else ""
+    return {"name": "gain_kept", "passed": not distance.lost_gain, "words": verdict + distance.words}
+
+
 def _tokens_check(
     recorded: Mapping[str, Any] | None, found: Mapping[str, Any] | None, added: Sequence[int]
 ) -> dict[str, Any]:
-    from qdora_fast.token_identity import differences
-
     if recorded is None or found is None:
         return {"name": "tokens", "passed": True, "words": "tokens not compared: this run has no record of them"}
     wrong = differences(recorded, found)
     said = f"chat template, BOS, EOS, PAD, stop tokens and the tokens of {len(recorded['tokens'])} rows as trained"
-    said += f"; the generation config now stops at {added}, too, as training taught" if added else ""
+    said += f"; the generation config now stops at {list(added)}, too, as training taught" if added else ""
     return {"name": "tokens", "passed": not wrong, "words": "; ".join(wrong) or said}

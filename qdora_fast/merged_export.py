@@ -1,11 +1,10 @@
 """The merged model of a run, and the proof that it is the model that was trained.
 
-It is built beside its final place and moves there only when four things hold: its base is the one
-trained on (`base_sample.py`), its weights are what PEFT's own merge gives (`proof.py`), every other
-tensor is the base's bit for bit, and a fresh process with plain Transformers gets the trained
-model's answers from it (`behaviour.py`).
-A failed proof is a failed export: the folder stays under another name, with export.json saying
-what failed.
+It is built beside its final place and moves there only when its proof (`export_proof.py`) has passed. A failed
+proof is a failed export: the folder stays under another name, with export.json saying what failed.
+
+With `merge_base: auto` the original 16-bit weights are merged into first. Where that turns out to cost held-out
+loss that matters (`distance.py`), the 4-bit weights of training are taken instead, in the same place.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ from rich.console import Console
 from qdora_fast import show
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
-from qdora_fast.errors import ConfigError, ProofError, RefusedError, first_line
-from qdora_fast.export_proof import Evidence, prove
+from qdora_fast.errors import ProofError, RefusedError
+from qdora_fast.export_case import base_folder, case_of, recipe_of, record_saved
+from qdora_fast.export_proof import Evidence
 from qdora_fast.hardware import package_versions
 from qdora_fast.manifest import write_manifest
 from qdora_fast.remote_code import require_allowed
@@ -44,11 +44,11 @@ def export_run(
     """Load a finished run, merge it and prove the result.
 
     Args:
-        merge_base: original16 or dequant4; None: the run's own setting.
+        merge_base: auto, original16 or dequant4; None: the run's own setting.
         out: folder to write; None: inside the run.
 
     Returns:
-        What export.json holds: format, path, merge_base, proof, seconds, peak_rss_bytes, ...
+        What export.json holds: format, path, merge_base (the one that was taken) and why, proof, seconds, ...
 
     Raises:
         RefusedError: dequant4 for a base that was not quantised.
@@ -69,32 +69,18 @@ def export_to(
     refuse_existing(out, overwrite=overwrite)
     require_allowed(folder.read_json("model.json"))  # says so when the run did not finish, too
     open_backend()
-    evidence = _record_saved(folder, config)
+    evidence = record_saved(folder, config)
     return export_merged(folder, evidence, to=to, merge_base=merge_base, out=out, overwrite=overwrite, console=console)
 
 
 def merged_folder(folder: RunFolder, merge_base: str) -> Path:
     """Where a merged model goes when nothing else is said."""
-    return folder.path / ("merged_16bit" if merge_base == "original16" else f"merged_16bit-{merge_base}")
+    return folder.path / ("merged_16bit-dequant4" if merge_base == "dequant4" else "merged_16bit")
 
 
 def unproven_folder(out: Path) -> Path:
     """Where a merged model is built, and stays if it does not pass its proof."""
     return out.with_name(f"{out.name}{UNPROVEN}")
-
-
-def record_trained(model: Any, folder: RunFolder) -> Evidence:
-    """Record a live trained model, and its base with the adapter switched off, on the run's proof rows."""
-    from qdora_fast import base_sample
-    from qdora_fast.behaviour import record
-
-    sample = base_sample.load(folder.path)
-    if sample is None:  # of an imported adapter, or an older run
-        sample = base_sample.take(model, folder.read_json("model.json")["targets"])
-    rows = folder.read_json("data/proof_rows.json")["rows"]
-    tuned = record(model, rows)
-    with model.disable_adapter():
-        return Evidence(rows, tuned, record(model, rows), sample)
 
 
 def export_merged(
@@ -108,44 +94,28 @@ def export_merged(
     console: Console,
 ) -> dict[str, Any]:
     """Merge, prove, and move into place. `evidence` comes from `record_trained`."""
-    from qdora_fast.adapter import WEIGHTS_NAME, sha256_of
-    from qdora_fast.merge import build, refuse_own_sources
-    from qdora_fast.merged_model import MergedModel
-    from qdora_fast.shards import close_ledger
+    from qdora_fast.merge import refuse_own_sources
 
     refuse_existing(out, overwrite=overwrite)
-    started = time.monotonic()
     config, made = folder.config(), folder.read_json("model.json")
     base = base_folder(made, config)
     refuse_own_sources(out, base, folder.adapter)
-    recipe = _recipe(to, merge_base, made)
+    chosen, reason = (merge_base, None) if merge_base != "auto" else _before_measuring(to, base, made)
+    report = _build_and_prove(folder, evidence, to, chosen, out, console, measure=reason == MEASURE)
+    if "instead" in report["proof"]:
+        reason = report["proof"]["instead"]
+        show.note(console, f"{reason}: merging into the 4-bit weights that training saw instead")
+        report = _build_and_prove(folder, evidence, to, "dequant4", out, console)
+    elif reason == MEASURE:
+        distance = report["proof"].get("distance", {}).get("words", "not measured")
+        reason = f"the 16-bit weights cost nothing that matters: {distance}"
+    report["merge_base_reason"] = reason
     unproven = unproven_folder(out)
-    model = MergedModel(base, folder.adapter, recipe)
-    with show.writing(console, model.total_bytes) as on_bytes:
-        merged = _timed(lambda: build(model, unproven, tokenizer_from=folder.adapter, on_bytes=on_bytes))
-    with console.status("proving the merged model"):
-        proof = prove(folder, config, evidence, unproven, base, recipe)
-    report = {
-        "format": to,
-        "path": str(out),
-        "merge_base": merge_base,
-        "proof": proof,
-        "bytes": merged.value.bytes,
-        "peak_rss_bytes": _peak_rss_bytes(),
-        "seconds": round(time.monotonic() - started, 2),
-        "merge_seconds": round(merged.seconds, 2),
-        "base": {"name": made["base"], "folder": str(base), "revision": made["revision"]},
-        "adapter_sha256": sha256_of(folder.adapter / WEIGHTS_NAME),
-        "sha256": merged.value.sha256,
-        "resumed_shards": merged.value.resumed,
-        "packages": package_versions(),
-    }
     write_json(unproven / "export.json", report)
-    close_ledger(unproven)
     about = {"kind": "export", "format": report["format"], "adapter_sha256": report["adapter_sha256"]}
-    write_manifest(unproven, about, known=merged.value.sha256)
-    if not proof["passed"]:
-        failed = [check["words"] for check in proof["checks"] if not check["passed"]]
+    write_manifest(unproven, about, known=report["sha256"])
+    if not report["proof"]["passed"]:
+        failed = [check["words"] for check in report["proof"]["checks"] if not check["passed"]]
         raise ProofError(
             f"the merged model is not the model that was trained:\n  - {chr(10).join(failed)}\n"
             f"  It was left in {unproven} for inspection (see its export.json); do not deploy it"
@@ -155,55 +125,81 @@ def export_merged(
     return report
 
 
-def base_folder(made: Mapping[str, Any], config: Config) -> Path:
-    """The folder of the base's 16-bit weights; downloaded to the hub cache when the base has a hub name.
+MEASURE = "measured"
+"""The base to merge into is decided by what the export in `original16` costs."""
 
-    Raises:
-        ConfigError: neither a folder nor reachable.
+
+def _before_measuring(to: str, base: Path, made: Mapping[str, Any]) -> tuple[str, str]:
+    """What `merge_base: auto` takes first, and why: `MEASURE` where only the result can tell."""
+    from qdora_fast.weights import read_json
+
+    if to != "merged_16bit":
+        return "original16", "4 bits merged into 4 bits would round the tuning away"
+    if not made["quantized_modules"]:
+        return "original16", "training saw the 16-bit weights"
+    if read_json(base / "config.json").get("quantization_config") is not None:
+        return "dequant4", "the base exists in 4 bits alone; name its 16-bit weights as model.base_16bit to compare"
+    return "original16", MEASURE
+
+
+def _build_and_prove(
+    folder: RunFolder,
+    evidence: Evidence,
+    to: str,
+    merge_base: str,
+    out: Path,
+    console: Console,
+    *,
+    measure: bool = False,
+) -> dict[str, Any]:
+    """Build the folder beside `out` and have it examined; the report, whose proof may have failed.
+
+    Args:
+        measure: the proof may say that the other base is to be taken instead, and then says nothing else.
     """
-    name = config.model.base_16bit or made["base"]
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from qdora_fast.adapter import WEIGHTS_NAME, sha256_of
+    from qdora_fast.merge import build
+    from qdora_fast.merged_model import MergedModel
+    from qdora_fast.shards import close_ledger
 
-    revision = made["revision"] if name == made["base"] else None
-    wanted = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "USE_POLICY*"]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["original/*"]))
-    except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError) as error:
-        raise ConfigError(
-            f"the 16-bit weights of `{name}` are neither a folder nor reachable on the hub ({first_line(error)}); "
-            "set model.base_16bit to a local folder in the run's config.yaml"
-        ) from None
+    started = time.monotonic()
+    config, made = folder.config(), folder.read_json("model.json")
+    base, unproven = base_folder(made, config), unproven_folder(out)
+    recipe = recipe_of(to, merge_base, made)
+    model = MergedModel(base, folder.adapter, recipe)
+    with show.writing(console, model.total_bytes) as on_bytes:
+        merged = _timed(lambda: build(model, unproven, tokenizer_from=folder.adapter, on_bytes=on_bytes))
+    proof = _timed(lambda: _prove(folder, evidence, unproven, recipe, console, measure=measure))
+    close_ledger(unproven)
+    return {
+        "format": to,
+        "path": str(out),
+        "merge_base": merge_base,
+        "proof": proof.value,
+        "bytes": merged.value.bytes,
+        "peak_rss_bytes": _peak_rss_bytes(),
+        "seconds": round(time.monotonic() - started, 2),
+        "merge_seconds": round(merged.seconds, 2),
+        "proof_seconds": round(proof.seconds, 2),
+        "base": {"name": made["base"], "folder": str(base), "revision": made["revision"]},
+        "adapter_sha256": sha256_of(folder.adapter / WEIGHTS_NAME),
+        "sha256": merged.value.sha256,
+        "resumed_shards": merged.value.resumed,
+        "packages": package_versions(),
+    }
 
 
-def _record_saved(folder: RunFolder, config: Config) -> Evidence:
-    """Load the run's adapter on its base and record both."""
-    from qdora_fast.behaviour import release_memory
-    from qdora_fast.model import load_trained
-    from qdora_fast.trainer import choose_precision
+def _prove(
+    folder: RunFolder, evidence: Evidence, exported: Path, recipe: Any, console: Console, *, measure: bool
+) -> dict[str, Any]:
+    """The findings of a fresh process on an exported folder."""
+    from qdora_fast.plain_reader import examine_in_new_process
+    from qdora_fast.token_identity import complete_stop_ids
 
-    made = folder.read_json("model.json")
-    _, model = load_trained(made["base"], config, folder.adapter, precision=choose_precision(config.train))
-    evidence = record_trained(model, folder)
-    del model
-    release_memory()
-    return evidence
-
-
-def _recipe(to: str, merge_base: str, made: Mapping[str, Any]) -> Any:
-    import torch
-
-    from qdora_fast.base_weights import MergeRecipe
-
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    return MergeRecipe(
-        merge_base=merge_base,  # type: ignore[arg-type]
-        quantized_modules=frozenset(made["quantized_modules"]) or None,  # after training on 16 bits: all in the blocks
-        trained_dtype=dtypes[made["precision"]],
-        nf4=to != "merged_16bit",
-    )
+    added = complete_stop_ids(exported, folder.read_json("model.json")["stop_ids"])
+    case = case_of(folder, evidence, exported, recipe, added_stops=added, measure=measure)
+    with console.status("proving the merged model") as status:
+        return examine_in_new_process(case, lambda phase: status.update(f"proving the merged model: {phase}"))
 
 
 @dataclass(frozen=True)

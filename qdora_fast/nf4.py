@@ -82,14 +82,14 @@ class PackedWeight:
         """Of the weight, unpacked."""
         return tuple(self._state.shape)
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop), unpacked."""
+    def rows(self, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Rows [start, stop), unpacked to `dtype`; None: the one they were packed from."""
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
         block, width = self._state.blocksize, math.prod(self.shape[1:])
         first, last = start * width // block * block, min(-(-stop * width // block) * block, math.prod(self.shape))
         part = QuantState(absmax=self._scales[first // block : -(-last // block)], shape=torch.Size((1, last - first)),
-                          dtype=self._state.dtype, blocksize=block, code=self._state.code,
+                          dtype=dtype or self._state.dtype, blocksize=block, code=self._state.code,
                           quant_type=self._state.quant_type)  # fmt: skip
         values = dequantize_4bit(self._packed[first // 2 : -(-last // 2)].contiguous(), part).flatten()
         return values[start * width - first : stop * width - first].reshape(stop - start, *self.shape[1:])

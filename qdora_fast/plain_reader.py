@@ -1,125 +1,143 @@
-"""A process of its own that opens a model folder as any user would, and records what it says.
+"""A process of its own that examines an export as any user's reader would see it.
 
-The proof of an export must not be run by the process that trained: there Unsloth has replaced
-parts of transformers and peft. So this module starts a fresh Python with plain Transformers,
-hands it folders and rows, and reads back the recordings. The other process imports nothing of
-the training stack, and its memory is returned when it ends.
+The proof of an export must not be run by the process that trained: there Unsloth has replaced parts of
+Transformers and PEFT. So this module starts a fresh Python with plain libraries, hands it the case in a
+scratch folder, shows what it is doing, and reads back its findings. The other process imports nothing of the
+training stack, and its memory is returned when it ends.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.behaviour import Recording, record, release_memory, reopen
-from qdora_fast.errors import ProofError
+import torch
+
+from qdora_fast import child, errors
+from qdora_fast.base_sample import Sample
+from qdora_fast.base_weights import MergeRecipe
+from qdora_fast.behaviour import Recording
+from qdora_fast.errors import ProofError, QdoraError
+from qdora_fast.export_proof import Case, Evidence, OnPhase, examine
+from qdora_fast.output_proof import Models
 from qdora_fast.remote_code import allow_remote_code, remote_code_allowed
-from qdora_fast.token_identity import describe_folder
+
+_PHASE = "phase: "
+"""How a line begins that tells what is being done."""
 
 
-@dataclass(frozen=True)
-class Opened:
-    """What a fresh process found."""
-
-    recordings: tuple[Recording, ...]
-    """One a folder, in order."""
-    tokens: dict[str, Any] | None
-    """What the first folder's tokenizer makes of the recorded rows; None where none were recorded."""
-
-
-def open_in_new_process(
-    folders: Sequence[Path],
-    rows: Sequence[Mapping[str, Sequence[int]]],
-    *,
-    in_4bit: Collection[Path] = (),
-    tokens: Mapping[str, Any] | None = None,
-) -> Opened:
-    """Open each folder with plain AutoModelForCausalLM in a fresh process and record it on `rows`.
-
-    One after the other, on the GPU where the weights fit into its free memory, else on the CPU.
-
-    Args:
-        in_4bit: those of the folders whose weights are to be quantised to NF4 while they are loaded.
-        tokens: a run's record of its tokens (`token_identity.py`), to be asked of the first folder.
+def examine_in_new_process(case: Case, on_phase: OnPhase = lambda phase: None) -> dict[str, Any]:
+    """`export_proof.examine` in a fresh process with plain Transformers and PEFT.
 
     Raises:
-        ProofError: a folder cannot be opened or run; the message ends with the reader's own words.
+        QdoraError: what `examine` raised.
+        ProofError: the process died; the message ends with its last words.
     """
-    with tempfile.TemporaryDirectory(prefix="qdora-fast-proof-") as scratch:
-        asked = {
-            "rows": list(map(dict, rows)),
-            "in_4bit": list(map(str, in_4bit)),
-            "tokens": tokens,
-            "remote_code": remote_code_allowed(),
-        }
-        (Path(scratch) / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
-        command = [sys.executable, "-m", "qdora_fast.plain_reader", scratch, *map(str, folders)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            words = "\n".join(done.stderr.strip().splitlines()[-5:])
-            raise ProofError(f"{' or '.join(map(str, folders))} cannot be opened with plain Transformers:\n{words}")
-        recordings = tuple(_load(_answer(scratch, number)) for number in range(len(folders)))
-        return Opened(recordings, json.loads(_tokens(scratch).read_text(encoding="utf-8")) if tokens else None)
+    with tempfile.TemporaryDirectory(prefix="qdora-fast-proof-") as name:
+        scratch = Path(name)
+        save_case(case, scratch)
+        command = child.python("-m", "qdora_fast.plain_reader", name)
+        environment = child.environment(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
+        with (scratch / "stderr").open("w+", encoding="utf-8") as trouble:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=trouble, text=True, env=environment)
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    if line.startswith(_PHASE):
+                        on_phase(line.removeprefix(_PHASE).strip())
+                code = process.wait()
+            finally:
+                process.kill()  # nothing to be killed unless this process was interrupted
+                process.wait()
+            trouble.seek(0)
+            words = "\n".join(trouble.read().strip().splitlines()[-5:])
+        answer = scratch / "answer.json"
+        if code or not answer.is_file():
+            raise ProofError(f"{case.models.exported}: the process that proves the export ended with {code}:\n{words}")
+        said: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in said:
+        raise getattr(errors, said["error"])(said["message"])
+    return said
 
 
-def main(scratch: str, *folders: str) -> None:
+def main(name: str) -> None:
     """What the new process does."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    asked = json.loads((Path(scratch) / "asked.json").read_text(encoding="utf-8"))
-    with allow_remote_code() if asked["remote_code"] else nullcontext():
-        if asked["tokens"]:
-            found = describe_folder(Path(folders[0]), asked["tokens"])
-            _tokens(scratch).write_text(json.dumps(found), encoding="utf-8")
-        for number, folder in enumerate(map(Path, folders)):
-            model = reopen(folder, device=_device(folder), in_4bit=str(folder) in asked["in_4bit"])
-            _save(record(model, asked["rows"]), _answer(scratch, number))
-            del model
-            release_memory()  # else the next model finds the GPU full of the last one's blocks
+    scratch = Path(name)
+    allowed = json.loads((scratch / "case.json").read_text(encoding="utf-8"))["remote_code"]
+    with allow_remote_code() if allowed else nullcontext():
+        try:
+            said = examine(load_case(scratch), lambda phase: print(f"{_PHASE}{phase}", flush=True))
+        except QdoraError as error:
+            said = {"error": type(error).__name__, "message": str(error)}
+    (scratch / "answer.json").write_text(json.dumps(said), encoding="utf-8")
 
 
-def _answer(scratch: str, number: int) -> Path:
-    return Path(scratch) / f"recording-{number}.safetensors"
+def save_case(case: Case, folder: Path) -> None:
+    """Write a case into a folder."""
+    facts = {
+        "models": _plain(asdict(case.models)),
+        "rows": list(map(dict, case.evidence.rows)),
+        "adapter_faults": case.evidence.adapter_faults,
+        "held_out": case.held_out,
+        "tokens": case.tokens,
+        "added_stops": list(case.added_stops),
+        "auto": case.auto,
+        "remote_code": remote_code_allowed(),
+    }
+    (folder / "case.json").write_text(json.dumps(facts), encoding="utf-8")
+    case.evidence.tuned.save(folder / "tuned.safetensors")
+    case.evidence.base.save(folder / "base.safetensors")
+    case.evidence.sample.save(folder / "sample.safetensors")
 
 
-def _tokens(scratch: str) -> Path:
-    return Path(scratch) / "tokens.json"
+def load_case(folder: Path) -> Case:
+    """Read what `save_case` wrote."""
+    facts = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+    tuned, base = (Recording.load(folder / f"{name}.safetensors") for name in ("tuned", "base"))
+    sample = Sample.load(folder / "sample.safetensors")
+    evidence = Evidence(facts["rows"], tuned, base, sample, tuple(facts["adapter_faults"]))
+    return Case(_models(facts["models"]), evidence, facts["held_out"], facts["tokens"], facts["added_stops"],
+                facts["auto"])  # fmt: skip
 
 
-def _device(folder: Path) -> str:
-    import torch
-
-    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 1.15 * weights + 2**30:
-        return "cuda"
-    return "cpu"
-
-
-def _save(recording: Recording, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    rows = {f"{number:06d}": row.contiguous() for number, row in enumerate(recording.log_probs)}
-    facts = {"rows_sha256": recording.rows_sha256, "loss": repr(recording.loss), "tokens": str(recording.tokens)}
-    save_file(rows, path, metadata=facts)
+def _plain(value: Any) -> Any:
+    """As JSON can hold it: paths, dtypes and sets by name."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, frozenset):
+        return sorted(value)
+    return str(value) if isinstance(value, Path | torch.dtype) else value
 
 
-def _load(path: Path) -> Recording:
-    from safetensors import safe_open
+def _models(facts: dict[str, Any]) -> Models:
+    recipe = facts["recipe"]
+    quantized = recipe["quantized_modules"]
+    return Models(
+        **{name: Path(facts[name]) for name in ("exported", "adapter", "base", "trained_base")},
+        recipe=MergeRecipe(
+            merge_base=recipe["merge_base"],
+            quantized_modules=None if quantized is None else frozenset(quantized),
+            trained_dtype=_dtype(recipe["trained_dtype"]),
+            dtype=_dtype(recipe["dtype"]),
+            nf4=recipe["nf4"],
+        ),
+        quantized=frozenset(facts["quantized"]),
+        precision=_dtype(facts["precision"]) or torch.float32,
+    )
 
-    with safe_open(path, framework="pt") as file:
-        facts = file.metadata()
-        rows = tuple(file.get_tensor(name) for name in sorted(file.keys()))
-    return Recording(facts["rows_sha256"], rows, float(facts["loss"]), int(facts["tokens"]))
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    return None if name is None else getattr(torch, name.removeprefix("torch."))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One run in several processes, one a GPU, as torchrun starts them (PyTorch's DDP).
 
-    torchrun --nproc-per-node 2 -m qdora_fast train CONFIG
+    torchrun --nproc-per-node 2 --no-python qdora-fast train CONFIG
 
 Every process holds the whole 4-bit model and trains on its share of each step's rows; gradients of
 the adapter are averaged. The effective batch stays what the config says, so one card and several

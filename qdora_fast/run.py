@@ -162,7 +162,7 @@ def _evidence(model: Any, config: Config, folder: RunFolder) -> Any:
     """What the trained model says about the proof rows; None where nothing is exported."""
     if config.export.at_end == "none":
         return None
-    from qdora_fast.merged_export import record_trained
+    from qdora_fast.export_case import record_trained
 
     return record_trained(model, folder)
 

@@ -52,11 +52,11 @@ def peft(spec: Spec) -> Spec:
     from qdora_fast.backend import open_backend
 
     open_backend()
-    from qdora_fast.behaviour import compare, record
-    from qdora_fast.merged_export import record_trained
+    from qdora_fast.behaviour import record
+    from qdora_fast.distance import Distance
+    from qdora_fast.export_case import record_trained
     from qdora_fast.model import load_trained
     from qdora_fast.run_folder import RunFolder
-    from qdora_fast.survival import Survival
     from qdora_fast.trainer import choose_precision
 
     folder = RunFolder(Path(spec["run"]))
@@ -69,10 +69,9 @@ def peft(spec: Spec) -> Spec:
     merged = model.merge_and_unload()
     seconds = time.perf_counter() - begin
     said = record(merged, evidence.rows)
-    close = compare(evidence.tuned, said)
     held_out = folder.read_json("data/proof_rows.json")["held_out"]
-    survival = Survival(evidence.base.loss, evidence.tuned.loss, said.loss, held_out)
-    return {"seconds": seconds, "kl": close.mean_kl, "top1": close.top1, "survival": survival.to_dict()}
+    distance = Distance.measure(evidence.base, evidence.tuned, said, held_out=held_out)
+    return {"seconds": seconds, "kl": distance.kl, "top1": distance.top1, "distance": distance.to_dict()}
 
 
 def controls(spec: Spec) -> Spec:
@@ -83,11 +82,12 @@ def controls(spec: Spec) -> Spec:
     from rich.console import Console
 
     from qdora_fast.errors import ProofError
-    from qdora_fast.merged_export import _record_saved, export_merged, unproven_folder
+    from qdora_fast.export_case import record_saved
+    from qdora_fast.merged_export import export_merged, unproven_folder
     from qdora_fast.run_folder import RunFolder
 
     folder = RunFolder(Path(spec["run"]))
-    evidence = _record_saved(folder, folder.config())
+    evidence = record_saved(folder, folder.config())
     found: Spec = {}
     for name, tampering in CONTROLS.items():
         out = Path(spec["out"])

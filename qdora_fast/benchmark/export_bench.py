@@ -121,7 +121,7 @@ def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of an export's report."""
     proof = report["proof"]
     kept = {name: report[name] for name in ("seconds", "merge_seconds", "bytes", "own_bytes", "mapped_bytes")}
-    kept |= {name: proof[name] for name in ("passed", "kl", "top1", "survival", "held_out")}
+    kept |= {name: proof[name] for name in ("passed", "kl", "top1", "distance", "held_out")}
     return kept | {"checks": {check["name"]: check["passed"] for check in proof["checks"]}}
 
 

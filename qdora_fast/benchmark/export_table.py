@@ -69,9 +69,9 @@ def _close(runs: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _closeness(each: Mapping[str, Any]) -> tuple[str, ...]:
-    survival = each["survival"]
-    kept = "not judged" if survival["kept"] is None else f"{survival['kept']:.1%}"
-    losses = (f"{survival[name]:.4f}" for name in ("base", "trained", "exported"))
+    distance = each.get("distance") or each["survival"]  # the name in records before version 2
+    kept = "not judged" if distance["kept"] is None else f"{distance['kept']:.1%}"
+    losses = (f"{distance[name]:.4f}" for name in ("base", "trained", "exported"))
     return (f"{each['kl']:.2g}", f"{each['top1']:.3f}", *losses, kept)
 
 

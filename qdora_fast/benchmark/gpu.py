@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from qdora_fast.benchmark import table
 from qdora_fast.benchmark.arms import GPU_ARMS, Arm
 from qdora_fast.benchmark.machine import machine
 from qdora_fast.benchmark.options import GpuOptions
+from qdora_fast.child import environment, python
 from qdora_fast.errors import ConfigError, QdoraError
 
 SLOW = 2.0
@@ -82,9 +82,10 @@ def child(task: dict[str, Any], options: GpuOptions, seconds: float) -> dict[str
     with tempfile.TemporaryDirectory() as scratch:
         spec, out = Path(scratch) / "spec.json", Path(scratch) / "out.json"
         spec.write_text(json.dumps({**task, "seconds": max(0.0, seconds), "options": asdict(options)}))
-        ask = [sys.executable, "-m", "qdora_fast.benchmark.gpu_arm", str(spec), str(out)]
+        ask = python("-m", "qdora_fast.benchmark.gpu_arm", str(spec), str(out))
         try:
-            done = subprocess.run(ask, capture_output=True, text=True, timeout=max(0.0, seconds) + GRACE_S, check=False)
+            patience = max(0.0, seconds) + GRACE_S
+            done = subprocess.run(ask, capture_output=True, text=True, timeout=patience, env=environment(), check=False)
         except subprocess.TimeoutExpired:
             return {"error": f"stopped after {seconds + GRACE_S:.0f} s"}
         if done.returncode or not out.exists():

@@ -9,9 +9,7 @@ files, which the system takes back when it needs them. On systems that do not te
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -20,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from qdora_fast import child
 from qdora_fast.errors import QdoraError
 
 EVERY_S = 0.25
@@ -38,11 +37,10 @@ def run_alone(script: Path, spec: Mapping[str, Any], *, cache: Path) -> dict[str
     with tempfile.TemporaryDirectory() as scratch:
         given, out, said = (Path(scratch) / name for name in ("spec.json", "out.json", "said.txt"))
         given.write_text(json.dumps(dict(spec)), encoding="utf-8")
-        environment = os.environ | {"QDORA_FAST_CACHE": str(cache)}
+        environment = child.environment(QDORA_FAST_CACHE=str(cache))
         begin = time.perf_counter()
         with said.open("wb") as file:
-            # -P: the folder of the script is not searched for modules
-            command = [sys.executable, "-P", str(script), str(given), str(out)]
+            command = child.python(str(script), str(given), str(out))
             with subprocess.Popen(command, env=environment, stdout=file, stderr=file) as process:
                 own, mapped = _watch(process)
         seconds = time.perf_counter() - begin

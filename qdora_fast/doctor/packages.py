@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdora_fast import hardware
+from qdora_fast.child import INTERPRETER
 from qdora_fast.doctor.cards import GPU_SETUP
 from qdora_fast.doctor.finding import Finding
 
@@ -156,7 +156,7 @@ def _plain(name: str) -> str:
 
 
 def _python() -> str:
-    return _shown(Path(sys.executable))
+    return _shown(Path(INTERPRETER))
 
 
 def _shown(path: Path) -> str:

@@ -229,7 +229,7 @@ def _limits(parts: RunParts, kind: Kind) -> Iterator[str]:
         yield "Training saw the base in 4-bit NF4; on 16-bit weights the answers may differ slightly."
     if kind == "merged_4bit_forced":
         export = next((each for each in parts.exports if each["folder"] == kind), {})
-        kept = part(part(export, "proof"), "survival").get("kept")
+        kept = part(part(export, "proof"), "distance").get("kept")
         share = f"{kept:.0%}" if is_number(kept) else "an unknown share"
         yield f"Rounded to 4 bits: {share} of what tuning gained on held-out rows is left. No input for GGUF or AWQ."
     if config and config.adapter.decomposed and kind == "adapter":

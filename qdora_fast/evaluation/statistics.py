@@ -131,7 +131,7 @@ def compare_rates(
     sums, sizes = _grouped(after - before, groups)
     gained, lost = int((after > before).sum()), int((after < before).sum())
     p = mcnemar(gained, lost)
-    interval = _interval(sums, sizes, seed)
+    interval = interval_of_mean(sums, sizes, seed)
     if interval is not None and n in (gained, lost):
         near = wilson(len(sums), len(sums))[0]
         interval = (near, 1.0) if gained else (-1.0, -near)
@@ -163,7 +163,7 @@ def compare_scores(
     before, after = np.asarray(base, dtype=float), np.asarray(tuned, dtype=float)
     n = len(before)
     sums, sizes = _grouped(after - before, groups)
-    interval = _interval(sums, sizes, seed)
+    interval = interval_of_mean(sums, sizes, seed)
     better = interval if higher_is_better or interval is None else (-interval[1], -interval[0])
     return Scores(
         n=n,
@@ -209,12 +209,19 @@ def _grouped(differences: np.ndarray, groups: Sequence[Hashable] | None) -> tupl
     return np.bincount(of_row, differences, len(number)), np.bincount(of_row, minlength=len(number))
 
 
-def _interval(sums: np.ndarray, sizes: np.ndarray, seed: int) -> Interval | None:
-    """95 % bootstrap interval of the mean over rows; None where one group alone differs from nothing.
+def interval_of_mean(
+    sums: Sequence[float] | np.ndarray, sizes: Sequence[int] | np.ndarray, seed: int = 0
+) -> Interval | None:
+    """95 % bootstrap interval of sum(sums) / sum(sizes), groups resampled; None where one group alone differs from 0.
+
+    Args:
+        sums: of each group (a row, say), over its members (its tokens).
+        sizes: members of each group.
 
     The share cut off at each end is a little below 2.5 %, as Student's t is wider than the normal distribution:
     the plain percentiles of a few rows are too narrow, by three tenths for 6 rows.
     """
+    sums, sizes = np.asarray(sums, dtype=float), np.asarray(sizes)
     count = len(sums)
     if count and not sums.any():
         return 0.0, 0.0

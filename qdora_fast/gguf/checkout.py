@@ -2,7 +2,8 @@
 
 `convert_hf_to_gguf.py` writes the types of CONVERTED itself. The others are made by `llama-quantize`
 from a 16-bit file, which is written first and removed again. The converter runs in this package's
-Python: it needs torch, transformers and numpy, which are here, and takes its own `gguf-py` from beside it.
+Python: it needs torch, transformers and numpy, which are here, and takes its own `gguf-py` from beside it. So its
+folder is searched for modules, as that of no other process: it was typed on the command line (`--llama-cpp`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qdora_fast import child
 from qdora_fast.errors import ConfigError, QdoraError
 
 CONVERTED = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5}
@@ -93,7 +94,7 @@ def steps(merged: Path, file: Path, kind: str, name: str, converter: str, quanti
 
     def converted(outfile: Path, outtype: str) -> Step:
         options = ("--outfile", str(outfile), "--outtype", outtype, "--model-name", name)
-        return Step((sys.executable, converter, str(merged), *options), outfile)
+        return Step(tuple(child.script(converter, str(merged), *options)), outfile)
 
     if kind in CONVERTED:
         return [converted(file, kind)]
@@ -132,7 +133,7 @@ def run(step: Step, log: Path, on_bytes: Callable[[int], None]) -> None:
     Raises:
         QdoraError: it failed, or made nothing; its last lines are shown.
     """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    environment = child.script_environment(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
     seen = 0
     with log.open("wb") as said, subprocess.Popen(step.command, stdout=said, stderr=said, env=environment) as process:
         try:
@@ -154,7 +155,7 @@ def run(step: Step, log: Path, on_bytes: Callable[[int], None]) -> None:
 
 
 def _tool(command: Sequence[str]) -> str:
-    return command[1] if command[0] == sys.executable else command[0]
+    return command[1] if command[0] == child.INTERPRETER else command[0]
 
 
 def _last(words: str) -> str:

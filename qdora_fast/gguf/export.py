@@ -63,6 +63,7 @@ def export_run(
     require_allowed(folder.read_json("model.json"))
     base = merge_base or config.export.merge_base
     merged = _proven_merged(folder, config, base, console).absolute()
+    made = read_json(merged / "export.json")
     name = folder.path.resolve().name
     file = target / f"{name}-{kind}.gguf"
     report: dict[str, Any] = {
@@ -72,10 +73,10 @@ def export_run(
         "file": str(file),
         "type": kind,
         "merged": str(merged),
-        "merge_base": base,
-        "adapter_sha256": read_json(merged / "export.json")["adapter_sha256"],
+        "merge_base": made["merge_base"],
+        "adapter_sha256": made["adapter_sha256"],
     }
-    if base == "dequant4":
+    if made["merge_base"] == "dequant4":
         show.note(console, "dequant4 carries the 4-bit noise of training into the file; original16 is the better start")
     if tools is None:
         show.note(console, "no GGUF was made: name a llama.cpp checkout by --llama-cpp DIR, or run these commands")
@@ -148,14 +149,14 @@ def _proof(checks: list[dict[str, Any]] | None) -> dict[str, Any]:
 def _proven_merged(folder: RunFolder, config: Config, merge_base: str, console: Console) -> Path:
     """The run's merged model: the one that is there if it is proven and of this adapter, else a new one."""
     merged = merged_folder(folder, merge_base)
-    wrong = _why_not(merged, folder)
+    wrong = _why_not(merged, folder, merge_base)
     if wrong:
         show.note(console, f"{merged} {wrong}: it is made and proven first")
         export_merged_run(folder, config, out=None, overwrite=True, console=console, merge_base=merge_base)
     return merged
 
 
-def _why_not(merged: Path, folder: RunFolder) -> str | None:
+def _why_not(merged: Path, folder: RunFolder, merge_base: str) -> str | None:
     """Why a merged model cannot be taken; None: it can."""
     from qdora_fast.adapter import WEIGHTS_NAME
 
@@ -167,6 +168,8 @@ def _why_not(merged: Path, folder: RunFolder) -> str | None:
             return "did not pass its proof"
         if said["adapter_sha256"] != sha256_of(folder.adapter / WEIGHTS_NAME):
             return "was made from another adapter"
+        if merge_base not in ("auto", said["merge_base"]):
+            return f"was merged into the other base ({said['merge_base']})"
         changed = [name for name, digest in said["sha256"].items() if sha256_of(merged / name) != digest]
     except (IntegrityError, KeyError, TypeError, OSError):
         return "has no export.json that can be read, or lacks files"

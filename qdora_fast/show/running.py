@@ -109,6 +109,9 @@ def dry_run(console: Console, targets: Any) -> None:
     line(console, "dry run", "everything checked; no weights were read and nothing was written")
 
 
+_MERGED_INTO = {"original16": "the 16-bit base", "dequant4": "the 4-bit weights that training saw"}
+
+
 def exported(console: Console, report: dict[str, Any]) -> None:
     """The proof, check by check."""
     proof = report.get("proof")
@@ -117,6 +120,10 @@ def exported(console: Console, report: dict[str, Any]) -> None:
         line(console, "", f"{mark} {escape(check['words'])}", markup=True)
     if proof and "words" in proof:
         line(console, "", proof["words"])
+    if proof and "distance" in proof:
+        line(console, "distance", proof["distance"]["words"])
+    if report.get("merge_base_reason"):
+        line(console, "merged", f"into {_MERGED_INTO[report['merge_base']]}: {report['merge_base_reason']}")
     for warning in proof.get("warnings", ()) if proof else ():
         line(console, "", f"[yellow]warning[/] {escape(warning)}", markup=True)
     size = f", {report['bytes'] / 2**20:,.0f} MiB" if report.get("bytes") else ""

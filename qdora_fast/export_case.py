@@ -1,0 +1,121 @@
+"""What a run's export is held against: the live model's own words, the base's folder, and how it is merged.
+
+`record_trained` asks the model while it is loaded: at the end of training, or loaded again from the run
+(`record_saved`). `case_of` puts that, the run's records and an exported folder together for
+`export_proof.py`, which needs neither the run nor the training stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qdora_fast.config import Config
+from qdora_fast.errors import ConfigError, first_line
+from qdora_fast.export_proof import Case, Evidence
+from qdora_fast.run_folder import RunFolder
+
+
+def record_trained(model: Any, folder: RunFolder) -> Evidence:
+    """Record a live trained model, and its base with the adapter switched off, on the run's proof rows."""
+    from qdora_fast import base_sample
+    from qdora_fast.adapter import WEIGHTS_NAME
+    from qdora_fast.adapter_guard import unsaved
+    from qdora_fast.behaviour import record
+
+    sample = base_sample.load(folder.path)
+    if sample is None:  # of an imported adapter, or an older run
+        sample = base_sample.take(model, folder.read_json("model.json")["targets"])
+    rows = folder.read_json("data/proof_rows.json")["rows"]
+    tuned = record(model, rows)
+    with model.disable_adapter():
+        base = record(model, rows)
+    return Evidence(rows, tuned, base, sample, tuple(unsaved(model, folder.adapter / WEIGHTS_NAME)))
+
+
+def record_saved(folder: RunFolder, config: Config) -> Evidence:
+    """Load the run's adapter on its base and record both."""
+    from qdora_fast.behaviour import release_memory
+    from qdora_fast.model import load_trained
+    from qdora_fast.trainer import choose_precision
+
+    made = folder.read_json("model.json")
+    _, model = load_trained(made["base"], config, folder.adapter, precision=choose_precision(config.train))
+    evidence = record_trained(model, folder)
+    del model
+    release_memory()
+    return evidence
+
+
+def case_of(
+    folder: RunFolder,
+    evidence: Evidence,
+    exported: Path,
+    recipe: Any,
+    *,
+    added_stops: Sequence[int] = (),
+    measure: bool = False,
+) -> Case:
+    """An exported folder of a run with all that it is held against; see `export_proof.Case`."""
+    from qdora_fast.output_proof import Models
+    from qdora_fast.token_identity import RECORD
+
+    config, made = folder.config(), folder.read_json("model.json")
+    models = Models(
+        exported=exported,
+        adapter=folder.adapter,
+        base=base_folder(made, config),
+        recipe=recipe,
+        trained_base=_weights_folder(made["base"], made["revision"]),
+        quantized=frozenset(made["quantized_modules"]),
+        precision=_dtype(made["precision"]),
+    )
+    recorded = folder.read_json(RECORD) if (folder.path / RECORD).is_file() else None
+    held_out = folder.read_json("data/proof_rows.json")["held_out"]
+    return Case(models, evidence, held_out, recorded, tuple(added_stops), measure)
+
+
+def base_folder(made: Mapping[str, Any], config: Config) -> Path:
+    """The folder of the base's 16-bit weights; downloaded to the hub cache when the base has a hub name.
+
+    Raises:
+        ConfigError: neither a folder nor reachable.
+    """
+    name = config.model.base_16bit or made["base"]
+    return _weights_folder(name, made["revision"] if name == made["base"] else None)
+
+
+def recipe_of(to: str, merge_base: str, made: Mapping[str, Any]) -> Any:
+    """How a run is merged into a format; a `MergeRecipe`."""
+    from qdora_fast.base_weights import MergeRecipe
+
+    return MergeRecipe(
+        merge_base=merge_base,  # type: ignore[arg-type]
+        quantized_modules=frozenset(made["quantized_modules"]) or None,  # after training on 16 bits: all in the blocks
+        trained_dtype=_dtype(made["precision"]),
+        nf4=to != "merged_16bit",
+    )
+
+
+def _weights_folder(name: str, revision: str | None) -> Path:
+    """A folder as it is; for a hub name that of the hub cache, downloaded if need be."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "USE_POLICY*"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["original/*"]))
+    except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError) as error:
+        raise ConfigError(
+            f"the 16-bit weights of `{name}` are neither a folder nor reachable on the hub ({first_line(error)}); "
+            "set model.base_16bit to a local folder in the run's config.yaml"
+        ) from None
+
+
+def _dtype(precision: str) -> Any:
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]

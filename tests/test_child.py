@@ -1,0 +1,86 @@
+"""Processes that this package starts find no module in the working directory, whatever lies there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from qdora_fast import child
+from qdora_fast.errors import ProofError
+from qdora_fast.plain_reader import open_in_new_process
+
+SHADOWS = ("random", "json", "torch", "typing", "multiprocessing", "qdora_fast")
+"""What each process imports: of the standard library, of a library, of this package."""
+
+
+@pytest.fixture
+def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory full of files that are named as modules are and leave a mark when they are run."""
+    for name in SHADOWS:
+        mark = f"open({str(tmp_path / 'MARK')!r}, 'a').write({name!r})"
+        (tmp_path / f"{name}.py").write_text(f"{mark}\nraise SystemExit(9)\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _python(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(child.python(*arguments), env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", [("-c", "import random, json, typing"), ("-m", "qdora_fast", "--version")])
+def test_a_module_of_the_working_directory_is_not_found(sent: Path, arguments: tuple[str, ...]) -> None:
+    done = _python(*arguments, environment=child.environment())
+    assert done.returncode == 0, done.stderr
+    assert not (sent / "MARK").exists()
+
+
+def test_nor_by_the_processes_that_such_a_process_starts(sent: Path) -> None:
+    again = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', 'import random']))"
+    assert _python("-c", again, environment=child.environment()).returncode == 0
+    spawned = (
+        "import multiprocessing as m\n"
+        "if __name__ == '__main__':\n"
+        "    process = m.get_context('spawn').Process(target=print)\n"
+        "    process.start(); process.join(); raise SystemExit(process.exitcode)\n"
+    )
+    (sent / "safe").mkdir()
+    (sent / "safe" / "main.py").write_text(spawned)
+    assert _python(str(sent / "safe" / "main.py"), environment=child.environment()).returncode == 0
+    assert not (sent / "MARK").exists()
+
+
+def test_the_users_own_path_for_modules_stays(tmp_path: Path) -> None:
+    (tmp_path / "mine_alone.py").write_text("print('found')")
+    environment = child.environment(PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert _python("-m", "mine_alone", environment=environment).stdout == "found\n"
+
+
+def test_a_script_that_the_user_named_finds_the_modules_beside_it_under_any_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    (tmp_path / "beside.py").write_text("TEXT = 'found'")
+    (tmp_path / "tool.py").write_text("import beside; print(beside.TEXT)")
+    command = child.script(str(tmp_path / "tool.py"))
+    done = subprocess.run(command, env=child.script_environment(), capture_output=True, text=True)
+    assert done.stdout == "found\n", done.stderr
+
+
+def test_a_command_protects_whatever_a_library_starts(sent: Path) -> None:
+    script = (
+        "import subprocess, sys; from qdora_fast.cli import main; sys.argv = ['qdora-fast', '--version']\n"
+        "try: main()\nfinally: sys.exit(subprocess.call([sys.executable, '-c', 'import random']))"
+    )
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    assert _python("-c", script, environment=bare).returncode == 0
+    assert not (sent / "MARK").exists()
+
+
+def test_the_proof_of_an_export_is_started_so(sent: Path) -> None:
+    (sent / "model").mkdir()
+    with pytest.raises(ProofError, match="cannot be opened"):  # an empty folder: the reader has started, and says so
+        open_in_new_process([sent / "model"], [])
+    assert not (sent / "MARK").exists()
