@@ -5,15 +5,16 @@ Needs a process with the training stack loaded.
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from proofs.preloaded import ask
 from qdora_fast.errors import QdoraError
 from qdora_fast.run_folder import RunFolder
 
@@ -44,7 +45,7 @@ class Exported:
 
 def save_and_record(model: Any, tokenizer: Any, run: RunFolder) -> Any:
     """Save the adapter of a live model as the run's own, as its end does; return the evidence."""
-    from qdora_fast.merged_export import record_trained
+    from qdora_fast.export_case import record_trained
     from qdora_fast.run import _save_adapter
 
     _save_adapter(model, tokenizer, run)
@@ -53,14 +54,9 @@ def save_and_record(model: Any, tokenizer: Any, run: RunFolder) -> Any:
 
 def record_saved(run: RunFolder) -> Any:
     """The evidence of a saved run, as `qdora-fast export` takes it."""
-    from qdora_fast.merged_export import record_trained
-    from qdora_fast.model import load_trained
-    from qdora_fast.trainer import choose_precision
+    from qdora_fast import export_case
 
-    config = run.config()
-    name = run.read_json("model.json")["base"]
-    _, model = load_trained(name, config, run.adapter, precision=choose_precision(config.train))
-    return record_trained(model, run)
+    return export_case.record_saved(run, run.config())
 
 
 def export(run: RunFolder, evidence: Any, form: str, out: Path) -> Exported:
@@ -111,15 +107,28 @@ def building(change: Callable[[Any], None] | None, damage: Callable[[Path, Any],
 
 
 @contextmanager
-def proving_in(starter: Any) -> Iterator[None]:
-    """Meanwhile proofs start their processes through `starter`, which stands in for the module `subprocess`."""
-    starting: Any = importlib.import_module("qdora_fast.plain_reader")
-    real = starting.subprocess
-    starting.subprocess = starter
+def proving_in(address: str, threads: int) -> Iterator[None]:
+    """Meanwhile exports are examined by forks of the process at this address (`preloaded.py`), not by a fresh one."""
+    from qdora_fast import errors, plain_reader
+
+    def examine(case: Any, on_phase: Any = None) -> Any:
+        with tempfile.TemporaryDirectory(prefix="qdora-fast-proof-") as scratch:
+            plain_reader.save_case(case, Path(scratch))
+            done = ask(address, "qdora_fast.plain_reader", [scratch], threads)
+            answer = Path(scratch) / "answer.json"
+            if done.code or not answer.is_file():
+                raise errors.ProofError(f"the process that proves the export ended with {done.code}: {done.stderr}")
+            said = json.loads(answer.read_text(encoding="utf-8"))
+        if "error" in said:
+            raise getattr(errors, said["error"])(said["message"])
+        return said
+
+    real = plain_reader.examine_in_new_process
+    plain_reader.examine_in_new_process = examine
     try:
         yield
     finally:
-        starting.subprocess = real
+        plain_reader.examine_in_new_process = real
 
 
 def _failed(report: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 Importing Transformers takes seconds and the training stack ten; a proof needs a fraction of one. Two kinds: `stack`
 has the training stack (Unsloth first), `plain` nothing of it, as the process that opens an exported folder must be.
 Each has the environment that it was started with, which is how the instruction set of the arithmetic is chosen:
-libraries read it once. A fork asks `plain` through the same socket (`stand_in`), where users' exports start Python.
+libraries read it once. A fork of `stack` asks `plain` through its socket, where a user's export starts Python.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from qdora_fast import child
+
 _PLAIN_MODULES = (
     "torch",
     "transformers",
@@ -34,7 +36,6 @@ _PLAIN_MODULES = (
     "bitsandbytes",
     "safetensors.torch",
     "qdora_fast.plain_reader",
-    "qdora_fast.proof",
 )
 _STACK_MODULES = ("trl.trainer.sft_trainer", "peft", "bitsandbytes", "qdora_fast.run", "qdora_fast.trainer")
 _ENVIRONMENT = {
@@ -45,6 +46,8 @@ _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "CUDA_VISIBLE_DEVICES": "",
 }
+_SEARCHED = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+"""This folder is not installed, so the process is told where it is."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,8 @@ class Preloaded:
         self._scratch = tempfile.TemporaryDirectory(prefix=f"qdora-fast-{kind}-")
         self.address = str(Path(self._scratch.name) / "socket")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "proofs.preloaded", kind, self.address],
-            env={**os.environ, **_ENVIRONMENT, **environment},
-            cwd=Path(__file__).parent.parent,  # where `proofs` is found
+            child.python("-m", "proofs.preloaded", kind, self.address),
+            env=child.environment(PYTHONPATH=_SEARCHED, **_ENVIRONMENT, **environment),
             stdin=subprocess.PIPE,  # closed when the caller ends, however it ends
             stdout=subprocess.PIPE,
             text=True,
@@ -97,17 +99,16 @@ class Preloaded:
 
     def run(self, module: str, *arguments: str, threads: int = 1) -> Done:
         """`python -m MODULE ARGUMENTS` in a fork, with so many threads for arithmetic."""
-        return ask(self.address, module, arguments, {}, threads)
+        return ask(self.address, module, arguments, threads)
 
 
-def ask(address: str, module: str, arguments: Sequence[str], environment: Mapping[str, str], threads: int) -> Done:
+def ask(address: str, module: str, arguments: Sequence[str], threads: int) -> Done:
     """The same, by the address of the process's socket."""
     with tempfile.TemporaryDirectory(prefix="qdora-fast-said-") as folder:
         outputs = [str(Path(folder) / name) for name in ("stdout", "stderr")]
         asked = {
             "module": module,
             "arguments": list(arguments),
-            "environment": dict(environment),
             "threads": threads,
             "outputs": outputs,
         }
@@ -120,28 +121,6 @@ def ask(address: str, module: str, arguments: Sequence[str], environment: Mappin
     return Done(json.loads(answer)["code"], *said)
 
 
-def stand_in(address: str, threads: int) -> Any:
-    """Something to take the place of the module `subprocess` where a fresh Python process is started."""
-
-    class StandIn:
-        """`run([sys.executable, "-m", MODULE, ...])` is answered by the preloaded process; the rest is the module's."""
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(subprocess, name)
-
-        def run(self, command: Sequence[str], **options: Any) -> Any:
-            """Answers as `subprocess.run` with captured text."""
-            if list(command[:2]) != [sys.executable, "-m"]:
-                return subprocess.run(command, **options)
-            environment = {
-                name: value for name, value in (options.get("env") or {}).items() if os.environ.get(name) != value
-            }
-            done = ask(address, command[2], command[3:], environment, threads)
-            return subprocess.CompletedProcess(command, done.code, done.stdout, done.stderr)
-
-    return StandIn()
-
-
 def main(kind: str, address: str) -> None:
     """What the process does."""
     if kind == "stack":
@@ -150,6 +129,8 @@ def main(kind: str, address: str) -> None:
         open_backend()
     for module in _STACK_MODULES if kind == "stack" else _PLAIN_MODULES:
         importlib.import_module(module)
+    if kind == "plain":
+        _warm_up()
     gc.freeze()  # forks need not look through all of this for garbage
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:
@@ -162,6 +143,19 @@ def main(kind: str, address: str) -> None:
                 if os.fork() == 0:
                     server.close()
                     _attend(connection)
+
+
+def _warm_up() -> None:
+    """Open a model once, so that forks find imported and compiled what the libraries make at the first use."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1, num_key_value_heads=1))
+    with tempfile.TemporaryDirectory(prefix="qdora-fast-warm-up-") as folder:
+        model.save_pretrained(folder)
+        AutoModelForCausalLM.from_pretrained(folder)
 
 
 def _attend(connection: socket.socket) -> NoReturn:
@@ -185,7 +179,6 @@ def _work(asked: Mapping[str, Any]) -> NoReturn:
         for number, path in enumerate(asked["outputs"], start=1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        os.environ.update(asked["environment"])
         sys.argv = [asked["module"], *asked["arguments"]]
         import torch
 

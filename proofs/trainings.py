@@ -49,7 +49,7 @@ def train(training: Training, trained: Path, base: Path) -> None:
 def settings(training: Training, folder: Path, base: Path) -> dict[str, Any]:
     """Sections of the run's config, over those of the shipped demo."""
     last = training.steps[-1]
-    heavy = training.base in ("wide", "smollm2")
+    whole = training.base in ("demo", "light")
     train = {"learning_rate": training.learning_rate, "max_steps": last, "eval_steps": last, "save_steps": 10_000}
     return {
         "run": {"dir": str(folder), "name": RUN},
@@ -60,11 +60,11 @@ def settings(training: Training, folder: Path, base: Path) -> dict[str, Any]:
             "alpha": training.r if training.r < 64 else 16,
             "rslora": training.rslora,
         },
-        "data": {"path": "demo", "max_rows": 200 if heavy else None},
+        "data": {"path": "demo", "max_rows": None if whole else 120},
         "train": {**train, "seed": training.seed},
         "engine": {"resident": "off"} if training.base == "wide" else {},
         "evaluation": {"max_rows": 0},
-        "export": {"at_end": "none", "proof_rows": 8 if heavy else 16},
+        "export": {"at_end": "none", "proof_rows": 16 if whole else 8},
     }
 
 

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,6 @@ from proofs import exporting, records
 from proofs.controls import CONTROLS, Case, Control
 from proofs.damage import differing_values
 from proofs.plan import Batch, Training
-from proofs.preloaded import stand_in
 from proofs.trainings import EVIDENCE, RUN, step_folder
 from qdora_fast.run_folder import RunFolder
 
@@ -127,7 +125,7 @@ def main(spec: dict[str, Any]) -> None:
     before = [step for step in steps if step < batch.step]
     earlier = step_folder(trained, training, before[-1]) / RUN / "adapter" if before else None
     run = RunFolder(kept / RUN)
-    prover = exporting.proving_in(stand_in(spec["plain"], batch.threads)) if spec["plain"] else nullcontext()
+    prover = exporting.proving_in(spec["plain"], batch.threads)
     with tempfile.TemporaryDirectory(prefix="qdora-fast-proofs-") as scratch, prover:
         evidence = pickle.loads((kept / EVIDENCE).read_bytes()) if batch.live else exporting.record_saved(run)
         subject = Subject(run, evidence, earlier)

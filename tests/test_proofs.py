@@ -15,7 +15,7 @@ from proofs import exporting
 from proofs.controls import CONTROLS
 from proofs.damage import differing_values, one_ulp, stored_tensors
 from proofs.plan import SIZES, Batch, Training, batches
-from proofs.preloaded import Preloaded, stand_in
+from proofs.preloaded import Preloaded
 from proofs.table import false_alarms, let_pass
 from proofs.work import Subject, do, keys
 from qdora_fast.run_folder import RunFolder
@@ -28,7 +28,7 @@ def proving() -> Iterator[None]:
     """Proofs are run by one process without the training stack, in forks."""
     with Preloaded("plain", {}) as plain:
         plain.wait_until_loaded()
-        with exporting.proving_in(stand_in(plain.address, 1)):
+        with exporting.proving_in(plain.address, 1):
             yield
 
 
