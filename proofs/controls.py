@@ -76,6 +76,7 @@ CONTROLS = (
     Control("alpha doubled", "model", weights.double_alpha),
     Control("rsLoRA mistaken", "model", weights.mistake_rslora),
     *(Control(f"another base, noise {share:.1%}", "run", weights.noisy_base(share)) for share in NOISE),
+    Control("another base, noise elsewhere", "run", weights.noisy_base(NOISE[0], adapted=False)),
     Control("adapter of an earlier step", "run", weights.earlier_adapter, _later),
     Control("weights of two layers swapped", "folder", weights.swap_weights),
     Control("a block transposed", "folder", weights.transpose_block),

@@ -50,8 +50,12 @@ def mistake_rslora(case: Any, model: Any) -> None:
         model.update.modules[name] = replace(module, scaling=scaling)
 
 
-def noisy_base(share: float) -> Callable[[Any], None]:
-    """The run names another base: its own with noise, `share` of each tensor's standard deviation."""
+def noisy_base(share: float, *, adapted: bool = True) -> Callable[[Any], None]:
+    """The run names another base: its own with noise, `share` of each tensor's standard deviation.
+
+    Args:
+        adapted: False: only in tensors that no adapter is on.
+    """
 
     def make(case: Any) -> None:
         import torch
@@ -60,7 +64,10 @@ def noisy_base(share: float) -> Callable[[Any], None]:
 
         other = Path(shutil.copytree(case.base, case.scratch / "another-base"))
         generator = torch.Generator().manual_seed(case.random.randrange(2**31))
-        for stored in stored_tensors(other).values():
+        layers = {f"{layer}.weight" for layer in case.run.read_json("model.json")["targets"]}
+        for name, stored in stored_tensors(other).items():
+            if name in layers and not adapted:
+                continue
             tensor = stored.read()
             exact = tensor.float()
             noise = torch.randn(tensor.shape, generator=generator)

@@ -106,6 +106,8 @@ SIZES = {"small": SMALL, "full": FULL}
 
 _HEAVY = ("wide", "smollm2")
 """A second for each export of the others, half a minute for theirs."""
+_PROCESSES = ((1, True), (2, False), (1, False), (2, True))
+"""Threads, and whether the evidence is the training process's own: then it was recorded in the machine's arithmetic."""
 _CONTROLLED_STEPS = {"small": (3,), "full": (3, 60, 496)}
 """Steps of which controls are made: of the first in all forms, of later ones in one; of heavy bases the last step."""
 
@@ -114,7 +116,7 @@ def batches(size: str) -> list[Batch]:
     """All batches of a size, those of one arithmetic together."""
     seen: set[str] = set()
     found: list[Batch] = []
-    rounds = cycle([(name, threads) for threads in (1, 2) for name in ARITHMETICS])
+    rounds = cycle([(name, *process) for process in _PROCESSES for name in ARITHMETICS])
     for training in SIZES[size]:
         first = training.base not in seen
         seen.add(training.base)
@@ -125,7 +127,7 @@ def batches(size: str) -> list[Batch]:
 
 
 def _of_step(
-    size: str, training: Training, step: int, first: bool, rounds: Iterator[tuple[str, int]]
+    size: str, training: Training, step: int, first: bool, rounds: Iterator[tuple[str, int, bool]]
 ) -> Iterator[Batch]:
     """The batches of one kept adapter: a second one, in another arithmetic, of each base's first training."""
     heavy = training.base in _HEAVY
@@ -133,6 +135,5 @@ def _of_step(
     steps = training.steps[-1:] if heavy else _CONTROLLED_STEPS[size]
     controls = () if not first or step not in steps else forms if step == 3 else forms[:1]
     for turn in range(2 if first and not heavy and size == "full" else 1):
-        arithmetic, threads = next(rounds)
-        live = arithmetic == "native" and threads == 1
+        arithmetic, threads, live = next(rounds)
         yield Batch(training, step, arithmetic, threads, live, forms, controls=controls if turn == 0 else ())
