@@ -21,6 +21,7 @@ from qdora_fast.run_folder import RunFolder
 FORMS: dict[str, dict[str, str]] = {
     "original16": {"to": "merged_16bit", "merge_base": "original16"},
     "dequant4": {"to": "merged_16bit", "merge_base": "dequant4"},
+    "auto": {"to": "merged_16bit", "merge_base": "auto"},
     "nf4": {"to": "merged_4bit_forced", "merge_base": "original16"},
 }
 """What `export_merged` is asked for."""

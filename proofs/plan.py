@@ -13,7 +13,7 @@ from itertools import cycle
 EARLY = (1, 3, 12, 60)
 """Steps after which an adapter is kept."""
 FORMS = ("original16", "dequant4", "nf4")
-"""merged_16bit by its merge_base, and merged_4bit_forced."""
+"""merged_16bit by its merge_base, and merged_4bit_forced; where a batch is done again, `auto` for the first."""
 
 ARITHMETICS: dict[str, dict[str, str]] = {
     "native": {},
@@ -136,4 +136,6 @@ def _of_step(
     controls = () if not first or step not in steps else forms if step == 3 else forms[:1]
     for turn in range(2 if first and not heavy and size == "full" else 1):
         arithmetic, threads, live = next(rounds)
-        yield Batch(training, step, arithmetic, threads, live, forms, controls=controls if turn == 0 else ())
+        if turn:
+            forms, controls = tuple("auto" if form == "original16" else form for form in forms), ()
+        yield Batch(training, step, arithmetic, threads, live, forms, controls=controls)
