@@ -27,7 +27,8 @@ ARGS    ?=
 TORCH_BY_UV = $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu "torch==$(TORCH)"
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock train test test-gpu bench bench-gpu bench-data bench-export benchmarks faults proofs lint format clean
+.PHONY: help install lock train test test-all test-gpu bench bench-gpu bench-data bench-export benchmarks faults mutants \
+        proofs lint format clean
 
 help: ## show these verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -42,8 +43,11 @@ lock: $(VENV)/bin/python ## write locks/ anew after a change of versions in cons
 train: $(STAMP) ## fine-tune, export and prove; goes on where it was stopped (CONFIG=... DATA=... ARGS=...)
 	$(BIN)/qdora-fast train --auto-resume $(CONFIG) $(if $(DATA),--set "data.path=$(DATA)") $(ARGS)
 
-test: $(STAMP) ## run the tests on all cores (ARGS="-k merge" for some of them, ARGS="-n 0 -s" in one process)
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu" $(ARGS)
+test: $(STAMP) ## run a pull request's tests on all cores (ARGS="-k merge" for some of them, ARGS="-n 0 -s" in one process)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu and not exhaustive" $(ARGS)
+
+test-all: $(STAMP) ## run all tests: whole grids of shapes and types, four times the generated examples
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu" --hypothesis-profile=all $(ARGS)
 
 test-gpu: $(STAMP) ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
@@ -65,6 +69,9 @@ benchmarks: $(STAMP) ## write the measured part of BENCHMARKS.md from the kept r
 
 faults: $(STAMP) ## kill, fill, flip and break real runs and count what is lost (ARGS="--full", "--only kill")
 	$(BIN)/python -m faults $(ARGS)
+
+mutants: $(STAMP) ## put single faults into the code, one at a time: do the tests notice? (ARGS="--only ID")
+	$(BIN)/python -m mutants $(ARGS)
 
 proofs: $(STAMP) ## export real runs rightly and wrongly and count false alarms and misses (ARGS="--size full")
 	$(BIN)/python -m proofs $(ARGS)

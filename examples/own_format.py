@@ -3,7 +3,8 @@
     .venv/bin/python examples/own_format.py
 
 A forum keeps threads: a title, and posts with votes. The function below makes one question and its best answer of
-each, and leaves out threads that nobody answered. It lies in a module of its own, as yours would, next to the rows.
+each, and leaves out threads that nobody answered. It lies in a file of its own, as yours would, next to the rows, and
+is run because it is named twice: in the settings, and in `own_code` (`--own-code` on the command line).
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ def main(folder: Path) -> list[dict]:
     """Write the two files and prepare the rows, which says what became of them; returns the first row's messages."""
     (folder / "forum.py").write_text(FORMATTER, encoding="utf-8")
     write_threads(folder / "threads.jsonl")
-    with contextlib.chdir(folder):  # the module is looked for in the working directory
-        data = {"path": "threads.jsonl", "formatter": "forum:best_answer", "on_bad_row": "skip"}
-        prepared = qdora_fast.prepare_data("demo", data=data)
+    with contextlib.chdir(folder):  # where relative paths start
+        data = {"path": "threads.jsonl", "formatter": "forum.py:best_answer", "on_bad_row": "skip"}
+        prepared = qdora_fast.prepare_data("demo", data=data, own_code=["forum.py"])
     print(f"{prepared.report.train} threads to train on, {prepared.report.held_out} held out")
     return prepared.train[0]["messages"]
 

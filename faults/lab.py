@@ -152,7 +152,7 @@ class Lab:
 
     def set_up(self) -> None:
         """Make base and run; takes seconds."""
-        from qdora_fast.demo.base import Recipe, pretrain
+        from qdora_fast.demo.pretrain import Recipe, pretrain
 
         pretrain(self.base, Recipe(hidden_size=64, intermediate_size=128, heads=4, kv_heads=2, steps=2))
         for variant, sections in VARIANTS.items():

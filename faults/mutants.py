@@ -153,10 +153,10 @@ _WRONG: list[tuple[tuple[str, ...], list[Any]]] = [
     (("data", "held_out"), [0.9, 1, -0.1, "ten", True]),
     (("data", "on_bad_row"), ["ignore", 1]),
     (("data", "filters"), ["strict", 3, []]),
-    (("data", "formatter"), ["my_rows", "a:b:c", "my rows:f"]),
+    (("data", "formatter"), ["my_rows", "my_rows:f", "a.py:b:c", "my rows:f", "rows.py:a.b"]),
     (("engine", "resident"), ["some", -1, 0, True]),
     (("export", "proof_rows"), [0, 5000, "all", True]),
-    (("evaluation", "metric"), ["accuracy", 3, "mod:"]),
+    (("evaluation", "metric"), ["accuracy", 3, "mod:", "mod:f"]),
     (("run", "name"), ["../up", "a/b", "", ".hidden", 7]),
 ]
 _ROWS = {"path": "rows.jsonl"}
@@ -234,7 +234,7 @@ _VALID: list[tuple[tuple[str, ...], list[Any]]] = [
     (("train", "magnitude_learning_rate"), [None, 1e-4]),
     (("engine", "impl"), ["auto", "torch", "reference", "peft", "off"]),
     (("engine", "resident"), ["auto", "off", 2.5]),
-    (("export", "merge_base"), ["original16", "dequant4"]),
+    (("export", "merge_base"), ["auto", "original16", "dequant4"]),
     (("export", "at_end"), ["merged_16bit", "none"]),
     (("evaluation", "metric"), ["normalized_match", "numeric", "my_metrics:score"]),
     (("evaluation", "max_rows"), [0, 10]),

@@ -26,16 +26,16 @@ __version__ = "0.1.0"
 __all__ = ["evaluate", "export", "fuse", "prepare_data", "train", "unfuse"]
 
 _PUBLIC = {
-    "train": "qdora_fast.run",
-    "evaluate": "qdora_fast.evaluating",
-    "export": "qdora_fast.export",
-    "prepare_data": "qdora_fast.preparing",
-    "fuse": "qdora_fast.fusing",
-    "unfuse": "qdora_fast.fusing",
+    "train": "run",
+    "evaluate": "evaluating",
+    "export": "export",
+    "prepare_data": "preparing",
+    "fuse": "fusing",
+    "unfuse": "fusing",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+        return getattr(importlib.import_module(f"qdora_fast.{_PUBLIC[name]}"), name)
     raise AttributeError(f"module 'qdora_fast' has no attribute {name!r}")

@@ -188,8 +188,7 @@ def save_adapter(model: Any, folder: Path) -> SavedAdapter:
     """
     with staged_folder(folder, overwrite=(folder / CONFIG_NAME).is_file()) as staging:
         modules = write_adapter(model, staging)
-    weights = folder / WEIGHTS_NAME
-    return SavedAdapter(folder, modules, weights.stat().st_size, sha256_of(weights))
+    return SavedAdapter(folder, modules, (folder / WEIGHTS_NAME).stat().st_size, sha256_of(folder / WEIGHTS_NAME))
 
 
 def write_adapter(model: Any, folder: Path) -> int:
@@ -214,11 +213,12 @@ def load_into(model: Any, folder: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    weights = load_file(str(folder / WEIGHTS_NAME))
-    result = set_peft_model_state_dict(model, weights)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    lost = sorted({*result.unexpected_keys, *trained.intersection(result.missing_keys)})
-    if lost:
+    try:
+        result = set_peft_model_state_dict(model, load_file(str(folder / WEIGHTS_NAME)))
+    except KeyError as missing:  # PEFT's way of saying it for a module trained in full
+        raise IntegrityError(f"{folder}: {WEIGHTS_NAME} has no tensor {missing}, which the model trains") from None
+    if lost := sorted({*result.unexpected_keys, *trained.intersection(result.missing_keys)}):
         raise IntegrityError(f"{folder}: {len(lost)} trained tensors do not match the model's, first {lost[0]}")
 
 

@@ -33,7 +33,7 @@ def fit(adapter: Adapter, config: Config, base: str) -> Fit:
     """Compare names and, where the base's weights are on this machine, shapes.
 
     Args:
-        base: hub id or folder, see `model.locate_base`.
+        base: hub id or folder, see `preparing.find_base`.
 
     Raises:
         IntegrityError: layers are missing from the adapter or from the base, or have other shapes.

@@ -22,12 +22,15 @@ from qdora_fast.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter
 from qdora_fast.adapter_fit import Fit, fit
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
-from qdora_fast.config_file import dump_config, make_config
+from qdora_fast.config.code import FORMATTER
+from qdora_fast.config_file import make_config
 from qdora_fast.contained import refuse_links_out
+from qdora_fast.demo.base import recorded_name
 from qdora_fast.errors import ConfigError, IntegrityError
 from qdora_fast.hardware import describe as describe_machine
 from qdora_fast.manifest import NAME as MANIFEST
 from qdora_fast.manifest import problems, read_manifest, sha256_of
+from qdora_fast.own_code import allow_own_code, require_code_allowed
 from qdora_fast.preparing import find_base, ready_data, write_data
 from qdora_fast.remote_code import code_of, remote_code_allowed
 from qdora_fast.run_folder import RunFolder, write_json
@@ -43,6 +46,7 @@ def import_adapter(
     base: str | None = None,
     data: str | None = None,
     overrides: Sequence[str] = (),
+    own_code: Sequence[str | Path] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Check the adapter in a folder and make a run of it.
@@ -52,6 +56,7 @@ def import_adapter(
         base: hub id or folder of the base; None: the one that the adapter names.
         data: rows that the adapter was not trained on, as for `data.path`; for the proof of exports and for `evaluate`.
         overrides: settings of the run's config, as `adapter.method=qdora` or `data.template=chatml`.
+        own_code: files of code that may run where `overrides` names them; `--own-code` of the command line.
 
     Returns:
         What was found: path (of the run), method, r, alpha, layers, base, ...
@@ -66,10 +71,17 @@ def import_adapter(
     adapter = _read(folder)
     stated = _stated_method(folder)
     config = make_config(_settings(adapter, base, data, stated), overrides)
+    with allow_own_code(own_code):
+        if config.data.path != UNKNOWN_DATA:
+            require_code_allowed(config, FORMATTER)
+        return _checked(adapter, config, stated or _sets_method(overrides), folder, console)
+
+
+def _checked(adapter: Adapter, config: Config, known: Any, folder: Path, console: Console) -> dict[str, Any]:
+    """Compare the adapter with its base, and make the run; `known`: that the method was not guessed."""
     show.adapter_found(console, adapter, config)
-    base_name = find_base(config, console)
+    base_name = find_base(config)
     found = fit(adapter, config, base_name)
-    known = stated or any(text.startswith("adapter.method=") for text in overrides)
     show.adapter_fits(console, found.shapes_compared, guess=None if known else config.adapter.method)
     run = RunFolder.create(config, folder.resolve().name)
     try:
@@ -79,6 +91,10 @@ def import_adapter(
         raise
     show.adapter_imported(console, report)
     return report
+
+
+def _sets_method(overrides: Sequence[str]) -> bool:
+    return any(text.startswith("adapter.method=") for text in overrides)
 
 
 def _read(folder: Path) -> Adapter:
@@ -147,14 +163,14 @@ def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, found: Fi
 
     tokenizer, stop_ids = load_tokenizer(base, config.model.revision)
     config, template, assumed = _with_template(run, adapter, config, tokenizer)
-    run.config_file.write_text(dump_config(config), encoding="utf-8")
+    run.write_config(config)
     run.write_json("environment.json", describe_machine())
     run.adapter.mkdir()  # the adapter's own two files and the tokenizer; nothing else of that folder is taken over
     shutil.copyfile(adapter.folder / WEIGHTS_NAME, run.adapter / WEIGHTS_NAME)
     write_json(run.adapter / CONFIG_NAME, adapter.config | {"base_model_name_or_path": base})
     tokenizer.save_pretrained(run.adapter)
     made = {
-        "base": base,
+        "base": recorded_name(base),
         "revision": config.model.revision,
         "method": config.adapter.method,
         "targets": [layer for layer in found.linears if layer in adapter.modules],

@@ -32,8 +32,6 @@ class Facts:
     fits: bool | None = None
     dense_fits: bool | None = None
     """A 16-bit base would fit as well."""
-    answers: int | None = None
-    """Held-out rows that can be answered at a time, where `evaluation.batch_size` is what does not fit."""
     smaller: tuple[int, int] | None = None
     """Batch size and accumulation that fit, where the configured ones do not."""
     longest: int | None = None
@@ -78,9 +76,6 @@ def _memory(config: Config, facts: Facts) -> Iterator[Advice]:
 
 
 def _savings(config: Config, facts: Facts) -> Iterator[tuple[str, str]]:
-    if facts.answers:
-        yield f"evaluation.batch_size={facts.answers}", "training fits; so many answers at a time do, too"
-        return
     if not config.adapter.quantized:
         method = "qdora" if config.adapter.decomposed else "qlora"
         yield f"adapter.method={method}", "memory is short, and a 4-bit base takes a quarter of a 16-bit one"

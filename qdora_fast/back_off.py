@@ -1,7 +1,7 @@
 """When memory runs out in a step, the step is repeated in smaller parts instead of ending the run.
 
 Gradients of a micro-batch that failed half-way are already mixed with those of the micro-batches before it. So nothing
-is saved of the step: gradients go, the engine's kept weights and the allocator's cache are given back, the random
+is saved of the step: gradients go, what can be freed is (out_of_memory.py: kept weights, buffers, cache), the random
 generators return to where the step began, and all its micro-batches are computed again. If giving back freed something
 that is tried first, as it was; from then on each micro-batch is computed in 2, 4, 8, … parts, down to one conversation.
 What was drawn from the data stays, and the loss is divided by the tokens of the whole step, as before: the step is the
@@ -15,20 +15,17 @@ anything in a run of several processes, where the others would wait for ever. Th
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qdora_fast import processes
-from qdora_fast.errors import OutOfMemory, first_line
+from qdora_fast.errors import OutOfMemory
 from qdora_fast.micro_batches import Batch, Whole, halves, parts, trained_tokens
+from qdora_fast.out_of_memory import Lack, attempt, first_sentence, give_back, is_out_of_memory
 from qdora_fast.run_folder import newest_checkpoint
 from qdora_fast.training_state import random_state, set_random_state
-
-_SAID = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-"""What errors of torch, CUDA and cuBLAS say when memory is the reason."""
 
 ADVICE = (
     "What helps, each by itself: other programs off the card; train.optimizer: paged_adamw_8bit; "
@@ -63,13 +60,6 @@ class Window:
     """Random generators, and what TRL had counted, before the first."""
 
 
-@dataclass(frozen=True)
-class Lack:
-    """Memory ran out; why is the allocator's own first sentence."""
-
-    why: str
-
-
 class BackOff:
     """Put before SFTTrainer. `micro_parts` belongs into a checkpoint: a resumed run then adds in the same order."""
 
@@ -101,7 +91,7 @@ class BackOff:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            step, lack = self.state.global_step + 1, Lack(_first_sentence(error))
+            step, lack = self.state.global_step + 1, Lack(first_sentence(error))
             if self._in_update:
                 half = "That is never repeated: some weights may be updated and others not"
                 raise self._out_of_memory(lack, f"inside the optimizer's step {step}", half) from error
@@ -119,7 +109,7 @@ class BackOff:
         if not window.inputs:
             window.before = self._standing()
         window.inputs.append(inputs)
-        while isinstance(lack := _attempt(lambda: self._compute_rest(model)), Lack):
+        while isinstance(lack := attempt(lambda: self._compute_rest(model)), Lack):
             window.losses.clear()
             model.zero_grad()
             self._return_to(window.before)
@@ -151,7 +141,7 @@ class BackOff:
                 total = loss if part is inputs else total + loss * (trained_tokens(part) / whole)
             return total
 
-        while isinstance(found := _attempt(mean_loss), Lack):
+        while isinstance(found := attempt(mean_loss), Lack):
             step = self.state.global_step
             told = "held-out batches are computed in {} parts from here on, training as before"
             self.eval_parts = self._smaller(found, f"in the evaluation after step {step}", self.eval_parts, step, told)
@@ -196,7 +186,7 @@ class BackOff:
         if processes.count() > 1:
             alone = "With several processes no step is repeated, for the others would wait: take a smaller"
             raise self._out_of_memory(lack, where, f"{alone} train.batch_size with the same train.effective_batch")
-        given = _give_back(self.model)
+        given = give_back(self.model)
         if given:
             freed = f"the engine gave back {given / 2**20:,.3g} MiB of kept weights, and the same is tried again"
             self.note("memory", f"memory ran out ({lack.why}); {freed}", step=step)
@@ -224,40 +214,3 @@ class BackOff:
         set_random_state(generators)
         self._metrics["train"].clear()
         self._metrics["train"].update({name: list(values) for name, values in counts.items()})
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this exception says that the card or the machine has no memory left."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID)
-
-
-def _attempt(work: Callable[[], Any]) -> Any:
-    """What `work` returns, or Lack. The exception and the frames that hold its tensors are gone by then."""
-    try:
-        return work()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return Lack(_first_sentence(error))
-
-
-def _first_sentence(error: BaseException) -> str:
-    return first_line(error).split(". ")[0].rstrip(".")
-
-
-def _give_back(model: Any) -> int:
-    """Free the engine's kept weights and the allocator's cache; bytes of the first."""
-    import torch
-
-    from qdora_fast.engine.patch import residency
-
-    kept = residency(model)
-    given = kept.release() if kept is not None else 0
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return given

@@ -22,6 +22,7 @@ import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 from qdora_fast.errors import QdoraError
 from qdora_fast.hardware import cache_folder
@@ -68,6 +69,18 @@ def captured_prints() -> Iterator[None]:
     finally:
         for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
             logger.info("unsloth: %s", line)
+
+
+def free_buffers(model: Any) -> None:
+    """Give back what Unsloth keeps from its largest batch so far: the two buffers of its checkpointing, keys and values
+    of the last answers, which stay on the attention layers. Call it where no graph is alive; a count of blocks that a
+    failed forward pass left half-way starts anew."""
+    checkpointing = sys.modules.get("unsloth_zoo.gradient_checkpointing")
+    if checkpointing is not None and hasattr(checkpointing, "GPU_BUFFERS"):  # before, its reset fails
+        checkpointing.reset_unsloth_gradient_checkpointing_buffers()
+    decoding = sys.modules.get("unsloth.models._decode_graphs")
+    if decoding is not None:
+        decoding.release_for_training(model)
 
 
 def _contain_side_effects() -> None:

@@ -2,9 +2,9 @@
 
 An adapter merged into a relative of its base (another revision, the chat version, a folder whose files were replaced)
 loads, answers, and can be closer to the trained model than NF4's own error is. So a run keeps a few blocks of every
-adapted layer, as training held them: the 4-bit codes of an NF4 layer, the values of another one. The same blocks of the
-named base, rounded in the same way, must be the same. The one exception is a value so near the middle between two
-codes that two processors can round it differently.
+weight, as training held it: the 4-bit codes of an NF4 layer, the values of embeddings, norms and other layers. The same
+blocks of the named base, rounded in the same way, must be the same. The one exception is a value so near the middle
+between two codes that two processors can round it differently.
 
 A base that was stored in 4 bits by somebody else may have been made from another precision of the same weights. There,
 and only there, up to `MOST_DIFFERING` of the codes may differ, and the share is said.
@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from qdora_fast.weights import TensorInfo, WeightFolder
 
 RECORD = "base_sample.safetensors"
 BLOCKS = 32
-"""Of each layer, evenly spread: 1 KiB of codes; 0.2 MiB for an 8B model."""
+"""Of each weight, evenly spread: 1 KiB of codes, 4 of bfloat16; half a MiB for an 8B model."""
 MOST_DIFFERING = 0.01
 """Share of a layer's codes, where 4 bits were made elsewhere. Made from bfloat16 instead of fp32: 0.4 %; from weights
 with noise of half a percent: 1.5 %."""
@@ -45,14 +45,16 @@ class Sample:
 
     values: dict[str, Tensor]
     """Name of the weight -> codes (uint8, two in a byte) or values, flat."""
-    spread: bool
+    others: Mapping[str, int] = field(default_factory=dict)
+    """Those that belong to no adapted layer, with their number of values; see `_other_differs`."""
+    spread: bool = True
     """Blocks from all over each layer; False in runs before version 2 of the record, which kept the beginning."""
 
     def save(self, file: Path) -> None:
         """Write to a safetensors file."""
         from safetensors.torch import save_file
 
-        save_file(self.values, file, metadata={"spread": json.dumps(self.spread)})
+        save_file(self.values, file, metadata={"others": json.dumps(dict(self.others)), "version": "2"})
 
     @classmethod
     def load(cls, file: Path) -> Sample:
@@ -60,26 +62,30 @@ class Sample:
         from safetensors import safe_open
 
         with safe_open(file, framework="pt") as tensors:
-            spread = json.loads((tensors.metadata() or {}).get("spread", "false"))
-            return cls({name: tensors.get_tensor(name) for name in tensors.keys()}, spread)  # noqa: SIM118
+            facts = tensors.metadata() or {}
+            others = json.loads(facts.get("others", "{}"))
+            return cls({name: tensors.get_tensor(name) for name in tensors.keys()}, others, "version" in facts)  # noqa: SIM118
 
 
 def take(model: Any, modules: Sequence[str]) -> Sample:
-    """Sample the frozen weights of `modules`.
+    """Sample the frozen weights of a loaded base.
 
     Args:
-        model: a loaded base, or a PEFT model on it.
-        modules: names of linear layers as in the base (`model.layers.0.mlp.up_proj`).
+        model: the base, or a PEFT model on it, whose own weights are left out.
+        modules: names of the adapted layers as in the base (`model.layers.0.mlp.up_proj`).
     """
-    layers = {_plain(name): module for name, module in model.named_modules()}
-    found = {}
-    for name in modules:
-        weight = layers[name].weight.data.flatten()
-        packed = weight.dtype == torch.uint8
-        picked = _positions(weight.numel() * (2 if packed else 1))
-        picked = picked[::2] // 2 if packed else picked
-        found[f"{name}.weight"] = weight[picked.to(weight.device)].detach().to("cpu", copy=True)
-    return Sample(found, spread=True)
+    adapted = {f"{name}.weight" for name in modules}
+    weights = {_plain(name): parameter for name, parameter in model.named_parameters() if not _of_peft(name)}
+    values = {name: _picked(weight.data) for name, weight in weights.items()}
+    return Sample(values, {name: weight.numel() for name, weight in weights.items() if name not in adapted})
+
+
+def _picked(weight: Tensor) -> Tensor:
+    flat = weight.flatten()
+    packed = weight.dtype == torch.uint8
+    picked = _positions(flat.numel() * (2 if packed else 1))
+    picked = picked[::2] // 2 if packed else picked
+    return flat[picked.to(flat.device)].detach().to("cpu", copy=True)
 
 
 def keep(model: Any, modules: Sequence[str], folder: Path) -> None:
@@ -98,9 +104,10 @@ def load(folder: Path) -> Sample | None:
 class BaseMatch:
     """What a folder of weights has in common with a sample."""
 
-    layers: int
+    weights: int
+    """How many were compared."""
     differing: float
-    """Share of the values that differ, in the layer where most do; 1 where it is not there or has another form."""
+    """Share of the values that differ, in the weight where most do; 1 where it is not there or has another form."""
     worst: str
     packed_elsewhere: bool
     """Training read its base in 4 bits."""
@@ -118,7 +125,7 @@ class BaseMatch:
                 f"the base is not the one trained on: {self.worst} differs in {self.differing:.2%} of its values; "
                 "name the very model that was trained on, in its revision"
             )
-        said = f"the base is the one trained on: blocks of {self.layers} layers are as training held them"
+        said = f"the base is the one trained on: blocks of {self.weights} weights are as training held them"
         if self.differing:
             said += f", but for {self.differing:.2%} of the codes: its 4 bits were made from another precision"
         return said
@@ -136,10 +143,30 @@ def compare(sample: Sample, base: Path, dtype: torch.dtype | None, *, packed_els
     """
     files = WeightFolder(base)
     dtypes = [torch.bfloat16, torch.float16, torch.float32] if packed_elsewhere else [dtype]
-    shares = {name: min(_differing(kept, files, name, each, sample.spread) for each in dtypes)
-              for name, kept in sample.values.items()}  # fmt: skip
+    shares = {
+        name: min(_differing(kept, files, name, each, sample.spread) for each in dtypes)
+        for name, kept in sample.values.items()
+        if name not in sample.others
+    }
+    if not packed_elsewhere:
+        shares |= {name: _other_differs(sample.values[name], files, name, size, dtype)
+                   for name, size in sample.others.items()}  # fmt: skip
     worst = max(shares, key=lambda name: shares[name])
     return BaseMatch(len(shares), shares[worst], worst.removesuffix(".weight"), packed_elsewhere)
+
+
+def _other_differs(kept: Tensor, files: WeightFolder, name: str, size: int, dtype: torch.dtype | None) -> float:
+    """The same of a weight that no adapter is on: 0 where the folder holds it under another name or in another size.
+
+    It may have been loaded in `dtype` or in its own; Unsloth adds the 1 of Gemma's norms to their weights.
+    """
+    info = files.infos.get(name)
+    if info is None or math.prod(info.shape) != size or not (info.dtype.is_floating_point and kept.is_floating_point()):
+        return 0.0
+    found = _read(files, info, _positions(size))
+    forms = [found, found.to(dtype or found.dtype)]
+    forms += [form.float() + 1 for form in forms] if len(info.shape) == 1 else []
+    return min(float((kept != form.to(kept.dtype)).double().mean()) for form in forms)
 
 
 def _differing(kept: Tensor, files: WeightFolder, name: str, dtype: torch.dtype | None, spread: bool) -> float:
@@ -200,6 +227,10 @@ def _unpacked(codes: Tensor) -> Tensor:
     return torch.stack([codes >> 4, codes & 15], dim=1).flatten()
 
 
+def _of_peft(name: str) -> bool:
+    return ".lora_" in name or ".modules_to_save." in name
+
+
 def _plain(name: str) -> str:
-    """A module's name without what PEFT puts around it."""
-    return name.removeprefix("base_model.model.").removesuffix(".base_layer")
+    """A parameter's name without what PEFT puts around it."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")

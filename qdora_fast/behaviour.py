@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from qdora_fast.errors import ProofError
+from qdora_fast.evaluation.logits import logits_at
 from qdora_fast.remote_code import remote_code_allowed
 
 BUDGET_BYTES = 256 * 2**20
@@ -140,8 +141,8 @@ def record(model: Any, rows: Rows, *, budget: int = BUDGET_BYTES) -> Recording:
     """Run a causal language model over rows, one at a time, in evaluation mode.
 
     Args:
-        model: anything that maps input_ids [1, T] to `.logits` [1, T, V]. For the base of a PEFT model, call this
-            inside `with model.disable_adapter()`.
+        model: maps input_ids [1, T] to `.logits` [1, T, V], of which those of trained positions alone are made. For
+            the base of a PEFT model, call this inside `with model.disable_adapter()`.
         rows, budget: see `RowRecorder`.
 
     Raises:
@@ -152,13 +153,9 @@ def record(model: Any, rows: Rows, *, budget: int = BUDGET_BYTES) -> Recording:
     try:
         for number, row in enumerate(rows):
             positions = recorder.trained(number)
-            if not len(positions):
-                continue
             ids = torch.tensor([list(row["input_ids"])], device=next(model.parameters()).device)  # [1, T]
-            with torch.inference_mode():
-                logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
-                for some in positions.split(256):
-                    recorder.add(number, some, logits[some.to(logits.device)])
+            for some, logits in logits_at(model, ids, positions.to(ids.device)):
+                recorder.add(number, some.cpu(), logits)
     finally:
         model.train(was_training)
     return recorder.recording()
@@ -178,8 +175,8 @@ def compare(reference: Recording, other: Recording) -> Agreement:
                 f"the models have vocabularies of {ours.shape[-1]} and {theirs.shape[-1]} tokens; compare a model with "
                 "its own base (was the vocabulary resized?)"
             )
-        p = ours.double()
-        terms = p.exp() * (p - theirs.double())  # [positions, V]
+        p, q = ours.double().log_softmax(dim=-1), theirs.double().log_softmax(dim=-1)  # anew: fp32 rounds the sum
+        terms = p.exp() * (p - q)  # [positions, V]
         kl.append(terms.where(p > -torch.inf, 0.0).sum(dim=-1))
         choice = ours.gather(1, theirs.argmax(dim=-1, keepdim=True))[:, 0]
         agreed.append(ours.amax(dim=-1) - choice <= NEAR_TIE)

@@ -18,7 +18,7 @@ import qdora_fast
 from qdora_fast.cli_bench import bench, bench_data, bench_export, bench_gpu
 from qdora_fast.cli_chat import chat, serve
 from qdora_fast.cli_export import export, import_adapter, verify
-from qdora_fast.cli_options import FILE, OFFLINE, SET, loads_base
+from qdora_fast.cli_options import FILE, OFFLINE, SET, runs_code
 from qdora_fast.redact import guard_output
 
 
@@ -36,7 +36,7 @@ def cli(debug: bool) -> None:
 @click.option("--auto-resume", is_flag=True, help="The same if the newest run of this name was stopped; else start.")
 @click.option("--dry-run", is_flag=True, help="Check settings, rows, masks and targets; read no weights.")
 @click.option("--reviewed", type=FILE, help="A person's marks on the sample of these rows, for the evaluation log.")
-@loads_base
+@runs_code
 def train(config: str | None, overrides: tuple[str, ...], resume: bool, auto_resume: bool, dry_run: bool,
           reviewed: Path | None) -> None:  # fmt: skip
     """Fine-tune, compare with the base, export and prove.
@@ -83,7 +83,7 @@ def plan(config: str | None, overrides: tuple[str, ...], vram: float | None, all
 @SET
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: runs/NAME-data.")
 @click.option("--reviewed", type=FILE, help="Record a person's marks on the sample, saved from review.html.")
-@loads_base
+@runs_code
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 def data(target: str, overrides: tuple[str, ...], out: Path | None, reviewed: Path | None, as_json: bool) -> None:
     """Prepare the rows of a CONFIG: filter, deduplicate, split, report. With a RUN, record a review of its rows.
@@ -110,7 +110,7 @@ def data(target: str, overrides: tuple[str, ...], out: Path | None, reviewed: Pa
 @SET
 @click.option("--mmlu", is_flag=True, help="Also ask MMLU, whatever the run's settings say.")
 @click.option("--allow-regression", is_flag=True, help="Report a fallen MMLU instead of failing.")
-@loads_base
+@runs_code
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 def evaluate(run: str, overrides: tuple[str, ...], mmlu: bool, allow_regression: bool, as_json: bool) -> None:
     """Base against tuned on the held-out rows of a finished RUN; MMLU; completions to read; the log."""
@@ -170,7 +170,7 @@ def report(run: str) -> None:
 @click.option("--full-lr", default="", metavar="A,B", help="The same for full. Default: a tenth of the others.")
 @click.option("--target", type=float, help="Held-out loss to reach. Default: where the first arm's median run ends.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: runs/NAME-compare.")
-@loads_base
+@runs_code
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 def compare(config: str, overrides: tuple[str, ...], methods: str, loraplus: str, seeds: int, learning_rates: str,
             full_lr: str, target: float | None, out: Path | None, as_json: bool) -> None:  # fmt: skip

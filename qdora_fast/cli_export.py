@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from qdora_fast.cli_options import SET, loads_base
+from qdora_fast.cli_options import SET, loads_base, runs_code
 
 
 @click.command()
@@ -92,7 +92,7 @@ def verify(path: Path, as_json: bool) -> None:
 @click.option("--base", metavar="NAME", help="Hub id or folder of the base. Default: what the adapter names.")
 @click.option("--data", metavar="FILE", help="Rows it was not trained on: for the proof of exports, and to evaluate.")
 @SET
-@loads_base
+@runs_code
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 def import_adapter(folder: str, base: str | None, data: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check an adapter from elsewhere (FOLDER) and make a run of it, for export, chat and evaluate."""

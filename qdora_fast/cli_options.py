@@ -1,7 +1,11 @@
-"""Options that several commands share. Those without a parameter of their own hold for the whole command."""
+"""Options that several commands share. Those without a parameter of their own hold for the whole command.
+
+Where code that a config or a run names wants to be run, the user is asked here, on a terminal.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,8 +13,8 @@ from typing import Any
 
 import click
 
+from qdora_fast import own_code, remote_code
 from qdora_fast.offline import offline
-from qdora_fast.remote_code import FLAG, allow_remote_code
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 SET = click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting; repeatable.")
@@ -27,9 +31,31 @@ def _around(flag: str, enter: Callable[[], AbstractContextManager[None]], text: 
 
 
 OFFLINE = _around("--offline", offline, "Make no connection; what is not on this machine is an error.")
-_TRUST = _around(FLAG, allow_remote_code, "Run code that comes with the base; read it first.")
+_TRUST = _around(remote_code.FLAG, remote_code.allow_remote_code, "Run code that comes with the base; read it first.")
+
+
+def _open_door(context: click.Context, _parameter: click.Parameter, files: tuple[Path, ...]) -> None:
+    context.with_resource(own_code.allow_own_code(files, ask=_ask))
+
+
+def _ask(text: str) -> bool:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    click.echo(text, err=True)
+    return click.confirm("Run it, now and whenever it is unchanged?", default=False, err=True)
+
+
+_OWN_CODE = click.option(
+    own_code.FLAG, multiple=True, type=click.Path(exists=True, path_type=Path), metavar="FILE", expose_value=False,
+    callback=_open_door, help="Run this file where the config or run names it; read it first. Repeatable.",
+)  # fmt: skip
 
 
 def loads_base(command: Any) -> Any:
     """The options of every command that loads a base or its tokenizer."""
     return OFFLINE(_TRUST(command))
+
+
+def runs_code(command: Any) -> Any:
+    """The options of those among them that run code which a config or a run names."""
+    return loads_base(_OWN_CODE(command))

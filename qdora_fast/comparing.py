@@ -22,8 +22,10 @@ from qdora_fast import show
 from qdora_fast.comparison import figures, table, words
 from qdora_fast.comparison.arms import Arm, Trial, choose_arms, choose_rates, choose_trials, settings_for
 from qdora_fast.config import Config
+from qdora_fast.config.code import FORMATTER, METRIC
 from qdora_fast.errors import ConfigError, OutOfMemory, QdoraError
 from qdora_fast.hardware import describe as describe_machine
+from qdora_fast.own_code import allow_own_code, by_content, require_code_allowed
 from qdora_fast.preparing import confirm, find_base, ready_data, with_quality
 from qdora_fast.presets import settings_of
 from qdora_fast.run_folder import write_json
@@ -49,6 +51,7 @@ def compare(
     target: float | None = None,
     name: str | None = None,
     out: Path | None = None,
+    own_code: Sequence[str | Path] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Train every arm with every seed, compare them on the held-out rows, and say what holds and what does not.
@@ -61,6 +64,7 @@ def compare(
         full_learning_rates: the same for `full`; empty: a tenth of the others.
         target: held-out loss for the steps-to-target column; None: where the first arm's median run ends.
         out: folder to write; None: `<run.dir>/<name>-compare`.
+        own_code: files of code that may run where the config names them; `--own-code` of the command line.
 
     Returns:
         The record that is also written to comparison.json; comparison.html is its page.
@@ -76,10 +80,12 @@ def compare(
     rates = choose_rates(settings, learning_rates, full_learning_rates)
     trials = choose_trials(arms, rates, settings.train.seed, seeds)
     folder = out or Path(settings.run.dir) / f"{name}-compare"
-    material = _prepare(settings, trials, console)
-    _claim(folder, settings, material.prepared.report.hash)
-    results = _run(trials, material, folder, console)
-    record = {"name": name, "path": str(folder)} | _record(settings, arms, trials, results, material, target)
+    with allow_own_code(own_code):
+        require_code_allowed(settings, FORMATTER, METRIC)
+        material = _prepare(settings, trials, console)
+        _claim(folder, settings, material.prepared.report.hash)
+        results = _run(trials, material, folder, console)
+        record = {"name": name, "path": str(folder)} | _record(settings, arms, trials, results, material, target)
     write_json(folder / "comparison.json", record)
     table.show(console, record)
     from qdora_fast.comparison.plot import comparison_page
@@ -97,7 +103,7 @@ def _prepare(config: Config, trials: Sequence[Trial], console: Console) -> Any:
     from qdora_fast.model import check_base, load_base
     from qdora_fast.trainer import choose_precision
 
-    name = find_base(config, console)
+    name = find_base(config)
     settings = [settings_for(config, trial) for trial in trials]
     for one in {one.adapter.method: one for one in settings}.values():
         check_base(name, one)
@@ -141,7 +147,7 @@ def _claim(folder: Path, config: Config, data: str) -> None:
 
 def _shared(config: Config) -> dict[str, Any]:
     """Every setting that all trials have in common, by its full name."""
-    sections = config.model_dump(mode="json", exclude={"run", "export"})
+    sections = by_content(config.model_dump(mode="json", exclude={"run", "export"}))
     return {
         f"{section}.{key}": value
         for section, values in sections.items()

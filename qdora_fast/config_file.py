@@ -11,6 +11,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from qdora_fast import remote_code
 from qdora_fast.config import Config
+from qdora_fast.config.code import Keys, at, with_code
 from qdora_fast.errors import ConfigError
 from qdora_fast.redact import redact
 from qdora_fast.yaml_text import Lines, plain, read_value, read_yaml, write_yaml
@@ -25,6 +27,7 @@ from qdora_fast.yaml_text import Lines, plain, read_value, read_yaml, write_yaml
 ON_THE_COMMAND_LINE = {
     "trust_remote_code": f"whoever runs it decides, with {remote_code.FLAG} on the command line",
     "offline": "put --offline on the command line",
+    "own_code": "whoever runs it decides, with --own-code FILE on the command line",
 }
 
 
@@ -37,7 +40,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """
     tree, lines = read_yaml(path)
     problems = [problem for text in overrides if (problem := _override(tree, lines, text))]
-    return _validate(tree, lines, source=str(path), problems=problems)
+    return _validate(tree, lines, source=str(path), problems=problems, folder=path.parent)
 
 
 def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
@@ -81,13 +84,16 @@ def _override(tree: dict[str, Any], lines: Lines, text: str) -> str | None:
     return None
 
 
-def _validate(tree: Any, lines: Mapping[tuple[str, ...], str], *, source: str, problems: list[str]) -> Config:
+def _validate(
+    tree: Any, lines: Mapping[tuple[str, ...], str], *, source: str, problems: list[str], folder: Path = Path()
+) -> Config:
+    """The config; paths of code start at `folder`, those that `--set` has given at the working directory."""
     problems = list(problems)
     config = None
     # A section written as `train:` with nothing below it means "all defaults".
     tree = {key: ({} if value is None and key in Config.model_fields else value) for key, value in tree.items()}
     try:
-        config = Config.model_validate(tree)
+        config = Config.model_validate(with_code(tree, partial(_absolute, lines, folder)))
     except ValidationError as error:
         problems += _once(_describe(item, lines) for item in error.errors(include_url=False))
     problems += [
@@ -100,6 +106,11 @@ def _validate(tree: Any, lines: Mapping[tuple[str, ...], str], *, source: str, p
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(f"{count} in {source}:\n{listed}")
     return config
+
+
+def _absolute(lines: Mapping[tuple[str, ...], str], folder: Path, _setting: str, keys: Keys, text: str) -> str:
+    typed = any(lines.get(keys[:length]) == "--set" for length in range(1, len(keys) + 1))
+    return at(Path() if typed else folder, text)
 
 
 def _texts(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

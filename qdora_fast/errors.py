@@ -8,6 +8,8 @@ Anything that is not one of these is a bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
+import traceback
+
 from qdora_fast.redact import redact
 
 
@@ -104,3 +106,12 @@ class DoesNotFit(QdoraError):
 def first_line(error: BaseException) -> str:
     """The first line of what somebody else's error says, for a message of ours; its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def without_frames(error: Exception) -> Exception:
+    """The same error, with its traceback as a note where it is a bug's: one that is raised later must not keep alive
+    what was in use when it happened."""
+    if not isinstance(error, QdoraError):
+        error.add_note("".join(traceback.format_exception(error)))
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -17,11 +17,15 @@ from rich.console import Console
 from qdora_fast import show
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
+from qdora_fast.config.code import of_evaluation
 from qdora_fast.config_file import load_config
 from qdora_fast.errors import ConfigError, RegressionError
 from qdora_fast.hardware import cache_folder
+from qdora_fast.out_of_memory import Batches, make_room
+from qdora_fast.own_code import allow_own_code, require_code_allowed
 from qdora_fast.redact import redact
 from qdora_fast.remote_code import require_allowed
+from qdora_fast.resume import base_fingerprint
 from qdora_fast.run_folder import RunFolder
 from qdora_fast.run_lock import locked
 
@@ -45,6 +49,7 @@ def evaluate(
     *,
     overrides: Sequence[str] = (),
     allow_regression: bool = False,
+    own_code: Sequence[str | Path] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Evaluate a finished run once more.
@@ -53,19 +58,22 @@ def evaluate(
         run: its folder.
         overrides: settings of the `evaluation` section to change, as `evaluation.metric=numeric`.
         allow_regression: report a fallen MMLU instead of failing.
+        own_code: files of code that may run where the run's settings name them; `--own-code` of the command line.
 
     Returns:
         The evaluation, as in evaluation/evaluation.json.
 
     Raises:
-        ConfigError: not a finished run, no held-out rows, a template that is not the run's, an unknown metric.
+        ConfigError: not a finished run, no held-out rows, a template that is not the run's, an unknown metric, code of
+            the run that may not be run.
         RunLocked: another process works in the run's folder.
         RegressionError: MMLU fell by more than `evaluation.mmlu.fail_below`.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
     console = console or show.new_console()
     config = _changed(folder, overrides)
-    with locked(folder.path):
+    with allow_own_code(own_code), locked(folder.path):
+        require_code_allowed(config, *of_evaluation(config))
         found = evaluate_model(open_run(folder, config), config, folder, console)
         finish(folder)
     if not allow_regression:
@@ -74,33 +82,41 @@ def evaluate(
 
 
 def evaluate_model(subject: Subject, config: Config, folder: RunFolder, console: Console) -> dict[str, Any]:
-    """Measure, show, and write down; `subject.model` is used as it stands, its adapter switched off for the base."""
+    """Measure, show, and write down; `subject.model` is used as it stands, its adapter switched off for the base.
+
+    Raises:
+        OutOfMemory: not even one row at a time fits.
+    """
     from qdora_fast.evaluation import log
     from qdora_fast.evaluation.heldout import choose_rows
     from qdora_fast.evaluation.record import make_record
     from qdora_fast.evaluation.task import ask, judge, measure_loss
 
     settings = config.evaluation
+    make_room(subject.model)
+    batches = Batches(subject.model, on_note=partial(show.note, console))
     chosen = choose_rows(subject.rows, settings.max_rows)
     rows, examples = [subject.rows[i] for i in chosen], [subject.examples[i] for i in chosen]
     questions = check_questions(rows, subject.tokenizer, config)
     options = _options(config, folder) if settings.metric == "choice" else ()
+    model, tokenizer = subject.model, subject.tokenizer
     with show.answering(console, 2 * len(questions)) as on_answer:
         answered = ask(
-            subject.model,
-            subject.tokenizer,
+            model,
+            tokenizer,
             questions,
             settings,
             subject.stop_ids,
             options=options,
             on_answer=on_answer,
+            batches=batches,
         )
     task, right = judge(answered, settings)
-    loss, losses = measure_loss(subject.model, examples)
+    loss, losses = measure_loss(subject.model, examples, batches)
     by_hash = {row["meta"]["hash"]: number for number, row in enumerate(rows)}
     folder.write_rows(ANSWERS, _answer_lines(answered, right, losses, by_hash))
-    completions = _completions(subject, answered, config, folder, console)
-    mmlu = _mmlu(subject, config, folder, console)
+    completions = _completions(subject, answered, config, folder, console, batches)
+    mmlu = _mmlu(subject, config, folder, console, batches)
     found = make_record(folder, config, task=task, heldout_loss=loss, mmlu=mmlu, completions=completions)
     folder.write_json(EVALUATION, found)
     log.append(folder.path, "evaluation", found)
@@ -224,10 +240,10 @@ def _answer_lines(answered: Any, right: Sequence[tuple[float, float]], losses: A
 
 
 def _completions(
-    subject: Subject, answered: Any, config: Config, folder: RunFolder, console: Console
+    subject: Subject, answered: Any, config: Config, folder: RunFolder, console: Console, batches: Batches
 ) -> dict[str, Any] | None:
     """Answers for a person to read: some of the held-out ones, and general prompts that show what was forgotten."""
-    from qdora_fast.evaluation.completions import GENERAL, choose_prompts, write
+    from qdora_fast.evaluation.completions import GENERAL, choose_prompts, completion, write
     from qdora_fast.evaluation.heldout import generate, of_both
 
     settings = config.evaluation
@@ -236,42 +252,25 @@ def _completions(
     ask = partial(subject.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
     prompts = [ask(list(messages)) for messages in GENERAL]
     with show.answering(console, 2 * len(prompts)) as on_answer:
-        asked = (prompts, settings.max_new_tokens, settings.batch_size, subject.stop_ids, on_answer)
+        asked = (prompts, settings.max_new_tokens, settings.batch_size, subject.stop_ids, on_answer, batches)
         general = of_both(subject.model, lambda: generate(subject.model, subject.tokenizer, *asked))
     kept = [
-        _completion(f"general-{number}", messages, messages[-1]["content"], None, general, number - 1)
+        completion(f"general-{number}", messages, messages[-1]["content"], None, general, number - 1)
         for number, messages in enumerate(GENERAL, 1)
     ]
     for index in choose_prompts(answered.questions, most=settings.completions, seed=config.train.seed):
         question = answered.questions[index]
         prompt = question.row["messages"][:-1]
         row = question.row["meta"]["hash"]
-        kept.append(_completion(row, prompt, question.shown, question.reference, answered.replies, index))
+        kept.append(completion(row, prompt, question.shown, question.reference, answered.replies, index))
     about = f"{config.adapter.method} on {Path(folder.read_json('model.json')['base']).name}"
     written = write(kept, folder.evaluation, name=folder.path.name, about=about)
     return {"n": len(kept), "path": str(written.path.relative_to(folder.path)), "sha256": written.sha256}
 
 
-def _completion(name: str, prompt: Sequence[Any], shown: str, reference: str | None, replies: Any, index: int) -> Any:
-    from qdora_fast.evaluation.completions import Completion
-
-    base, tuned = replies.base[index], replies.tuned[index]
-    return Completion(
-        id=name,
-        prompt=prompt,
-        shown=shown,
-        reference=reference,
-        base=base.text,
-        tuned=tuned.text,
-        base_tokens=base.tokens,
-        tuned_tokens=tuned.tokens,
-        base_finished=base.finished,
-        tuned_finished=tuned.finished,
-        general=reference is None,
-    )
-
-
-def _mmlu(subject: Subject, config: Config, folder: RunFolder, console: Console) -> dict[str, Any] | None:
+def _mmlu(
+    subject: Subject, config: Config, folder: RunFolder, console: Console, batches: Batches
+) -> dict[str, Any] | None:
     settings = config.evaluation.mmlu
     if not settings.enabled:
         return None
@@ -279,8 +278,7 @@ def _mmlu(subject: Subject, config: Config, folder: RunFolder, console: Console)
 
     made, packages = folder.read_json("model.json"), folder.read_json("environment.json")["packages"]
     identity = {
-        "base": made["base"],
-        "revision": made["revision"],
+        "base": base_fingerprint(made["base"], made["revision"]),
         "quantized": config.adapter.quantized,
         "precision": subject.precision,
         "packages": {name: packages.get(name) for name in ("torch", "transformers", "bitsandbytes", "unsloth")},
@@ -294,4 +292,5 @@ def _mmlu(subject: Subject, config: Config, folder: RunFolder, console: Console)
             cache=cache_folder() / "benchmarks",
             batch_size=config.evaluation.batch_size,
             on_request=on_request,
+            batches=batches,
         )

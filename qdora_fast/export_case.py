@@ -12,13 +12,30 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import Config
-from qdora_fast.errors import ConfigError, first_line
+from qdora_fast.errors import ConfigError, OutOfMemory, first_line
 from qdora_fast.export_proof import Case, Evidence
+from qdora_fast.out_of_memory import Lack, attempt, give_back, make_room
 from qdora_fast.run_folder import RunFolder
 
 
 def record_trained(model: Any, folder: RunFolder) -> Evidence:
-    """Record a live trained model, and its base with the adapter switched off, on the run's proof rows."""
+    """Record a live trained model, and its base with the adapter switched off, on the run's proof rows.
+
+    Raises:
+        OutOfMemory: not even one row fits beside the model; the adapter is saved.
+    """
+    make_room(model)  # the last answers' keys and values, too
+    while isinstance(evidence := attempt(lambda: _record(model, folder)), Lack):
+        if not give_back(model):
+            raise OutOfMemory(
+                f"memory ran out while the export's proof recorded what the trained model says ({evidence.why}).\n"
+                f"  The adapter is saved in {folder.adapter}; `qdora-fast export {folder.path}` exports it where more "
+                "memory is free"
+            )
+    return evidence
+
+
+def _record(model: Any, folder: RunFolder) -> Evidence:
     from qdora_fast import base_sample
     from qdora_fast.adapter import WEIGHTS_NAME
     from qdora_fast.adapter_guard import unsaved

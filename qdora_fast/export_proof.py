@@ -4,6 +4,7 @@ Proven, tightly; a check that fails fails the export:
 
     adapter             what was saved is what was trained, bit for bit
     base                the named base is the one that was trained on                       `base_sample.py`
+    config              config.json is the base's, but for what the recipe changes
     weights             every stored value is PEFT's merge, all others are the base's       `proof.py`
     trained_function    the trained model computes PEFT's function of the saved adapter     `output_proof.py`
     exported_function   the folder, opened by plain readers, computes PEFT's merge          `output_proof.py`
@@ -18,6 +19,7 @@ Transformers or PEFT. `examine` is what that process does.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ from qdora_fast import base_sample
 from qdora_fast.behaviour import Recording, Rows, release_memory
 from qdora_fast.distance import Distance
 from qdora_fast.errors import first_line
+from qdora_fast.merge import merged_config
+from qdora_fast.merged_model import MergedModel
 from qdora_fast.output_proof import Models, OutputProof, OutputRecorder, judge
 from qdora_fast.proof import WeightProof, prove_weights
 from qdora_fast.token_identity import describe_folder, differences
@@ -99,6 +103,7 @@ def examine(case: Case, on_phase: OnPhase = lambda phase: None, *, device: str |
     checks = [
         _adapter_check(evidence),
         {"name": "base", "passed": base.passed, "words": base.words},
+        _config_check(models),
         _weights_check(weights),
         *outputs.checks,
         *([_gain_check(distance)] if models.recipe.nf4 else []),
@@ -157,6 +162,15 @@ def _adapter_check(evidence: Evidence) -> dict[str, Any]:
     faults = evidence.adapter_faults
     said = "; ".join(faults[:5]) or "the saved adapter is the trained one, bit for bit"
     return {"name": "adapter", "passed": not faults, "words": said}
+
+
+def _config_check(models: Models) -> dict[str, Any]:
+    """A changed constant (an epsilon, a rotary base) moves outputs less than a limit on them can tell."""
+    expected = json.loads(json.dumps(merged_config(MergedModel(models.base, models.adapter, models.recipe))))
+    found = read_json(models.exported / "config.json")
+    wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    said = f"config.json differs from the base's in {', '.join(wrong[:5])}" if wrong else "config.json is the base's"
+    return {"name": "config", "passed": not wrong, "words": said}
 
 
 def _weights_check(weights: WeightProof) -> dict[str, Any]:

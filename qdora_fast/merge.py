@@ -120,7 +120,7 @@ def build(
     if weights.indexed:
         shard_of = {info.name: shard for shard, infos in model.shards.items() for info in infos}
         write_index(folder, shard_of, model.total_bytes)
-    files = copy_companions(weights.folder, _config(model), tokenizer_from, folder)
+    files = copy_companions(weights.folder, merged_config(model), tokenizer_from, folder)
     merged = {f"{name}.weight" for name in update.modules}
     touched = merged | update.saved_modules.keys() | weights.quantized | model.packed
     return MergeReport(
@@ -139,7 +139,7 @@ def build(
     )
 
 
-def _config(model: MergedModel) -> dict[str, object]:
+def merged_config(model: MergedModel) -> dict[str, object]:
     """config.json of the merged model."""
     recipe, infos = model.weights.recipe, model.weights.infos
     quantization = None
@@ -161,6 +161,7 @@ def _work(model: MergedModel) -> str:
         "adapter": [sha256_of(adapter / name) for name in (CONFIG_NAME, WEIGHTS_NAME)],
         "recipe": asdict(model.weights.recipe),
         "versions": [__version__, torch.__version__],
+        "arithmetic": torch.backends.cpu.get_cpu_capability(),  # other processors round sums differently
     }
     text = json.dumps(facts, default=lambda value: sorted(value) if isinstance(value, frozenset) else str(value))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -15,7 +15,7 @@ from typing import Any
 from qdora_fast.adapter import assert_complete, guard_saves
 from qdora_fast.backend import captured_prints, open_backend
 from qdora_fast.base_tokenizer import load_tokenizer, require_fast, stop_token_ids
-from qdora_fast.config import AdapterSettings, Config, EngineSettings, ModelSettings, TrainSettings
+from qdora_fast.config import AdapterSettings, Config, EngineSettings, TrainSettings
 from qdora_fast.contained import refuse_links_out
 from qdora_fast.errors import ConfigError, QdoraError, RefusedError
 from qdora_fast.fitting import cap_memory
@@ -23,8 +23,6 @@ from qdora_fast.manifest import require_unchanged
 from qdora_fast.remote_code import remote_code_allowed, unreadable
 from qdora_fast.targets import Architecture, Targets, choose_targets, inspect_architecture
 from qdora_fast.weights import shard_names
-
-DEMO = "demo"
 
 
 @dataclass(frozen=True)
@@ -67,17 +65,6 @@ class ParameterReport:
         parts += f" + magnitudes {self.magnitude:,}" if self.magnitude else ""
         parts += f" + whole modules {self.saved_modules:,}" if self.saved_modules else ""
         return f"{self.trainable:,} trained parameters ({parts}), {self.trainable / self.total:.2%} of the model"
-
-
-def locate_base(settings: ModelSettings, on_step: Any = None) -> str:
-    """The name that loaders take: the hub id, or the absolute path of a folder; for `demo` the folder of the
-    embedded base, pretrained now if it is not in the cache (`on_step(step, total, loss)` tells)."""
-    if settings.name == DEMO:
-        from qdora_fast.demo.base import demo_base
-
-        return str(demo_base(on_step=on_step))
-    folder = Path(settings.name).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else settings.name
 
 
 def check_base(name: str, config: Config) -> Targets:
@@ -217,8 +204,8 @@ def attach(base: Base, settings: AdapterSettings, train: TrainSettings) -> Any:
     return model
 
 
-def fuse_layers(model: Any, settings: EngineSettings) -> Any:
-    """Put the fused forward and backward into a PEFT model; see engine/.
+def fuse_layers(model: Any, settings: EngineSettings, *, saved: bool = False) -> Any:
+    """Put the fused forward and backward into a PEFT model; see engine/. `saved`: its adapter was read from a file.
 
     Returns:
         EngineReport: what was fused, and what was left to PEFT and why.
@@ -230,7 +217,7 @@ def fuse_layers(model: Any, settings: EngineSettings) -> Any:
     from qdora_fast.engine.patch import EngineError
 
     try:
-        return install(model, **settings.model_dump())
+        return install(model, **settings.model_dump(), saved=saved)
     except EngineError as error:
         raise ConfigError(str(error)) from None
 
@@ -249,7 +236,7 @@ def load_trained(name: str, config: Config, adapter: Path, *, precision: str) ->
 
     model = PeftModel.from_pretrained(base.model, str(adapter))
     guard_saves(model)
-    fuse_layers(model, config.engine)
+    fuse_layers(model, config.engine, saved=True)  # another processor's norms differ in their last bits
     return base, model.eval()
 
 

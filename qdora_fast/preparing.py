@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,17 @@ from rich.console import Console
 from qdora_fast import show
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
+from qdora_fast.config.code import FORMATTER
 from qdora_fast.data.dataset import DUPLICATES, Prepared
 from qdora_fast.data.render import Renderer, Rendering
 from qdora_fast.data.store import REJECTED
+from qdora_fast.demo.base import DEMO, demo_base
 from qdora_fast.errors import ConfigError, DoesNotFit
 from qdora_fast.fitting import ANYWHERE, RowLengths, Settled, asked_for, measuring, settle, this_machine
 from qdora_fast.memory import base_config, sizes_of
+from qdora_fast.own_code import allow_own_code, require_code_allowed
 from qdora_fast.presets import settings_of
+from qdora_fast.resume import base_fingerprint
 from qdora_fast.run_folder import RunFolder, write_json
 
 CONFIRMED_ROWS = 8
@@ -44,11 +48,14 @@ class Ready:
     """What `auto` became, if there was any."""
 
 
-def prepare_data(config: str | Path | Mapping[str, Any] | Config, **sections: Any) -> Prepared:
+def prepare_data(
+    config: str | Path | Mapping[str, Any] | Config, *, own_code: Sequence[str | Path] = (), **sections: Any
+) -> Prepared:
     """Prepare the rows of a config as `train` would, and say what became of them.
 
     Args:
         config: name of a preset, path of a YAML file, a dictionary of sections, or a Config.
+        own_code: files of code that may run where the config names them; `--own-code` of the command line.
         **sections: settings that replace the config's, for instance data={"path": "my.jsonl"}.
 
     Returns:
@@ -60,7 +67,8 @@ def prepare_data(config: str | Path | Mapping[str, Any] | Config, **sections: An
     settings, _ = settings_of(config, sections)
     open_backend()  # a later `train` in this process needs it to come before transformers
     console = show.new_console()
-    ready = ready_data(settings, find_base(settings, console), console, trains=False)
+    with allow_own_code(own_code):
+        ready = ready_data(settings, find_base(settings), console, trains=False)
     ready = with_quality(ready, ready.config, console)
     show.preflight(console, ready)
     return ready.prepared
@@ -68,9 +76,10 @@ def prepare_data(config: str | Path | Mapping[str, Any] | Config, **sections: An
 
 def run_data(config: Config, *, name: str, out: Path | None, reviewed: Path | None, console: Console) -> dict[str, Any]:
     """Prepare, show, and write the rows, the report and the page of the sample; returns the report as JSON."""
+    require_code_allowed(config, FORMATTER)
     if config.data.quality.enabled:
         open_backend()
-    ready = ready_data(config, find_base(config, console), console, trains=False)
+    ready = ready_data(config, find_base(config), console, trains=False)
     ready = with_quality(ready, ready.config, console)
     show.preflight(console, ready)
     folder = out or Path(config.run.dir) / f"{name}-data"
@@ -93,12 +102,21 @@ def review_run(folder: RunFolder, reviewed: Path, console: Console) -> dict[str,
     return dict(review.as_json())
 
 
-def find_base(config: Config, console: Console) -> str:
-    """The name of the base that loaders take; the embedded one is made if it is not there yet."""
-    from qdora_fast.model import locate_base
+def find_base(config: Config, resumed: RunFolder | None = None) -> str:
+    """The name of the base that loaders take: a hub id, or the absolute path of a folder.
 
-    with show.demo_base(console) as on_step:
-        return locate_base(config.model, on_step)
+    Args:
+        resumed: the run to go on with. One that began on another embedded base than this package's, as each machine
+            once made its own, goes on with that one where it still exists.
+
+    Raises:
+        IntegrityError: the embedded base is damaged.
+    """
+    if config.model.name == DEMO:
+        begun_on = Path(resumed.read_json("model.json")["base"]) if resumed else None
+        return str(begun_on if begun_on and begun_on.is_dir() else demo_base())
+    folder = Path(config.model.name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else config.model.name
 
 
 def ready_data(config: Config, base_name: str, console: Console, *, trains: bool = True) -> Ready:
@@ -253,6 +271,7 @@ def _reference(ready: Ready, config: Config, base: Any | None) -> tuple[Any, Any
 def _scorer(ready: Ready, config: Config) -> str:
     """Names the scores of one model for one set of rows."""
     settings = config.data.quality
-    named = (settings.model or ready.base_name, config.model.revision, config.adapter.quantized, config.train.precision)
+    reference = base_fingerprint(settings.model or ready.base_name, config.model.revision)
+    named = (reference, config.adapter.quantized, config.train.precision)
     shaped_by = f"{named} {settings.min_answer_tokens} {ready.prepared.report.hash}"
     return hashlib.sha256(shaped_by.encode()).hexdigest()[:16]

@@ -52,8 +52,7 @@ class Meter(Protocol):
 
 
 class CardMeter:
-    """Of the current GPU. Beside what PyTorch has reserved, all that the driver sees in use counts: the CUDA context,
-    paged optimizer state, other programs."""
+    """Of the current GPU. Beside what PyTorch has reserved, all that the driver sees in use counts."""
 
     def begin(self) -> None:
         """Forget the peak so far."""
@@ -66,20 +65,15 @@ class CardMeter:
         """The most that was in use since."""
         import torch
 
-        return self._beside() + torch.cuda.max_memory_reserved()
+        from qdora_fast.engine.residency import beside_torch
+
+        return beside_torch() + int(torch.cuda.max_memory_reserved())
 
     def total(self) -> int:
         """The card's; less where `train.vram` holds PyTorch to a share of it."""
-        import torch
+        from qdora_fast.engine.residency import card_total
 
-        card = torch.cuda.mem_get_info()[1]
-        return min(card, self._beside() + int(card * torch.cuda.get_per_process_memory_fraction()))
-
-    def _beside(self) -> int:
-        import torch
-
-        free, card = torch.cuda.mem_get_info()
-        return int(card - free - torch.cuda.memory_reserved())
+        return card_total()
 
 
 def meter_here() -> Meter | None:

@@ -23,8 +23,9 @@ from qdora_fast.manifest import problems, read_manifest
 from qdora_fast.run_folder import RunFolder
 from qdora_fast.run_lock import in_use
 
-_PEEK = 2**20
-"""Bytes of each weight file that go into the base's fingerprint: another fine-tune of it differs there, too."""
+_PEEKS, _PEEK = 16, 2**16
+"""Places in each weight file, evenly apart, and the bytes at each that go into the base's fingerprint. The beginning
+alone is not enough: it often holds the embeddings, which a fine-tune of the same base leaves as they were."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,22 @@ def newest_whole(folder: RunFolder) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
-def require_same(checkpoint: Path, identity: Mapping[str, Any]) -> None:
+def require_same(checkpoint: Path, identity: Mapping[str, Any], base: str | None = None) -> None:
     """Compare what a run is with what wrote the checkpoint.
+
+    Args:
+        identity: from `identity`.
+        base: folder of the base, whose fingerprint earlier versions took in another way; None: it has none.
 
     Raises:
         CheckpointError: names each difference.
     """
     then = read_manifest(checkpoint)["about"]["identity"]
+    known = base and then.get("base") == _first_fingerprint(base)
     changed = [
         f"  - {key}: {then.get(key, 'not recorded')} then, {now} now"
         for key, now in identity.items()
-        if then.get(key) != now
+        if then.get(key) != now and not (key == "base" and known)
     ]
     if changed:
         raise CheckpointError(
@@ -104,16 +110,33 @@ def require_same(checkpoint: Path, identity: Mapping[str, Any]) -> None:
 
 def base_fingerprint(name: str, revision: str | None) -> str:
     """What tells one base from another without reading it whole: hub name and revision, or a hash over a folder's
-    config and the beginning and size of each weight file (its path may change)."""
+    config and the size of each weight file and some of its bytes (its path may change)."""
     folder = Path(name)
     if not folder.is_dir():
         return f"{name}@{revision or 'main'}"
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")]):
+    for path in _weight_files(folder):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for number in range(_PEEKS):
+                file.seek(max(0, size - _PEEK) * number // (_PEEKS - 1))
+                digest.update(file.read(_PEEK))
+    return f"weights {digest.hexdigest()[:16]}"
+
+
+def _first_fingerprint(name: str) -> str | None:
+    """That of the first versions: the beginning and size of each file."""
+    digest = hashlib.sha256()
+    for path in _weight_files(Path(name)):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         with path.open("rb") as file:
-            digest.update(file.read(_PEEK))
-    return f"weights {digest.hexdigest()[:16]}"
+            digest.update(file.read(2**20))
+    return f"weights {digest.hexdigest()[:16]}" if Path(name).is_dir() else None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")])
 
 
 def identity(config: Config, *, base: str, data: str, rendering: Mapping[str, Any], recipe: Any) -> dict[str, Any]:

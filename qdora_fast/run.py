@@ -7,7 +7,7 @@ as it happens. Nothing is computed here.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +18,15 @@ from rich.console import Console
 from qdora_fast import processes, show, token_identity
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
+from qdora_fast.config.code import FORMATTER, of_evaluation
 from qdora_fast.data.dataset import Prepared
+from qdora_fast.demo.base import recorded_name
+from qdora_fast.errors import without_frames
 from qdora_fast.evaluating import Subject, check_questions, evaluate_model, finish, refuse_regression
 from qdora_fast.fitting import adopt, cap_memory
 from qdora_fast.hardware import describe as describe_machine
 from qdora_fast.manifest import write_manifest
+from qdora_fast.own_code import allow_own_code, require_code_allowed
 from qdora_fast.preparing import (
     Ready,
     confirm,
@@ -43,23 +47,30 @@ from qdora_fast.training import fit, identity_of
 
 
 def train(
-    config: str | Path | Mapping[str, Any] | Config, *, resume: bool | Literal["auto"] = False, **sections: Any
+    config: str | Path | Mapping[str, Any] | Config,
+    *,
+    resume: bool | Literal["auto"] = False,
+    own_code: Sequence[str | Path] = (),
+    **sections: Any,
 ) -> RunFolder:
     """Fine-tune, compare with the base on held-out rows, export and prove the export.
 
     Args:
         config: name of a preset, path of a YAML file, a dictionary of sections, or a Config.
         resume: go on from the newest whole checkpoint of the run of the same name; "auto": if that run was stopped.
+        own_code: files of code that may run where the config names them; `--own-code` of the command line.
         **sections: settings that replace the config's, for instance train={"epochs": 1}.
 
     Returns:
         The run's folder; `run.adapter` and `run.path / "merged_16bit"` are what it made.
 
     Raises:
-        QdoraError: every foreseen failure, with the place and the fix in its message.
+        QdoraError: every foreseen failure, with the place and the fix in its message. One of the evaluation is raised
+            when everything else is done.
     """
     settings, name = settings_of(config, sections)
-    return run_recipe(settings, name=name, resume=resume, console=show.new_console())
+    with allow_own_code(own_code):
+        return run_recipe(settings, name=name, resume=resume, console=show.new_console())
 
 
 def run_recipe(
@@ -79,13 +90,15 @@ def run_recipe(
     console.quiet = not processes.first()
     with processes.together(), disk_trouble(Path(config.run.dir)):
         config, start = processes.from_first(_begin(config, name, resume) if processes.first() else (config, NEW))
-        ready = _prepared(config, console)
+        ready = _prepared(config, start.folder, console)
         config = ready.config
         start = processes.from_first(_start(config, ready, name, start) if processes.first() else NEW)
         folder = start.folder
         assert folder is not None, "the first process has chosen or made one"
         with locked(folder.path) if processes.first() else nullcontext():
+            config = processes.from_first(folder.keep_code(config) if processes.first() else config)
             show.started(console, folder, start)
+            show.code_elsewhere(console, folder.code_elsewhere(config))
             model, base, ready = _trained(config, folder, ready, start.checkpoint, reviewed, console)
             if processes.first():
                 _save_adapter(model, base.tokenizer, folder)
@@ -94,7 +107,7 @@ def run_recipe(
                 del model, base  # the proof opens the merged model beside nothing else
                 _export(evidence, config, folder, start.checkpoint is not None, console)
                 show.finished(console, folder)
-                refuse_regression(found or {})
+                refuse_regression(_done(found))
     return folder
 
 
@@ -106,17 +119,17 @@ def _begin(config: Config, name: str, resume: bool | Literal["auto"]) -> tuple[C
     return (as_before if start.folder else config), start
 
 
-def _prepared(config: Config, console: Console) -> Ready:
+def _prepared(config: Config, resumed: RunFolder | None, console: Console) -> Ready:
     """Rows and tokens. The first process prepares them and decides what `auto` becomes; the others do as it did."""
-    ready = prepare_run(config, console) if processes.first() else None
+    ready = prepare_run(config, console, resumed) if processes.first() else None
     config = processes.from_first(ready.config if ready else config)
-    return ready or prepare_run(config, console)
+    return ready or prepare_run(config, console, resumed)
 
 
 def _start(config: Config, ready: Ready, name: str, start: Start) -> Start:
     """Where this run begins: in a new folder, or at a checkpoint that is of this very run."""
     if start.checkpoint is not None and not config.data.quality.enabled:  # else the rows are not chosen yet
-        require_same(start.checkpoint, identity_of(config, ready))
+        require_same(start.checkpoint, identity_of(config, ready), ready.base_name)
     return start if start.folder else replace(start, folder=RunFolder.create(config, name))
 
 
@@ -183,14 +196,15 @@ def _export(evidence: Any, config: Config, folder: RunFolder, again: bool, conso
     folder.write_json(FINISHED, {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
-def prepare_run(config: Config, console: Console) -> Ready:
+def prepare_run(config: Config, console: Console, resumed: RunFolder | None = None) -> Ready:
     """The part that fails fast: the base found and checked, rows prepared, split and tokenised, no weights read."""
     from qdora_fast.model import check_base
     from qdora_fast.trainer import check_tracker
 
     check_tracker(config.train)
+    require_code_allowed(config, FORMATTER, *of_evaluation(config))  # before hours of training, not after them
     open_backend()
-    base_name = find_base(config, console)
+    base_name = find_base(config, resumed)
     check_base(base_name, config)
     show.own_code(console, base_name, code_of(base_name, config.model.revision), runs=remote_code_allowed())
     ready = ready_data(config, base_name, console)
@@ -210,15 +224,31 @@ def dry_run(config: Config, *, console: Console) -> None:
 
 def _evaluate(
     model: Any, base: Any, config: Config, folder: RunFolder, prepared: Prepared, console: Console
-) -> dict[str, Any] | None:
-    """Base against tuned on the held-out rows; None where nothing is held out or it is switched off."""
+) -> dict[str, Any] | Exception:
+    """Base against tuned on the held-out rows; {} where nothing is held out or it is switched off. What ends it does
+    not end the run: it is said, and returned without the frames that hold the model."""
     if not prepared.held_out_examples or config.evaluation.max_rows == 0:
-        return None
-    open_backend().FastLanguageModel.for_inference(model)
-    subject = Subject(
-        model, base.tokenizer, base.stop_ids, prepared.held_out, prepared.held_out_examples, base.precision
-    )
-    return evaluate_model(subject, config, folder, console)
+        return {}
+    try:
+        open_backend().FastLanguageModel.for_inference(model)
+        subject = Subject(
+            model, base.tokenizer, base.stop_ids, prepared.held_out, prepared.held_out_examples, base.precision
+        )
+        return evaluate_model(subject, config, folder, console)
+    except Exception as error:  # noqa: BLE001 - training is over; it is raised when everything else is done
+        show.not_evaluated(console, folder, error)
+        return without_frames(error)
+
+
+def _done(found: dict[str, Any] | Exception) -> dict[str, Any]:
+    """The evaluation.
+
+    Raises:
+        Exception: the one that ended it, now that everything else is done.
+    """
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _save_adapter(model: Any, tokenizer: Any, folder: RunFolder) -> None:
@@ -245,7 +275,7 @@ def _describe_run(
     folder.write_json(
         "model.json",
         {
-            "base": ready.base_name,
+            "base": recorded_name(ready.base_name),
             "revision": base.revision,
             "method": config.adapter.method,
             "targets": base.targets.modules,

@@ -1,11 +1,11 @@
 """Does an exported folder turn text into the tokens that were trained on? Recorded while training, asked again later.
 
 A model whose tokenizer adds a BOS that training did not see, whose template lost a line break or
-whose EOS changed still loads and still answers, only worse, or without an end. So a run keeps what
-its tokenizer made of three rows: the tokens learned from, the prompt as a server renders it, and
-the same text without a template. The same questions, asked of a tokenizer opened from the exported
-folder, must have the same answers. What this does not do: judge the template; that was chosen and
-checked when the rows were prepared.
+whose EOS changed still loads and still answers, only worse, or without an end. So a run keeps a hash
+of its vocabulary and what its tokenizer made of three rows: the tokens learned from, the prompt as a
+server renders it, and the same text without a template. The same questions, asked of a tokenizer
+opened from the exported folder, must have the same answers. What this does not do: judge the
+template; that was chosen and checked when the rows were prepared.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
     said = []
     if recorded["template"] != found["template"]:
         said.append("the chat template is not the one trained with")
+    if recorded.get("vocabulary", found["vocabulary"]) != found["vocabulary"]:  # runs before it was recorded have none
+        said.append("the tokenizer's vocabulary or merges are not those trained with")
     for name, called in _SPECIAL.items():
         if recorded[name] != found[name]:
             said.append(f"{called} is token {found[name]}, trained with {recorded[name]}")
@@ -87,12 +89,19 @@ def _ask(tokenizer: Any, stop_ids: Collection[int], settings: Mapping[str, Any],
     vocabulary = Vocabulary(tokenizer, stop_ids)
     return {
         "template": value_hash(tokenizer.chat_template),
+        "vocabulary": value_hash(_vocabulary(tokenizer)),
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
         "pad": tokenizer.pad_token_id,
         "stop_ids": sorted(stop_ids),
         "tokens": [_tokens(renderer, vocabulary, row) for row in rows],
     }
+
+
+def _vocabulary(tokenizer: Any) -> dict[str, Any]:
+    """All that decides how text is cut into tokens: every token with its id, and the order of merges."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    return {"tokens": sorted(tokenizer.get_vocab().items()), "merges": model.get("merges")}
 
 
 def _tokens(renderer: Renderer, vocabulary: Vocabulary, row: Any) -> dict[str, list[int]]:

@@ -59,7 +59,8 @@ def check_tracker(train: TrainSettings) -> None:
     Raises:
         ConfigError: with the command that installs it.
     """
-    if train.tracker != "none" and importlib.util.find_spec(train.tracker) is None:
+    missing = {name for name in ("trackio", "tensorboard", "wandb", "mlflow") if importlib.util.find_spec(name) is None}
+    if train.tracker in missing:
         raise ConfigError(
             f"train.tracker: {train.tracker} is not installed; "
             f'run `.venv/bin/pip install -c constraints.txt "qdora_fast[{train.tracker}]"`, or set it to none'

@@ -41,7 +41,7 @@ def fit(
 
     prepared, recipe, identity = ready.prepared, _recipe(config, ready), identity_of(config, ready)
     if checkpoint is not None:
-        require_same(checkpoint, identity)
+        require_same(checkpoint, identity, ready.base_name)
     show.recipe(console, describe(recipe, config.train, trained_groups(model, config.train)))
     arguments = sft_arguments(
         config.train,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import pytest
+from breadth import beyond_pairs
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.config_file import make_config
+from qdora_fast.export_proof import Case
 from qdora_fast.hardware import cpu_count
 from qdora_fast.run_folder import RunFolder
 
@@ -34,8 +36,11 @@ MOST_PROCESSES = 4
 """Of `-n auto`: each holds torch and all libraries, 1 to 2 GiB."""
 
 # Every run tries the same generated examples, on slow machines too, so that a red test is the change's own.
-# HYPOTHESIS_SEARCH=1 looks for new ones.
-settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# `make test-all` takes the profile `all`; HYPOTHESIS_SEARCH=1 looks for new examples.
+for name, most in (("same", 25), ("all", 100)):
+    settings.register_profile(
+        name, max_examples=most, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
 if not os.environ.get("HYPOTHESIS_SEARCH"):
     settings.load_profile("same")
 
@@ -53,6 +58,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: its kernels are then run by Python
     open_backend()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the breadth of each grid as exhaustive."""
+    cases = [(item.nodeid.partition("[")[0], getattr(item, "callspec", None)) for item in items]
+    beyond = beyond_pairs((test, call.params if call else {}) for test, call in cases)
+    for item, left_out in zip(items, beyond, strict=True):
+        if left_out:
+            item.add_marker("exhaustive")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -73,6 +87,14 @@ def made_once(name: str, made_in: Path, make: Callable[[Path], object]) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_settings_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The list of allowed code of whoever runs the tests is neither read nor written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The main job with its shipped settings; about a minute."""
@@ -81,6 +103,33 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     base = tmp_path_factory.getbasetemp()
     runs = made_once("demo_runs", base, lambda folder: train("demo", run={"dir": str(folder)}))
     return RunFolder(runs / "demo")
+
+
+@pytest.fixture(scope="session")
+def right_case(demo_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """The demo's export as it is built, before its proof, with all that it is held against."""
+    from qdora_fast.export_case import case_of, recipe_of, record_saved
+    from qdora_fast.merge import merge
+    from qdora_fast.plain_reader import load_case, save_case
+
+    def make(folder: Path) -> None:
+        made = demo_run.read_json("model.json")
+        recipe = recipe_of("merged_16bit", "original16", made)
+        merge(Path(made["base"]), demo_run.adapter, folder / "out", recipe, tokenizer_from=demo_run.adapter)
+        save_case(case_of(demo_run, record_saved(demo_run, demo_run.config()), folder / "out", recipe), folder)
+
+    return load_case(made_once("right_case", tmp_path_factory.getbasetemp(), make))
+
+
+@pytest.fixture
+def proven_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are examined in this process instead of a new one, whose imports take most of a proof's time."""
+    from qdora_fast import export_proof, plain_reader
+
+    def examine(case: Case, on_phase: Callable[[str], None] = lambda phase: None) -> dict[str, Any]:
+        return export_proof.examine(case, on_phase)
+
+    monkeypatch.setattr(plain_reader, "examine_in_new_process", examine)
 
 
 @pytest.fixture
@@ -94,7 +143,7 @@ def own_demo_run(demo_run: RunFolder, tmp_path: Path) -> RunFolder:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A barely trained base of the demo's make: two blocks, real tokenizer, bf16 on disk."""
-    from qdora_fast.demo.base import Recipe, pretrain
+    from qdora_fast.demo.pretrain import Recipe, pretrain
 
     recipe = Recipe(hidden_size=64, intermediate_size=128, heads=4, kv_heads=2, steps=2)
     return made_once("tiny_base", tmp_path_factory.getbasetemp(), lambda folder: pretrain(folder, recipe))

@@ -19,12 +19,12 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), mi
 SPECIAL: dict[tuple[str, ...], st.SearchStrategy[Any]] = {
     ("run", "name"): st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,10}", fullmatch=True),
     ("adapter", "layers"): st.sampled_from(["0", "0-3", "8,10,12-15", " 1 - 2 , 4"]),
-    ("data", "formatter"): st.sampled_from(["rows:some", "a.b_c:d1"]),
+    ("data", "formatter"): st.sampled_from(["rows.py:some", "a/b_c.py:d1"]),
     ("data", "filters", "min_tokens"): st.just("auto") | st.integers(0, 10**6),
     ("data", "sources"): st.just([]),
     ("engine", "resident"): st.sampled_from(["auto", "off", 0.5, 3]),
-    ("evaluation", "metric"): st.sampled_from([*KNOWN_METRICS, "mine:score"]),
-    ("evaluation", "more_metrics"): st.lists(st.sampled_from([*KNOWN_METRICS, "mine:score"]), max_size=2),
+    ("evaluation", "metric"): st.sampled_from([*KNOWN_METRICS, "mine.py:score"]),
+    ("evaluation", "more_metrics"): st.lists(st.sampled_from([*KNOWN_METRICS, "mine.py:score"]), max_size=2),
     ("evaluation", "pattern"): st.sampled_from(["(x)", r"answer: (\w+)"]),
     ("evaluation", "mmlu", "questions"): st.just("full") | st.integers(1, 500),
 }

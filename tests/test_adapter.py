@@ -10,13 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from breadth import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import LINEARS, adapt, load, load_in_4bit, save_adapter_for, save_base
 
 from qdora_fast import adapter_guard
-from qdora_fast.adapter import assert_complete, assert_complete_dora, read_adapter, save_adapter, sha256_of
+from qdora_fast.adapter import (
+    assert_complete,
+    assert_complete_dora,
+    load_into,
+    read_adapter,
+    save_adapter,
+    sha256_of,
+)
 from qdora_fast.errors import ConfigError, IntegrityError
 
 PREFIX = "base_model.model."
@@ -91,7 +99,7 @@ def test_plain_lora_is_not_dora(tmp_path: Path) -> None:
         assert_complete_dora(tmp_path / "adapter")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_one_damaged_tensor_is_named(whole: Path, tmp_path: Path, data: st.DataObject) -> None:
     bad = change(whole, tmp_path / "bad")
@@ -184,6 +192,26 @@ def test_saving_gives_back_what_was_in_memory_in_fp32(tmp_path: Path) -> None:
     assert save_adapter(live, saved.folder) == saved  # an adapter may be replaced
     with pytest.raises(ConfigError, match="already exists"):
         save_adapter(live, tmp_path / "base")  # anything else may not
+
+
+@pytest.mark.parametrize("kind", ["lora_A", "lora_B", "lora_magnitude_vector", "lm_head"])
+def test_a_saved_adapter_goes_back_whole_or_not_at_all(kind: str, tmp_path: Path) -> None:
+    """What a resumed run does: a tensor that is missing, or one too many, must not leave a freshly made one trained."""
+    base = save_base(tmp_path / "base")
+    saved = save_adapter(adapt(load(base), use_dora=True, modules_to_save=["lm_head"]), tmp_path / "adapter")
+    file = saved.folder / "adapter_model.safetensors"
+    live = adapt(load(base), use_dora=True, modules_to_save=["lm_head"], b_std=0.3, moved=0.3)
+    load_into(live, saved.folder)
+    again = save_adapter(live, tmp_path / "again")
+    assert again.sha256 == saved.sha256
+    tensors = load_file(file)
+    gone = next(name for name in tensors if kind in name)
+    save_file({name: tensor for name, tensor in tensors.items() if name != gone}, file)
+    with pytest.raises(IntegrityError, match=kind):
+        load_into(live, saved.folder)
+    save_file({**tensors, gone.replace("base_model.model.", "base_model.model.other."): tensors[gone].clone()}, file)
+    with pytest.raises(IntegrityError, match="do not match"):
+        load_into(live, saved.folder)
 
 
 def test_a_broken_model_does_not_replace_a_good_adapter(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoints import adapt, load, save_base
+from tiny_checkpoints import adapt, edit, load, save_base
 
-from qdora_fast.adapter import assert_complete_dora
-from qdora_fast.adapter_guard import complete_in_memory, guard_saves, unguard_saves
+from qdora_fast.adapter import WEIGHTS_NAME, assert_complete_dora
+from qdora_fast.adapter_guard import complete_in_memory, guard_saves, unguard_saves, unsaved
+from qdora_fast.engine import install
 from qdora_fast.errors import IntegrityError, RefusedError
 
 NAMES_THE_CHOICES = r"`merged_16bit` to deploy it, or `adapter` to go on training"
@@ -63,7 +64,14 @@ def test_a_model_that_lost_magnitudes_is_refused(dora: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("part", "value"), [("lora_A", torch.nan), ("lora_B", torch.inf), ("lora_magnitude_vector", -1.0)]
+    ("part", "value"),
+    [
+        ("lora_A", torch.nan),
+        ("lora_B", torch.inf),
+        ("lora_magnitude_vector", -1.0),
+        ("lora_magnitude_vector", 0.0),
+        ("lora_magnitude_vector", torch.nan),
+    ],
 )
 def test_broken_values_in_memory_are_named(dora: Any, part: str, value: float) -> None:
     complete_in_memory(dora)
@@ -144,3 +152,30 @@ def test_a_real_unsloth_model_refuses_lora_saves(base: Path, tmp_path: Path) -> 
     assert not (tmp_path / "bad").exists()
     model.save_pretrained(str(tmp_path / "good"))
     assert_complete_dora(tmp_path / "good", expected_modules=[f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)])
+
+
+def test_what_was_saved_is_held_against_what_is_trained(dora: Any, tmp_path: Path) -> None:
+    file = tmp_path / "adapter" / WEIGHTS_NAME
+    dora.save_pretrained(tmp_path / "adapter")
+    assert unsaved(dora, file) == []
+    name = "base_model.model.model.layers.1.mlp.up_proj"
+    with torch.no_grad():  # a step that comes after the save
+        dora.get_submodule(f"{name}.lora_A.default").weight[0, 0] += 1e-6
+    assert unsaved(dora, file) == [f"{name}.lora_A.weight: saved with other values than were trained"]
+    edit(tmp_path / "adapter", lambda tensors: tensors.update({"strange": tensors.pop(f"{name}.lora_A.weight")}))
+    assert unsaved(dora, file) == [f"{name}.lora_A.weight: trained, but not saved", "strange: saved, but not trained"]
+
+
+def test_an_untrained_layer_read_from_a_file_keeps_the_magnitudes_of_the_file(dora: Any, tmp_path: Path) -> None:
+    """They are the norms as the machine that trained computed them, which differ from this one's in the last bits."""
+    for module in dora.modules():
+        if getattr(module, "lora_magnitude_vector", None):
+            module.lora_B["default"].weight.data.zero_()
+            norms = module.get_base_layer().weight.data.norm(dim=1)
+            module.lora_magnitude_vector["default"].weight.data = torch.nextafter(norms, 2 * norms)
+    install(dora, saved=True)
+    dora.save_pretrained(tmp_path / "adapter")
+    install(dora, saved=True)
+    assert unsaved(dora, tmp_path / "adapter" / WEIGHTS_NAME) == []
+    install(dora)
+    assert len(unsaved(dora, tmp_path / "adapter" / WEIGHTS_NAME)) == 14

@@ -79,11 +79,6 @@ def test_what_saves_memory_comes_first_and_is_marked() -> None:
     assert not any(line.saves_memory for line in advice[2:])
 
 
-def test_where_only_the_answers_do_not_fit_only_they_are_cut() -> None:
-    advice = advise(_config(adapter={"method": "dora"}), Facts(fits=False, answers=3, smaller=(1, 16)))
-    assert [line.change for line in advice if line.saves_memory] == ["evaluation.batch_size=3"]
-
-
 def test_shorter_rows_are_advised_where_no_batch_fits_and_another_base_where_nothing_does() -> None:
     assert _changes(_config(), fits=False, longest=512)[0] == "model.max_length=512 --set train.batch_size=1"
     assert "smaller base" in advise(_config(), Facts(fits=False, longest=0))[0].why

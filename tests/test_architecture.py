@@ -14,13 +14,15 @@ import qdora_fast
 
 PACKAGE = Path(qdora_fast.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-HARNESS = sorted(path for name in ("faults", "proofs") for path in (PACKAGE.parent / name).rglob("*.py"))
+HARNESS = sorted(path for name in ("faults", "mutants", "proofs") for path in (PACKAGE.parent / name).rglob("*.py"))
 
 # Imports go strictly downwards, or stay inside one folder. A module's rank is that of its longest prefix here.
 RANKS = {
     "redact": -1,
     "errors": 0,
     "child": 0,
+    "allowed_code": 1,
+    "own_code": 2,
     "remote_code": 1,
     "contained": 1,
     "verify": 4,
@@ -29,15 +31,15 @@ RANKS = {
     "yaml_text": 1,
     "config_file": 2,
     "hardware": 2,
-    "processes": 2,
+    "processes": 1,
     "presets": 3,
     "run_folder": 3,
     "engine": 0,
     "optim": 3,
     "data": 4,
-    "demo": 3,
+    "demo": 2,
     "staging": 3,
-    "manifest": 3,
+    "manifest": 1,
     "memory": 4,
     "advice": 5,
     "fitting": 5,
@@ -47,7 +49,8 @@ RANKS = {
     "base_weights": 6,
     "adapter_guard": 4,
     "adapter": 5,
-    "backend": 5,
+    "backend": 4,
+    "out_of_memory": 5,
     "run_lock": 4,
     "resume": 5,
     "training_state": 5,
@@ -64,14 +67,14 @@ RANKS = {
     "merged_model": 7,
     "merge": 8,
     "proof": 8,
-    "behaviour": 7,
+    "behaviour": 9,
     "token_identity": 6,
-    "distance": 9,
+    "distance": 10,
     "peft_layers": 6,
-    "streamed": 8,
-    "output_proof": 9,
-    "plain_reader": 11,
-    "export_proof": 10,
+    "streamed": 10,
+    "output_proof": 11,
+    "plain_reader": 13,
+    "export_proof": 12,
     "targets": 6,
     "model": 7,
     "trainer": 8,
@@ -84,29 +87,29 @@ RANKS = {
     "evaluating": 10,
     "reviewing": 11,
     "fusing": 10,
-    "export_case": 11,
-    "merged_export": 12,
-    "nf4_export": 13,
+    "export_case": 13,
+    "merged_export": 14,
+    "nf4_export": 15,
     "adapter_fit": 8,
     "adapter_export": 10,
     "adapter_import": 11,
-    "gguf": 13,
-    "export": 14,
+    "gguf": 15,
+    "export": 16,
     "chat": 10,
     "serve": 11,
     "doctor": 10,
-    "benchmark": 15,
+    "benchmark": 17,
     "comparison": 11,
     "planning": 11,
     "training": 11,
-    "run": 13,
-    "comparing": 14,
-    "cli_options": 14,
-    "cli_bench": 16,
-    "cli_chat": 15,
-    "cli_export": 15,
-    "cli": 17,
-    "__main__": 18,
+    "run": 15,
+    "comparing": 16,
+    "cli_options": 16,
+    "cli_bench": 18,
+    "cli_chat": 17,
+    "cli_export": 17,
+    "cli": 19,
+    "__main__": 20,
 }
 
 # Heavy or touchy libraries, and the only modules that may import them at all ("*": inside functions anywhere).
@@ -129,8 +132,9 @@ OWNERS = {
 }
 NEVER_AT_TOP = {"transformers", "trl", "peft", "bitsandbytes", "datasets", "unsloth", "accelerate", "lm_eval",
                 "fastapi", "starlette", "uvicorn"}  # fmt: skip
-TORCH_AT_TOP = {"peft_layers", "streamed", "output_proof", "export_proof", "plain_reader", "weights", "nf4", "shards", "base_sample", "base_weights", "adapter", "merged_model", "merge", "proof",
-                "behaviour", "reopen", "engine", "benchmark"}  # fmt: skip
+TORCH_AT_TOP = {"weights", "nf4", "shards", "base_sample", "base_weights", "adapter", "merged_model", "merge", "proof",
+                "behaviour", "peft_layers", "streamed", "output_proof", "export_proof", "plain_reader", "engine",
+                "benchmark"}  # fmt: skip
 PEFT_AT_TOP = {"engine.layers", "engine.patch"}  # subclasses of PEFT's layers; imported only once a PEFT model exists
 
 
@@ -188,6 +192,73 @@ def test_libraries_are_imported_where_they_belong(path: Path) -> None:
         assert library != "torch" or part in TORCH_AT_TOP, f"{module}: import torch inside the function that needs it"
 
 
+# What runs code that is found by name or made of text. A name that does not stand there, as text, may be given in the
+# door alone; one of this package (f"qdora_fast.{...}") anywhere.
+RUNNERS = {
+    *("import_module", "__import__", "find_spec", "spec_from_file_location", "exec_module", "run_path", "run_module"),
+}
+BUILT_IN_RUNNERS = {"exec", "eval", "compile", "__import__"}
+DOOR, PYTHON_DOOR = "own_code", "child"
+
+
+def _runs_by_name(tree: ast.AST) -> Iterator[ast.Call]:
+    """Calls that run code by a name or a text which does not stand there."""
+    written = {  # for name in ("a", "b"): the names of such a loop stand there, too
+        node.target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.comprehension | ast.For)
+        and isinstance(node.target, ast.Name)
+        and isinstance(node.iter, ast.Tuple)
+        and all(isinstance(each, ast.Constant) for each in node.iter.elts)
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        plain = node.func.id if isinstance(node.func, ast.Name) else ""
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else plain
+        if not (name in RUNNERS or plain in BUILT_IN_RUNNERS):
+            continue
+        given = node.args[0] if node.args else None
+        first = given.values[0] if isinstance(given, ast.JoinedStr) else None
+        ours = isinstance(first, ast.Constant) and str(first.value).startswith("qdora_fast.")
+        known = isinstance(given, ast.Constant) or (isinstance(given, ast.Name) and given.id in written)
+        if not (ours or known):
+            yield node
+
+
+@pytest.mark.parametrize("path", FILES, ids=_module)
+def test_code_is_run_by_name_only_at_the_doors(path: Path) -> None:
+    module, tree = _module(path), ast.parse(path.read_text())
+    for call in _runs_by_name(tree) if module != DOOR else ():
+        pytest.fail(
+            f"{module}, line {call.lineno}: `{ast.unparse(call)}` runs code by a name that does not stand there. Code "
+            "that a config or a run names comes in through own_code.load_function; a name of your own, write it out"
+        )
+    for node in ast.walk(tree) if module != PYTHON_DOOR else ():
+        if ast.unparse(node) in ("sys.executable", "sys._base_executable"):
+            pytest.fail(
+                f"{module}: start Python with child.python(...), so that no module of the working directory runs"
+            )
+
+
+@pytest.mark.parametrize(
+    ("text", "caught"),
+    [
+        ("importlib.import_module(name)", True),
+        ("__import__(config.data.formatter)", True),
+        ("exec(open(path).read())", True),
+        ("runpy.run_path(sent)", True),
+        ("importlib.util.spec_from_file_location('own', path).loader.exec_module(module)", True),
+        ("importlib.import_module('torch')", False),
+        ("importlib.import_module(f'qdora_fast.engine.{kernel}')", False),
+        ("[each for each in ('a', 'b') if find_spec(each)]", False),
+        ("model.eval(); re.compile(form)", False),
+    ],
+)
+def test_the_scan_for_code_run_by_name_sees_it(text: str, caught: bool) -> None:
+    assert bool(list(_runs_by_name(ast.parse(text)))) == caught
+
+
 @pytest.mark.parametrize("path", [*FILES, *HARNESS], ids=lambda path: f"{path.parent.name}.{path.stem}")
 def test_files_are_readable(path: Path) -> None:
     text = path.read_text()
@@ -217,6 +288,7 @@ def test_there_is_no_utils_module() -> None:
 def test_every_module_has_its_test() -> None:
     tests = {path.stem for path in (PACKAGE.parent / "tests").rglob("test_*.py")}
     own_words = {"show", "errors", "run", "training", "__main__"}  # in every other test; __main__: test_processes
+    own_words |= {"peft_layers", "export_case"}  # test_proof, test_export_proof
     missing = [
         path.stem
         for path in FILES

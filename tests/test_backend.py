@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.backend import captured_prints, open_backend
+from qdora_fast.backend import captured_prints, free_buffers, open_backend
 
 
 def _fresh(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -46,3 +48,33 @@ def test_what_unsloth_prints_goes_to_the_log(caplog: pytest.LogCaptureFixture, c
         print("a banner")
     assert "unsloth: a banner" in caplog.text
     assert capsys.readouterr().out == ""
+
+
+def test_what_unsloth_keeps_of_the_last_answers_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    package = importlib.util.find_spec("unsloth")
+    assert package is not None and package.origin is not None
+    file = Path(package.origin).parent / "models" / "_decode_graphs.py"  # a GPU's decoding; it needs torch alone
+    spec = importlib.util.spec_from_file_location("unsloth.models._decode_graphs", file)
+    assert spec is not None and spec.loader is not None
+    decoding = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(decoding)
+    monkeypatch.setitem(sys.modules, spec.name, decoding)
+    attention = torch.nn.Linear(1, 1)
+    attention.__dict__["paged_attention"] = torch.zeros(8)
+    free_buffers(torch.nn.Sequential(attention))
+    assert "paged_attention" not in vars(attention)
+
+
+def test_unsloths_checkpointing_starts_anew_where_it_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    checkpointing = importlib.import_module("unsloth_zoo.gradient_checkpointing")
+    monkeypatch.delattr(checkpointing, "GPU_BUFFERS", raising=False)  # as on a CPU, or with PyTorch's checkpointing
+    free_buffers(torch.nn.Linear(1, 1))
+    monkeypatch.setattr(checkpointing, "GPU_BUFFERS", (), raising=False)
+    calls: list[int] = []
+    monkeypatch.setattr(checkpointing, "reset_unsloth_gradient_checkpointing_buffers", lambda: calls.append(1))
+    free_buffers(torch.nn.Linear(1, 1))
+    assert calls == [1]

@@ -13,7 +13,7 @@ import pytest
 
 from qdora_fast.chat import Asking, Conversation, Source, Speaker, answer, find, load
 from qdora_fast.data.vocabulary import Vocabulary
-from qdora_fast.errors import ConfigError
+from qdora_fast.errors import ConfigError, OutOfMemory
 from qdora_fast.run_folder import RunFolder
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -77,6 +77,32 @@ def test_pieces_are_the_answer_as_it_is_written(tuned: Speaker) -> None:
     said = answer(tuned, HELLO, replace(ENDLESS, max_new_tokens=40), on_text=pieces.append)
     assert len(pieces) > 5
     assert "".join(pieces) == said.text
+
+
+def test_memory_that_runs_out_is_first_sought_in_kept_weights(
+    short_run: Callable[[], RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from qdora_fast.engine.patch import residency
+
+    speaker, asking = load(short_run().path), Asking(8)
+    kept = residency(speaker.model)
+    assert kept is not None
+    expected = answer(speaker, HELLO, asking).text
+    kept.admit(2**40)
+    theirs, pieces, room = speaker.model.generate, [], [1]
+
+    def short_of_memory(**asked: object) -> object:
+        if kept.bytes or not room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return theirs(**asked)
+
+    monkeypatch.setattr(speaker.model, "generate", short_of_memory)
+    assert answer(speaker, HELLO, asking, on_text=pieces.append).text == expected == "".join(pieces).strip()
+    room.clear()
+    with pytest.raises(OutOfMemory, match="/new starts over"):
+        answer(speaker, HELLO, asking)
 
 
 def test_an_answer_says_how_it_ended(demo_run: RunFolder, tuned: Speaker) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from qdora_fast import checkpoint
+from qdora_fast.config_file import dump_config
 from qdora_fast.errors import CheckpointError, DiskSpaceError, NonFiniteError, QdoraError, Stopped
 from qdora_fast.manifest import problems, read_manifest
 from qdora_fast.run import train
@@ -114,7 +116,9 @@ def test_a_checkpoint_holds_no_pickle_says_whose_it_is_and_only_the_newest_are_k
     assert about["identity"]["effective batch"] == 4
 
 
-def test_the_best_checkpoint_is_kept_beside_the_newest(tiny_config) -> None:
+def test_the_best_checkpoint_is_kept_beside_the_newest_and_found_where_the_run_lies(
+    tiny_config, tmp_path: Path
+) -> None:
     settings = {"early_stopping": 3, "eval_steps": 1, "save_steps": 1, "max_steps": 6, "learning_rate": 0.9}
     settings["magnitude_learning_rate"] = 1e-6
     run = train(tiny_config(train=settings))
@@ -122,7 +126,12 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tiny_config) -> None:
     best = state["best_global_step"]
     assert best < state["global_step"] - 1, "this rate makes it worse"
     assert _steps(run)[0] == best
-    assert _adapter(run) == (run.path / "checkpoints" / f"checkpoint-{best}" / "adapter_model.safetensors").read_bytes()
+    adapter = _adapter(run)
+    assert adapter == (run.path / "checkpoints" / f"checkpoint-{best}" / "adapter_model.safetensors").read_bytes()
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    again = train(tiny_config(train=settings, run={"dir": str(tmp_path / "moved")}), resume=True)
+    assert again.path == tmp_path / "moved" / run.path.name
+    assert _adapter(again) == adapter
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(tiny_config, capsys) -> None:
@@ -149,6 +158,30 @@ def test_without_a_whole_checkpoint_resume_is_an_error_and_never_a_new_start(tin
         (path / "MANIFEST.json").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* is whole:\n.*checkpoint-4.*\n.*checkpoint-2"):
         train(tiny_config(train={"save_steps": 2}), resume=True)
+
+
+def test_a_run_on_an_embedded_base_of_an_earlier_version_goes_on_with_that_base(
+    tiny_config, tiny_base: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(train={"save_steps": 2})
+    whole, half = train(config), train(config)
+    shutil.rmtree(half.checkpoints()[-1])
+    config = config.model_copy(update={"model": config.model.model_copy(update={"name": "demo"})})
+    half.config_file.write_text(dump_config(config))
+    gone = Path(shutil.copytree(half.path, tmp_path / "gone" / half.path.name))
+
+    resumed = train(config, resume=True)
+    assert resumed.path == half.path
+    assert resumed.read_json("model.json")["base"] == str(tiny_base)
+    assert _adapter(resumed) == _adapter(whole)
+
+    made = json.loads((gone / "model.json").read_text())
+    (gone / "model.json").write_text(
+        json.dumps(made | {"base": str(tmp_path / "cache" / "demo-base-0123456789abcdef")})
+    )
+    elsewhere = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(gone.parent)})})
+    with pytest.raises(CheckpointError, match=r"is of another run:\n  - base: weights .* then, weights .* now"):
+        train(elsewhere, resume=True)
 
 
 def test_another_runs_checkpoint_is_refused_before_the_base_is_read(

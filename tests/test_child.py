@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qdora_fast import child
+from qdora_fast.benchmark.process_tree import run_alone
 from qdora_fast.errors import ProofError
 from qdora_fast.plain_reader import open_in_new_process
 
@@ -76,6 +77,14 @@ def test_a_command_protects_whatever_a_library_starts(sent: Path) -> None:
     )
     bare = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     assert _python("-c", script, environment=bare).returncode == 0
+    assert not (sent / "MARK").exists()
+
+
+def test_a_script_that_is_measured_is_started_so(sent: Path) -> None:
+    script = sent / "safe" / "measured.py"
+    script.parent.mkdir()
+    script.write_text("import random, json, sys; open(sys.argv[2], 'w').write(json.dumps({'a': 1}))")
+    assert run_alone(script, {}, cache=sent)["a"] == 1
     assert not (sent / "MARK").exists()
 
 

@@ -23,7 +23,7 @@ def test_defaults_are_the_recipe_we_stand_for() -> None:
     assert config.data.held_out == 0.10
     assert config.data.train_on == "responses"
     assert config.train.tracker == "none"
-    assert (config.export.at_end, config.export.merge_base) == ("merged_16bit", "original16")
+    assert (config.export.at_end, config.export.merge_base) == ("merged_16bit", "auto")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from breadth import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_configs import ALL_KEYS, slips, valid_configs
@@ -88,7 +89,7 @@ def test_a_dumped_config_loads_as_the_same_config(tmp_path: Path) -> None:
 
 
 # Any text may stand behind --set: it is taken, or refused as a ConfigError; nothing else happens.
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.sampled_from(["train.learning_rate", "run.name", "adapter.layers", "x", "train", "data.columns.prompt"]),
     st.text(),
@@ -126,7 +127,7 @@ def test_the_schema_explains_every_setting() -> None:
             assert field.get("description") or "$ref" in field, f"{name}.{key} has no explanation"
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(slips())
 def test_a_slip_of_the_finger_in_a_key_is_understood(slip: tuple[tuple[str, ...], str]) -> None:
     """One wrong letter in any key of the schema: refused, and the right key is named (`r` and `run` are too short)."""
@@ -142,7 +143,7 @@ def test_a_slip_of_the_finger_in_a_key_is_understood(slip: tuple[tuple[str, ...]
         make_config(tree)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(valid_configs())
 def test_no_valid_config_is_refused(tree: dict[str, Any]) -> None:
     assert make_config(read_value(write_yaml(tree))) == make_config(tree)

@@ -26,6 +26,7 @@ def test_one_trial_of_each_kind_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_whatever_we_break_on_purpose_is_noticed(tmp_path: Path) -> None:
     done = _faults(tmp_path, "--sabotage", "all")
     assert done.returncode == 0, done.stdout

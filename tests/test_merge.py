@@ -137,8 +137,10 @@ def test_an_existing_folder_is_kept_unless_asked(pair: tuple[Path, Path], tmp_pa
     merge(*pair, tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out/mine.txt").exists()
     for source in pair:
-        with pytest.raises(ConfigError, match="is an input of this merge"):
-            merge(*pair, source, overwrite=True)
+        for out in (source, source.parent):  # a folder around it would go with all that is in it
+            with pytest.raises(ConfigError, match="is an input of this merge"):
+                merge(*pair, out, overwrite=True)
+        assert list(source.glob("*.safetensors"))
 
 
 def test_pickled_bases_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,31 @@ def test_blocks_of_rows_give_what_bitsandbytes_makes_of_the_whole(
         assert set(padding) <= {ord(" ")}
     said = {f"w.{name}" if name else "w": (part.dtype, tuple(part.shape)) for name, part in parts.items()}
     assert {part.name: (part.dtype, part.shape) for part in stored_infos(info)} == said
+
+
+def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
+    """For weights whose scales have another mean when more threads add them up."""
+    from bitsandbytes.functional import quantize_4bit
+
+    def by_threads(work: Callable[[], Any]) -> list[Any]:
+        before, results = torch.get_num_threads(), []
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            results.append(work())
+        torch.set_num_threads(before)
+        return results
+
+    base, info = made(2048, 2560)
+    for factor in range(1, 30):
+        weight = base * factor
+        scales = quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=False)[1].absmax
+        if len(set(by_threads(lambda scales=scales: scales.mean().item()))) > 1:
+            break
+    else:
+        pytest.fail("no such weight was found")
+    first, *others = by_threads(lambda: PackedWeight.pack(weight.split(512), info).parts())
+    for parts in others:
+        assert all(torch.equal(parts[name], part) for name, part in first.items())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,36 +1,59 @@
-"""The proof's reader: a process without the training stack, whose recording equals ours."""
+"""The process that examines an export: what reaches it, what comes back, and what it has not imported."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from qdora_fast.base_tokenizer import load_tokenizer
-from qdora_fast.behaviour import compare, record, reopen
-from qdora_fast.data.render import Rendering
-from qdora_fast.errors import ProofError
-from qdora_fast.plain_reader import open_in_new_process
-from qdora_fast.token_identity import describe, differences
-
-ROWS = [{"input_ids": list(range(5, 25)), "labels": [-100] * 10 + list(range(15, 25))}]
+from qdora_fast import child, plain_reader
+from qdora_fast.errors import IntegrityError, ProofError
+from qdora_fast.export_proof import Case
+from qdora_fast.plain_reader import examine_in_new_process, load_case, save_case
 
 
-def test_it_records_what_this_process_would(tiny_base: Path) -> None:
-    tokenizer, stop_ids = load_tokenizer(str(tiny_base), None)
-    tokens = describe(Rendering(tokenizer, 64, stop_ids=stop_ids), [{"text": "Lima", "meta": {"source": "row 1"}}])
-    opened = open_in_new_process([tiny_base, tiny_base], ROWS, in_4bit=[tiny_base], tokens=tokens)
-    for elsewhere in opened.recordings:
-        agreement = compare(record(reopen(tiny_base, device="cpu", in_4bit=True), ROWS), elsewhere)
-        assert agreement.mean_kl == pytest.approx(0, abs=1e-7)
-        assert agreement.ce_reference == pytest.approx(agreement.ce_other, abs=1e-5)
-        assert elsewhere.tokens == 10
-    assert opened.tokens is not None and differences(tokens, opened.tokens) == []
-    (dense,) = open_in_new_process([tiny_base], ROWS).recordings
-    assert compare(record(reopen(tiny_base, device="cpu"), ROWS), dense).mean_kl == pytest.approx(0, abs=1e-7)
-    assert compare(dense, opened.recordings[0]).mean_kl > 1e-6
+def test_a_case_is_read_as_it_was_written(right_case: Case, tmp_path: Path) -> None:
+    save_case(right_case, tmp_path)
+    again = load_case(tmp_path)
+    assert again.models == right_case.models
+    assert (again.held_out, again.tokens, again.auto) == (right_case.held_out, right_case.tokens, right_case.auto)
+    assert again.evidence.tuned.losses == right_case.evidence.tuned.losses
+    assert again.evidence.sample.values.keys() == right_case.evidence.sample.values.keys()
 
 
-def test_a_folder_that_is_no_model_fails_the_proof(tmp_path: Path) -> None:
-    with pytest.raises(ProofError, match="cannot be opened with plain Transformers"):
-        open_in_new_process([tmp_path], ROWS)
+def test_it_says_what_it_does_and_what_it_found(right_case: Case) -> None:
+    phases: list[str] = []
+    found = examine_in_new_process(right_case, phases.append)
+    assert found["passed"], found["checks"]
+    assert len(phases) > 3 and phases[0] == "running the exported model"
+
+
+def test_errors_come_back_as_they_were_raised(right_case: Case, tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(right_case.models.adapter, tmp_path / "adapter"))
+    (adapter / "adapter_model.safetensors").write_bytes(b"torn")
+    broken = replace(right_case, models=replace(right_case.models, adapter=adapter))
+    with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors"):
+        examine_in_new_process(broken)
+
+
+def test_a_process_that_dies_fails_the_proof_with_its_last_words(
+    right_case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hurt(case: Case, folder: Path) -> None:
+        (folder / "case.json").write_text("{}")
+
+    monkeypatch.setattr(plain_reader, "save_case", hurt)
+    with pytest.raises(ProofError, match="the process that proves the export ended with 1:[^$]*KeyError"):
+        examine_in_new_process(right_case)
+
+
+def test_nothing_of_the_training_stack_is_imported_there() -> None:
+    code = (
+        "import sys, qdora_fast.plain_reader; "
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'unsloth', 'unsloth_zoo', 'trl', 'peft'}))"
+    )
+    done = subprocess.run(child.python("-c", code), env=child.environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -28,7 +28,7 @@ QUIET = Console(quiet=True)
 
 
 def ready_for(config: Config) -> Ready:
-    return ready_data(config, find_base(config, QUIET), QUIET)
+    return ready_data(config, find_base(config), QUIET)
 
 
 def saved_review(folder: Path, path: Path, *, bad: int = 1) -> Path:
@@ -148,7 +148,7 @@ def test_unfit_rows_are_dropped_by_a_reference_model_from_training_alone(tiny_co
 
 
 def test_a_scorer_of_another_family_is_refused(tiny_config: Any, tmp_path: Path) -> None:
-    from qdora_fast.demo.base import Recipe, pretrain
+    from qdora_fast.demo.pretrain import Recipe, pretrain
 
     recipe = Recipe(hidden_size=64, intermediate_size=64, heads=4, kv_heads=2, steps=1, vocab_size=1024)
     pretrain(tmp_path / "other", recipe)

@@ -83,6 +83,13 @@ def test_the_environments_secrets_are_known_by_value(monkeypatch: pytest.MonkeyP
     assert {WANDB, PASSWORD} <= set(secrets_of(os.environ))
 
 
+@pytest.mark.parametrize("names", [("A_TOKEN", "B_TOKEN"), ("B_TOKEN", "A_TOKEN")])
+def test_a_secret_that_begins_with_another_goes_whole(names: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(names[0], PASSWORD)
+    monkeypatch.setenv(names[1], f"{PASSWORD}-and-more")
+    assert redact(f"<{PASSWORD}-and-more> <{PASSWORD}>") == f"<{MARK}> <{MARK}>"
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(), lambda e: st.lists(e) | st.dictionaries(st.text(), e)
@@ -126,7 +133,7 @@ def some(row):
     return row
 
 
-def broken(config, console):
+def broken(*given):
     raise RuntimeError(SAID)
 """
 MAIN = "from qdora_fast.cli import main; main()"
@@ -138,7 +145,7 @@ def test_no_secret_gets_into_a_run_or_out_of_it(tiny_base: Path, tmp_path: Path)
     secrets = [*BY_FORM, PASSWORD, BEARER, WANDB]
     (tmp_path / "rows.py").write_text(ROWS)
     settings = {
-        "model.name": tiny_base, "model.max_length": 128, "data.formatter": "rows:some", "data.max_rows": 60,
+        "model.name": tiny_base, "model.max_length": 128, "data.formatter": "rows.py:some", "data.max_rows": 60,
         "train.max_steps": 2, "evaluation.max_rows": 2, "evaluation.max_new_tokens": 2, "export.at_end": "none",
     }  # fmt: skip
     changes = [f"--set={key}={value}" for key, value in settings.items()]
@@ -146,7 +153,9 @@ def test_no_secret_gets_into_a_run_or_out_of_it(tiny_base: Path, tmp_path: Path)
     changes.append("--set=data.on_bad_row=skip")
     for script, code in ((MAIN, 0), (CRASH, 1)):
         command = [sys.executable, "-c", f"import sys; sys.path.insert(0, '.'); {script}", "train", "demo"]
-        done = subprocess.run([*command, *changes], capture_output=True, text=True, cwd=tmp_path, env=environment)
+        done = subprocess.run(
+            [*command, "--own-code", "rows.py", *changes], capture_output=True, text=True, cwd=tmp_path, env=environment
+        )
         assert done.returncode == code, done.stderr
         assert MARK in done.stderr
         assert not [secret for secret in secrets if secret in done.stdout + done.stderr]

@@ -5,6 +5,7 @@ Which run is gone on with, and that it ends the same, is in test_checkpoint.py a
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -17,16 +18,33 @@ from qdora_fast.run_folder import RunFolder
 
 
 def test_a_base_is_known_by_its_weights_and_not_by_its_place(tmp_path: Path) -> None:
-    first, moved, other = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    first, moved = tmp_path / "a", tmp_path / "b"
     first.mkdir()
+    size = 3 * 2**20
     (first / "config.json").write_text("{}")
-    (first / "model.safetensors").write_bytes(bytes(3 * 2**20))
+    (first / "model.safetensors").write_bytes(bytes(size))
     shutil.copytree(first, moved)
-    shutil.copytree(first, other)
-    (other / "model.safetensors").write_bytes(b"\x01" + bytes(3 * 2**20 - 1))
-    assert base_fingerprint(str(first), None) == base_fingerprint(str(moved), None)
-    assert base_fingerprint(str(first), None) != base_fingerprint(str(other), None)
+    known = base_fingerprint(str(first), None)
+    assert base_fingerprint(str(moved), None) == known
+    part = size // 10  # as wide as one layer of ten; a fine-tune changes them all
+    others = {
+        "its beginning": b"\x01" + bytes(size - 1),
+        "a layer after the embeddings": bytes(4 * part) + b"\x01" * part + bytes(size - 5 * part),
+        "its end": bytes(size - 1) + b"\x01",
+        "longer": bytes(size + 4096),
+        "shorter": bytes(size - 4096),
+        "much shorter": bytes(4096),
+    }
+    seen = {known}
+    for content in others.values():
+        (moved / "model.safetensors").write_bytes(content)
+        seen.add(base_fingerprint(str(moved), None))
+    shutil.copy(first / "model.safetensors", moved)
+    (moved / "config.json").write_text('{"rope_theta": 5}')
+    seen.add(base_fingerprint(str(moved), None))
+    assert len(seen) == len(others) + 2
     assert base_fingerprint("someone/some-model", "abc") == "someone/some-model@abc"
+    assert base_fingerprint("someone/some-model", None) == "someone/some-model@main"
 
 
 def test_the_newest_whole_checkpoint_is_taken_and_each_newer_one_explained(tmp_path: Path) -> None:
@@ -55,3 +73,26 @@ def test_each_difference_to_the_run_that_wrote_it_is_named(tmp_path: Path) -> No
         "  - optimizer: adamw then, adamw_8bit now",
         "  - template: not recorded then, x now",
     ]
+
+
+def test_the_fingerprint_of_an_earlier_version_is_known(tmp_path: Path) -> None:
+    """It was a hash over names, sizes and the first MiB of each file."""
+    base, checkpoint = tmp_path / "base", tmp_path / "checkpoint"
+    for folder in (base, checkpoint):
+        folder.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(bytes(range(256)) * 8192)
+    digest = hashlib.sha256()
+    for file in (base / "config.json", base / "model.safetensors"):
+        digest.update(f"{file.name} {file.stat().st_size}".encode() + file.read_bytes()[: 2**20])
+    write_manifest(checkpoint, {"identity": {"base": f"weights {digest.hexdigest()[:16]}", "seed": 1}})
+    now = {"base": base_fingerprint(str(base), None), "seed": 1}
+    require_same(checkpoint, now, str(base))
+    with pytest.raises(CheckpointError, match="base: "):
+        require_same(checkpoint, now)
+    with pytest.raises(CheckpointError) as caught:
+        require_same(checkpoint, now | {"seed": 2}, str(base))
+    assert "base: " not in str(caught.value)
+    (base / "config.json").write_text('{"rope_theta": 5}')
+    with pytest.raises(CheckpointError, match="base: "):
+        require_same(checkpoint, {"base": base_fingerprint(str(base), None), "seed": 1}, str(base))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,8 +76,80 @@ def test_resume_with_other_settings_names_each_difference(config: Config) -> Non
     assert "export" not in str(caught.value)
 
 
+FREE = ("run.", "export.", "evaluation.", "train.vram", "train.probe", "train.max_nonfinite")
+"""Settings that may differ when a run is resumed: where files go, how much memory, and what comes after training."""
+
+
+def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        yield from _leaves(value, f"{path}{key}.") if isinstance(value, dict) else [(f"{path}{key}", value)]
+
+
+def _changed(model: Any, path: str, value: Any) -> Any:
+    key, _, rest = path.partition(".")
+    return model.model_copy(update={key: _changed(getattr(model, key), rest, value) if rest else value})
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # a value of any kind will do
+@pytest.mark.parametrize("other", ["another", None])
+def test_resume_names_whichever_setting_differs(config: Config, other: str | None) -> None:
+    """Set where it was unset, unset where it was set, or another value: of all settings there are, at once."""
+    folder = _with_checkpoint(RunFolder.create(config, "demo"), 5)
+    then = dict(_leaves(folder.config().model_dump()))
+    assert len(then) > 80
+    changed = config
+    for path in then:
+        if path not in ("run.dir", "run.name"):  # where to look
+            changed = _changed(changed, path, other)
+    with pytest.raises(CheckpointError) as caught:
+        RunFolder.resumable(changed, "demo")
+    wanted = {path: value for path, value in then.items() if value != other and not path.startswith(FREE)}
+    assert str(caught.value).splitlines()[1:] == [
+        f"  - {path}: {value} then, {other} now" for path, value in wanted.items()
+    ]
+
+
 def test_rows_survive_the_file(config: Config) -> None:
     rows = [{"messages": [{"role": "user", "content": "naïve \u2028 line\n"}]}, {"a": 1}]
     folder = RunFolder.create(config, "demo")
     folder.write_rows("data/train.jsonl", rows)
     assert folder.read_rows("data/train.jsonl") == rows
+
+
+def _naming(tmp_path: Path, *codes: str) -> Config:
+    """A config whose sources name files that are all called rows.py."""
+    sources = []
+    for number, code in enumerate(codes):
+        file = tmp_path / f"mine{number}" / "rows.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(code)
+        sources.append({"path": "demo", "formatter": f"{file}:f"})
+    return make_config({"model": {"name": "demo"}, "data": {"sources": sources}, "run": {"dir": str(tmp_path)}})
+
+
+def test_a_run_keeps_the_code_that_its_config_names_and_finds_it_where_the_run_lies(tmp_path: Path) -> None:
+    codes = ["def f(row): return row", "def f(row): return None", "def f(row): return row"]
+    run = RunFolder.create(_naming(tmp_path, *codes), "demo")
+    moved = RunFolder(run.path.rename(tmp_path / "moved"))
+    for name in ("mine0", "mine1", "mine2"):
+        (tmp_path / name / "rows.py").unlink()
+    named = [Path(str(source.formatter).removesuffix(":f")) for source in moved.config().data.sources]
+    assert [file.read_text() for file in named] == codes
+    assert named[0] == named[2] == moved.path / "code" / "rows.py" and named[1].parent == moved.path / "code"
+    assert str(tmp_path) not in moved.config_file.read_text().replace(f"dir: {tmp_path}", "")
+
+
+def test_code_that_seems_to_hold_a_secret_is_not_copied_into_a_run(tmp_path: Path) -> None:
+    config = _naming(tmp_path, "def f(row): return row", f"KEY = 'hf_{'a1' * 17}'\ndef f(row): return row")
+    run = RunFolder.create(config, "demo")
+    assert [file.name for file in (run.path / "code").iterdir()] == ["rows.py"]
+    assert run.code_elsewhere(run.config()) == [str(tmp_path / "mine1" / "rows.py")]
+
+
+def test_a_run_is_resumed_with_the_same_code_wherever_it_lies_and_with_no_other(tmp_path: Path) -> None:
+    run = _with_checkpoint(RunFolder.create(_naming(tmp_path, "def f(row): return row"), "demo"), 1)
+    (tmp_path / "elsewhere").mkdir()
+    assert RunFolder.resumable(_naming(tmp_path / "elsewhere", "def f(row): return row").model_copy(
+        update={"run": run.config().run}), "demo").path == run.path  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"rows.py:f \(SHA-256 .*\).* then, .*rows.py:f \(SHA-256 .*\).* now"):
+        RunFolder.resumable(_naming(tmp_path, "def f(row): return {}"), "demo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_checkpoints import save_adapter_for, save_base
 
 from qdora_fast import weights
@@ -77,20 +79,45 @@ def test_a_killed_merge_goes_on_from_its_finished_shards(pair: Pair, tmp_path: P
     assert not list(tmp_path.glob("*.incomplete"))
 
 
-@pytest.mark.parametrize("changed", ["adapter", "base", "recipe"])
+@pytest.mark.parametrize("changed", ["adapter", "base"])
 def test_shards_of_other_work_are_never_taken(pair: Pair, tmp_path: Path, changed: str) -> None:
     base, adapter = pair
     kill(pair, tmp_path / "out", 140)
-    recipe = MergeRecipe()
     if changed == "adapter":
         save_adapter_for(base, adapter, use_dora=True, b_std=0.2)
-    elif changed == "base":
+    else:
         shutil.rmtree(base)
         save_base(base, shard_size="40KB", seed=1)
-    else:
-        recipe = MergeRecipe("dequant4")
-    assert merge(base, adapter, tmp_path / "out", recipe).resumed == 0
-    merge(base, adapter, tmp_path / "whole", recipe)
+    assert merge(base, adapter, tmp_path / "out").resumed == 0
+    merge(base, adapter, tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+SOME = frozenset({"model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj"})
+RECIPES = {
+    "merge_base": (MergeRecipe(), MergeRecipe("dequant4")),
+    "quantized_modules": (MergeRecipe("dequant4"), MergeRecipe("dequant4", quantized_modules=SOME)),
+    "trained_dtype": (MergeRecipe("dequant4"), MergeRecipe("dequant4", trained_dtype=torch.float16)),
+    "dtype": (MergeRecipe(), MergeRecipe(dtype=torch.float16)),
+    "nf4": (MergeRecipe(nf4=True), MergeRecipe()),
+}
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("setting", [field.name for field in dataclasses.fields(MergeRecipe)])
+def test_shards_of_another_recipe_are_never_taken(pair: Pair, tmp_path: Path, setting: str, back: bool) -> None:
+    """Whichever setting of the recipe differs, and in whichever direction."""
+    first, then = reversed(RECIPES[setting]) if back else RECIPES[setting]
+    assert dataclasses.replace(first, **{setting: getattr(then, setting)}) == then
+
+    def interrupt(count: int) -> None:
+        if list((tmp_path / "out.incomplete").glob("*.safetensors")):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge(*pair, tmp_path / "out", first, workers=1, on_bytes=interrupt)
+    assert merge(*pair, tmp_path / "out", then).resumed == 0
+    merge(*pair, tmp_path / "whole", then)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 

@@ -73,6 +73,9 @@ def test_experts_are_refused_but_attention_may_be_trained() -> None:
     architecture = inspect_architecture(config)
     with pytest.raises(RefusedError, match=r"mixture-of-experts.*target_modules: \[q_proj, k_proj, v_proj, o_proj\]"):
         choose_targets(architecture, AdapterSettings())
+    for named in (["gate_proj"], ["q_proj", "down_proj"], ["experts"], ["gate"], ["up_proj", "gate_proj", "down_proj"]):
+        with pytest.raises(RefusedError, match="mixture-of-experts"):
+            choose_targets(architecture, AdapterSettings(target_modules=named))
     targets = choose_targets(architecture, AdapterSettings(target_modules=["q_proj", "o_proj"]))
     assert set(targets.leaves) == {"q_proj", "o_proj"}
 

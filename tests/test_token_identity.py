@@ -52,6 +52,27 @@ def test_an_untouched_folder_gives_the_same_tokens(trained: tuple[dict[str, Any]
     assert chat["plain"] and text["trained"] and text["prompt"] == []
 
 
+@pytest.mark.parametrize("part", ["tokens", "merges"])
+def test_a_vocabulary_that_differs_where_no_row_shows_it_is_another_one(
+    trained: tuple[dict[str, Any], Path], part: str
+) -> None:
+    recorded, folder = trained
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    used = {token for row in recorded["tokens"] for ids in row.values() for token in ids}
+    if part == "tokens":
+        words = content["model"]["vocab"]
+        one, other = [word for word, number in words.items() if number not in used and number > 300][-2:]
+        words[one], words[other] = words[other], words[one]
+    else:
+        content["model"]["merges"][-2:] = content["model"]["merges"][:-3:-1]
+    file.write_text(json.dumps(content))
+    found = describe_folder(folder, recorded)
+    assert differences(recorded, found)[0] == "the tokenizer's vocabulary or merges are not those trained with"
+    del recorded["vocabulary"]  # a run of an earlier version
+    assert not any("vocabulary" in said for said in differences(recorded, found))
+
+
 def test_another_template_is_named_and_its_tokens_too(trained: tuple[dict[str, Any], Path]) -> None:
     recorded, folder = trained
     template = folder / "chat_template.jinja"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from breadth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(made=st.lists(st.tuples(shapes, st.sampled_from(DTYPES)), max_size=6))
 def test_what_is_written_is_read_by_the_library(made: list[tuple[tuple[int, ...], torch.dtype]],
                                                 tmp_path_factory: pytest.TempPathFactory) -> None:  # fmt: skip

@@ -83,6 +83,11 @@ def load_in_4bit(folder: Path, dtype: torch.dtype) -> Any:
     return model
 
 
+def linears(model: Any) -> list[str]:
+    """Names of the linear layers inside the blocks of a model."""
+    return [name for name, module in model.named_modules() if ".layers." in name and hasattr(module, "in_features")]
+
+
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a model folder."""
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}

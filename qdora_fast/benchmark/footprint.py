@@ -12,7 +12,7 @@ On a GPU the allocator's own peak is reported beside them; max reserved needs a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,8 +87,13 @@ def held_bytes(subject: Subject) -> int:
 def peak_bytes(subject: Subject) -> int:
     """Most bytes alive at once during a step, of storages made in it."""
     subject.optimizer.zero_grad(set_to_none=True)
+    return most_alive(subject.step)
+
+
+def most_alive(work: Callable[[], object]) -> int:
+    """Most bytes alive at once while `work` is done, of storages made in it."""
     with _Living() as living:
-        subject.step()
+        work()
     return living.peak
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from qdora_fast.chat.opening import Message, Source, Speaker
 from qdora_fast.data.vocabulary import Vocabulary
 from qdora_fast.errors import ConfigError, OutOfMemory
+from qdora_fast.out_of_memory import Lack, attempt, give_back
 
 OnText = Callable[[str], None]
 
@@ -117,19 +118,9 @@ def answer(
         torch.manual_seed(asking.seed)
     started = time.monotonic()
     with model.disable_adapter() if base else nullcontext(), torch.inference_mode():
-        try:
-            out = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=min(asking.max_new_tokens, room),
-                streamer=_streamer(vocabulary, on_text) if on_text else None,
-                stopping_criteria=[lambda *_, **__: stop.is_set()] if stop else None,
-                **_sampling(asking),
-            )
-        except torch.OutOfMemoryError:
-            raise OutOfMemory(
-                f"{len(prompt):,} tokens and their answer do not fit into memory: /new starts over"
-            ) from None
+        out = _write(speaker, ids, min(asking.max_new_tokens, room), asking, on_text, stop)
+    if isinstance(out, Lack):
+        raise OutOfMemory(f"{len(prompt):,} tokens and their answer do not fit into memory: /new starts over")
     written = out[0, len(prompt) :].tolist()
     said = list(takewhile(lambda token: token not in vocabulary.stop_ids, written))
     text = vocabulary.tokenizer.decode(said, skip_special_tokens=True).strip()
@@ -137,6 +128,36 @@ def answer(
     if len(said) == len(written):
         end = "stopped" if stop and stop.is_set() else "limit" if len(said) == asking.max_new_tokens else "full"
     return Answer(text, len(said), time.monotonic() - started, end)
+
+
+def _write(
+    speaker: Speaker, ids: Any, most: int, asking: Asking, on_text: OnText | None, stop: threading.Event | None
+) -> Any:
+    """Tokens [1, prompt + answer], or Lack. Where memory runs out before a word is out, kept weights are given back and
+    it is tried again."""
+    import torch
+
+    given: list[str] = []
+
+    def pass_on(text: str) -> None:
+        given.append(text)
+        if on_text:
+            on_text(text)
+
+    def write() -> Any:
+        return speaker.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=most,
+            streamer=_streamer(speaker.source.vocabulary, pass_on) if on_text else None,
+            stopping_criteria=[lambda *_, **__: stop.is_set()] if stop else None,
+            **_sampling(asking),
+        )
+
+    out = attempt(write)
+    if isinstance(out, Lack) and give_back(speaker.model) and not given:
+        out = attempt(write)
+    return out
 
 
 def _that_fit(source: Source, head: Sequence[Message], turns: list[Message], most: int) -> list[Message]:

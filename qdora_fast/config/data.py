@@ -6,11 +6,11 @@ A single source is described by `path` and its companions at the top of the sect
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from qdora_fast.config.code import function_name
 from qdora_fast.config.fields import Count, Real, Section, auto_or
 
 Format = Literal["auto", "alpaca", "chatml", "sharegpt", "prompt_completion", "columns", "text"]
@@ -39,17 +39,16 @@ class _Where(Section):
     columns: ColumnSettings = ColumnSettings()
     """Column mapping; setting `prompt` and `response` selects `format: columns`."""
     formatter: str | None = None
-    """Your own function as `module:function`: it is given a row as a dictionary and returns one in a known shape,
-    or None to leave the row out. The module is looked for in the working directory, too."""
+    """Your own function as `FILE.py:function`, for instance my_rows.py:to_messages: it is given a row as a dictionary
+    and returns one in a known shape, or None to leave the row out. The path starts at the folder of the config file
+    (with --set and in Python at the working directory). It runs only with --own-code, or once you have allowed it."""
     max_rows: Annotated[Count, Field(ge=1)] | None = None
     """Read at most this many rows, for a quick try; empty: all."""
 
     @field_validator("formatter")
     @classmethod
-    def _module_and_function(cls, formatter: str | None) -> str | None:
-        if formatter is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", formatter):
-            raise ValueError("write it as module:function, for instance my_rows:to_alpaca")
-        return formatter
+    def _file_and_function(cls, formatter: str | None) -> str | None:
+        return None if formatter is None else function_name(formatter)
 
     @model_validator(mode="after")
     def _columns_in_pairs(self) -> _Where:
@@ -125,7 +124,8 @@ class QualitySettings(Section):
     max_ifd: Real = Field(1.0, gt=0)
     """Drop rows of which exp(loss of the answer after its question - loss of the answer alone) is at least this."""
     outliers: Real = Field(5.0, gt=0)
-    """Drop rows whose loss lies so many median absolute deviations above the median of their script."""
+    """Drop rows whose loss lies so many median absolute deviations, and at least log 2 nats a token, above the median
+    of their script."""
     min_answer_tokens: Count = Field(10, ge=1)
     """Rows with shorter answers are not scored: their ratio is mostly noise."""
     max_drop: Real = Field(0.15, gt=0, le=0.15)

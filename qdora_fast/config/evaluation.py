@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from qdora_fast.config.code import function_name
 from qdora_fast.config.fields import Count, Real, Section, number
 
 KNOWN_METRICS = (
@@ -40,7 +41,9 @@ class MmluSettings(Section):
     tasks: list[str] = Field([])
     """Other tasks of the harness, by name."""
     task_folder: str | None = None
-    """Folder with YAML files of tasks of your own."""
+    """Folder with YAML files of tasks of your own; its path starts where that of `evaluation.metric` does. The harness
+    runs what is in them (functions, templates, metrics), so the folder is used only with --own-code, or once you have
+    allowed it."""
 
     @model_validator(mode="after")
     def _fail_after_warn(self) -> MmluSettings:
@@ -55,7 +58,9 @@ class EvaluationSettings(Section):
     metric: str = "normalized_match"
     """What makes an answer right: exact_match, normalized_match (case, white space and outer punctuation aside),
     contains, regex, numeric (the last number, or what follows ####), json_match (tool calls), choice (the likeliest of
-    `choices`), rouge_l (a score, no accuracy), or your own module:function."""
+    `choices`), rouge_l (a score, no accuracy), or your own function as FILE.py:function, for instance judge.py:right.
+    The path starts at the folder of the config file (with --set and in Python at the working directory), and it runs
+    only with --own-code, or once you have allowed it."""
     more_metrics: list[str] = Field([])
     """Further metrics to report; the verdict is by `metric`."""
     pattern: str | None = None
@@ -76,8 +81,10 @@ class EvaluationSettings(Section):
     @classmethod
     def _known(cls, value: str | list[str]) -> str | list[str]:
         for name in [value] if isinstance(value, str) else value:
-            if name not in KNOWN_METRICS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
-                raise ValueError(f"choose one of {', '.join(KNOWN_METRICS)}, or your own as module:function")
+            if ":" in name:
+                function_name(name)
+            elif name not in KNOWN_METRICS:
+                raise ValueError(f"choose one of {', '.join(KNOWN_METRICS)}, or your own as FILE.py:function")
         return value
 
     @model_validator(mode="after")

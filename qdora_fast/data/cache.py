@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import DataSettings
+from qdora_fast.config.code import with_code, without_folder
 from qdora_fast.data.render import Rendering
 from qdora_fast.data.sources import fingerprint
 from qdora_fast.data.store import disk_errors
@@ -43,7 +44,7 @@ def entry(settings: DataSettings, *, seed: int, rendering: Rendering | None) -> 
     """
     own = settings.own_held_out
     shaped_by = {
-        "settings": settings.model_dump(mode="json", exclude=NOT_SHAPING),
+        "settings": _code_by_name(settings.model_dump(mode="json", exclude=NOT_SHAPING)),
         "sources": [fingerprint(source) for source in (*settings.mixture, *([own] if own else []))],
         "seed": seed,
         "rendering": rendering.identity() if rendering else None,
@@ -107,4 +108,9 @@ def settings_hash(settings: DataSettings, *, seed: int, rendering: Rendering | N
     asked["sources"] = [source.model_dump(mode="json", exclude={"path"}) for source in settings.mixture]
     asked["own_held_out"] = settings.held_out_path is not None
     asked |= {"seed": seed, "rendering": rendering.identity() if rendering else None}
-    return value_hash(asked)
+    return value_hash(_code_by_name(asked))
+
+
+def _code_by_name(settings: dict[str, Any]) -> Any:
+    """Settings in which the folder of a formatter's file is left out; what is in the file, the fingerprint knows."""
+    return with_code({"data": settings}, lambda _setting, _keys, text: without_folder(text))["data"]

@@ -125,7 +125,7 @@ def prepare(
 
     Raises:
         DataError: unreadable, of unknown format, malformed, or too few to hold any out.
-        ConfigError: a formatter that cannot be imported, a slow tokenizer.
+        ConfigError: a formatter that may not or cannot be run, a slow tokenizer.
         DiskSpaceError: no room for the prepared rows.
     """
     if not settings.cache:

@@ -56,8 +56,8 @@ def format_quality(quality: QualityReport) -> str:
         lines.append(f"  - {quality.limited} more are past the limits, but data.quality.max_drop is reached")
     if quality.blind:
         lines.append(
-            "  - the question helps on at most half of the rows: the model does not read this layout, so nothing was "
-            "dropped for its IFD"
+            "  - on more than a quarter of the rows the question does not help: the model does not read this layout, "
+            "so nothing was dropped"
         )
     for row in quality.worst[:WORST_SHOWN]:
         verb = "dropped" if row.dropped else "kept"

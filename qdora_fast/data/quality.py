@@ -10,8 +10,9 @@ with a loss far above that of its neighbours is gibberish, damaged, or in the wr
 dropped, a bounded share of them, worst first. A best part is never picked: in the literature that rarely beats
 a random choice (Xia et al. 2024, "Rethinking Data Selection at Scale").
 
-- The question is what the run's template renders. A model that cannot read that template finds hardly any question
-  helpful; its losses then say nothing about the rows, and none is dropped (`Verdicts.blind`).
+- The question is what the run's template renders. To a model that cannot read that template a question is noise: it
+  helps on some rows and hinders on others, by chance. Its losses then say nothing about the rows, and none is dropped
+  (`Verdicts.blind`).
 - Nothing here knows what is true: a wrong answer of the right kind is found only as far as the model knows better.
 """
 
@@ -46,6 +47,13 @@ __all__ = [
 
 WORST_SHOWN = 20
 _FEWEST_OF_A_SCRIPT = 20
+_MOST_UNHELPFUL = 0.25
+"""Share of the scored rows above which the model is taken not to read the layout. Read, all rows but the wrong ones
+are helped by their question; not read, 0.45 to 0.83 of them are not (LOG.md). Half-way between, about: where so
+many rows really are wrong, dropping a tail of at most 15 % does not mend them either."""
+_LEAST_EXCESS = math.log(2)
+"""Nats per token above the median that make an outlier at the least: each token half as likely as in a usual row.
+Rows of one make have so similar losses that any number of their deviations is soon passed by a good row."""
 _SHOWN_CHARACTERS = 300
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -67,7 +75,7 @@ class Verdicts:
     limited: int
     """Rows that the rules name as well, and that stay because `max_drop` is reached."""
     blind: bool
-    """More than half of the rows are at or above `max_ifd`: the model does not read this layout, and nothing was
+    """More than a quarter of the rows are at or above `max_ifd`: the model does not read this layout, and nothing was
     dropped. `worst` then ranks by the loss alone."""
     worst: tuple[int, ...]
     """Indices of the worst rows, dropped or not, worst first."""
@@ -119,7 +127,8 @@ def choose(scores: Sequence[Score | None], scripts: Sequence[str], settings: Qua
     """The bad tail: rows past one of two limits, at most `max_drop` of all rows, worst first.
 
     high_ifd      log IFD at or above log `max_ifd`
-    outlier_loss  loss after the question above median + `outliers` x median absolute deviation of its script
+    outlier_loss  loss after the question above median + `outliers` x median absolute deviation of its script, and
+                  above median + log 2
 
     Both are mean losses in nats per token, so that how far a row lies past its limit is the same measure for both:
     it ranks the rows, and gives the reason of a row that is past both. A script with fewer than 20 scored rows
@@ -133,7 +142,7 @@ def choose(scores: Sequence[Score | None], scripts: Sequence[str], settings: Qua
     assert len(scores) == len(scripts)
     scored = [(index, each) for index, each in enumerate(scores) if each is not None]
     ifd_limit, loss_limits = math.log(settings.max_ifd), _loss_limits(scores, scripts, settings.outliers)
-    blind = 2 * sum(each.log_ifd >= ifd_limit for _, each in scored) > len(scored)
+    blind = sum(each.log_ifd >= ifd_limit for _, each in scored) > _MOST_UNHELPFUL * len(scored)
     ranked: list[tuple[float, float, float, int, str, int, Verdict | None]] = []
     for index, each in scored:
         loss_limit = loss_limits[scripts[index]]
@@ -198,7 +207,7 @@ def _limit(losses: Sequence[float], outliers: float) -> float:
         return math.inf
     middle = statistics.median(losses)
     spread = statistics.median(abs(loss - middle) for loss in losses)
-    return middle + outliers * spread if spread else math.inf
+    return middle + max(outliers * spread, _LEAST_EXCESS) if spread else math.inf
 
 
 def _shown(row: Row) -> tuple[str, str]:

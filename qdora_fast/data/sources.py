@@ -18,6 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qdora_fast.config.code import without_folder
 from qdora_fast.config.data import SourceSettings
 from qdora_fast.data import custom
 from qdora_fast.data.detection import ROWS_LOOKED_AT, Detection, choose_format
@@ -97,20 +98,20 @@ def open_source(source: SourceSettings) -> Source:
 
     Raises:
         DataError: nothing there, nothing in it, no good row in it, or of unknown format.
-        ConfigError: a formatter that cannot be imported.
+        ConfigError: a formatter that may not or cannot be run.
     """
     return Source(source)
 
 
 def fingerprint(source: SourceSettings) -> str:
-    """SHA-256 of what the source would give: of the bytes of its files and of its formatter's module.
+    """SHA-256 of what the source would give: of the bytes of its files and of its formatter's file.
 
     It is the same wherever the files lie, whenever they were written, and on every machine; the settings (format,
     split, ...) are not in it.
 
     Raises:
         DataError: nothing there.
-        ConfigError: no such formatter module.
+        ConfigError: no such file of a formatter.
     """
     digest = hashlib.sha256()
     for part in _parts(source)[0]:
@@ -187,7 +188,8 @@ def _look_ahead(
     if not good:
         failed = [row for row in bad if row.reason != "left_out"]
         if not failed:
-            raise DataError(f"{settings.path}: {settings.formatter} returned None for each of {len(ahead)} rows")
+            name = without_folder(settings.formatter or "")
+            raise DataError(f"{settings.path}: {name} returned None for each of {len(ahead)} rows")
         raise bad_rows_error(failed, len(failed))
     return ahead, good
 

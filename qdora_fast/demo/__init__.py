@@ -1,1 +1,1 @@
-"""The embedded demo: a small base model and its task, made on the spot, with no download."""
+"""The embedded demo: a small base model, shipped with the package, and its task; nothing is downloaded."""

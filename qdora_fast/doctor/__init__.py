@@ -68,6 +68,7 @@ def _checks(found: list[hardware.Gpu], *, offline: bool) -> Iterator[Check]:
 
     yield Check("Models and data", "hub", lambda: hub.hub(offline=offline))
     yield Check("Models and data", "model cache", hub.model_cache)
+    yield Check("Models and data", "demo base", hub.demo)
     yield Check("Models and data", "own cache", hub.own_cache)
 
 

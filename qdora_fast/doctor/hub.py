@@ -10,11 +10,12 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 from qdora_fast import hardware
+from qdora_fast.demo.base import demo_base
 from qdora_fast.doctor.finding import Finding
+from qdora_fast.errors import IntegrityError
 from qdora_fast.show.console import short
 
 _LOGIN = "hf auth login with a new one, or set HF_TOKEN to it"
@@ -77,18 +78,17 @@ def hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def own_cache() -> Iterator[Finding]:
-    """The embedded base and the prepared data of earlier runs."""
-    from qdora_fast.demo.base import Recipe, fingerprint
-
-    cache = hardware.cache_folder()
+def demo() -> Iterator[Finding]:
+    """The embedded base, byte for byte."""
     try:
-        made = (cache / f"demo-base-{fingerprint(Recipe())[:16]}").is_dir()
-        said = "in the cache" if made else "is made at the first `make train` (about 80 seconds on a CPU core)"
-        yield Finding("demo base", "ok", said)
-    except PackageNotFoundError as missing:
-        yield Finding("demo base", "note", f"unknown without {missing.name}")
-    data = cache / "data"
+        yield Finding("demo base", "ok", f"as it was shipped, in {demo_base()}")
+    except IntegrityError as damaged:
+        yield Finding("demo base", "wrong", str(damaged))
+
+
+def own_cache() -> Iterator[Finding]:
+    """The prepared data of earlier runs."""
+    data = hardware.cache_folder() / "data"
     entries = [entry for entry in data.iterdir() if not entry.name.startswith(".")] if data.is_dir() else []
     kept = f"{len(entries)} kept, {_gib(data)}, in {data}" if entries else f"none kept yet; will be in {data}"
     yield Finding("data cache", "ok", kept)

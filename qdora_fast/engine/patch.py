@@ -90,7 +90,7 @@ class EngineError(RuntimeError):
 
 def install(
     model: Any, *, impl: Impl = "auto", resident: Resident = "auto", form: Form = "auto", peft_dropout: bool = False,
-    require: bool = False,
+    require: bool = False, saved: bool = False,
 ) -> EngineReport:  # fmt: skip
     """Put the fused path into a PEFT LoRA or DoRA model.
 
@@ -102,6 +102,7 @@ def install(
         form: merged, folded or auto; see functions.py.
         peft_dropout: PEFT's form of dropout on DoRA layers; see reference.py.
         require: fail when any adapted layer was left to PEFT.
+        saved: the adapter was read from a file; its magnitudes stay as they are, also where training has not begun.
 
     Raises:
         EngineError: no LoRA layers, or `require` and a layer was skipped. The model is then as it was.
@@ -125,7 +126,7 @@ def install(
             fused.append(module)
     report.layers = len(fused)
     for module in fused:
-        report.magnitudes_set += _set_fresh_magnitudes(module)
+        report.magnitudes_set += 0 if saved else _set_fresh_magnitudes(module)
         report.rows_of_zeros += module.fused.rows_of_zeros(module)
     if require and report.skipped:
         uninstall(model)

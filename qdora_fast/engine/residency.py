@@ -8,11 +8,12 @@ Which layers: the time saved per byte is the same for every layer but for the fi
 W', which weighs more the smaller the layer. So small layers come first; equal ones in the model's order.
 
 How much: a number of GiB, or `auto`. On the CPU auto is half of the memory that is free at install time. On a GPU it
-is decided after the first optimizer step, when the peak of a whole step is known: what the step left unused, less a
-margin. Before that, and while a model only answers, nothing is kept there.
+is decided after the first optimizer step, when the peak of a whole step is known: what neither the step nor others
+used (CUDA's context, other programs), less a margin. Before that, and while a model only answers, nothing is kept.
 
 Kept memory is given up without harm, for W' can always be made again: after every optimizer step if the machine is
-short of memory, and by `release()`, which whoever handles an out-of-memory error may call.
+short of memory, by `make_room()` before anything that is not training, and by `release()`, which whoever handles an
+out-of-memory error may call.
 """
 
 from __future__ import annotations
@@ -55,10 +56,22 @@ def machine_memory() -> Memory:
 
 
 def card_memory() -> Memory:
-    """Of the current GPU: what no step so far has needed counts as free; respects a cap set for the process."""
-    total = int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-    total = int(total * torch.cuda.get_per_process_memory_fraction())
-    return Memory(total - int(torch.cuda.max_memory_reserved()), total)
+    """Of the current GPU: what neither a step so far nor anybody else has needed counts as free."""
+    total = card_total()
+    return Memory(total - beside_torch() - int(torch.cuda.max_memory_reserved()), total)
+
+
+def card_total() -> int:
+    """Bytes of the current GPU; less where the process is held to a share of it (`train.vram`)."""
+    card = int(torch.cuda.mem_get_info()[1])
+    return min(card, beside_torch() + int(card * torch.cuda.get_per_process_memory_fraction()))
+
+
+def beside_torch() -> int:
+    """Bytes of the current GPU that the driver sees in use beside what PyTorch has reserved: the CUDA context, paged
+    optimizer state, other programs."""
+    free, card = torch.cuda.mem_get_info()
+    return int(card - free - torch.cuda.memory_reserved())
 
 
 class Residency:
@@ -131,6 +144,15 @@ class Residency:
             torch.cuda.empty_cache()
         return held
 
+    def make_room(self) -> None:
+        """What follows is not training, and was not counted on when layers were admitted. A GPU gets all of it back; on
+        the CPU it stays, for it makes answers faster, unless the machine is short of memory."""
+        self.later = False
+        if self._on_gpu:
+            self.release("the model is asked from here on")
+        elif self.bytes:
+            self._release_if_short()
+
     def close(self) -> None:
         """Release, and stop listening to optimizers."""
         self.release("the engine was uninstalled")
@@ -144,6 +166,9 @@ class Residency:
             self.admit(self.budget())
         elif not self._on_gpu and self.bytes and time.monotonic() >= self._look_again:
             self._look_again = time.monotonic() + LOOK_EVERY
-            memory = self._probe()
-            if memory.free < LOW_MEMORY * memory.total:
-                self.release(f"only {memory.free / 2**30:.1f} GiB of memory are free")
+            self._release_if_short()
+
+    def _release_if_short(self) -> None:
+        memory = self._probe()
+        if memory.free < LOW_MEMORY * memory.total:
+            self.release(f"only {memory.free / 2**30:.1f} GiB of memory are free")

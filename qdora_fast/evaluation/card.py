@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from qdora_fast.config import Config, RunSettings
-from qdora_fast.config_file import dump_config
+from qdora_fast.config.code import with_code, without_folder
 from qdora_fast.data.pages import is_number
 from qdora_fast.data.rejects import REASONS
 from qdora_fast.evaluation.before_after import before_after
 from qdora_fast.evaluation.markdown import code, escaped, fenced
 from qdora_fast.evaluation.run_parts import RunParts, base_name, base_on_hub, is_hub_id, part, public_name, read_run
 from qdora_fast.run_folder import RunFolder
+from qdora_fast.yaml_text import write_yaml
 
 Kind = Literal["adapter", "merged_16bit", "merged_4bit_forced"]
 
@@ -31,7 +32,7 @@ TITLES = {
 }
 PATHS = (
     *("model.name", "model.base_16bit", "data.path", "data.held_out_path", "data.template", "data.quality.model"),
-    *("evaluation.mmlu.path", "evaluation.mmlu.task_folder"),
+    "evaluation.mmlu.path",
 )
 """Settings that may hold a path of this machine; `run` is left out whole, and sources are looked through."""
 
@@ -273,7 +274,8 @@ def public_config(config: Config) -> str:
         public = _with_name(public, key.split("."))
     sources = [source.model_copy(update={"path": public_name(source.path)}) for source in config.data.sources]
     public = public.model_copy(update={"data": public.data.model_copy(update={"sources": sources})})
-    return dump_config(public).rstrip()
+    named = with_code(public.model_dump(mode="json"), lambda _setting, _keys, text: without_folder(text))
+    return write_yaml(named).rstrip()
 
 
 def _with_name(section: Any, keys: Sequence[str]) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 from qdora_fast.data.spans import shared_length
 from qdora_fast.errors import ConfigError, DataError
+from qdora_fast.out_of_memory import Batches
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def choose(
     options: Sequence[str],
     *,
     batch_size: int,
+    batches: Batches | None = None,
 ) -> list[int]:
     """Index of the likeliest option after each prompt, in the prompts' order; the first one of equals.
 
@@ -45,11 +47,13 @@ def choose(
         model: a causal language model in evaluation mode.
         prompts: rendered with the chat template, ready to be continued.
         options: what may follow.
-        batch_size: sequences read at once. Options that differ in their last token only are one sequence.
+        batch_size: sequences read at once, fewer where memory runs out. Options that differ in their last token only
+            are one sequence.
 
     Raises:
         ConfigError: an option is blank, or there is none.
         DataError: a prompt without a token that stays the same before all options.
+        OutOfMemory: a single sequence does not fit.
     """
     blank = [number for number, option in enumerate(options, 1) if not option.strip()]
     if blank or not options:
@@ -57,7 +61,7 @@ def choose(
         raise ConfigError(f"evaluation.choices: {what}; list the answers, each with a text")
     best = [(float("-inf"), 0)] * len(prompts)
     readings = _readings(tokenizer, prompts, options)
-    for reading, total in _log_likelihoods(model, tokenizer, readings, batch_size):
+    for reading, total in _log_likelihoods(model, tokenizer, readings, batch_size, batches or Batches(model)):
         # The larger value, then the earlier option: batches come in an order of their own.
         best[reading.prompt] = max(best[reading.prompt], (total, -reading.option))
     return [-option for _, option in best]
@@ -103,37 +107,47 @@ def _readings(tokenizer: Any, prompts: Sequence[str], options: Sequence[str]) ->
 
 
 def _log_likelihoods(
-    model: Any, tokenizer: Any, readings: Sequence[_Reading], batch_size: int
+    model: Any, tokenizer: Any, readings: Sequence[_Reading], batch_size: int, batches: Batches
 ) -> list[tuple[_Reading, float]]:
     """Each reading with the sum of the log-likelihoods of its scored tokens, in nats; shortest first.
 
-    The last token is predicted and never read, so that readings that differ in it alone share a sequence. Padding
-    stands on the right, where no causal model looks.
+    The last token is predicted and never read, so that readings that differ in it alone share a sequence.
     """
-    import torch
-
-    found: list[tuple[_Reading, float]] = []
     of_sequence: defaultdict[tuple[int, ...], list[_Reading]] = defaultdict(list)
     for reading in readings:
         of_sequence[reading.tokens[:-1]].append(reading)
-    order = sorted(of_sequence, key=len)
     padding = tokenizer.pad_token_id or 0
-    for begin in range(0, len(order), batch_size):
-        batch = order[begin : begin + batch_size]
-        longest = len(batch[-1])
-        ids = torch.tensor(
-            [[*each, *[padding] * (longest - len(each))] for each in batch], device=model.device
-        )  # [B, T]
-        mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in batch], device=model.device)
-        first = min(reading.start for each in batch for reading in of_sequence[each]) - 1
-        with torch.inference_mode():
-            # A number of positions from the end: the only form of this argument that Unsloth's models honour too.
-            out = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=longest - first)
-            logits = out.logits[:, first - longest :]  # [B, T - first, V]
-            for row, each in enumerate(batch):
-                start = min(reading.start for reading in of_sequence[each])
-                likelihoods = logits[row, start - 1 - first : len(each) - first].float().log_softmax(-1)  # [scored, V]
-                for reading in of_sequence[each]:
-                    wanted = torch.tensor(reading.tokens[reading.start :], device=likelihoods.device)[:, None]
-                    found.append((reading, float(likelihoods[reading.start - start :].gather(1, wanted).sum())))
+
+    def read(sequences: Sequence[tuple[int, ...]]) -> list[tuple[_Reading, float]]:
+        return _read(model, [(each, of_sequence[each]) for each in sequences], padding)
+
+    order = sorted(of_sequence, key=len)
+    parts = batches.run(order, batch_size, read, "options were read")
+    return [one for _, found in parts for one in found]
+
+
+def _read(
+    model: Any, batch: Sequence[tuple[tuple[int, ...], list[_Reading]]], padding: int
+) -> list[tuple[_Reading, float]]:
+    """The same for the readings of some sequences, the longest last, in one pass. Padding stands on the right, where no
+    causal model looks."""
+    import torch
+
+    found: list[tuple[_Reading, float]] = []
+    longest = len(batch[-1][0])
+    ids = torch.tensor(
+        [[*each, *[padding] * (longest - len(each))] for each, _ in batch], device=model.device
+    )  # [B, T]
+    mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each, _ in batch], device=model.device)
+    first = min(reading.start for _, own in batch for reading in own) - 1
+    with torch.inference_mode():
+        # A number of positions from the end: the only form of this argument that Unsloth's models honour too.
+        out = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=longest - first)
+        logits = out.logits[:, first - longest :]  # [B, T - first, V]
+        for row, (each, own) in enumerate(batch):
+            start = min(reading.start for reading in own)
+            likelihoods = logits[row, start - 1 - first : len(each) - first].float().log_softmax(-1)  # [scored, V]
+            for reading in own:
+                wanted = torch.tensor(reading.tokens[reading.start :], device=likelihoods.device)[:, None]
+                found.append((reading, float(likelihoods[reading.start - start :].gather(1, wanted).sum())))
     return found

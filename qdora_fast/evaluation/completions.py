@@ -94,6 +94,26 @@ class Completion:
     general: bool = False
 
 
+def completion(
+    name: str, prompt: Sequence[Message], shown: str, reference: str | None, replies: Any, index: int
+) -> Completion:
+    """The answers to one prompt: `replies` is a `heldout.Both` of lists of `Reply`; no reference: a general prompt."""
+    base, tuned = replies.base[index], replies.tuned[index]
+    return Completion(
+        id=name,
+        prompt=prompt,
+        shown=shown,
+        reference=reference,
+        base=base.text,
+        tuned=tuned.text,
+        base_tokens=base.tokens,
+        tuned_tokens=tuned.tokens,
+        base_finished=base.finished,
+        tuned_finished=tuned.finished,
+        general=reference is None,
+    )
+
+
 class Written(NamedTuple):
     """The two files, and the SHA-256 of the first, which names these answers."""
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qdora_fast.errors import ConfigError, QdoraError, first_line
+from qdora_fast.out_of_memory import Batches, Lack, attempt
 
 INSTALL = '.venv/bin/pip install -c constraints.txt "qdora_fast[eval]"'
 FEW_SHOT_SEED = 1234
@@ -81,11 +82,15 @@ class Reader:
     model: Any
     tokenizer: Any
     batch_size: int
+    """Becomes smaller where memory runs out."""
+    batches: Batches | None = None
+    """What was found out about memory so far."""
     longest: int = field(init=False)
     """The most tokens that the loaded model takes."""
 
     def __post_init__(self) -> None:
         self.longest = _longest(self.model, self.tokenizer)
+        self.batches = self.batches or Batches(self.model)
 
     def ask(self, tasks: Tasks, ids: Mapping[str, Sequence[int]] | None, on_share: OnShare | None = None) -> Answers:
         """Ask the model as it is now.
@@ -96,6 +101,7 @@ class Reader:
         Raises:
             ConfigError: a task that cannot be asked in this way.
             QdoraError: one without a figure for each question.
+            OutOfMemory: a single prompt does not fit.
         """
         from lm_eval.evaluator import evaluate
 
@@ -103,13 +109,20 @@ class Reader:
             task.set_fewshot_seed(seed=FEW_SHOT_SEED)  # again: examples drawn by chance are the same for both models
         named = {task.config.task: task for task in tasks.values()}
         samples = None if ids is None else {tasks[name].config.task: list(ids[name]) for name in tasks}
-        with quiet(), _no_bars():
+
+        def answers() -> Answers:
             asked = harness_model(self, on_share)
-            try:
+            with quiet(), _no_bars():
                 found = evaluate(asked, {"tasks": named}, samples=samples, bootstrap_iters=0, log_samples=True)
-            except (ValueError, NotImplementedError) as error:
-                raise ConfigError(f"evaluation.mmlu.tasks: {', '.join(named)}: {first_line(error)}") from error
-        return _answers(tasks, found["samples"], asked.cut)
+            return _answers(tasks, found["samples"], asked.cut)
+
+        assert self.batches is not None
+        try:
+            while isinstance(given := attempt(answers), Lack):
+                self.batch_size = self.batches.smaller(given, self.batch_size, "benchmark questions were answered")
+        except (ValueError, NotImplementedError) as error:
+            raise ConfigError(f"evaluation.mmlu.tasks: {', '.join(named)}: {first_line(error)}") from error
+        return given
 
 
 def harness_model(reader: Reader, on_share: OnShare | None = None) -> Any:

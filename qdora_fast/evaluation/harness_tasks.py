@@ -2,6 +2,10 @@
 
 MMLU is the harness' own `mmlu_*` tasks, so that figures mean what they mean elsewhere; only the place of the data is
 changed. The harness' index of 14,000 files is read only for tasks that are neither MMLU nor the user's own.
+
+A folder of tasks is code, with or without Python files in it: the harness imports what `!function` names, renders
+templates without a sandbox, and fetches metrics that it does not know, code included. So nothing in such a folder is
+read before its user has allowed it as it is (`own_code.py`).
 """
 
 from __future__ import annotations
@@ -10,13 +14,17 @@ import difflib
 import hashlib
 import importlib.util
 import json
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qdora_fast.config.code import TASKS
 from qdora_fast.errors import ConfigError, DataError, first_line
 from qdora_fast.evaluation.harness import Tasks, harness_version, quiet
+from qdora_fast.own_code import require_folder_allowed
 
 DOWNLOAD = "hf download cais/mmlu --repo-type dataset --local-dir FOLDER"
 GROUP = "mmlu_of_qdora_fast"
@@ -80,17 +88,21 @@ def load_named(names: Sequence[str], folder: str | None) -> dict[str, Tasks]:
     Own tasks come first where both have the name. They keep the number of solved examples that they ask for.
 
     Raises:
+        RefusedError: the folder was not allowed.
         ConfigError: no such folder or task, or its questions cannot be loaded.
     """
     harness_version()
     if folder and not Path(folder).expanduser().is_dir():
         raise ConfigError(f"evaluation.mmlu.task_folder: {folder} is no folder; name one with YAML files of tasks")
     folders = [Path(folder).expanduser()] if folder else []
-    with quiet(stderr=True):
-        manager = _manager(folders, own=False)
-        if set(names) - set(manager.all_tasks):  # reading the harness' 14,000 files takes some seconds
-            manager = _manager(folders, own=True)
-    return {name: _load_one(manager, name) for name in names}
+    for own in folders:
+        require_folder_allowed(TASKS, own)
+    with _no_bytecode_of_others():
+        with quiet(stderr=True):
+            manager = _manager(folders, own=False)
+            if set(names) - set(manager.all_tasks):  # reading the harness' 14,000 files takes some seconds
+                manager = _manager(folders, own=True)
+        return {name: _load_one(manager, name) for name in names}
 
 
 def question_count(tasks: Tasks, ids: Mapping[str, Sequence[int]] | None) -> int:
@@ -105,6 +117,18 @@ def describe(tasks: Tasks) -> dict[str, Any]:
     versions = {name: task.VERSION for name, task in tasks.items()}
     plain = json.dumps({"configs": configs, "versions": versions}, sort_keys=True, default=_name_of)
     return {"tasks": sorted(tasks), "sha256": hashlib.sha256(plain.encode()).hexdigest()}
+
+
+@contextmanager
+def _no_bytecode_of_others() -> Iterator[None]:
+    """Python files are run as they were looked at, not as a __pycache__ beside them has them; none is made there."""
+    before = sys.pycache_prefix
+    with tempfile.TemporaryDirectory() as empty:
+        sys.pycache_prefix = empty
+        try:
+            yield
+        finally:
+            sys.pycache_prefix = before
 
 
 def _local_files(path: str | None, subject: str) -> dict[str, Any]:

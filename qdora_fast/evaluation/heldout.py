@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qdora_fast.data.masking import IGNORED
+from qdora_fast.evaluation.logits import logits_at
+from qdora_fast.out_of_memory import Batches
 
 OnAnswer = Callable[[int], None]
 """Told how many more answers are finished."""
@@ -104,18 +106,20 @@ def generate(
     batch_size: int,
     stop_ids: frozenset[int],
     on_answer: OnAnswer | None = None,
+    batches: Batches | None = None,
 ) -> list[Reply]:
-    """Greedy answers in the prompts' order; batches are of similar length, padded on the left."""
+    """Greedy answers in the prompts' order; batches are of similar length, padded on the left, and smaller where memory
+    runs out.
+
+    Raises:
+        OutOfMemory: a single prompt and its answer do not fit.
+    """
     import torch
 
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    replies = [Reply("", 0, False)] * len(prompts)
-    with _left_padding(tokenizer), torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = tokenizer(
-                [prompts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False
-            ).to(model.device)
+    def answer(chosen: Sequence[int]) -> list[Reply]:
+        texts = [prompts[i] for i in chosen]
+        batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+        with torch.inference_mode():
             out = model.generate(  # [batch, prompt + new]
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
@@ -124,30 +128,41 @@ def generate(
                 eos_token_id=sorted(stop_ids),
                 pad_token_id=tokenizer.pad_token_id,
             )
-            for i, tokens in zip(chosen, out[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                said = _until_stop(tokens, stop_ids)
-                text = tokenizer.decode(said, skip_special_tokens=True).strip()
-                replies[i] = Reply(text, len(said), len(said) < len(tokens))
+        return [_reply(tokens, tokenizer, stop_ids) for tokens in out[:, batch["input_ids"].shape[1] :].tolist()]
+
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    replies = [Reply("", 0, False)] * len(prompts)
+    with _left_padding(tokenizer):
+        for chosen, said in (batches or Batches(model)).run(order, batch_size, answer, "questions were answered"):
+            for i, reply in zip(chosen, said, strict=True):
+                replies[i] = reply
             if on_answer:
                 on_answer(len(chosen))
     return replies
 
 
-def row_losses(model: Any, examples: Sequence[Mapping[str, Sequence[int]]]) -> list[Loss]:
-    """The loss of each tokenised row over its trained tokens."""
-    import torch
-    from torch.nn import functional
+def row_losses(
+    model: Any, examples: Sequence[Mapping[str, Sequence[int]]], batches: Batches | None = None
+) -> list[Loss]:
+    """The loss of each tokenised row over its trained tokens. Logits are made for some of these at a time.
 
-    losses: list[Loss] = []
-    with torch.inference_mode():
-        for example in examples:
-            ids = torch.tensor([list(example["input_ids"])], device=model.device)  # [1, T]
-            labels = torch.tensor(list(example["labels"])[1:], device=model.device)  # [T - 1]
-            trained = labels != IGNORED
-            logits = model(input_ids=ids).logits[0, :-1][trained]  # [trained, vocabulary]
-            total = float(functional.cross_entropy(logits.float(), labels[trained], reduction="sum"))
-            losses.append(Loss(total, int(trained.sum())))
-    return losses
+    Raises:
+        OutOfMemory: a row does not fit.
+    """
+    rows = (batches or Batches(model)).run(examples, 1, lambda row: _row_loss(model, row[0]), "a held-out row was read")
+    return [loss for _, loss in rows]
+
+
+def _row_loss(model: Any, example: Mapping[str, Sequence[int]]) -> Loss:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    ids = torch.tensor([list(example["input_ids"])], device=model.device)  # [1, T]
+    labels = torch.tensor(list(example["labels"])[1:], device=model.device)  # [T - 1]
+    trained = (labels != IGNORED).nonzero()[:, 0]
+    parts = logits_at(model, ids, trained)
+    total = sum(float(cross_entropy(logits.float(), labels[part], reduction="sum")) for part, logits in parts)
+    return Loss(total, len(trained))
 
 
 def mean_loss(losses: Sequence[Loss]) -> float:
@@ -164,6 +179,11 @@ def _left_padding(tokenizer: Any) -> Iterator[None]:
         yield
     finally:
         tokenizer.padding_side = side
+
+
+def _reply(tokens: list[int], tokenizer: Any, stop_ids: frozenset[int]) -> Reply:
+    said = _until_stop(tokens, stop_ids)
+    return Reply(tokenizer.decode(said, skip_special_tokens=True).strip(), len(said), len(said) < len(tokens))
 
 
 def _until_stop(tokens: list[int], stop_ids: frozenset[int]) -> list[int]:

@@ -11,7 +11,7 @@ comparison only: what is saved and shown is what was said.
     json_match        the same JSON values, or the same tool calls
     choice            the chosen option is the reference, compared as by normalized_match
     rouge_l           F-measure of the longest common subsequence of words: a score, never called accuracy
-    module:function   the user's own judgement
+    FILE.py:function  the user's own judgement
 
 A reference that a metric cannot use (no number, no match, no JSON) is an error that names the row, never a row passed
 over. What these metrics do not do: judge meaning. "Paris" and "the capital of France" differ.
@@ -22,21 +22,20 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-import traceback
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, SupportsFloat
 
 import regex
 
+from qdora_fast.config.code import METRIC, without_folder
 from qdora_fast.config.evaluation import KNOWN_METRICS
-from qdora_fast.data.custom import load_formatter
 from qdora_fast.errors import ConfigError, DataError
 from qdora_fast.evaluation.json_answers import calls_of, values_in
+from qdora_fast.own_code import described, load_function
 
 Score = Callable[[str, str, Mapping[str, Any]], float]
 
@@ -88,12 +87,13 @@ def find_metric(name: str, *, pattern: str | None = None) -> Metric:
     """The metric of that name.
 
     Args:
-        name: one of `KNOWN_METRICS`, or the user's own "module:function", found as `data.formatter` is. It is called
+        name: one of `KNOWN_METRICS`, or the user's own "FILE.py:function", let in as `data.formatter` is. It is called
             with answer, reference and a copy of the row. Annotated `-> bool` it gives an accuracy, else a score.
         pattern: for regex: a regular expression with one group.
 
     Raises:
-        ConfigError: no such metric, module or function; a pattern without its one group; rouge_score is missing.
+        RefusedError: the file may not be run.
+        ConfigError: no such metric, file or function; a pattern without its one group; rouge_score is missing.
     """
     if ":" in name:
         return _custom(name)
@@ -103,7 +103,7 @@ def find_metric(name: str, *, pattern: str | None = None) -> Metric:
         return Metric(name, False, _rouge_l())
     if name not in _BINARY:
         near = difflib.get_close_matches(name, KNOWN_METRICS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(KNOWN_METRICS)}, or module:function"
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(KNOWN_METRICS)}, or FILE.py:function"
         raise ConfigError(f"evaluation.metric: there is no metric {name!r}; {hint}")
     return Metric(name, True, _BINARY[name])
 
@@ -238,21 +238,17 @@ def _words(text: str) -> list[str]:
 
 
 def _custom(name: str) -> Metric:
-    try:
-        function: Callable[..., Any] = load_formatter(name)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("data.formatter", "evaluation.metric", 1)) from error
-    binary = getattr(function, "__annotations__", {}).get("return") in (bool, "bool")
+    function = load_function(METRIC, name)
+    name = without_folder(name)
+    binary = function.__annotations__.get("return") in (bool, "bool")
 
     def score(said: str, reference: str, row: Mapping[str, Any]) -> float:
-        where = f"evaluation.metric {name} on {_place(row)}"
+        where = f"{METRIC} {name} on {_place(row)}"
         try:
             value = function(said, reference, copy.deepcopy(dict(row)))
             number = float(value) if isinstance(value, SupportsFloat) else None
         except Exception as error:  # the user's function may raise anything
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            told = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ConfigError(f"{where}: {told} ({Path(frame.filename).name}:{frame.lineno})") from error
+            raise ConfigError(f"{where}: {described(error, function.__code__.co_filename)}") from error
         if number is None or not 0 <= number <= 1 or (binary and number not in (0, 1)):
             expected = "True or False, as it is annotated" if binary else "a number from 0 to 1"
             raise ConfigError(f"{where}: it returned {repr(value)[:SHOWN]}; return {expected}")

@@ -22,6 +22,7 @@ from qdora_fast.evaluation.base_answers import base_key, keep_base, read_base
 from qdora_fast.evaluation.harness import Answers, Reader, Tasks, harness_version
 from qdora_fast.evaluation.harness_tasks import load_mmlu, load_named, question_count
 from qdora_fast.evaluation.mmlu_subset import ids_hash, question_ids, subject_sizes
+from qdora_fast.out_of_memory import Batches
 
 SEED = 0
 SAID = {"ok": "within the limits", "warn": "the model may have forgotten", "fail": "the model has forgotten"}
@@ -67,6 +68,7 @@ def measure(
     cache: Path,
     batch_size: int,
     on_request: OnRequest | None = None,
+    batches: Batches | None = None,
 ) -> dict[str, Any]:
     """Ask base and tuned model MMLU and the other tasks of the settings; the `mmlu` of an evaluation.
 
@@ -74,7 +76,7 @@ def measure(
         model: a PEFT model in evaluation mode; it is left as it was.
         identity: what makes the base the same base: its name, revision, quantisation, precision.
         cache: folder where the base's answers are kept.
-        batch_size: prompts at once.
+        batch_size: prompts at once, fewer where memory runs out.
         on_request: told how many questions are answered and how many there are, those of both models together.
 
     Raises:
@@ -86,7 +88,7 @@ def measure(
     mmlu = Benchmark("mmlu", load_mmlu(subject_sizes(), settings.path, settings.shots), ids)
     named = load_named(settings.tasks, settings.task_folder) if settings.tasks else {}
     benchmarks = [mmlu, *(Benchmark(name, tasks, None) for name, tasks in named.items())]
-    reader = Reader(model, tokenizer, batch_size)
+    reader = Reader(model, tokenizer, batch_size, batches)
     first, *others = compare(reader, benchmarks, identity=identity, cache=cache, on_request=on_request)
     figures = mmlu_figures(first, settings, reader.longest)
     return figures | {
@@ -135,7 +137,7 @@ def compare(
     def ask_base(benchmark: Benchmark, key: Mapping[str, Any]) -> Answers:
         with reader.model.disable_adapter():
             answers = ask(benchmark)
-        keep_base(cache, key, answers)
+        keep_base(cache, {**key, "batch_size": reader.batch_size}, answers)  # memory may have run out
         return answers
 
     paired = []

@@ -29,6 +29,7 @@ from qdora_fast.evaluation.heldout import (
     row_losses,
 )
 from qdora_fast.evaluation.metrics import Metric, find_metric
+from qdora_fast.out_of_memory import Batches
 
 SIDES = ("base", "tuned")
 RESAMPLES = 10_000
@@ -65,16 +66,19 @@ def ask(
     *,
     options: Sequence[str] = (),
     on_answer: OnAnswer | None = None,
+    batches: Batches | None = None,
 ) -> Answered:
     """Have base and tuned model answer; for metric `choice` by the likeliest of `options`, else by writing.
 
     Args:
         model: a PEFT model in evaluation mode.
         on_answer: told the number of answers just finished, twice len(questions) in all.
+        batches: what was found out about memory so far.
     """
 
     def measure() -> list[Reply]:
-        return answers(model, tokenizer, questions, settings, stop_ids, options=options, on_answer=on_answer)
+        how = (model, tokenizer, questions, settings, stop_ids)
+        return answers(*how, options=options, on_answer=on_answer, batches=batches)
 
     return Answered(questions, of_both(model, measure))
 
@@ -88,14 +92,16 @@ def answers(
     *,
     options: Sequence[str] = (),
     on_answer: OnAnswer | None = None,
+    batches: Batches | None = None,
 ) -> list[Reply]:
     """What the model as it stands says to each question; arguments as those of `ask`."""
     prompts = [question.prompt for question in questions]
     if settings.metric != "choice":
-        return generate(model, tokenizer, prompts, settings.max_new_tokens, settings.batch_size, stop_ids, on_answer)
+        most = settings.max_new_tokens, settings.batch_size
+        return generate(model, tokenizer, prompts, *most, stop_ids, on_answer, batches)
     from qdora_fast.evaluation.choices import choose
 
-    chosen = choose(model, tokenizer, prompts, options, batch_size=settings.batch_size)
+    chosen = choose(model, tokenizer, prompts, options, batch_size=settings.batch_size, batches=batches)
     if on_answer:
         on_answer(len(prompts))
     return [Reply(options[number], 0, True) for number in chosen]
@@ -114,7 +120,7 @@ def judge(answered: Answered, settings: EvaluationSettings) -> tuple[dict[str, A
     scores = _scores(answered, metric)
     task = {"metric": metric.name} | _compared(metric, scores, groups)
     task["more"] = {
-        name: _compared(other, _scores(answered, other), groups)
+        other.name: _compared(other, _scores(answered, other), groups)
         for name in settings.more_metrics
         for other in [find_metric(name, pattern=settings.pattern)]
     }
@@ -125,9 +131,11 @@ def judge(answered: Answered, settings: EvaluationSettings) -> tuple[dict[str, A
     return task, list(zip(scores.base, scores.tuned, strict=True))
 
 
-def measure_loss(model: Any, examples: Sequence[Mapping[str, Sequence[int]]]) -> tuple[dict[str, Any] | None, Both]:
+def measure_loss(
+    model: Any, examples: Sequence[Mapping[str, Sequence[int]]], batches: Batches | None = None
+) -> tuple[dict[str, Any] | None, Both]:
     """The `heldout_loss` of an evaluation, and the losses of each row of base and tuned model."""
-    losses = of_both(model, lambda: row_losses(model, examples))
+    losses = of_both(model, lambda: row_losses(model, examples, batches))
     if not examples:
         return None, losses
     base, tuned = mean_loss(losses.base), mean_loss(losses.tuned)

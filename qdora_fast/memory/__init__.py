@@ -10,7 +10,7 @@ allocated ones; what a GPU adds (its context, the allocator's gaps, attention ke
 
 from qdora_fast.memory.architecture import CannotEstimate, Linear, Sizes, sizes_of
 from qdora_fast.memory.base import Found, base_config
-from qdora_fast.memory.estimate import Card, Estimate, Part, estimate, in_gib, in_words
+from qdora_fast.memory.estimate import Card, Estimate, Part, estimate, evaluation_bytes, in_gib, in_words
 from qdora_fast.memory.fit import Fit, best_fit, fits, longest_length, margin, most_answers
 from qdora_fast.memory.job import Job, job_of
 from qdora_fast.memory.known import known_config, known_names
@@ -28,6 +28,7 @@ __all__ = [
     "base_config",
     "best_fit",
     "estimate",
+    "evaluation_bytes",
     "fits",
     "in_gib",
     "in_words",

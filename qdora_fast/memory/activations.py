@@ -12,16 +12,23 @@ Left out: attention kernels' own workspace, and what torch.compile makes of a bl
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qdora_fast.memory.job import GIB, Job
 
 FULL = 4
 """Bytes of an fp32 value."""
 LOSS_BYTES = 16
-"""Of every logit of a chunk: the logit, its fp32 copy, its logarithm and its gradient. Unsloth plans with it too."""
-LOSS_MOST = 4 * GIB
-"""Most that a chunk of Unsloth's fused loss takes; else half of the memory that is free when it first runs."""
+"""Without Unsloth's fused loss, of every logit: the logit, its fp32 copy, its logarithm and its gradient."""
+TILE_WORDS, LOSS_ROWS = 16_384, 4_096
+"""Words and labelled tokens of a tile of Unsloth's fused loss: at most 256 MiB of fp32 logits (`_tiled_layout`)."""
+SMALL_CARD = int(24.5 * GIB)
+"""Up to here it works in tiles whatever the number of tokens, on larger cards from LOSS_ROWS on (`_flash_min_rows`)."""
+LOSS_LOGITS, LEAST_ROWS = 512 * 151_936, 512
+"""Logits and tokens of a chunk, at least, where it does not work in tiles (`fused_linear_rows`)."""
+READ_BYTES = 160 * 2**20
+"""Of the logits of a held-out row that are there at a time, with their fp32 copy and its logarithm: 2.5 times
+`evaluation.logits.MOST_BYTES`."""
 SCORE_BYTES = 12
 """Of every capped attention score, where no kernel avoids making them (Gemma 2). Read from the code, not measured."""
 TWIN_BLOCK = 2**20
@@ -47,8 +54,7 @@ def block_bytes(job: Job) -> int:
 
 def kept_bytes(job: Job) -> Kept:
     """What all blocks together leave alive: everything, or with checkpointing the input of each block."""
-    rotary = 2 * job.length * job.sizes.head_width * job.element
-    around = rotary + job.tokens * (_norm_value(job) * job.sizes.hidden + FULL)  # and the last norm
+    around = rotary_bytes(job) + job.tokens * (_norm_value(job) * job.sizes.hidden + FULL)  # and the last norm
     one = job.tokens * job.sizes.hidden * job.element
     if job.checkpointing == "off":
         return Kept(job.sizes.blocks * block_bytes(job) + around, 0)
@@ -56,6 +62,13 @@ def kept_bytes(job: Job) -> Kept:
         # The last block's input stays; two buffers bring the others back, one being filled while one is used.
         return Kept(3 * one + around, (job.sizes.blocks - 1) * one)
     return Kept(job.sizes.blocks * one + around, 0)
+
+
+def rotary_bytes(job: Job) -> int:
+    """Cosines and sines of the positions. Unsloth's blocks make them for all that the model was made for wherever
+    positions are given: for packed rows, and for answers (`LlamaModel_fast_forward`, `rope_rows`)."""
+    rows = max(job.length, job.sizes.longest or 0) if job.fast_blocks else job.length
+    return 2 * rows * job.sizes.head_width * job.element
 
 
 def recomputed_bytes(job: Job) -> int:
@@ -94,31 +107,62 @@ def scores_bytes(job: Job) -> int:
     return job.batch_size * job.sizes.heads * job.length**2 * SCORE_BYTES
 
 
-def loss_bytes(job: Job, free: int | None) -> int:
-    """Logits and all that comes of them at once, and the gradient of the last hidden state.
+def loss_bytes(job: Job, card: int | None) -> int:
+    """Logits and all that comes of them at once, the last hidden state and its gradient.
+
+    On a GPU that is Unsloth's fused loss, which never holds all logits and does not ask how much is free. Read from
+    unsloth_zoo 2026.10.9, fused_losses/fused_linear.py, not measured: `_ce_impl` calls `_tiled_forward` with tiles of
+    `_tiled_layout`, and an fp32 sum [rows, d]; or makes fp32 logits of `fused_linear_rows` tokens and their gradient in
+    place, when the vocabulary has two tiles or fewer, in fp32, with a head that is trained, on large cards with fewer
+    tokens. Cards before compute capability 8 always do the latter (0.25 GiB for 128,256 words); they count as others.
 
     Args:
-        free: bytes free when the loss first runs. On a GPU Unsloth's fused loss takes half of them at most, by working
-            in chunks of tokens (their number is a multiple of 4). None: not in chunks, as on the CPU.
+        card: its memory in bytes. None: on the CPU, all logits at once.
     """
     gradient = job.tokens * job.sizes.hidden * job.element
-    whole = job.tokens * job.sizes.vocabulary * LOSS_BYTES
-    if free is None or not job.on_gpu:
-        return whole + gradient
-    target = max(1, min(LOSS_MOST, free // 2) - gradient)
-    chunks = 1 if whole <= target else min(job.tokens, 4 * math.ceil(whole / target / 4))
-    return math.ceil(whole / chunks) + gradient
+    if card is None or not job.on_gpu:
+        return job.tokens * job.sizes.vocabulary * LOSS_BYTES + gradient
+    sizes, head = job.sizes, 0
+    tiled = job.mixed and sizes.vocabulary > 2 * TILE_WORDS and (card <= SMALL_CARD or job.tokens >= LOSS_ROWS)
+    if job.head_trained:  # its gradient in fp32, once more when it is scaled
+        tiled, head = False, 2 * FULL * sizes.embedding_values
+    rows = min(LOSS_ROWS, job.tokens) if tiled else chunk_rows(job.tokens, sizes.hidden, sizes.vocabulary)
+    logits = rows * (TILE_WORDS if tiled else 8 * math.ceil(sizes.vocabulary / 8)) * FULL
+    return logits + rows * sizes.hidden * (FULL + job.element) + 2 * gradient + head
+
+
+def chunk_rows(tokens: int, hidden: int, vocabulary: int) -> int:
+    """Tokens whose logits Unsloth's fused loss makes at a time where it does not use tiles (`fused_linear_rows`)."""
+    least = min(max(_power_of_two(LOSS_LOGITS / vocabulary), LEAST_ROWS), LOSS_ROWS)
+    return min(max(_power_of_two(tokens * hidden / vocabulary), least), LOSS_ROWS, max(tokens, 1))
+
+
+def reading_bytes(job: Job) -> int:
+    """One held-out row of full length, read for its loss: a block's pass, its states twice, some logits at a time."""
+    return _block_pass(job, 1) + 2 * job.length * job.sizes.hidden * job.element + READ_BYTES
 
 
 def answering_bytes(job: Job, batch: int) -> int:
-    """Keys and values of `batch` held-out rows of full length while they are answered, one block of the prompt's pass,
-    and the logits of the last position. Real prompts are shorter: this is the most."""
+    """Keys and values of `batch` held-out rows of full length while they are answered, and the wider of two moments:
+    one block of the prompt's pass, or the copy that decoding makes for itself (Unsloth's `alloc_decode_buffers`). To
+    these come the logits of the last position. Real prompts are shorter: this is the most."""
     if not batch:
         return 0
-    sizes, length = job.sizes, job.length
-    cache = batch * (length + job.answer_tokens) * 2 * sizes.key * sizes.blocks * job.element
-    block = batch * length * (2 * sizes.intermediate + 4 * sizes.hidden) * job.element
-    return cache + block + batch * sizes.vocabulary * 2 * FULL
+    sizes = job.sizes
+    token = batch * 2 * sizes.key * sizes.blocks * job.element
+    decoding = token * (job.length + job.answer_tokens)
+    return token * job.length + max(decoding, _block_pass(job, batch)) + batch * sizes.vocabulary * 2 * FULL
+
+
+def _block_pass(job: Job, batch: int) -> int:
+    """What a block holds at once of rows that are only read: e, g and h [T, f], four times [T, d], capped scores."""
+    read = replace(job, batch_size=batch)
+    return read.tokens * (3 * job.sizes.intermediate + 4 * job.sizes.hidden) * job.element + scores_bytes(read)
+
+
+def _power_of_two(value: float) -> int:
+    """The largest one that is not above, at least 1."""
+    return 1 << int(math.log2(max(value, 1)))
 
 
 def _layer_by_layer(job: Job) -> bool:

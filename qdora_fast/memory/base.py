@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qdora_fast.demo.base import DEMO, demo_base
 from qdora_fast.errors import ConfigError
 from qdora_fast.memory.known import known_config, known_names
 
-DEMO = "demo"
 PATIENCE = 5
 """Seconds to wait for the hub."""
 
@@ -32,7 +32,7 @@ def base_config(name: str, revision: str | None = None) -> Found:
         ConfigError: a folder without one, or a hub id that can neither be read nor is in our table.
     """
     if name == DEMO:
-        return Found(_demo(), "the embedded demo")
+        return Found(_read(demo_base() / "config.json"), "the embedded demo")
     folder = Path(name).expanduser()
     if folder.is_dir():
         return Found(_read(folder / "config.json"), str(folder))
@@ -82,15 +82,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"model.name: {path} holds no JSON object")
     return values
-
-
-def _demo() -> dict[str, Any]:
-    from qdora_fast.demo.base import Recipe
-
-    recipe = Recipe()
-    return {
-        "model_type": "llama", "vocab_size": recipe.vocab_size, "hidden_size": recipe.hidden_size,
-        "intermediate_size": recipe.intermediate_size, "num_hidden_layers": recipe.layers,
-        "num_attention_heads": recipe.heads, "num_key_value_heads": recipe.kv_heads, "tie_word_embeddings": True,
-        "max_position_embeddings": 2048,
-    }  # fmt: skip

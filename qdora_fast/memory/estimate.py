@@ -102,14 +102,14 @@ def estimate(job: Job, card: Card | None) -> Estimate:
     """Count a job.
 
     Args:
-        card: where it is to run; the loss sizes its chunks by what is free there. None: on the CPU.
+        card: where it is to run; the loss depends on its size. None: on the CPU.
     """
     static = _static(job)
-    moving = _moving(job, card, sum(part.bytes for part in static))
+    moving = _moving(job, card)
     gaps = int(FRAGMENTATION * sum(part.bytes for part in moving)) if job.on_gpu else 0
     lost = [Part("gaps", gaps, "between the allocator's blocks")] if job.on_gpu else []
     parts = tuple(part for part in (*static, *moving, *lost) if part.bytes)
-    return Estimate(job, parts, _phases(job, card, parts), _host(job, card), _disk(job))
+    return Estimate(job, parts, _phases(job, parts), _host(job, card), _disk(job))
 
 
 def _static(job: Job) -> list[Part]:
@@ -134,12 +134,10 @@ def _static(job: Job) -> list[Part]:
     ]
 
 
-def _moving(job: Job, card: Card | None, static: int) -> list[Part]:
+def _moving(job: Job, card: Card | None) -> list[Part]:
     """What comes and goes, at the higher of the two moments."""
     kept = activations.kept_bytes(job).card
-    before = static - weights.optimizer_bytes(job) - weights.trained_bytes(job)  # the loss is first met without these
-    free = None if card is None else max(0, card.memory - before - kept)
-    loss = activations.loss_bytes(job, free)
+    loss = activations.loss_bytes(job, None if card is None else card.memory)
     block = activations.recomputed_bytes(job)
     passing = activations.passing_bytes(job) + activations.scores_bytes(job)
     workspace = activations.workspace_bytes(job)
@@ -172,27 +170,33 @@ def in_gib(count: int) -> str:
 
 
 def _loss_words(job: Job) -> str:
-    chunks = ", in chunks; smaller ones where less is free" if job.on_gpu else ""
-    return f"logits over {job.sizes.vocabulary:,} words{chunks}"
+    some = ", some at a time" if job.on_gpu else ""
+    return f"logits over {job.sizes.vocabulary:,} words{some}"
 
 
-def _phases(job: Job, card: Card | None, parts: tuple[Part, ...]) -> dict[str, int]:
+def _phases(job: Job, parts: tuple[Part, ...]) -> dict[str, int]:
     size = {part.name: part.bytes for part in parts}
     model = sum(size.get(name, 0) for name in ("CUDA context", "process", "base weights", "embeddings"))
-    trained = sum(size.get(name, 0) for name in ("adapter", "optimizer", "engine copies"))
     largest = max(linear.values for linear in job.sizes.linears)
     phases = {
         "load": model + size.get("adapter", 0) + largest * (job.element + 2 * activations.FULL),
         "step": sum(size.values()),
     }
     if job.evaluates:
-        free = None if card is None else max(0, card.memory - model - trained)
-        rows = activations.loss_bytes(job, free) + activations.passing_bytes(job)
-        answers = activations.answering_bytes(job, job.answer_batch)
-        phases["evaluation"] = model + trained + max(rows, answers) + activations.workspace_bytes(job)
+        phases["evaluation"] = evaluation_bytes(job, min(1, job.answer_batch))
     if job.merges:
         phases["merge"] = CONTEXT if job.on_gpu else PROCESS + _merge_bytes(job)  # streamed by the host
     return phases
+
+
+def evaluation_bytes(job: Job, answers: int) -> int:
+    """The peak of an evaluation that answers so many held-out rows of full length at a time. More than one is a matter
+    of speed: where memory runs out fewer are. Merged weights and gradients are gone by then; the optimizer's state is
+    still counted, because some stays until the process ends where it is paged."""
+    kept = ("CUDA context", "process", "base weights", "embeddings", "adapter", "optimizer", "engine copies")
+    there = sum(part.bytes for part in _static(job) if part.name in kept)
+    asked = max(activations.reading_bytes(job), activations.answering_bytes(job, answers))
+    return there + activations.rotary_bytes(job) + asked + activations.workspace_bytes(job)
 
 
 def _merge_bytes(job: Job) -> int:

@@ -1,7 +1,7 @@
 """What fits on a card: yes or no, the longest rows, and the pair of batch size and accumulation to train with.
 
-The margin is for what the estimate assumes. Held-out rows are answered one at a time where the question is how long
-rows may be, for `evaluation.batch_size` can be lowered without another result.
+The margin is for what the estimate assumes. A run fits if its held-out rows can be answered one at a time: how many are
+at once follows what is free.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from qdora_fast.memory.activations import answering_bytes
-from qdora_fast.memory.estimate import Card, Estimate, estimate
+from qdora_fast.memory.estimate import Card, Estimate, estimate, evaluation_bytes
 from qdora_fast.memory.job import GIB, Job
 
 MARGIN_SHARE = 0.05
@@ -48,7 +47,7 @@ def longest_length(job: Job, card: Card, batch_size: int = 1) -> int:
     """The longest rows that fit, `batch_size` at a time, in tokens: a multiple of 64, at most what the model was made
     for; 0 if not even 64 fit."""
     most = job.sizes.longest or 1_048_576
-    some = replace(_one_answer(job), batch_size=batch_size)
+    some = replace(job, batch_size=batch_size)
     return STEP * _largest(most // STEP, lambda count: fits(estimate(_with_length(some, count * STEP), card), card))
 
 
@@ -62,7 +61,7 @@ def best_fit(job: Job, card: Card, *, usual: float | None = None) -> Fit | None:
     """
     found: Job | None = None
     for size in (size for size in range(1, job.effective_batch + 1) if job.effective_batch % size == 0):
-        tried = replace(_one_answer(job), batch_size=size, gradient_accumulation=job.effective_batch // size)
+        tried = replace(job, batch_size=size, gradient_accumulation=job.effective_batch // size)
         if not fits(estimate(tried, card), card):
             break
         found = tried
@@ -73,7 +72,6 @@ def best_fit(job: Job, card: Card, *, usual: float | None = None) -> Fit | None:
         if longest == 0:
             return None
         found = replace(job, batch_size=1, gradient_accumulation=job.effective_batch, length=longest)
-    found = replace(found, answer_batch=job.answer_batch)
     found = replace(found, answer_batch=most_answers(found, card))
     counted = estimate(found, card)
     return Fit(found.batch_size, found.gradient_accumulation, found.length, found.answer_batch, counted)
@@ -83,14 +81,9 @@ def most_answers(job: Job, card: Card) -> int:
     """Held-out rows of full length that can be answered at a time; at most as many as asked for."""
 
     def fitting(batch: int) -> bool:
-        counted = estimate(replace(job, answer_batch=batch), card)
-        return counted.phases.get("evaluation", 0) + margin(card) <= card.memory
+        return evaluation_bytes(job, batch) + margin(card) <= card.memory
 
-    return _largest(job.answer_batch, fitting) if answering_bytes(job, 1) else job.answer_batch
-
-
-def _one_answer(job: Job) -> Job:
-    return replace(job, answer_batch=min(1, job.answer_batch))
+    return _largest(job.answer_batch, fitting) if job.evaluates else job.answer_batch
 
 
 def _with_length(job: Job, length: int) -> Job:

@@ -36,6 +36,8 @@ class Job:
     adapted_blocks: int
     saved_values: int
     """Parameters of modules trained in full."""
+    head_trained: bool
+    """The output head is among them."""
     dropout: bool
     element: int
     """Of activations and of weights that are not in NF4: 2 or 4."""
@@ -48,11 +50,12 @@ class Job:
     ours: bool
     """The fused engine runs the adapted layers; else PEFT does."""
     resident_bytes: int
-    """Merged weights that must be kept. With `auto` only what is left over is used: 0."""
+    """Merged weights that must be kept while training; they are given back before the model is asked. With `auto` only
+    what is left over is used: 0."""
     on_gpu: bool
     evaluates: bool
     answer_batch: int
-    """Held-out rows answered at a time; 0: none are."""
+    """Held-out rows answered at a time, fewer where memory runs out; 0: none are."""
     answer_tokens: int
     merges: bool
 
@@ -110,6 +113,7 @@ def job_of(config: Config, sizes: Sizes, *, on_gpu: bool) -> Job:
         targets=_targets(adapter, sizes),
         adapted_blocks=_adapted_blocks(adapter, sizes),
         saved_values=sizes.vocabulary * sizes.hidden * len(adapter.modules_to_save),
+        head_trained="lm_head" in adapter.modules_to_save,
         dropout=adapter.dropout > 0,
         element=4 if precision == "fp32" else 2,
         checkpointing=checkpointing,

@@ -137,7 +137,6 @@ def make_plan(config: Config, name: str, *, vram: float | None = None) -> Plan:
     better = best_fit(job, place.card)
     longest = longest_length(job, place.card)
     answers = most_answers(job, place.card)
-    fewer = estimate(replace(job, answer_batch=answers), place.card)
     smaller = None
     if better and not found and better.length == job.length and better.batch_size < job.batch_size:
         smaller = better.batch_size, better.gradient_accumulation
@@ -149,7 +148,6 @@ def make_plan(config: Config, name: str, *, vram: float | None = None) -> Plan:
             too_long=None if rows is None else rows.too_long,
             fits=found,
             dense_fits=place.on_gpu and job.quantized and fits(estimate(dense, place.card), place.card),
-            answers=answers if not found and answers and fits(fewer, place.card) else None,
             smaller=smaller,
             longest=longest,
             parameters=sizes.parameters,

@@ -48,14 +48,15 @@ def lines(plan: Plan) -> Iterator[str]:
         text = (
             "the engine fills most of what is left with merged weights (engine.resident: auto) and gives it back when "
         )
-        yield from _labelled("Left", f"{text}memory runs short, so the card will look full")
+        yield from _labelled("Left", f"{text}memory runs short and after training, so the card will look full")
     for number, advice in enumerate(plan.advice):
         yield from _labelled("Consider" if number == 0 else "", str(advice))
     if plan.place.on_gpu:
         yield from _labelled(
             "Assumed",
-            "CUDA context 0.5 GiB, allocator gaps 5 %, a fused loss in chunks, attention kernels without scores: "
-            f"not measured on a GPU yet, so {in_gib(plan.margin)} stay free for them (5 % of the card + 0.3 GiB)",
+            "CUDA context 0.5 GiB, allocator gaps 5 %, Unsloth's fused loss as its code reads, attention kernels "
+            f"without scores: not measured on a GPU yet, so {in_gib(plan.margin)} stay free for them (5 % of the card "
+            "+ 0.3 GiB)",
         )
 
 
@@ -152,10 +153,8 @@ def _settings(plan: Plan) -> Iterator[str]:
 def _phases(plan: Plan) -> list[str]:
     counted: Estimate = plan.estimate
     text = " · ".join(f"{name} {in_gib(size)}" for name, size in counted.phases.items())
-    if counted.peak_phase == "evaluation":
-        job = counted.job
-        text += f"; evaluation when {job.answer_batch} held-out rows of full length are answered at a time "
-        text += "(evaluation.batch_size)"
+    if "evaluation" in counted.phases and plan.answers:
+        text += f"; the evaluation with one held-out row of full length at a time ({plan.answers} fit)"
     return _labelled("Peaks", text)
 
 

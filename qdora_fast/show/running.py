@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from qdora_fast.back_off import Note
 from qdora_fast.config import AdapterSettings
+from qdora_fast.errors import QdoraError, first_line
 from qdora_fast.resume import Start
 from qdora_fast.run_folder import RunFolder
 from qdora_fast.show.console import bar, line, listed
@@ -44,6 +45,16 @@ def own_code(console: Console, name: str, files: Sequence[str], *, runs: bool) -
         line(console, "warning", f"running code that came with {name}: {', '.join(files)}")
     elif files:
         line(console, "base", f"{', '.join(files)} came with it and is not run; Transformers has classes for it")
+
+
+def code_elsewhere(console: Console, paths: Sequence[str]) -> None:
+    """Code that the run has no copy of; nothing where there is none."""
+    for path in paths:
+        line(
+            console,
+            "code",
+            f"{path} is not copied into the run; going on with the run and evaluating it need it there, unchanged",
+        )
 
 
 def settled(console: Console, found: Any) -> None:
@@ -130,6 +141,13 @@ def exported(console: Console, report: dict[str, Any]) -> None:
     line(console, "exported", f"{report['format']} to {report['path']}{size}")
 
 
+def not_evaluated(console: Console, folder: RunFolder, error: Exception) -> None:
+    """The evaluation ended with an error, and the run goes on."""
+    said = str(error) if isinstance(error, QdoraError) else first_line(error)
+    line(console, "warning", f"the model is not evaluated: {said}")
+    line(console, "", f"the run goes on to its export; later: qdora-fast evaluate {folder.path}")
+
+
 def finished(console: Console, folder: RunFolder) -> None:
     """Where everything is, and what to do next."""
     merged, completions = folder.path / "merged_16bit", folder.evaluation / "completions.html"
@@ -160,21 +178,6 @@ def presets(console: Console, *, schema: bool) -> None:
         console.print(f"\nHere `qdora-fast train` takes {path.stem}: {why}.", markup=False)
     except ConfigError as error:
         console.print(f"\n{error}", markup=False)
-
-
-@contextmanager
-def demo_base(console: Console) -> Iterator[Callable[[int, int, float], None]]:
-    """A progress bar that appears only if the embedded base has to be pretrained."""
-    with bar(console) as progress:
-        tasks: list[Any] = []
-
-        def on_step(step: int, total: int, loss: float) -> None:
-            if not tasks:
-                line(console, "base", "pretraining the embedded base; this happens once and is kept in the cache")
-                tasks.append(progress.add_task("pretraining", total=total, said=""))
-            progress.update(tasks[0], completed=step, said=f"loss {loss:.3f}")
-
-        yield on_step
 
 
 @contextmanager

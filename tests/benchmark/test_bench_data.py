@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from breadth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -58,7 +59,7 @@ def result(planted: Planted) -> dict[str, Any]:
 sets = st.lists(st.frozensets(st.integers(0, 12), max_size=9), max_size=12)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(sets, st.sampled_from([0.3, 0.5, 0.6, 0.8, 1.0]))
 def test_the_exact_join_finds_the_pairs_that_brute_force_finds(given_sets: list[frozenset[int]], least: float) -> None:
     pairs = [(frozenset((one, other)), score) for one, other, score in near_pairs(given_sets, least)]

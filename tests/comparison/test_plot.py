@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from breadth import examples
 from html_pages import Page
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,7 +93,7 @@ def test_everything_drawn_lies_inside_its_chart(record: dict[str, Any]) -> None:
 LOSS = st.one_of(st.none(), st.floats(0, 1e6))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.lists(st.tuples(LOSS, LOSS, LOSS), min_size=1, max_size=4))
 def test_a_page_is_drawn_whatever_the_losses(ends: list[tuple[float | None, ...]]) -> None:
     def result(arm: str, seed: int, losses: Sequence[float | None]) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def test_a_page_is_drawn_whatever_the_losses(ends: list[tuple[float | None, ...]
     assert [tag for tag, _ in page.tags].count("figure") <= 1
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=examples(500))
 @given(st.floats(1e-6, 1e6), st.floats(1.0, 1e6))
 def test_an_axis_has_labels_in_order_between_its_ends(low: float, times: float) -> None:
     scale = loss_scale(low, low * times, 0, 100)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from breadth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,7 +89,7 @@ def families_of_texts(draw: st.DrawFn) -> list[str]:
     return texts
 
 
-unhurried = settings(deadline=None, max_examples=60)  # the first example waits for imports
+unhurried = settings(deadline=None, max_examples=examples(60))  # the first example waits for imports
 similarities = st.sampled_from([0.5, 0.7, 0.75, 0.8, 0.9, 1.0])
 
 
@@ -173,7 +174,7 @@ def test_nearly_all_close_pairs_are_found(similarity: float) -> None:
     assert (duplicates.kept[kept] // 2 == kept // 2).all()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(st.integers(0, 1000))
 def test_candidates_are_those_of_datasketch(seed: int) -> None:
     from datasketch import MinHash, MinHashLSH

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from breadth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,7 +38,7 @@ def outcome(read: Callable[[str], Any], text: str) -> Any:
         return "an error"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(array=st.lists(values, max_size=6), ascii_only=st.booleans(), indent=st.sampled_from([None, 2]))
 def test_any_array_comes_back_whatever_the_window(array: list[Any], ascii_only: bool, indent: int | None) -> None:
     text = json.dumps(array, ensure_ascii=ascii_only, indent=indent)
@@ -45,7 +46,7 @@ def test_any_array_comes_back_whatever_the_window(array: list[Any], ascii_only: 
     assert items(json.dumps({"before": {"data": array}, "data": array}, ensure_ascii=ascii_only)) == array
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(text=st.text('{}[]":,\\u1e5tn- \n', max_size=40))
 def test_anything_else_is_an_error_as_it_is_for_the_whole_text(text: str) -> None:
     assert outcome(items, f"[{text}]") == outcome(json.loads, f"[{text}]")

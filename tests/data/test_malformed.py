@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from breadth import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -178,7 +179,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("damaged")
 
 
-many = settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck))
+many = settings(max_examples=examples(70), deadline=None, suppress_health_check=list(HealthCheck))
 forms = pytest.mark.parametrize("form", list(GOOD))
 
 
@@ -222,7 +223,7 @@ def test_a_broken_array_is_rows_or_one_error(form: str, data: st.DataObject, lim
     assert counts is None or sum(counts) == len(json.loads(path.read_bytes()))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     rows=st.lists(st.lists(words.map(lambda text: text.replace("\ufeff", "x")), min_size=1, max_size=4), max_size=6),
     spoilt=st.sets(st.integers(0, 5)),
@@ -259,7 +260,7 @@ def test_what_is_wrong_inside_a_part_or_a_text_of_json_costs_the_row(more: dict[
 PIECES = [b"q,a\n", b"1,2\n", b'"x",y', b'"', b",", b"\n", b"\r", b"\r\n", b"\xff", b"\0", b"\xef\xbb\xbf", b"\t"]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=12), form=st.sampled_from(["auto", "prompt_completion"]))
 def test_a_broken_table_is_rows_or_one_error(pieces: list[bytes], form: str, files: Path) -> None:
     path = files / "damaged.csv"

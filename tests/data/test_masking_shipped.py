@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from breadth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -219,7 +220,7 @@ def test_tokenizers_that_mark_spaces_are_masked_as_well(name: str, make_tokenize
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(turns=st.lists(st.tuples(texts, texts), min_size=1, max_size=3))
 @pytest.mark.parametrize("name", ["alpaca", "qwen3", "llama3_1"])
 def test_whatever_is_said_the_answers_and_nothing_else_are_trained(

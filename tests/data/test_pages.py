@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import pytest
+from breadth import examples
 from html_pages import HOSTILE, Page
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -175,7 +176,7 @@ def test_nothing_of_the_data_is_markup_in_the_report(text: str, name: str) -> No
     assert not page.scripts
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.sets(st.sampled_from(sorted(report()))), st.sampled_from(["absent", "none", "empty"]))
 def test_a_report_without_some_of_its_parts_is_still_a_page(parts: set[str], how: str) -> None:
     partial = report()

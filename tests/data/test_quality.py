@@ -94,8 +94,17 @@ def test_a_loss_far_above_the_others_is_an_outlier() -> None:
     scores = [*usual(40), Score(6.0, 7.0, 20), Score(2.2, 3.0, 20)]
     verdicts = choose(scores, ["Latin"] * len(scores), SETTINGS)
     assert found(verdicts) == [(40, "outlier_loss")]
-    assert verdicts.dropped[0].detail == "loss 6.00 after the question, at most 2.30 expected (IFD 0.37)"
+    assert verdicts.dropped[0].detail == "loss 6.00 after the question, at most 2.69 expected (IFD 0.37)"
     assert not choose(scores, ["Latin"] * len(scores), QualitySettings(outliers=100)).dropped
+
+
+@given(st.floats(0, 0.2), st.floats(0, 0.69), st.floats(0.1, 20))
+def test_among_rows_that_are_nearly_alike_none_is_an_outlier_for_less_than_a_doubling(
+    spread: float, excess: float, outliers: float
+) -> None:
+    alike: list[Score | None] = [Score(1.0 + spread * (i % 11 - 5) / 5, 4.0, 30) for i in range(40)]
+    settings = QualitySettings(outliers=outliers)
+    assert found(choose([*alike, Score(1.0 + excess, 4.0, 30)], ["Latin"] * 41, settings)) == []
 
 
 def test_each_script_is_measured_by_its_own_rows() -> None:
@@ -130,11 +139,11 @@ def test_the_worst_come_first_measured_in_nats_past_their_limit() -> None:
 
 def test_a_model_that_finds_no_question_helpful_judges_none() -> None:
     scores: list[Score | None] = [Score(4 + 0.1 * (i % 7), 3, 20) for i in range(41)]
-    helped: list[Score | None] = [Score(2.9, 3, 20)] * 40
-    verdicts = choose([*scores, *helped], ["Latin"] * 81, SETTINGS)
+    helped: list[Score | None] = [Score(2.9, 3, 20)] * 120
+    verdicts = choose([*scores, *helped], ["Latin"] * 161, SETTINGS)
     assert verdicts.blind
     assert found(verdicts) == []
-    assert not choose([*scores[:40], *helped], ["Latin"] * 80, SETTINGS).blind
+    assert not choose([*scores[:40], *helped], ["Latin"] * 160, SETTINGS).blind
     unlikely = choose([*scores, Score(9.0, 8.0, 20)], ["Latin"] * 42, SETTINGS)
     assert found(unlikely) == []
     assert unlikely.worst[0] == 41
@@ -203,6 +212,19 @@ def demo() -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
 
 
+def with_planted(share: float, seed: int) -> tuple[list[tuple[str, str]], set[int]]:
+    """The descriptions, a share of them answered by a country that has no fact in common with the one asked about."""
+    from qdora_fast.demo.countries import COUNTRIES
+
+    pairs, chooser = descriptions(), random.Random(seed)
+    planted = set(chooser.sample(range(len(pairs)), round(share * len(pairs))))
+    for i in planted:
+        here = COUNTRIES[i // 2]
+        other = chooser.choice([j for j, there in enumerate(COUNTRIES) if not set(here) & set(there)])
+        pairs[i] = (pairs[i][0], descriptions()[2 * other + i % 2][1])
+    return pairs, planted
+
+
 def descriptions() -> list[tuple[str, str]]:
     """Two texts on each country of the demo, cut into what is asked and what is answered."""
     from qdora_fast.demo.countries import COUNTRIES
@@ -228,13 +250,8 @@ def judged(demo: tuple[Any, Any], pairs: list[tuple[str, str]], template: str) -
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.05, 0.1])
 def test_most_planted_answers_to_other_questions_are_found_and_little_else(demo: tuple[Any, Any], share: float) -> None:
-    pairs, chooser = descriptions(), random.Random(11)
-    planted = set(chooser.sample(range(len(pairs)), round(share * len(pairs))))
-    mixed = [
-        (question, chooser.choice([other for asking, other in pairs if asking != question]) if i in planted else answer)
-        for i, (question, answer) in enumerate(pairs)
-    ]
-    dropped = {verdict.index for verdict in judged(demo, mixed, CONTINUE)}
+    pairs, planted = with_planted(share, seed=11)
+    dropped = {verdict.index for verdict in judged(demo, pairs, CONTINUE)}
     assert len(dropped & planted) >= 0.8 * len(planted)
     assert len(dropped - planted) <= 0.02 * len(pairs)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from breadth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -264,7 +265,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(rows=st.lists(st.dictionaries(st.text(), json_values, max_size=4), max_size=5))
 def test_json_lines_come_back_as_written(
     rows: list[dict[str, object]], tmp_path_factory: pytest.TempPathFactory
@@ -274,7 +275,7 @@ def test_json_lines_come_back_as_written(
     assert good(path) == rows
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(content=st.binary(max_size=60) | st.text("{}[]\":,ab\n\r\t;'1", max_size=60).map(str.encode))
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.tsv", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 def test_any_bytes_give_rows_or_a_data_error(

@@ -8,6 +8,7 @@ from plain_rendering import render
 
 from qdora_fast.data import Row, choose_template
 from qdora_fast.data.masking import IGNORED
+from qdora_fast.data.render import Renderer, Rendering, TooLong
 from qdora_fast.errors import DataError
 
 
@@ -59,6 +60,20 @@ def test_long_rows_are_dropped_or_cut_and_counted(tokenizer: Any) -> None:
     assert [len(example["input_ids"]) for example in cut.examples][1] == cut.report.longest == 200
     assert cut.report.truncated == 1
     assert cut.report.dropped == ()
+
+
+@pytest.mark.parametrize("max_fraction", [1.0, 0.5])
+def test_a_row_of_exactly_the_limit_is_kept_whole(tokenizer: Any, max_fraction: float) -> None:
+    whole, _ = Renderer(Rendering(tokenizer, 512))(row(1))
+    length = len(whole["input_ids"])
+    exact = {"max_length": round(length / max_fraction), "max_fraction": max_fraction}
+    assert Rendering(tokenizer, **exact).limit == length
+    assert Renderer(Rendering(tokenizer, **exact))(row(1)) == (whole, frozenset())
+    with pytest.raises(TooLong, match=f"{length} tokens of {length - 1}"):
+        Renderer(Rendering(tokenizer, **{**exact, "max_length": exact["max_length"] - 1}))(row(1))
+    assert Renderer(Rendering(tokenizer, length, on_long="truncate"))(row(1)) == (whole, frozenset())
+    cut, flags = Renderer(Rendering(tokenizer, length - 1, on_long="truncate"))(row(1))
+    assert cut == {name: values[:-1] for name, values in whole.items()} and flags == {"truncated"}
 
 
 def test_a_row_whose_answer_is_cut_away_is_dropped(tokenizer: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from breadth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,7 +91,7 @@ conversations = st.lists(st.tuples(tokens, tokens), min_size=1, max_size=3).map(
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(st.lists(conversations, min_size=1, max_size=9), st.integers(64, 2000), st.sampled_from([WITH_BOS, WITH_EOS]))
 def test_scores_are_those_of_one_row_at_a_time_whatever_the_batches(
     model: Any, rows: list[list[Part]], batch_tokens: int, tokenizer: Any

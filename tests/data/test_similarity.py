@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from breadth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -164,7 +165,7 @@ def test_jaccard_is_the_share_of_common_shingles() -> None:
 hashes = st.frozensets(st.integers(0, 2**64 - 1), max_size=50)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.lists(hashes, max_size=5))
 def test_signatures_are_those_of_datasketch(sets: list[frozenset[int]]) -> None:
     from datasketch import MinHash

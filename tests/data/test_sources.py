@@ -14,6 +14,7 @@ from qdora_fast.data import sources
 from qdora_fast.data.readers import BadRow, RawRow
 from qdora_fast.data.sources import ReadReport, fingerprint, open_source
 from qdora_fast.errors import ConfigError, DataError
+from qdora_fast.own_code import allow_own_code
 
 
 def asked(path: Path | str, **more: Any) -> SourceSettings:
@@ -98,16 +99,17 @@ def test_with_a_formatter_the_format_is_that_of_what_it_returns(
         "def none(row):\n    return None\ndef wrong(row):\n    return row['m']\n"
     )
     path = json_lines(tmp_path / "a.jsonl", 1, 2, 3)
-    source = open_source(asked(path, format="auto", formatter="my_forum:one"))
+    with allow_own_code(["my_forum.py"]):
+        source = open_source(asked(path, format="auto", formatter="my_forum.py:one"))
     assert source.detection.name == "prompt_completion"
     assert source.detection.checked == 2
     assert numbers(list(source.rows())) == [1, 2, 3]
-    with pytest.raises(DataError, match="my_forum:none returned None for each of 3 rows"):
-        open_source(asked(path, formatter="my_forum:none"))
+    with pytest.raises(DataError, match="my_forum.py:none returned None for each of 3 rows"):
+        open_source(asked(path, formatter="my_forum.py:none"))
     with pytest.raises(DataError, match=r"3 row\(s\) cannot be read:\n  .*:1: KeyError: 'm' \(my_forum.py:6\)"):
-        open_source(asked(path, formatter="my_forum:wrong"))
+        open_source(asked(path, formatter="my_forum.py:wrong"))
     with pytest.raises(ConfigError, match="no function 'two'"):
-        open_source(asked(path, formatter="my_forum:two"))
+        open_source(asked(path, formatter="my_forum.py:two"))
 
 
 def test_a_saved_dataset_is_read_by_split(tmp_path: Path) -> None:
@@ -231,6 +233,6 @@ def test_a_fingerprint_covers_the_code_of_the_formatter(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     path = json_lines(tmp_path / "a.jsonl", 1)
     Path("my_code.py").write_text("def f(row):\n    return row\n")
-    before = fingerprint(asked(path, formatter="my_code:f"))
+    before = fingerprint(asked(path, formatter="my_code.py:f"))
     Path("my_code.py").write_text("def f(row):\n    return None\n")
-    assert len({before, fingerprint(asked(path, formatter="my_code:f")), fingerprint(asked(path))}) == 3
+    assert len({before, fingerprint(asked(path, formatter="my_code.py:f")), fingerprint(asked(path))}) == 3

@@ -138,15 +138,22 @@ def test_the_model_cache_is_counted_without_its_links(tmp_path: Path) -> None:
     assert one.found.startswith("1 model, 1.5 GiB, in")
 
 
-def test_our_own_cache_tells_of_the_demo_base_and_of_prepared_data(tmp_path: Path, monkeypatch) -> None:
-    from qdora_fast.demo.base import Recipe, fingerprint
-
+def test_our_own_cache_tells_of_prepared_data(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("QDORA_FAST_CACHE", str(tmp_path))
-    base, data = hub.own_cache()
-    assert "is made at the first" in base.found and data.found.startswith("none kept yet")
-    (tmp_path / f"demo-base-{fingerprint(Recipe())[:16]}").mkdir()
+    (data,) = hub.own_cache()
+    assert data.found.startswith("none kept yet")
     (tmp_path / "data" / "entry").mkdir(parents=True)
     (tmp_path / "data" / ".being-built").mkdir()
-    base, data = hub.own_cache()
-    assert base.found == "in the cache"
+    (data,) = hub.own_cache()
     assert data.found.startswith("1 kept, 0.0 GiB")
+
+
+def test_a_damaged_demo_base_is_named_with_its_fix(tmp_path: Path, monkeypatch) -> None:
+    from qdora_fast.demo import base
+
+    (whole,) = hub.demo()
+    assert whole.status == "ok"
+    monkeypatch.setattr(base, "FOLDER", tmp_path)
+    (damaged,) = hub.demo()
+    assert damaged.status == "wrong"
+    assert "Install qdora_fast again" in damaged.found

@@ -53,6 +53,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("one_thread")
 def test_the_loss_curves_are_pefts() -> None:
     theirs, ours = _curve(torch.float32, ours=False), _curve(torch.float32, ours=True)

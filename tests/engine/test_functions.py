@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import EPS, bound, exact_layer, one_layer, random_x, run_layer, slot_for
+from tiny_models import EPS, bound, exact_layer, one_layer, random_x, run_layer, slot_for, tiny_lm
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qdora_fast.engine import install, reference
 from qdora_fast.engine.frozen import Dense
-from qdora_fast.engine.functions import Projection, adapted_group
+from qdora_fast.engine.functions import Projection, adapted_group, prefers_merged
 from qdora_fast.engine.norms import CLOCK, LayerCache
 
 F64 = torch.float64
@@ -195,6 +196,67 @@ def test_autocast_gives_back_the_type_of_x(form: str) -> None:
     bound(ours, exact, theirs, EPS[torch.bfloat16])
     y.sum().backward()  # outside autocast, as training loops do it
     assert x16.grad is not None and x16.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("form", [*FORMS, "auto"])
+@pytest.mark.parametrize("part", ["a layer", "an mlp"])
+def test_a_backward_within_the_callers_autocast_is_the_same(part: str, form: str) -> None:
+    """Forward without autocast, in fp32; the products of the backward are fp32's as well, bit for bit."""
+    model: Any
+    if part == "a layer":
+        model, module = one_layer(64, 128, nf4=True)
+    else:
+        model = tiny_lm()
+        module = model.base_model.model.model.layers[0].mlp
+    install(model, form=form)
+    results = []
+    for autocast in (False, True):
+        x = random_x(7, 128 if part == "a layer" else 64)
+        model.zero_grad()
+        y = module(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            torch.autograd.backward(y, torch.ones_like(y))
+        results.append([x.grad, *(p.grad for p in module.parameters() if p.grad is not None)])
+    assert len(results[0]) == (4 if part == "a layer" else 10)
+    assert all(torch.equal(plain, within) for plain, within in zip(*results, strict=True))
+
+
+class Multiplications(TorchDispatchMode):
+    """Counts those of matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count, and do it."""
+        result = func(*args, **(kwargs or {}))
+        matrices = [each for each in args if isinstance(each, Tensor) and each.dim() == 2]
+        if "mm" in func._schema.name:
+            left, right = matrices[-2:]
+            self.count += left.shape[0] * left.shape[1] * right.shape[1]
+        return result
+
+
+def _multiplications(tokens: int, form: str) -> int:
+    model, layer = one_layer(48, 64, nf4=True, r=16)
+    install(model, form=form, resident="off")
+    layer(random_x(1, 64))  # the norm is taken
+    with Multiplications() as counted:
+        layer(random_x(tokens, 64)).sum().backward()
+    return counted.count
+
+
+def test_auto_takes_the_form_that_needs_fewer_multiplications_where_they_differ_much() -> None:
+    for tokens, better, worse in ((2, "folded", "merged"), (4000, "merged", "folded")):
+        auto, best, other = (_multiplications(tokens, form) for form in ("auto", better, worse))
+        assert auto == best < other
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (64, 48), (8, 1000)])
+def test_without_a_measured_ratio_the_form_changes_where_the_operations_break_even(shape: tuple[int, int]) -> None:
+    out, width = shape
+    even = out * width / (out + width)
+    chosen = [prefers_merged(tokens, shape, "another device") for tokens in range(1, int(3 * even))]
+    assert chosen == [tokens >= even for tokens in range(1, int(3 * even))]
 
 
 def test_fp16_with_a_gradient_scaler() -> None:

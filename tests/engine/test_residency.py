@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_models import (
     EPS,
     bound,
@@ -27,7 +30,7 @@ from qdora_fast.engine import residency as module_of_residency
 from qdora_fast.engine.frozen import Nf4
 from qdora_fast.engine.norms import CLOCK, Scratch, Slot
 from qdora_fast.engine.patch import residency
-from qdora_fast.engine.residency import Memory, Residency
+from qdora_fast.engine.residency import Memory, Residency, card_memory
 
 GIB = 2**30
 SIZES = [4000, 1000, 3000, 1000]
@@ -43,6 +46,12 @@ def plenty_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else this machine is doing."""
     monkeypatch.setattr(module_of_residency, "machine_memory", lambda: Memory(2**40, 2**40))
     monkeypatch.setattr(module_of_residency, "LOOK_EVERY", 0.0)
+
+
+@pytest.fixture
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots of a pretended GPU can be given back."""
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +99,37 @@ def test_auto_on_a_gpu_decides_once_after_the_first_step() -> None:
     kept.close()
 
 
+def test_what_others_use_of_a_card_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = 1.0
+    figures = {
+        "mem_get_info": lambda: (13, 24),  # 11 are in use, 10 of them by PyTorch: 1 by the context, by other programs
+        "memory_reserved": lambda: 10,
+        "max_memory_reserved": lambda: 15,
+        "get_per_process_memory_fraction": lambda: share,
+    }
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, figure)
+    assert card_memory() == Memory(free=24 - 1 - 15, total=24)
+    share = 0.75  # of the card, for PyTorch alone
+    assert card_memory() == Memory(free=18 - 15, total=1 + 18)
+
+
+def test_room_is_made_before_a_model_is_asked() -> None:
+    free = [10**6]
+    on_card, _ = _residency(1.0, lambda: Memory(free[0], 10**6), on_gpu=True)
+    here, _ = _residency(1.0, lambda: Memory(free[0], 10**6))
+    undecided, _ = _residency("auto", lambda: Memory(free[0], 10**6), on_gpu=True)
+    for kept in (on_card, here, undecided):
+        kept.make_room()
+    CLOCK.advance()
+    assert (on_card.layers, here.layers, undecided.layers) == (0, 4, 0)
+    free[0] = 10**4
+    here.make_room()
+    assert here.layers == 0
+    for kept in (on_card, here, undecided):
+        kept.close()
+
+
 def test_the_machine_is_not_asked_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_of_residency, "LOOK_EVERY", 3600.0)
     asked: list[int] = []
@@ -115,13 +155,45 @@ def test_memory_pressure_takes_everything_back() -> None:
     kept.close()
 
 
-def test_after_close_no_step_is_listened_to() -> None:
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("choice", [1.0, "auto", "off"])
+@pytest.mark.parametrize("steps", [0, 1])
+def test_after_close_no_step_is_listened_to(choice: Any, on_gpu: bool, steps: int, no_card: None) -> None:
     calls = []
-    kept, slots = _residency(1.0, lambda: calls.append(1) or Memory(10**6, 10**6))
+    kept, slots = _residency(choice, lambda: calls.append(1) or Memory(10**6, 10**6), on_gpu=on_gpu)
+    for _ in range(steps):
+        CLOCK.advance()
     kept.close()
     before = len(calls)
     CLOCK.advance()
     assert len(calls) == before and all(slot.relieve is None for slot in slots)
+    assert kept.layers == 0
+
+
+@pytest.mark.parametrize("give_back", ["release", "close"])
+def test_what_is_given_back_is_free_again(give_back: str) -> None:
+    kept, slots = _residency(1.0)
+    made = [slot.keep(kept, ((4, 5), slot.dtype, torch.device("cpu")), lambda out: out.fill_(1)) for slot in slots]
+    alive = [weakref.ref(matrix) for matrix in made]
+    del made
+    assert all(reference() is not None for reference in alive)
+    getattr(kept, give_back)()
+    assert [reference() for reference in alive] == [None] * len(slots)
+    kept.close()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.sampled_from([torch.bfloat16, torch.float32])), max_size=8),
+    st.integers(0, 800),
+)
+def test_as_many_layers_are_kept_as_fit(sizes: list[tuple[int, torch.dtype]], budget: int) -> None:
+    """Within the budget, and no layer that was left out would still have fitted."""
+    slots = [Slot(*size) for size in sizes]
+    kept = Residency(slots, "off", on_gpu=False)
+    kept.admit(budget)
+    assert kept.bytes == sum(slot.bytes for slot in slots if slot.allowed) <= budget
+    assert kept.layers == sum(slot.allowed for slot in slots)
+    assert all(slot.bytes > budget - kept.bytes for slot in slots if not slot.allowed)
 
 
 def test_layers_in_the_folded_form_have_nothing_to_keep() -> None:

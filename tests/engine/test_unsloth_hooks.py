@@ -49,6 +49,7 @@ def _step(family: str, stack: str, out: Path, *more: str) -> tuple[dict[str, Any
 )
 def test_our_blocks_in_unsloths_fast_path(family: str, method: str, more: tuple[str, ...], tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as both:
+        more = (*more, "--row-loss")
         ours = both.submit(_step, family, "unsloth", tmp_path / "ours", "--engine", "on", "--method", method, *more)
         plain = both.submit(_step, family, "plain", tmp_path / "plain", "--method", method, *more)
     (said, gradients), (expected, theirs) = ours.result(), plain.result()
@@ -58,6 +59,9 @@ def test_our_blocks_in_unsloths_fast_path(family: str, method: str, more: tuple[
     assert not said["engine"]["skipped"]
     assert said["loss"] == pytest.approx(expected["loss"], rel=LOSS)
     assert said["generated"] == expected["generated"]
+    read, elsewhere = said["row_loss"], expected["row_loss"]
+    assert read["total"] == pytest.approx(elsewhere["total"], rel=1e-5)
+    assert read["tokens"] == elsewhere["tokens"] == read["positions"] < 16  # of 16 tokens, only the trained ones
     assert gradients.keys() == theirs.keys()
     for name, gradient in gradients.items():
         off = torch.linalg.vector_norm(gradient - theirs[name]) / torch.linalg.vector_norm(theirs[name])

@@ -144,10 +144,10 @@ def parameters_of(layer: Any, adapter: str = "default") -> dict[str, Tensor]:
     return found
 
 
-def run_layer(layer: Any, x: Tensor, *, dy_seed: int = 9) -> dict[str, Tensor]:
+def run_layer(layer: Any, x: Tensor, *, dy_seed: int = 9, adapter: str = "default") -> dict[str, Tensor]:
     """y and every gradient of one layer for a random upstream gradient, in fp64."""
     leaf = x.detach().clone().requires_grad_(x.requires_grad)
-    named = parameters_of(layer)
+    named = parameters_of(layer, adapter)
     for parameter in named.values():
         parameter.grad = None
     y = layer(leaf)
@@ -164,15 +164,17 @@ def weight_of(layer: Any) -> Tensor:
     return dequantize_module_weight(layer.get_base_layer()).detach().double()
 
 
-def exact_layer(layer: Any, x: Tensor, *, dropped: Tensor | None = None, **how: Any) -> dict[str, Tensor]:
+def exact_layer(
+    layer: Any, x: Tensor, *, dropped: Tensor | None = None, adapter: str = "default", **how: Any
+) -> dict[str, Tensor]:
     """What `run_layer` should give: the reference in fp64 on this layer's own values."""
     bias = layer.get_base_layer().bias
-    named = {name: p.detach().double().requires_grad_() for name, p in parameters_of(layer).items()}
+    named = {name: p.detach().double().requires_grad_() for name, p in parameters_of(layer, adapter).items()}
     leaf = x.detach().double().requires_grad_()
     seen = None if dropped is None else dropped(leaf) if callable(dropped) else dropped.double()
     y = reference.adapted_linear(
         leaf, weight_of(layer), None if bias is None else bias.detach().double(), named["A"], named["B"],
-        named.get("m"), layer.scaling["default"], dropped=seen, **how,
+        named.get("m"), layer.scaling[adapter], dropped=seen, **how,
     )  # fmt: skip
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     y.backward(dy)

@@ -58,6 +58,7 @@ def main() -> None:
         clock.append(time.perf_counter())
         loss, gradients = step(model, arguments)
         clock.append(time.perf_counter())
+        read = row_loss(model, arguments) if arguments.row_loss else None
     if arguments.out:
         save_file(gradients, arguments.out)
     result = {
@@ -68,6 +69,7 @@ def main() -> None:
         "hooks": hooks_of(model),
         "engine": engine,
         "generated": generated,
+        "row_loss": read,
         "seconds": {name: round(clock[i + 1] - clock[i], 1) for i, name in enumerate(("load", "generate", "step"))},
     }
     print(json.dumps(result))
@@ -85,6 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--padding-free", action="store_true", help="both rows as one [1, total]; plain keeps two rows")
     parser.add_argument("--generate", type=int, default=0, help="tokens to generate greedily, before the step")
+    parser.add_argument("--row-loss", action="store_true", help="the loss of the first row as evaluation takes it")
     parser.add_argument("--out", type=Path, help="safetensors file for the gradients")
     arguments = parser.parse_args()
     if arguments.padding_free and arguments.family == "gemma2":
@@ -268,6 +271,22 @@ def generate(model: Any, arguments: argparse.Namespace) -> list[int]:
         fast.for_training(model, use_gradient_checkpointing=arguments.checkpointing)
     model.train()
     return output[0, arguments.tokens :].tolist()
+
+
+def row_loss(model: Any, arguments: argparse.Namespace) -> dict[str, float]:
+    """The loss of a row by `evaluation.heldout`, and at how many positions at once the head made logits for it."""
+    from qdora_fast.evaluation.heldout import row_losses
+
+    made = [0]
+    inner = model.get_base_model()
+    watch = inner.get_output_embeddings().register_forward_hook(lambda _m, _i, logits: made.append(logits.shape[1]))
+    model.eval()
+    if arguments.stack == "unsloth":
+        sys.modules["unsloth"].FastLanguageModel.for_inference(model)
+    row = {name: batch(arguments)[name].reshape(2, -1)[0].tolist() for name in ("input_ids", "labels")}
+    (loss,) = row_losses(model, [row])
+    watch.remove()
+    return {"total": loss.total, "tokens": loss.tokens, "positions": max(made)}
 
 
 def write_base(folder: Path, family: str) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from breadth import examples
 from html_pages import HOSTILE
 from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, given, settings
@@ -157,12 +158,15 @@ def test_no_path_of_the_machine_is_in_the_card(tmp_path: Path, kind: Kind) -> No
         "run": {"dir": f"{SECRET}/runs"},
         "model": {"name": f"{SECRET}/base", "base_16bit": f"{SECRET}/base16"},
         "data": {
-            "sources": [{"path": f"{SECRET}/a.jsonl"}, {"path": f"{SECRET}/b"}],
+            "sources": [{"path": f"{SECRET}/a.jsonl", "formatter": f"{SECRET}/rows.py:f"}, {"path": f"{SECRET}/b"}],
             "template": f"{SECRET}/t.jinja",
             "held_out_path": f"{SECRET}/c.jsonl",
             "quality": {"model": f"{SECRET}/small"},
         },
-        "evaluation": {"mmlu": {"path": f"{SECRET}/mmlu", "task_folder": f"{SECRET}/tasks"}},
+        "evaluation": {
+            "metric": f"{SECRET}/judge.py:right",
+            "mmlu": {"path": f"{SECRET}/mmlu", "task_folder": f"{SECRET}/tasks"},
+        },
     }
     folder = finished_run(tmp_path / "run", config=config)
     sources = [{"path": f"{SECRET}/a.jsonl", "files": [[f"{SECRET}/a.jsonl", 5]]}]
@@ -171,14 +175,25 @@ def test_no_path_of_the_machine_is_in_the_card(tmp_path: Path, kind: Kind) -> No
     add_to_log(folder, "review", **review_of(folder, file=f"{SECRET}/review.json"))
     card = model_card(folder, kind=kind)
     assert "secret" not in card and str(tmp_path) not in card and "asha" not in card
-    for name in ("base", "base16", "a.jsonl", "t.jinja", "c.jsonl", "small", "mmlu", "tasks"):
+    for name in (
+        "base",
+        "base16",
+        "a.jsonl",
+        "t.jinja",
+        "c.jsonl",
+        "small",
+        "mmlu",
+        "tasks",
+        "judge.py:right",
+        "rows.py:f",
+    ):
         assert re.search(rf"(: |, ){re.escape(name)}\n", card), name
 
 
 wild = st.text(max_size=20) | st.sampled_from(HOSTILE)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wild, wild)
 def test_what_others_have_written_is_no_markup(tmp_path: Path, one: str, two: str) -> None:
     def lines(one: str, two: str) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from breadth import examples
 from html_pages import HOSTILE, Page
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -246,7 +247,7 @@ def test_an_evaluation_without_one_of_its_figures_is_still_shown(run: RunFolder,
 wild = st.text(max_size=20) | st.sampled_from(HOSTILE)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wild, wild, wild)
 def test_no_text_of_the_data_is_ever_markup(tmp_path: Path, one: str, two: str, three: str) -> None:
     def tags(one: str, two: str, three: str) -> list[Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from qdora_fast.config.evaluation import KNOWN_METRICS
 from qdora_fast.errors import ConfigError, DataError
 from qdora_fast.evaluation.metrics import Metric, find_metric, normalized, number_in
+from qdora_fast.own_code import allow_own_code
 
 ROW: dict[str, Any] = {"messages": [], "tools": None, "meta": {"source": "rows.jsonl:7"}}
 ANY_LINE = r"(?s)(.*)"
@@ -333,16 +336,17 @@ def test_rouge_without_its_package_says_what_to_install(monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
-    """A function that writes a module with a function `judge` and returns its name."""
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A function that writes a file with a function `judge`, lets it in, and returns its name."""
     monkeypatch.chdir(tmp_path)
-    name = f"judge_{abs(hash(request.node.name))}"
+    with ExitStack() as allowed:
 
-    def write(body: str, returns: str = "") -> str:
-        Path(f"{name}.py").write_text(f"def judge(said, reference, row){returns}:\n    {body}\n")
-        return f"{name}:judge"
+        def write(body: str, returns: str = "") -> str:
+            Path("judge.py").write_text(f"def judge(said, reference, row){returns}:\n    {body}\n")
+            allowed.enter_context(allow_own_code(["judge.py"]))
+            return "judge.py:judge"
 
-    return write
+        yield write
 
 
 def test_the_users_function_sees_answer_reference_and_a_copy_of_the_row(own: Any) -> None:
@@ -370,7 +374,7 @@ def test_a_value_that_is_no_share_names_function_and_row(own: Any, value: str) -
 
 def test_a_function_that_fails_names_its_line_and_the_row(own: Any) -> None:
     name = own("return row['absent']")
-    with pytest.raises(ConfigError, match=rf"{name} on rows.jsonl:7: KeyError: 'absent' \(judge_\d+\.py:2\)"):
+    with pytest.raises(ConfigError, match=rf"{name} on rows.jsonl:7: KeyError: 'absent' \(judge\.py:2\)"):
         find_metric(name).score("", "", ROW)
 
 

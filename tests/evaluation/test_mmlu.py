@@ -21,6 +21,8 @@ from qdora_fast.evaluation.harness_tasks import load_mmlu, load_named
 from qdora_fast.evaluation.mmlu import Benchmark, Paired, compare, measure, mmlu_figures, pair, status_of
 from qdora_fast.evaluation.mmlu_subset import draw, ids_hash, question_ids, subject_sizes
 from qdora_fast.model import attach, fuse_layers, load_base
+from qdora_fast.out_of_memory import Batches
+from qdora_fast.own_code import allow_own_code
 
 BASE = {"base": "tiny", "revision": None, "quantized": True, "precision": "fp32"}
 
@@ -35,6 +37,12 @@ def nothing_dials_out(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
+
+
+def own_tasks(names: list[str], folder: str) -> dict[str, Any]:
+    """Tasks of a folder that its user has let in."""
+    with allow_own_code([folder]):
+        return load_named(names, folder)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +61,7 @@ def favourite(reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> int:
     """The letter, 0 to 3, that the untrained model says most."""
     folder = tmp_path_factory.mktemp("letters")
     names = [write_task(folder, f"letter_{letter}", answer=letter) for letter in range(4)]
-    right = [values(reader.ask(tasks, None)) for tasks in load_named(names, str(folder)).values()]
+    right = [values(reader.ask(tasks, None)) for tasks in own_tasks(names, str(folder)).values()]
     return max(range(4), key=lambda letter: sum(right[letter]))
 
 
@@ -91,7 +99,7 @@ def run(reader: Reader, chosen: MmluSettings, cache: Path, **options: Any) -> di
 
 def own_task(folder: Path, **changes: Any) -> Benchmark:
     name = write_task(folder, "capitals", **changes)
-    return Benchmark(name, load_named([name], str(folder))[name], None)
+    return Benchmark(name, own_tasks([name], str(folder))[name], None)
 
 
 def test_an_adapter_that_does_nothing_changes_nothing_and_the_model_is_left_as_it_was(
@@ -191,7 +199,8 @@ def test_own_tasks_stand_beside_mmlu(harmed: Reader, favourite: int, copy_of_mml
     write_task(tmp_path / "tasks", "capitals", answer=favourite)
     write_task(tmp_path / "tasks", "written", **WRITTEN)
     chosen = settings(copy_of_mmlu, tasks=["capitals", "written"], task_folder=str(tmp_path / "tasks"))
-    found = run(harmed, chosen, tmp_path / "cache")["tasks"]
+    with allow_own_code([tmp_path / "tasks"]):
+        found = run(harmed, chosen, tmp_path / "cache")["tasks"]
     assert found["capitals"]["metric"] == "acc" and found["capitals"]["n"] == 12
     assert found["capitals"]["delta"] == found["capitals"]["tuned"] - found["capitals"]["base"] < 0
     assert found["capitals"]["ci95"][0] <= found["capitals"]["delta"] <= found["capitals"]["ci95"][1]
@@ -211,7 +220,7 @@ def test_tasks_with_different_figures_are_not_added_up(reader: Reader, tmp_path:
     write_task(tmp_path, "capitals", tag="both")
     write_task(tmp_path, "written", tag="both", **WRITTEN)
     with pytest.raises(ConfigError, match="acc, exact_match"):
-        reader.ask(load_named(["both"], str(tmp_path))["both"], None)
+        reader.ask(own_tasks(["both"], str(tmp_path))["both"], None)
 
 
 def test_computing_fewer_logits_changes_no_answer(reader: Reader) -> None:
@@ -313,12 +322,12 @@ def test_tasks_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.
     )
     write_task(tmp_path, "capitals")
     with pytest.raises(ConfigError, match="no task `capitols`; close are capitals"):
-        load_named(["capitols"], str(tmp_path))
+        own_tasks(["capitols"], str(tmp_path))
     with pytest.raises(ConfigError, match="is no folder"):
         load_named(["capitals"], str(tmp_path / "nowhere"))
     next(tmp_path.glob("*-test.jsonl")).unlink()
     with pytest.raises(ConfigError, match="cannot load `capitals`"):
-        load_named(["capitals"], str(tmp_path))
+        own_tasks(["capitals"], str(tmp_path))
 
 
 def test_a_missing_harness_is_named_with_the_line_that_installs_it(
@@ -327,3 +336,21 @@ def test_a_missing_harness_is_named_with_the_line_that_installs_it(
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ConfigError, match=r'pip install -c constraints.txt "qdora_fast\[eval\]"'):
         run(reader, settings(copy_of_mmlu), tmp_path)
+
+
+def test_prompts_that_do_not_fit_are_asked_fewer_at_a_time(reader: Reader, copy_of_mmlu: Path) -> None:
+    tasks, ids = load_mmlu({"anatomy": 135}, str(copy_of_mmlu), 0), {"anatomy": range(6)}
+    whole, notes = values(reader.ask(tasks, ids)), []
+    small = Reader(reader.model, reader.tokenizer, 8, Batches(reader.model, notes.append))
+
+    def look(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].shape[0] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = reader.model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        assert values(small.ask(tasks, ids)) == whole
+    finally:
+        hook.remove()
+    assert small.batch_size == 1
+    assert "benchmark questions were answered (CUDA out of memory)" in notes[-1]

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from breadth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -101,7 +102,7 @@ def test_a_model_that_gains_every_row_still_has_an_interval() -> None:
 
 
 @given(answers)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_any_answers_give_a_consistent_comparison(pairs: list[tuple[bool, bool]]) -> None:
     base, tuned = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     rates = compare_rates(base, tuned)

@@ -60,8 +60,8 @@ def test_a_reference_that_cannot_be_judged_is_found_before_anything_is_asked() -
     check(questions, EvaluationSettings(metric="exact_match", more_metrics=["contains"]))
     with pytest.raises(DataError, match="rows:1"):
         check(questions, EvaluationSettings(metric="numeric"))
-    with pytest.raises(ConfigError, match="nowhere_to_be_found"):
-        check(questions, EvaluationSettings(metric="nowhere_to_be_found:score"))
+    with pytest.raises(ConfigError, match="evaluation.metric: there is no file .*nowhere_to_be_found.py"):
+        check(questions, EvaluationSettings(metric="nowhere_to_be_found.py:score"))
 
 
 def test_nothing_asked_is_no_task() -> None:

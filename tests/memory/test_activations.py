@@ -115,15 +115,66 @@ def test_short_rows_and_the_cpu_get_pytorchs_checkpointing_whatever_is_asked() -
     assert job_of(longer, sizes_of(LLAMA_8B), on_gpu=False).checkpointing == "torch"
 
 
-def test_the_fused_loss_takes_half_of_what_is_free_and_never_more_than_4_gib() -> None:
+GRADIENT = 4096 * 4096 * 2
+"""Of 2 x 2048 states of width 4096, in 16 bits."""
+
+
+def test_on_the_cpu_the_loss_makes_all_logits() -> None:
+    assert count.loss_bytes(_gpu_job(), None) == 4096 * 128256 * 16 + GRADIENT
+
+
+def test_on_a_card_the_loss_works_in_tiles_or_chunks_whatever_is_free() -> None:
+    small, large = 24 * 2**30, 80 * 2**30
+    tile = 4096 * 16384 * 4 + 4096 * 4096 * 6  # fp32 logits; a sum in fp32, and the labelled states
+    assert count.loss_bytes(_gpu_job(), small) == count.loss_bytes(_gpu_job(), large) == tile + 2 * GRADIENT
+    half = _gpu_job(batch_size=1)
+    chunk = 512 * 128256 * 4 + 512 * 4096 * 6
+    assert count.loss_bytes(half, large) == chunk + GRADIENT
+    assert count.loss_bytes(half, small) == tile / 2 + GRADIENT
+    longer = _gpu_job(batch_size=8)
+    assert count.loss_bytes(longer, small) == tile + 8 * GRADIENT  # only states and their gradient grow
+    exact = _gpu_job(element=4)
+    assert count.loss_bytes(exact, small) == 512 * 128256 * 4 + 512 * 4096 * 8 + 4 * GRADIENT
+
+
+def test_a_head_that_is_trained_has_its_gradient_made_in_the_loss() -> None:
     job = _gpu_job()
-    gradient = job.tokens * 4096 * 2
-    whole = job.tokens * 128256 * 16
-    assert count.loss_bytes(job, None) == whole + gradient
-    for free in (2**30, 8 * 2**30, 60 * 2**30):
-        assert count.loss_bytes(job, free) <= min(free // 2, 4 * 2**30)
-    assert count.loss_bytes(_gpu_job(length=128), 60 * 2**30) == 2 * 128 * 128256 * 16 + 2 * 128 * 4096 * 2
-    assert count.loss_bytes(job, 0) >= gradient
+    assert count.loss_bytes(dataclasses.replace(job, head_trained=True), 24 * 2**30) > 2 * 4 * 128256 * 4096
+    config = make_config(
+        {"model": {"name": "base"}, "data": {"path": "r"}, "adapter": {"modules_to_save": ["lm_head"]}}
+    )
+    assert job_of(config, sizes_of(LLAMA_8B), on_gpu=True).head_trained
+
+
+@pytest.mark.parametrize("vocabulary", [32000, 32768, 49152, 128256, 151936, 256000])
+def test_tiles_and_chunks_are_those_of_the_installed_unsloth(vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unsloth_zoo.fused_losses import fused_linear as theirs
+
+    monkeypatch.setattr(theirs, "_budget_bytes", lambda _: 2 * 2**30)  # with that much free, and twice as much
+    for tokens in (1, 300, 511, 1024, 3000, 4096, 20000):
+        for hidden in (576, 2048, 4096, 8192):
+            rows = theirs.fused_linear_rows(tokens, hidden, vocabulary)
+            assert count.chunk_rows(tokens, hidden, vocabulary) == rows
+        for small in (True, False):
+            monkeypatch.setattr(theirs, "_flash_min_rows", lambda _, small=small: 0 if small else 4096)
+            rows, words = theirs._tiled_layout(tokens, vocabulary, 0, 4, torch.device("cuda"))
+            if theirs._tiled_vocab(vocabulary) and tokens >= (0 if small else 4096):
+                assert (rows, words) == (min(count.LOSS_ROWS, tokens), count.TILE_WORDS)
+    assert theirs._tiled_vocab(vocabulary) == (vocabulary > 2 * count.TILE_WORDS)
+    assert theirs._SMALL_CARD_BYTES == count.SMALL_CARD
+
+
+def test_tables_of_positions_are_as_long_as_the_model_was_made_for_where_unsloths_blocks_run() -> None:
+    assert count.rotary_bytes(_gpu_job(sizes=sizes_of({**LLAMA_8B, "max_position_embeddings": 131072}))) == 2**26
+    assert count.rotary_bytes(_gpu_job(sizes=sizes_of({**config_of("phi3", 2)}), length=64)) == 2 * 64 * 64 * 2
+
+
+def test_a_row_that_is_read_needs_no_more_than_an_answered_one_and_never_all_its_logits() -> None:
+    from qdora_fast.evaluation.logits import MOST_BYTES
+
+    job = _gpu_job()
+    assert count.READ_BYTES == 2.5 * MOST_BYTES
+    assert count.reading_bytes(job) < 0.3 * 2048 * 128256 * 10 + 0.1 * 2**30
 
 
 def test_peft_makes_the_update_from_an_identity_matrix_and_ours_does_not() -> None:

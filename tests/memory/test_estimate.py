@@ -15,6 +15,7 @@ from qdora_fast.memory import (
     Job,
     best_fit,
     estimate,
+    evaluation_bytes,
     fits,
     in_words,
     job_of,
@@ -156,13 +157,19 @@ def test_rows_that_do_not_fit_even_alone_are_shortened() -> None:
     assert fits(found.estimate, card)
 
 
-def test_fewer_answers_at_a_time_are_found_where_all_do_not_fit() -> None:
-    job, card = _job(), Card.of_gib(10)
-    assert not fits(estimate(job, card), card)
-    answers = most_answers(job, card)
-    assert 0 < answers < job.answer_batch
-    assert fits(estimate(dataclasses.replace(job, answer_batch=answers), card), card)
-    assert most_answers(job, CARD) == job.answer_batch
+def test_how_many_answers_at_a_time_follows_what_is_free_and_decides_nothing_else() -> None:
+    one, many = (_job(evaluation={"batch_size": size}) for size in (1, 64))
+    assert estimate(one, CARD).phases == estimate(many, CARD).phases
+    found = [most_answers(many, Card.of_gib(gib)) for gib in (7, 8, 10, 12, 16, 24, 48)]
+    assert found == sorted(found)
+    assert 0 < found[1] < found[-1] == 64
+    answers, card = found[2], Card.of_gib(10)
+    assert (
+        evaluation_bytes(many, answers) + margin(card)
+        <= card.memory
+        < evaluation_bytes(many, answers + 1) + margin(card)
+    )
+    assert most_answers(one, CARD) == 1
 
 
 def test_a_card_says_what_pytorch_can_use_of_it() -> None:
