@@ -28,7 +28,7 @@ TORCH_BY_UV = $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu "
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock train test test-all test-gpu bench bench-gpu bench-data bench-export benchmarks faults mutants \
-        lint format clean
+        proofs lint format clean
 
 help: ## show these verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -72,6 +72,9 @@ faults: $(STAMP) ## kill, fill, flip and break real runs and count what is lost 
 
 mutants: $(STAMP) ## put single faults into the code, one at a time: do the tests notice? (ARGS="--only ID")
 	$(BIN)/python -m mutants $(ARGS)
+
+proofs: $(STAMP) ## export real runs rightly and wrongly and count false alarms and misses (ARGS="--size full")
+	$(BIN)/python -m proofs $(ARGS)
 
 lint: $(STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -14,7 +14,7 @@ import qdora_fast
 
 PACKAGE = Path(qdora_fast.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-HARNESS = sorted(path for name in ("faults", "mutants") for path in (PACKAGE.parent / name).rglob("*.py"))
+HARNESS = sorted(path for name in ("faults", "mutants", "proofs") for path in (PACKAGE.parent / name).rglob("*.py"))
 
 # Imports go strictly downwards, or stay inside one folder. A module's rank is that of its longest prefix here.
 RANKS = {
