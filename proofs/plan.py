@@ -131,7 +131,7 @@ def _of_step(
 ) -> Iterator[Batch]:
     """The batches of one kept adapter: a second one, in another arithmetic, of each base's first training."""
     heavy = training.base in _HEAVY
-    forms = FORMS if training.quantized else ("original16", "nf4")
+    forms: tuple[str, ...] = FORMS if training.quantized else ("original16", "nf4")
     steps = training.steps[-1:] if heavy else _CONTROLLED_STEPS[size]
     controls = () if not first or step not in steps else forms if step == 3 else forms[:1]
     for turn in range(2 if first and not heavy and size == "full" else 1):

@@ -49,7 +49,6 @@ def test_right_exports_are_proven(short_run: Any, demo_run: RunFolder, proving: 
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the proof does not see every mistake yet", strict=True)
 def test_wrong_exports_are_refused(short_run: Any, proving: None, tmp_path: Path) -> None:
     lines = _exports(short_run(), tmp_path, "qdora", OF_16_BITS, right=False, controls=OF_16_BITS)
     assert {line["control"] for line in lines} == {each.name for each in CONTROLS} - {"adapter of an earlier step"}
