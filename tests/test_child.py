@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qdora_fast import child
 from qdora_fast.benchmark.process_tree import run_alone
-from qdora_fast.errors import ProofError
-from qdora_fast.plain_reader import open_in_new_process
+from qdora_fast.export_proof import Case
+from qdora_fast.plain_reader import examine_in_new_process
 
 SHADOWS = ("random", "json", "torch", "typing", "multiprocessing", "qdora_fast")
 """What each process imports: of the standard library, of a library, of this package."""
@@ -88,8 +89,9 @@ def test_a_script_that_is_measured_is_started_so(sent: Path) -> None:
     assert not (sent / "MARK").exists()
 
 
-def test_the_proof_of_an_export_is_started_so(sent: Path) -> None:
+def test_the_proof_of_an_export_is_started_so(sent: Path, right_case: Case) -> None:
+    nowhere = replace(right_case, models=replace(right_case.models, exported=sent / "model"))
     (sent / "model").mkdir()
-    with pytest.raises(ProofError, match="cannot be opened"):  # an empty folder: the reader has started, and says so
-        open_in_new_process([sent / "model"], [])
+    proof = examine_in_new_process(nowhere)  # an empty folder: the process has started, and says so
+    assert [check["name"] for check in proof["checks"]] == ["opens"] and not proof["passed"]
     assert not (sent / "MARK").exists()

@@ -86,9 +86,25 @@ def test_a_run_takes_a_review_before_or_after_training(tiny_config: Any, tmp_pat
         )  # refused before any weight is read
 
 
+READS = {"name": "demo", "max_length": 128}
+"""The embedded base: it can tell noise from an answer, which `tiny_base` cannot."""
+
+
+def with_outliers(folder: Path, rows: int) -> dict[str, Any]:
+    """The `data` section for rows of the demo, every 25th answered by noise."""
+    from qdora_fast.demo.world import rows as demo_rows
+
+    given = [dict(row) for row in demo_rows()][:rows]
+    for number in range(0, rows, 25):
+        given[number]["output"] = f"#{number} zq{number * 7919}%&xw;; kj}}{{ {number}vv"
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in given))
+    quality = {"enabled": True, "max_ifd": 100, "min_answer_tokens": 2, "max_drop": 0.1}
+    return {"path": str(file), "max_rows": None, "quality": quality}
+
+
 def test_a_review_of_judged_rows_is_about_the_rows_that_are_left(tiny_config: Any, tmp_path: Path) -> None:
-    quality = {"enabled": True, "max_ifd": 100, "outliers": 0.5, "min_answer_tokens": 2, "max_drop": 0.1}
-    config = tiny_config(data={"quality": quality})
+    config = tiny_config(model=READS, data=with_outliers(tmp_path, 100))
     said = run_data(config, name="tiny", out=tmp_path / "out", reviewed=None, console=QUIET)
     assert said["dropped"]["outlier_loss"]
     marks = saved_review(tmp_path / "out", tmp_path / "marks.json")
@@ -129,10 +145,10 @@ def test_the_python_call_gives_rows_and_tokens(tiny_config: Any) -> None:
     assert 0.2 <= data.report.held_out / data.report.kept <= 0.3
 
 
-def test_unfit_rows_are_dropped_by_a_reference_model_from_training_alone(tiny_config: Any) -> None:
-    settings = {"enabled": True, "max_ifd": 100, "outliers": 0.5, "min_answer_tokens": 2, "max_drop": 0.1}
-    config = tiny_config(data={"quality": settings, "path": "demo", "max_rows": None})
-    plain = prepare_data(tiny_config(data={"path": "demo", "max_rows": None}))
+def test_unfit_rows_are_dropped_by_a_reference_model_from_training_alone(tiny_config: Any, tmp_path: Path) -> None:
+    data = with_outliers(tmp_path, 300)
+    config = tiny_config(model=READS, data=data)
+    plain = prepare_data(tiny_config(model=READS, data={**data, "quality": {}}))
     judged = prepare_data(config)
     report = judged.report
     assert report.quality is not None and report.quality.scored == plain.report.train

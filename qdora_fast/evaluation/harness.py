@@ -111,8 +111,8 @@ class Reader:
         samples = None if ids is None else {tasks[name].config.task: list(ids[name]) for name in tasks}
 
         def answers() -> Answers:
-            asked = harness_model(self, on_share)
             with quiet(), _no_bars():
+                asked = harness_model(self, on_share)
                 found = evaluate(asked, {"tasks": named}, samples=samples, bootstrap_iters=0, log_samples=True)
             return _answers(tasks, found["samples"], asked.cut)
 

@@ -129,7 +129,7 @@ def test_a_review_is_named_with_its_verdict(run: RunFolder) -> None:
 
 def test_a_model_in_4_bits_says_what_is_left_of_the_gain(run: RunFolder) -> None:
     assert "Rounded to 4 bits: an unknown share" in card_of(run, "merged_4bit_forced").text
-    run.write_json("merged_4bit_forced/export.json", {"proof": {"passed": True, "survival": {"kept": 0.987}}})
+    run.write_json("merged_4bit_forced/export.json", {"proof": {"passed": True, "distance": {"kept": 0.987}}})
     assert "Rounded to 4 bits: 99% of what tuning gained on held-out rows" in card_of(run, "merged_4bit_forced").text
 
 
