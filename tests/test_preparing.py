@@ -99,7 +99,7 @@ def with_outliers(folder: Path, rows: int) -> dict[str, Any]:
         given[number]["output"] = f"#{number} zq{number * 7919}%&xw;; kj}}{{ {number}vv"
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in given))
-    quality = {"enabled": True, "max_ifd": 100, "min_answer_tokens": 2, "max_drop": 0.1}
+    quality = {"enabled": True, "max_ifd": 1e6, "min_answer_tokens": 2, "max_drop": 0.1}
     return {"path": str(file), "max_rows": None, "quality": quality}
 
 
