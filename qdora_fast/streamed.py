@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qdora_fast.behaviour import BUDGET_BYTES, Recording, RowRecorder, Rows, reopen
+from qdora_fast.evaluation.logits import logits_of
 from qdora_fast.remote_code import remote_code_allowed
 
 TOKENS = 8192
@@ -129,13 +130,7 @@ def _run_backbone(model: Any, texts: Sequence[Sequence[int]]) -> tuple[Tensor, A
 
 def _logits(model: Any, outputs: Any, states: Tensor) -> Tensor:
     """Logits [n, V] of hidden states [1, n, d], by the model's own forward: its head and what it does after it."""
-    backbone = model.base_model
-    forward = backbone.forward
-    backbone.forward = lambda *_, **__: type(outputs)(**{**outputs, "last_hidden_state": states})
-    try:
-        with torch.inference_mode():
-            ids = torch.zeros((1, states.shape[1]), dtype=torch.long, device=states.device)
-            logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
-    finally:
-        backbone.forward = forward
+    chosen = type(outputs)(**{**outputs, "last_hidden_state": states})
+    ids = torch.zeros((1, states.shape[1]), dtype=torch.long, device=states.device)
+    logits: Tensor = logits_of(model, model.base_model, chosen, ids)
     return logits

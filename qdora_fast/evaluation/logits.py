@@ -87,8 +87,17 @@ def _head(model: Any, backbone: Any, output: Any, input_ids: Any, positions: Any
     """Logits [n, V] at some positions, from the backbone's output."""
     wanted = _two(positions)
     chosen = _with_states(output, lambda states: states[:, wanted])
-    with _answering(backbone, chosen):
-        return _call(model, input_ids[:, : len(wanted)])[: len(positions)]
+    return logits_of(model, backbone, chosen, input_ids[:, : len(wanted)])[: len(positions)]
+
+
+def logits_of(model: Any, backbone: Any, output: Any, input_ids: Any) -> Any:
+    """Logits [n, V] by the model's own forward, its backbone giving out `output` (hidden states [1, n, d]) unasked.
+
+    Args:
+        input_ids: [1, n], any.
+    """
+    with _answering(backbone, output):
+        return _call(model, input_ids)
 
 
 def _call(model: Any, input_ids: Any) -> Any:
