@@ -96,8 +96,11 @@ def test_a_4bit_base_needs_to_say_where_its_16bit_weights_are(tiny_base: Path, t
     described["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps(described))
     with pytest.raises(RefusedError, match="model.base_16bit"):
-        check_base(str(folder), tiny_config())
+        check_base(str(folder), tiny_config(export={"merge_base": "original16"}))
+    assert check_base(str(folder), tiny_config()).modules  # auto: merged into its 4-bit weights
     with pytest.raises(RefusedError, match="needs a 16-bit base"):
         check_base(str(folder), tiny_config(adapter={"method": "dora"}))
     assert check_base(str(folder), tiny_config(export={"merge_base": "dequant4"})).modules
-    assert check_base(str(folder), tiny_config(model={"base_16bit": str(tiny_base)})).modules
+    assert check_base(
+        str(folder), tiny_config(model={"base_16bit": str(tiny_base)}, export={"merge_base": "original16"})
+    ).modules

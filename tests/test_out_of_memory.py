@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast import merged_export
+from qdora_fast import behaviour, merged_export
 from qdora_fast import model as loading
 from qdora_fast import run as recipe
 from qdora_fast.engine import patch
@@ -144,16 +144,16 @@ def test_a_proof_that_cannot_be_recorded_says_how_to_export_later(
 ) -> None:
     calls: list[int] = []
 
-    def record(model: Any, folder: RunFolder) -> Any:
+    def record(model: Any, rows: Any) -> Any:
         residency(model).admit(2**40)  # type: ignore[union-attr]
         calls.append(1)
         if len(calls) <= fails:
             raise torch.OutOfMemoryError(NO_MEMORY)
         residency(model).release()  # type: ignore[union-attr]
-        return theirs(model, folder)
+        return theirs(model, rows)
 
-    theirs = merged_export.record_trained
-    monkeypatch.setattr(merged_export, "record_trained", record)
+    theirs = behaviour.record
+    monkeypatch.setattr(behaviour, "record", record)
     if fails > 1:  # whatever is given back
         monkeypatch.setattr(Residency, "release", lambda *_: 0)
     config = tiny_config(export={"at_end": "merged_16bit"}, evaluation={"max_rows": 0})
