@@ -119,8 +119,8 @@ def test_a_checkpoint_holds_no_pickle_says_whose_it_is_and_only_the_newest_are_k
 def test_the_best_checkpoint_is_kept_beside_the_newest_and_found_where_the_run_lies(
     tiny_config, tmp_path: Path
 ) -> None:
-    settings = {"early_stopping": 3, "eval_steps": 1, "save_steps": 1, "max_steps": 6, "learning_rate": 0.9}
-    settings["magnitude_learning_rate"] = 1e-6
+    settings = {"early_stopping": 9, "eval_steps": 1, "save_steps": 1, "max_steps": 6, "learning_rate": 0.9}
+    settings["magnitude_learning_rate"] = 1e-6  # early stopping takes the best one; here all steps are done before
     run = train(tiny_config(train=settings))
     state = json.loads((run.checkpoints()[-1] / "trainer_state.json").read_text())
     best = state["best_global_step"]
