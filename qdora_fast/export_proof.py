@@ -84,10 +84,7 @@ def examine(case: Case, on_phase: OnPhase = lambda phase: None, *, device: str |
         case with `auto` where the 4-bit base is the better one: `instead`, the reason, and `distance` alone.
     """
     try:
-        outputs, distance = _run_models(case, on_phase, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except torch.OutOfMemoryError:
-        release_memory()
-        outputs, distance = _run_models(case, on_phase, "cpu")
+        outputs, distance = _run_where_it_fits(case, on_phase, device)
     except UnreadableError as error:
         return _failed("opens", f"{case.models.exported} cannot be opened with plain Transformers: {error}")
     if outputs is None:
@@ -120,6 +117,18 @@ def examine(case: Case, on_phase: OnPhase = lambda phase: None, *, device: str |
         "outputs": outputs.to_dict(),
         "held_out": case.held_out,
     }
+
+
+def _run_where_it_fits(case: Case, on_phase: OnPhase, device: str | None) -> tuple[OutputProof | None, Distance]:
+    """`_run_models` on the device asked for, else on a GPU if there is one; on the CPU where its memory runs out."""
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return _run_models(case, on_phase, chosen)
+    except torch.OutOfMemoryError:
+        if chosen == "cpu":
+            raise
+    release_memory()  # after the handler, whose frames hold the tensors
+    return _run_models(case, on_phase, "cpu")
 
 
 def _run_models(case: Case, on_phase: OnPhase, device: str) -> tuple[OutputProof | None, Distance]:
