@@ -53,19 +53,19 @@ test-gpu: $(STAMP) ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 bench: $(STAMP) ## measure the fused layers against PEFT's, correctness first (ARGS="--full")
-	$(BIN)/qdora-fast bench $(ARGS)
+	$(BIN)/python -m benchmarks engine $(ARGS)
 
 bench-gpu: $(STAMP) ## the same on an NVIDIA GPU beside Unsloth's own training, in 8 minutes
-	$(BIN)/qdora-fast bench-gpu $(ARGS)
+	$(BIN)/python -m benchmarks gpu $(ARGS)
 
 bench-data: $(STAMP) ## prepare rows with planted duplicates and faults: what is found, then speed and memory
-	$(BIN)/qdora-fast bench-data $(ARGS)
+	$(BIN)/python -m benchmarks data $(ARGS)
 
 bench-export: $(STAMP) ## export tuned runs and 70B-sized shards: cost, closeness, what is left of the gain
-	$(BIN)/qdora-fast bench-export $(ARGS)
+	$(BIN)/python -m benchmarks export $(ARGS)
 
 benchmarks: $(STAMP) ## write the measured part of BENCHMARKS.md from the kept records
-	$(BIN)/python -m qdora_fast.benchmark.records
+	$(BIN)/python -m benchmarks.records
 
 faults: $(STAMP) ## kill, fill, flip and break real runs and count what is lost (ARGS="--full", "--only kill")
 	$(BIN)/python -m faults $(ARGS)

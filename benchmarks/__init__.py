@@ -1,10 +1,10 @@
 """What the fused path and the preparation of rows are worth, measured against what people could pick instead.
 
-Four commands stand on this package. `qdora-fast bench` (session.py) runs one adapted layer and a four-layer Llama on
+Four commands stand on this package. `make bench` (engine/) runs one adapted layer and a four-layer Llama on
 this machine: first the gate, which compares every arm with an independent fp64 oracle, then the clock, with all arms
-interleaved in one process, then bytes and operations counted by hooks. `qdora-fast bench-gpu` (gpu.py) trains a
-random-weight Llama-3.1-8B in fresh processes, Unsloth's own arms beside ours. `qdora-fast bench-data` (data_bench.py)
-prepares rows with planted duplicates and faults, datasketch beside it. `qdora-fast bench-export` (export_bench.py)
+interleaved in one process, then bytes and operations counted by hooks. `make bench-gpu` (gpu/) trains a
+random-weight Llama-3.1-8B in fresh processes, Unsloth's own arms beside ours. `make bench-data` (data/)
+prepares rows with planted duplicates and faults, datasketch beside it. `make bench-export` (export/)
 exports tuned runs and shards of a 70B model's layers, PEFT's way into 4 bits beside ours. Where the gate is red no
 speed is given.
 
@@ -40,21 +40,7 @@ The arms "peft" are stock PEFT on stock bitsandbytes: Unsloth is not imported by
     export_table.py the same for people
 """
 
-from __future__ import annotations
+from pathlib import Path
 
-from qdora_fast.benchmark.data_bench import run_data_benchmark
-from qdora_fast.benchmark.export_bench import run_export_benchmark
-from qdora_fast.benchmark.gpu import run_gpu_benchmark
-from qdora_fast.benchmark.options import DataOptions, ExportOptions, GpuOptions, Options
-from qdora_fast.benchmark.session import run_benchmark
-
-__all__ = [
-    "DataOptions",
-    "ExportOptions",
-    "GpuOptions",
-    "Options",
-    "run_benchmark",
-    "run_data_benchmark",
-    "run_export_benchmark",
-    "run_gpu_benchmark",
-]
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout: child processes find this package there."""

@@ -1,4 +1,4 @@
-"""The commands that measure: `bench`, `bench-gpu`, `bench-data`, `bench-export`. As in cli.py, each calls one function.
+"""`python -m benchmarks engine|gpu|data|export`, which `make bench*` call. Each command calls one function.
 
 The last line of each is one JSON object; where a gate is red no speed is told and the exit code is 1.
 """
@@ -10,8 +10,16 @@ from typing import Any, NoReturn
 
 import click
 
+from qdora_fast.system import console
+from qdora_fast.system.errors import QdoraError
 
-@click.command()
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cli() -> None:
+    """Measure qdora_fast against what people could pick instead: correctness first, then speed and memory."""
+
+
+@cli.command()
 @click.option(
     "--case", type=click.Choice(["linear", "model", "all"]), help="One adapted layer, a 4-layer model, or both."
 )
@@ -26,70 +34,83 @@ import click
 )
 @click.option("--full", is_flag=True, help="Every width, length and accumulation; hours.")
 @click.option("--record", metavar="NAME", help="Keep the figures, for BENCHMARKS.md.")
-def bench(full: bool, record: str | None, **asked: object) -> None:
+def engine(full: bool, record: str | None, **asked: object) -> None:
     """Measure the fused layers against PEFT's on this machine: correctness first, then speed and memory."""
-    from qdora_fast import show
-    from qdora_fast.benchmark import Options, run_benchmark
+    from benchmarks.engine.session import run_benchmark
+    from benchmarks.options import Options
 
     options = (Options().full() if full else Options()).changed(**asked)
-    figures = run_benchmark(options, console=show.new_console(), command=sys.argv[1:])
+    figures = run_benchmark(options, command=["python", "-m", "benchmarks", *sys.argv[1:]])
     _end(figures, record)
 
 
-@click.command()
+@cli.command()
 @click.option("--minutes", type=click.FloatRange(1), help="Wall clock to stay within.")
 @click.option("--layers", type=click.IntRange(1), help="Decoder layers of the random Llama.")
 @click.option("--steps", type=click.IntRange(3), help="Measured steps.")
 @click.option("--arm", "arms", multiple=True, help="Compare only these; repeatable.")
 @click.option("--cap-gib", type=click.FloatRange(1), help="Stand in for a smaller card.")
 @click.option("--record", metavar="NAME", help="Keep the figures, for BENCHMARKS.md.")
-def bench_gpu(record: str | None, **asked: object) -> None:
+def gpu(record: str | None, **asked: object) -> None:
     """Train a random Llama-3.1-8B on the GPU: Unsloth's own arms beside ours, each in a fresh process."""
-    from qdora_fast import show
-    from qdora_fast.benchmark import GpuOptions, run_gpu_benchmark
+    from benchmarks.gpu.gpu import run_gpu_benchmark
+    from benchmarks.options import GpuOptions
 
-    figures = run_gpu_benchmark(GpuOptions().changed(**asked), console=show.new_console(), command=sys.argv[1:])
+    figures = run_gpu_benchmark(GpuOptions().changed(**asked), command=["python", "-m", "benchmarks", *sys.argv[1:]])
     _end(figures, record)
 
 
-@click.command()
+@cli.command()
 @click.option("--rows", type=click.IntRange(1_000), help="Lines of the planted file.")
-@click.option("--from", "seeds", multiple=True, type=click.Path(exists=True),
-              help="Real rows to make it of, a file or folder; repeatable. Default: the demo's sentences.")  # fmt: skip
+@click.option(
+    "--from",
+    "seeds",
+    multiple=True,
+    type=click.Path(exists=True),
+    help="Real rows to make it of, a file or folder; repeatable. Default: the demo's sentences.",
+)
 @click.option("--baseline", type=click.Choice(["datasketch", "none"]), help="What to measure beside it.")
 @click.option("--memory-rows", type=click.IntRange(0), help="Rows of the smallest set for memory; 0: none.")
 @click.option("--workers", type=click.IntRange(1), help="Processes that judge rows.")
 @click.option("--record", metavar="NAME", help="Keep the figures, for BENCHMARKS.md.")
-def bench_data(record: str | None, **asked: object) -> None:
+def data(record: str | None, **asked: object) -> None:
     """Prepare rows with planted duplicates and faults: what is found, then speed and memory."""
-    from qdora_fast import show
-    from qdora_fast.benchmark import DataOptions, run_data_benchmark
+    from benchmarks.data.data_bench import run_data_benchmark
+    from benchmarks.options import DataOptions
 
-    figures = run_data_benchmark(DataOptions().changed(**asked), console=show.new_console(), command=sys.argv[1:])
+    figures = run_data_benchmark(DataOptions().changed(**asked), command=["python", "-m", "benchmarks", *sys.argv[1:]])
     _end(figures, record if figures["gate"]["passed"] else None)
 
 
-@click.command()
+@cli.command()
 @click.option("--case", "cases", multiple=True, metavar="CASE", help="demo, light, wide or large; repeatable.")
 @click.option("--shards", type=click.IntRange(2), help="Files of the large checkpoint, 0.9 GiB each.")
 @click.option("--workers", multiple=True, type=click.IntRange(1), help="Shards written at a time; repeatable.")
 @click.option("--folder", type=click.Path(exists=True, file_okay=False), help="Where 12 GB may lie meanwhile.")
 @click.option("--record", metavar="NAME", help="Keep the figures, for BENCHMARKS.md.")
-def bench_export(record: str | None, **asked: object) -> None:
+def export(record: str | None, **asked: object) -> None:
     """Export tuned runs in all merged formats: what each costs and keeps, and what must fail."""
-    from qdora_fast import show
-    from qdora_fast.benchmark import ExportOptions, run_export_benchmark
+    from benchmarks.export.export_bench import run_export_benchmark
+    from benchmarks.options import ExportOptions
 
     options = ExportOptions().changed(**asked)
-    _end(run_export_benchmark(options, console=show.new_console(), command=sys.argv[1:]), record)
+    _end(run_export_benchmark(options, command=["python", "-m", "benchmarks", *sys.argv[1:]]), record)
 
 
 def _end(figures: dict[str, Any], record: str | None) -> NoReturn:
     """Keep the figures under the name `record`, print them, and leave with the gate's exit code."""
-    from qdora_fast import show
-    from qdora_fast.benchmark import records
+    from benchmarks import records
 
     if record:
         records.keep(record, figures)
-    click.echo(show.json_line(figures))
+    click.echo(console.json_line(figures))
     sys.exit(0 if figures["gate"]["passed"] else 1)
+
+
+def main() -> None:
+    """Entry point: a foreseen error is one message and its exit code."""
+    try:
+        cli()
+    except QdoraError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import qdora_fast
-from qdora_fast import hardware
+from qdora_fast.system import hardware
 
 
 def machine(command: Sequence[str] | None) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def machine(command: Sequence[str] | None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": _commit(),
-        "command": shlex.join(command if command is not None else ["qdora-fast", *sys.argv[1:]]),
+        "command": shlex.join(command if command is not None else ["python", "-m", "benchmarks", *sys.argv[1:]]),
     }
 
 

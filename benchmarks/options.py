@@ -17,7 +17,7 @@ DTYPES = ("fp32", "bf16", "bf16-pure")
 
 @dataclass(frozen=True)
 class Options:
-    """`qdora-fast bench`."""
+    """`make bench`."""
 
     case: str = "all"
     """linear, model or all."""
@@ -67,13 +67,20 @@ class Options:
 
     def full(self) -> Options:
         """Every width, length and accumulation of the protocol."""
-        return replace(self, widths=(1024, 2048, 4096), tokens=(512, 1024, 2048), grad_accum=(1, 2, 8),
-                       model_dtypes=("fp32", "bf16"), model_grad_accum=(1, 8), checkpointing=(False, True))  # fmt: skip
+        return replace(
+            self,
+            widths=(1024, 2048, 4096),
+            tokens=(512, 1024, 2048),
+            grad_accum=(1, 2, 8),
+            model_dtypes=("fp32", "bf16"),
+            model_grad_accum=(1, 8),
+            checkpointing=(False, True),
+        )
 
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """`qdora-fast bench-gpu`. The defaults are Llama-3.1-8B and the protocol of the field."""
+    """`make bench-gpu`. The defaults are Llama-3.1-8B and the protocol of the field."""
 
     minutes: float = 8.0
     """Wall clock aimed at for everything, in minutes; arms share it and measure fewer steps if it is short."""
@@ -117,7 +124,7 @@ class GpuOptions:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """`qdora-fast bench-data`. The defaults are the protocol: six minutes on two cores."""
+    """`make bench-data`. The defaults are the protocol: six minutes on two cores."""
 
     rows: int = 50_000
     """Lines of the planted training file."""
@@ -144,12 +151,12 @@ class DataOptions:
 
 
 EXPORT_CASES = ("demo", "light", "wide", "large")
-"""What `bench-export` can export, see export_cases.py."""
+"""What `make bench-export` can export, see export_cases.py."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """`qdora-fast bench-export`. The defaults are the protocol: an hour on two cores, 12 GB of disk."""
+    """`make bench-export`. The defaults are the protocol: an hour on two cores, 12 GB of disk."""
 
     cases: tuple[str, ...] = EXPORT_CASES
     """Which of EXPORT_CASES."""

@@ -1,7 +1,7 @@
 """Records of measurements, and the part of BENCHMARKS.md that is made from them.
 
 A record is the JSON object a benchmark printed, kept as `records/NAME.json`. What lies there is what BENCHMARKS.md
-says between its two marker comments; the rest of that file is written by hand. `python -m qdora_fast.benchmark.records`
+says between its two marker comments; the rest of that file is written by hand. `python -m benchmarks.records`
 writes that part anew, and a test holds the two together. Where there is no record of a GPU, it says "not measured".
 """
 
@@ -13,12 +13,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.benchmark import data_table, export_table, table
-from qdora_fast.errors import ConfigError
+from benchmarks.data import data_table
+from benchmarks.engine import table
+from benchmarks.export import export_table
+from qdora_fast.system.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "records"
-DOCUMENT = Path(__file__).parent.parent.parent / "BENCHMARKS.md"
-BEGIN = "<!-- engine figures: begin. Made from qdora_fast/benchmark/records/ by `make benchmarks`; do not edit. -->"
+DOCUMENT = Path(__file__).parent.parent / "BENCHMARKS.md"
+BEGIN = "<!-- engine figures: begin. Made from benchmarks/records/ by `make benchmarks`; do not edit. -->"
 END = "<!-- engine figures: end -->"
 
 
@@ -95,9 +97,10 @@ def _cpu(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"**{result['case']}**{_gate(result['gate'])}"
         yield ""
         columns = (*table.TIME, *table.COST)
-        yield from _table(("arm", *columns), [
-            (name, *table.time_cells(name, result), *table.cost_cells(name, result)) for name in result["arms"]
-        ])  # fmt: skip
+        yield from _table(
+            ("arm", *columns),
+            [(name, *table.time_cells(name, result), *table.cost_cells(name, result)) for name in result["arms"]],
+        )
     yield f"{table.COLUMNS}."
     yield ""
 
@@ -108,8 +111,9 @@ def _gpu(record: Mapping[str, Any]) -> Iterator[str]:
     for result in record["cases"]:
         yield f"**{result['case']}**{_gate(record['gate'])}"
         yield ""
-        rows = [(name, *table.gpu_time_cells(name, result), *table.gpu_cost_cells(name, result))
-                for name in result["arms"]]  # fmt: skip
+        rows = [
+            (name, *table.gpu_time_cells(name, result), *table.gpu_cost_cells(name, result)) for name in result["arms"]
+        ]
         yield from _table(("arm", *table.GPU_TIME, *table.GPU_COST), rows)
     kernels = record["kernels"].get("rows", ())
     if kernels:

@@ -14,7 +14,7 @@ import tempfile
 import torch
 
 import qdora_fast
-from qdora_fast.demo.base import demo_base
+from qdora_fast.data.demo.base import demo_base
 
 ROWS = [
     {"prompt": "Question: What is the capital of Japan? Answer:", "completion": " It is Tokyo."},
@@ -42,11 +42,24 @@ def main(max_steps: int = 20) -> float:
     assert not report.skipped
 
     with tempfile.TemporaryDirectory() as folder_of_run:
-        arguments = SFTConfig(output_dir=folder_of_run, max_steps=max_steps, learning_rate=2e-3, report_to="none",
-                              per_device_train_batch_size=4, logging_steps=max_steps, max_length=128,
-                              gradient_checkpointing=False, bf16=False, save_strategy="no")  # fmt: skip
-        trainer = SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(ROWS),
-                             processing_class=AutoTokenizer.from_pretrained(folder))  # fmt: skip
+        arguments = SFTConfig(
+            output_dir=folder_of_run,
+            max_steps=max_steps,
+            learning_rate=2e-3,
+            report_to="none",
+            per_device_train_batch_size=4,
+            logging_steps=max_steps,
+            max_length=128,
+            gradient_checkpointing=False,
+            bf16=False,
+            save_strategy="no",
+        )
+        trainer = SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list(ROWS),
+            processing_class=AutoTokenizer.from_pretrained(folder),
+        )
         loss = float(trainer.train().training_loss)
     print(f"mean loss over {max_steps} steps: {loss:.3f}")
     return loss

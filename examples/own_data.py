@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import qdora_fast
-from qdora_fast.errors import QdoraError
+from qdora_fast.system.errors import QdoraError
 
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October")
 PLACES = ("Norway", "Chile", "Japan", "Kenya")

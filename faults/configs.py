@@ -9,7 +9,6 @@ valid may be refused.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,18 +19,18 @@ from random import Random
 from faults.lab import Lab
 from faults.mutants import A_FOLDER, MAKERS
 from faults.trial import Group, Outcome
-from qdora_fast import child
-from qdora_fast.config_file import load_config
-from qdora_fast.errors import ConfigError
+from qdora_fast.config.loader import load_config
+from qdora_fast.system import child
+from qdora_fast.system.errors import ConfigError
 
-_SEARCHED = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+_ROOT = Path(__file__).resolve().parent.parent
 """This folder is not installed, so the process that judges is told where it is."""
 
 
 def mutated(lab: Lab, folder: Path, seed: int, numbers: Sequence[int]) -> Iterator[Outcome]:
     """Have a fresh process judge these mutants."""
     command = child.python("-m", "faults.configs", str(folder), str(seed), *map(str, numbers))
-    done = subprocess.run(command, capture_output=True, text=True, env=child.environment(PYTHONPATH=_SEARCHED))
+    done = subprocess.run(command, capture_output=True, text=True, env=child.environment(searched=_ROOT))
     outcomes = [Outcome(**json.loads(line)) for line in done.stdout.splitlines()]
     if done.returncode:
         last = outcomes.pop()

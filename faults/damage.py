@@ -14,8 +14,8 @@ from random import Random
 from faults.lab import STEPS, Job, Lab
 from faults.trial import Group, Outcome, Trial
 from faults.victim import Lost, require
-from qdora_fast.manifest import NAME
-from qdora_fast.resume import newest_whole
+from qdora_fast.system.manifest import NAME
+from qdora_fast.training.resume import newest_whole
 
 _ALSO_RESUMED = 10
 """In every so many-th trial the run is gone on with."""

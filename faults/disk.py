@@ -73,7 +73,7 @@ def one(trial: Trial) -> None:
 
 
 def _ask_for_no_space() -> None:
-    put("qdora_fast.staging", SPARE_BYTES=-(2**30))
+    put("qdora_fast.system.atomic", SPARE_BYTES=-(2**30))
 
 
 _REMOUNT = 32

@@ -39,14 +39,14 @@ def cell(trial: Trial) -> None:
 
 def _packing() -> None:
     """Pack on the CPU as well: rows then see each other, which does not matter for what is asked here."""
-    from qdora_fast import trainer
+    from qdora_fast.training import trainer
 
     make = trainer.make_recipe
 
     def make_recipe(train: Any, **counts: Any) -> Any:
         return replace(make(train, **counts), packing=train.packing)
 
-    put("qdora_fast.trainer", make_recipe=make_recipe)
+    put("qdora_fast.training.trainer", make_recipe=make_recipe)
 
 
 def _stop(boundary: bool, *, packing: bool) -> Callable[[], None]:

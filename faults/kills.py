@@ -13,7 +13,7 @@ from faults.lab import Job, sha256
 from faults.strike import SAVES, Place, cut_power, die, places
 from faults.trial import Group, Trial
 from faults.victim import Ended, put, require
-from qdora_fast.manifest import problems
+from qdora_fast.system.manifest import problems
 
 _GOES_ON = "goes on from the newest checkpoint, which is whole; adapter bit-equal to the uninterrupted run's"
 
@@ -90,9 +90,11 @@ def go_on(trial: Trial, job: Job) -> None:
 
 def prove_here() -> None:
     """A fault that is none: the proof of an export runs in this process, which saves ten seconds."""
-    from qdora_fast.export_proof import examine
+    from qdora_fast.exports.verify.checks import examine
 
-    put("qdora_fast.plain_reader", examine_in_new_process=lambda case, on_phase: examine(case, on_phase))
+    put(
+        "qdora_fast.exports.verify.fresh_process", examine_in_new_process=lambda case, on_phase: examine(case, on_phase)
+    )
 
 
 def _kill(trial: Trial, job: Job) -> None:

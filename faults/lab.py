@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from faults.victim import Ended, Fault, Victim, command, put, require, start
-from qdora_fast.manifest import problems
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.system.manifest import problems
+from qdora_fast.system.run_folder import RunFolder
 
 STEPS = 8
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -152,7 +152,7 @@ class Lab:
 
     def set_up(self) -> None:
         """Make base and run; takes seconds."""
-        from qdora_fast.demo.pretrain import Recipe, pretrain
+        from qdora_fast.data.demo.pretrain import Recipe, pretrain
 
         pretrain(self.base, Recipe(hidden_size=64, intermediate_size=128, heads=4, kv_heads=2, steps=2))
         for variant, sections in VARIANTS.items():

@@ -107,7 +107,7 @@ def _in_the_optimizer(step: int, _: int) -> None:
 
 
 def _in_a_save(step: int, _: int) -> None:
-    _fail_at_call("qdora_fast.checkpoint", "write_state", step)
+    _fail_at_call("qdora_fast.training.checkpoint", "write_state", step)
 
 
 def _fail_at_call(place: str, name: str, number: int) -> None:

@@ -31,12 +31,12 @@ def _written_in_place() -> None:
         out.mkdir(parents=True, exist_ok=True)
         yield out
 
-    put("qdora_fast.checkpoint", staged_folder=staged_folder)
+    put("qdora_fast.training.checkpoint", staged_folder=staged_folder)
 
 
 def _lost_runs_start_from_zero() -> None:
-    from qdora_fast.errors import CheckpointError
-    from qdora_fast.resume import NEW, go_on
+    from qdora_fast.system.errors import CheckpointError
+    from qdora_fast.training.resume import NEW, go_on
 
     def quietly(*about: Any) -> Any:
         try:
@@ -44,22 +44,22 @@ def _lost_runs_start_from_zero() -> None:
         except CheckpointError:
             return NEW
 
-    put("qdora_fast.run", go_on=quietly)
+    put("qdora_fast.recipes.train", go_on=quietly)
 
 
 def _signals_are_not_heard() -> None:
-    from qdora_fast.signals import Requests
+    from qdora_fast.training.signals import Requests
 
-    put("qdora_fast.signals", listening=lambda say: nullcontext(Requests()))
+    put("qdora_fast.training.signals", listening=lambda say: nullcontext(Requests()))
 
 
 def _identity_is_not_compared() -> None:
-    for module in ("qdora_fast.run", "qdora_fast.training"):
+    for module in ("qdora_fast.recipes.train", "qdora_fast.recipes.fit"):
         put(module, require_same=_nothing)
 
 
 def _nobody_looks_at_numbers() -> None:
-    for module in ("qdora_fast.checkpoint", "qdora_fast.safe_steps"):
+    for module in ("qdora_fast.training.checkpoint", "qdora_fast.training.nonfinite"):
         put(module, require_finite=_nothing)
 
 
@@ -71,37 +71,37 @@ SABOTAGES = {
     "manifest": Sabotage(
         "changed files are not noticed",
         ("flip", 0, 3),
-        lambda: put("qdora_fast.resume", problems=lambda folder: []),
+        lambda: put("qdora_fast.training.resume", problems=lambda folder: []),
     ),
     "staging": Sabotage("checkpoints are written in place", ("save", 1, 1), _written_in_place),
     "flush": Sabotage(
-        "nothing is flushed to the disk", ("power", 4, 4), lambda: put("qdora_fast.staging", _flush=_nothing)
+        "nothing is flushed to the disk", ("power", 4, 4), lambda: put("qdora_fast.system.atomic", _flush=_nothing)
     ),
     "generators": Sabotage(
         "random generators are not put back",
         ("grid", 1, 1),
-        lambda: put("qdora_fast.checkpoint", set_random_state=_nothing),
+        lambda: put("qdora_fast.training.checkpoint", set_random_state=_nothing),
     ),
     "optimizer": Sabotage(
         "the optimizer starts afresh",
         ("grid", 0, 0),
-        lambda: put("qdora_fast.checkpoint", load_optimizer_state=_nothing),
+        lambda: put("qdora_fast.training.checkpoint", load_optimizer_state=_nothing),
     ),
     "identity": Sabotage("other runs are not told apart", ("foreign", 10, 10), _identity_is_not_compared),
     "settings": Sabotage(
         "other settings are not told apart",
         ("foreign", 4, 4),
-        lambda: put("qdora_fast.run_folder", _differences=lambda *_: []),
+        lambda: put("qdora_fast.config.recorded", differences=lambda *_: []),
     ),
     "signals": Sabotage("signals are not heard", ("signal", 0, 0), _signals_are_not_heard),
     "words": Sabotage(
         "a full disk is a traceback",
         ("disk", 0, 0),
-        lambda: put("qdora_fast.checkpoint", _disk_errors=lambda folder: nullcontext()),
+        lambda: put("qdora_fast.training.checkpoint", _disk_errors=lambda folder: nullcontext()),
     ),
     "finite": Sabotage("nobody looks whether weights are finite", ("nonfinite", 2, 2), _nobody_looks_at_numbers),
     "lock": Sabotage(
-        "nobody locks", ("lock", 1, 1), lambda: put("qdora_fast.run", locked=lambda folder: nullcontext())
+        "nobody locks", ("lock", 1, 1), lambda: put("qdora_fast.recipes.train", locked=lambda folder: nullcontext())
     ),
     "zero": Sabotage("a run without a whole checkpoint starts anew", ("lost", 0, 0), _lost_runs_start_from_zero),
 }

@@ -28,7 +28,13 @@ from faults.strike import WATCHED, watch
 from faults.table import show, show_lost, show_reasons
 from faults.trial import Group, Outcome
 
-_NEEDED = ("trl.trainer.sft_trainer", "peft", "qdora_fast.run", "qdora_fast.trainer", "qdora_fast.export")
+_NEEDED = (
+    "trl.trainer.sft_trainer",
+    "peft",
+    "qdora_fast.recipes.train",
+    "qdora_fast.training.trainer",
+    "qdora_fast.recipes.export",
+)
 """Imported once here instead of in every fork."""
 
 
@@ -62,7 +68,7 @@ def run(chosen: argparse.Namespace) -> int:
 def prepare(folder: Path, console: Console) -> Lab:
     """Import the stack into this process and make the untouched run, in a fork."""
     console.print("importing the stack and making the run that nothing happens to", markup=False)
-    from qdora_fast.backend import open_backend
+    from qdora_fast.models.backend import open_backend
 
     open_backend()
     import torch
@@ -148,7 +154,7 @@ def _keep(outcomes: Sequence[Outcome], folder: Path) -> None:
 
 
 def _record(outcomes: Sequence[Outcome], chosen: argparse.Namespace, wall: float) -> dict[str, object]:
-    from qdora_fast.hardware import cpu_name, package_versions
+    from qdora_fast.system.hardware import cpu_name, package_versions
 
     return {
         "seed": chosen.seed,

@@ -9,15 +9,20 @@ from faults.kills import go_on
 from faults.lab import VARIANTS, Job
 from faults.trial import Group, Trial
 from faults.victim import require
-from qdora_fast.manifest import read_manifest
+from qdora_fast.system.manifest import read_manifest
 
 _CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
 def at_any_time(trial: Trial) -> None:
     """One of the five ways."""
-    number, again = ((signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGTERM, True), (signal.SIGINT, True),
-                     (signal.SIGUSR1, False))[trial.number % 5]  # fmt: skip
+    number, again = (
+        (signal.SIGTERM, False),
+        (signal.SIGINT, False),
+        (signal.SIGTERM, True),
+        (signal.SIGINT, True),
+        (signal.SIGUSR1, False),
+    )[trial.number % 5]
     job, whole = trial.lab.job(trial.folder, **VARIANTS["unsaved"]), trial.lab.untouched("unsaved")
     victim = job.start()
     share = trial.random.random()

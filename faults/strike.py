@@ -127,7 +127,7 @@ def cut_power(step: int, place: Place, when: str, job: Job) -> Callable[[], None
 
 def _on_calls(step: int, strike: Callable[[Place, str], None]) -> None:
     """In this process, from now on: call `strike` before and after each call of the file system in that save."""
-    from qdora_fast.checkpoint import DurableCheckpoints
+    from qdora_fast.training.checkpoint import DurableCheckpoints
 
     saving, count = False, 0
     save = DurableCheckpoints._save_checkpoint
@@ -155,7 +155,7 @@ def _on_calls(step: int, strike: Callable[[Place, str], None]) -> None:
 
         return wrapped
 
-    put("qdora_fast.checkpoint:DurableCheckpoints", _save_checkpoint=_save_checkpoint)
+    put("qdora_fast.training.checkpoint:DurableCheckpoints", _save_checkpoint=_save_checkpoint)
     for module, name in _CALLS:
         put(module, **{name: wrap(name, found(module, name))})
     put("builtins", open=io.open)

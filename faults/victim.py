@@ -117,7 +117,7 @@ def start(work: Callable[[], None], log: Path) -> Victim:
 
 def command(arguments: Sequence[str], fault: Fault | None) -> None:
     """`qdora-fast ARGUMENTS`, with a fault that is called before."""
-    from qdora_fast.cli import main
+    from qdora_fast.cli.main import main
 
     sys.argv = ["qdora-fast", *arguments]
     if fault:

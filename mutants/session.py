@@ -54,9 +54,12 @@ def run(chosen: argparse.Namespace) -> int:
         fault for fault in faults if chosen.again or fault.id not in known or known[fault.id].key != keys[fault.id]
     ]
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
         console=Console(stderr=True),
-    )  # fmt: skip
+    )
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, bar:
         task = bar.add_task("faults", total=len(wanted))
         for result in _Session(chosen, Path(folder)).results(wanted, keys):
@@ -193,7 +196,9 @@ def _warm_up(tree: Path) -> None:
 
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     sys.path.insert(0, str(tree))
-    importlib.import_module("qdora_fast.backend").open_backend()  # unsloth first, and transformers, trl and peft by it
+    importlib.import_module(
+        "qdora_fast.models.backend"
+    ).open_backend()  # unsloth first, and transformers, trl and peft by it
     for name in ("bitsandbytes", "datasets", "safetensors.torch", "triton"):
         importlib.import_module(name)
     sys.path.remove(str(tree))

@@ -36,8 +36,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Name -> Transformers' family and what its config changes."""
-WIDE = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 1, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False}  # fmt: skip
+WIDE = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": False,
+}
 """One block of an 8B model's widths."""
 
 NAMES = ("demo", "light", *FAMILIES, "wide", "smollm2")
@@ -48,10 +55,10 @@ def base_folder(name: str, folder: Path, smollm2: Path | None) -> Path:
     if name == "smollm2":
         assert smollm2 is not None, "left out where no folder was named"
         return smollm2.resolve()
-    from qdora_fast.backend import open_backend
+    from qdora_fast.models.backend import open_backend
 
     open_backend()  # before anything that imports transformers
-    from qdora_fast.demo.base import demo_base
+    from qdora_fast.data.demo.base import demo_base
 
     source = demo_base()
     if name in ("demo", "light"):

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from proofs.preloaded import ask
-from qdora_fast.errors import QdoraError
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.config.recorded import read_config
+from qdora_fast.system.errors import QdoraError
+from qdora_fast.system.run_folder import RunFolder
 
 FORMS: dict[str, dict[str, str]] = {
     "original16": {"to": "merged_16bit", "merge_base": "original16"},
@@ -46,8 +47,8 @@ class Exported:
 
 def save_and_record(model: Any, tokenizer: Any, run: RunFolder) -> Any:
     """Save the adapter of a live model as the run's own, as its end does; return the evidence."""
-    from qdora_fast.export_case import record_trained
-    from qdora_fast.run import _save_adapter
+    from qdora_fast.exports.verify.case import record_trained
+    from qdora_fast.recipes.train import _save_adapter
 
     _save_adapter(model, tokenizer, run)
     return record_trained(model, run)
@@ -55,21 +56,20 @@ def save_and_record(model: Any, tokenizer: Any, run: RunFolder) -> Any:
 
 def record_saved(run: RunFolder) -> Any:
     """The evidence of a saved run, as `qdora-fast export` takes it."""
-    from qdora_fast import export_case
+    from qdora_fast.exports.verify import case
 
-    return export_case.record_saved(run, run.config())
+    return case.record_saved(run, read_config(run))
 
 
 def export(run: RunFolder, evidence: Any, form: str, out: Path) -> Exported:
     """Export and prove into `out`, which is replaced."""
-    from rich.console import Console
 
-    from qdora_fast.merged_export import export_merged, unproven_folder
+    from qdora_fast.exports.merged import export_merged, unproven_folder
 
     for folder in (out, unproven_folder(out)):
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        report = export_merged(run, evidence, out=out, overwrite=True, console=Console(quiet=True), **FORMS[form])
+        report = export_merged(run, evidence, out=out, overwrite=True, **FORMS[form])
     except QdoraError as error:
         left = unproven_folder(out)
         file = left / "export.json"
@@ -87,8 +87,8 @@ def building(change: Callable[[Any], None] | None, damage: Callable[[Path, Any],
         change: given the `MergedModel` before it is written.
         damage: given the folder, and that model, once it is written.
     """
-    from qdora_fast import merge
-    from qdora_fast.manifest import sha256_of
+    from qdora_fast.exports.merge import merge
+    from qdora_fast.system.manifest import sha256_of
 
     real = merge.build
 
@@ -110,12 +110,13 @@ def building(change: Callable[[Any], None] | None, damage: Callable[[Path, Any],
 @contextmanager
 def proving_in(address: str, threads: int) -> Iterator[None]:
     """Meanwhile exports are examined by forks of the process at this address (`preloaded.py`), not by a fresh one."""
-    from qdora_fast import errors, plain_reader
+    from qdora_fast.exports.verify import fresh_process
+    from qdora_fast.system import errors
 
     def examine(case: Any, on_phase: Any = None) -> Any:
         with tempfile.TemporaryDirectory(prefix="qdora-fast-proof-") as scratch:
-            plain_reader.save_case(case, Path(scratch))
-            done = ask(address, "qdora_fast.plain_reader", [scratch], threads)
+            fresh_process.save_case(case, Path(scratch))
+            done = ask(address, "qdora_fast.exports.verify.fresh_process", [scratch], threads)
             answer = Path(scratch) / "answer.json"
             if done.code or not answer.is_file():
                 raise errors.ProofError(f"the process that proves the export ended with {done.code}: {done.stderr}")
@@ -124,12 +125,12 @@ def proving_in(address: str, threads: int) -> Iterator[None]:
             raise getattr(errors, said["error"])(said["message"])
         return said
 
-    real = plain_reader.examine_in_new_process
-    plain_reader.examine_in_new_process = examine
+    real = fresh_process.examine_in_new_process
+    fresh_process.examine_in_new_process = examine
     try:
         yield
     finally:
-        plain_reader.examine_in_new_process = real
+        fresh_process.examine_in_new_process = real
 
 
 def _failed(report: Mapping[str, Any]) -> tuple[str, ...]:

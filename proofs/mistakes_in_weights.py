@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from proofs.damage import one_ulp, stored_tensors
+from qdora_fast.config.recorded import read_config
+from qdora_fast.models.run_info import read_run_info
 
 BLOCK = 16
 """Side of the block that is transposed; of bytes, where a weight is in NF4."""
@@ -60,11 +62,11 @@ def noisy_base(share: float, *, adapted: bool = True) -> Callable[[Any], None]:
     def make(case: Any) -> None:
         import torch
 
-        from qdora_fast.config_file import dump_config
+        from qdora_fast.config.loader import dump_config
 
         other = Path(shutil.copytree(case.base, case.scratch / "another-base"))
         generator = torch.Generator().manual_seed(case.random.randrange(2**31))
-        layers = {f"{layer}.weight" for layer in case.run.read_json("model.json")["targets"]}
+        layers = {f"{layer}.weight" for layer in read_run_info(case.run).targets}
         for name, stored in stored_tensors(other).items():
             if name in layers and not adapted:
                 continue
@@ -73,7 +75,7 @@ def noisy_base(share: float, *, adapted: bool = True) -> Callable[[Any], None]:
             noise = torch.randn(tensor.shape, generator=generator)
             spread = exact.std() if exact.numel() > 1 else exact.abs().mean()
             stored.write(exact.add_(noise, alpha=share * float(spread)).to(tensor.dtype))
-        config = case.run.config()
+        config = read_config(case.run)
         named = config.model_copy(update={"model": config.model.model_copy(update={"base_16bit": str(other)})})
         case.run.config_file.write_text(dump_config(named), encoding="utf-8")
 
@@ -114,9 +116,9 @@ def transpose_block(case: Any, folder: Path, model: Any) -> None:
 
 def stale_shard(case: Any, folder: Path, model: Any) -> None:
     """One shard is that of an earlier merge: with the adapter of an earlier step, or with none."""
-    from qdora_fast.merge import WORKERS
-    from qdora_fast.merged_model import MergedModel
-    from qdora_fast.shards import write_shards
+    from qdora_fast.exports.merge.merge import WORKERS
+    from qdora_fast.exports.merge.merged_model import MergedModel
+    from qdora_fast.exports.merge.shards import write_shards
 
     earlier = MergedModel(model.weights.folder, case.earlier or model.update.folder, model.weights.recipe)
     if case.earlier is None:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qdora_fast import child
+from qdora_fast.system import child
 
 _PLAIN_MODULES = (
     "torch",
@@ -35,9 +35,15 @@ _PLAIN_MODULES = (
     "peft",
     "bitsandbytes",
     "safetensors.torch",
-    "qdora_fast.plain_reader",
+    "qdora_fast.exports.verify.fresh_process",
 )
-_STACK_MODULES = ("trl.trainer.sft_trainer", "peft", "bitsandbytes", "qdora_fast.run", "qdora_fast.trainer")
+_STACK_MODULES = (
+    "trl.trainer.sft_trainer",
+    "peft",
+    "bitsandbytes",
+    "qdora_fast.recipes.train",
+    "qdora_fast.training.trainer",
+)
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # until a fork has its own number; OpenMP does not survive a fork
     "HF_HUB_OFFLINE": "1",
@@ -46,7 +52,7 @@ _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "CUDA_VISIBLE_DEVICES": "",
 }
-_SEARCHED = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+_ROOT = Path(__file__).resolve().parent.parent
 """This folder is not installed, so the process is told where it is."""
 
 
@@ -72,7 +78,7 @@ class Preloaded:
         self.address = str(Path(self._scratch.name) / "socket")
         self._process = subprocess.Popen(
             child.python("-m", "proofs.preloaded", kind, self.address),
-            env=child.environment(PYTHONPATH=_SEARCHED, **_ENVIRONMENT, **environment),
+            env=child.environment(searched=_ROOT, **_ENVIRONMENT, **environment),
             stdin=subprocess.PIPE,  # closed when the caller ends, however it ends
             stdout=subprocess.PIPE,
             text=True,
@@ -124,7 +130,7 @@ def ask(address: str, module: str, arguments: Sequence[str], threads: int) -> Do
 def main(kind: str, address: str) -> None:
     """What the process does."""
     if kind == "stack":
-        from qdora_fast.backend import open_backend
+        from qdora_fast.models.backend import open_backend
 
         open_backend()
     for module in _STACK_MODULES if kind == "stack" else _PLAIN_MODULES:

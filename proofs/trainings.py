@@ -18,7 +18,7 @@ from typing import Any
 from proofs import exporting
 from proofs.bases import base_folder
 from proofs.plan import Training
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.system.run_folder import RunFolder
 
 RUN, EVIDENCE = "run", "evidence.pkl"
 
@@ -33,7 +33,7 @@ def train(training: Training, trained: Path, base: Path) -> None:
     final = trained / training.name
     if final.is_dir():
         return
-    from qdora_fast.run import train as train_run
+    from qdora_fast.recipes.train import train as train_run
 
     folder = final.with_name(f"{final.name}.incomplete")
     shutil.rmtree(folder, ignore_errors=True)

@@ -23,7 +23,8 @@ from proofs.controls import CONTROLS, Case, Control
 from proofs.damage import differing_values
 from proofs.plan import Batch, Training
 from proofs.trainings import EVIDENCE, RUN, step_folder
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.models.run_info import read_run_info
+from qdora_fast.system.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def do(batch: Batch, subject: Subject, scratch: Path, *, skip: Collection[str] =
 
 def _wrong_export(subject: Subject, form: str, control: Control, own: Path, seed: str) -> exporting.Exported:
     run = RunFolder(Path(shutil.copytree(subject.run.path, own / RUN)))
-    base = Path(run.read_json("model.json")["base"])
+    base = Path(read_run_info(run).base)
     case = Case(run, base, own, subject.earlier, Random(seed))
     if control.place == "run":
         control.make(case)

@@ -26,12 +26,12 @@ __version__ = "0.1.0"
 __all__ = ["evaluate", "export", "fuse", "prepare_data", "train", "unfuse"]
 
 _PUBLIC = {
-    "train": "run",
-    "evaluate": "evaluating",
-    "export": "export",
-    "prepare_data": "preparing",
-    "fuse": "fusing",
-    "unfuse": "fusing",
+    "train": "recipes.train",
+    "evaluate": "recipes.evaluate",
+    "export": "recipes.export",
+    "prepare_data": "recipes.data",
+    "fuse": "recipes.fuse",
+    "unfuse": "recipes.fuse",
 }
 
 

@@ -10,6 +10,6 @@ import sys
 if __name__ == "__main__":
     if not sys.flags.safe_path:
         del sys.path[0]
-    from qdora_fast.cli import main
+    from qdora_fast.cli.main import main
 
     main()

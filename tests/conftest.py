@@ -23,12 +23,13 @@ from breadth import beyond_pairs
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
-from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
-from qdora_fast.config_file import make_config
-from qdora_fast.export_proof import Case
-from qdora_fast.hardware import cpu_count
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.config.loader import make_config
+from qdora_fast.config.recorded import read_config
+from qdora_fast.exports.verify.checks import Case
+from qdora_fast.models.backend import open_backend
+from qdora_fast.system.hardware import cpu_count
+from qdora_fast.system.run_folder import RunFolder
 
 SHARED = "PYTEST_XDIST_WORKER" in os.environ
 """This process is one of several that the tests are dealt to."""
@@ -98,7 +99,7 @@ def _own_settings_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The main job with its shipped settings; about a minute."""
-    from qdora_fast.run import train
+    from qdora_fast.recipes.train import train
 
     base = tmp_path_factory.getbasetemp()
     runs = made_once("demo_runs", base, lambda folder: train("demo", run={"dir": str(folder)}))
@@ -108,15 +109,15 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 @pytest.fixture(scope="session")
 def right_case(demo_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """The demo's export as it is built, before its proof, with all that it is held against."""
-    from qdora_fast.export_case import case_of, recipe_of, record_saved
-    from qdora_fast.merge import merge
-    from qdora_fast.plain_reader import load_case, save_case
+    from qdora_fast.exports.merge.merge import merge
+    from qdora_fast.exports.verify.case import case_of, recipe_of, record_saved
+    from qdora_fast.exports.verify.fresh_process import load_case, save_case
 
     def make(folder: Path) -> None:
         made = demo_run.read_json("model.json")
         recipe = recipe_of("merged_16bit", "original16", made)
         merge(Path(made["base"]), demo_run.adapter, folder / "out", recipe, tokenizer_from=demo_run.adapter)
-        save_case(case_of(demo_run, record_saved(demo_run, demo_run.config()), folder / "out", recipe), folder)
+        save_case(case_of(demo_run, record_saved(demo_run, read_config(demo_run)), folder / "out", recipe), folder)
 
     return load_case(made_once("right_case", tmp_path_factory.getbasetemp(), make))
 
@@ -124,12 +125,12 @@ def right_case(demo_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def proven_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports are examined in this process instead of a new one, whose imports take most of a proof's time."""
-    from qdora_fast import export_proof, plain_reader
+    from qdora_fast.exports.verify import checks, fresh_process
 
     def examine(case: Case, on_phase: Callable[[str], None] = lambda phase: None) -> dict[str, Any]:
-        return export_proof.examine(case, on_phase)
+        return checks.examine(case, on_phase)
 
-    monkeypatch.setattr(plain_reader, "examine_in_new_process", examine)
+    monkeypatch.setattr(fresh_process, "examine_in_new_process", examine)
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def own_demo_run(demo_run: RunFolder, tmp_path: Path) -> RunFolder:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A barely trained base of the demo's make: two blocks, real tokenizer, bf16 on disk."""
-    from qdora_fast.demo.pretrain import Recipe, pretrain
+    from qdora_fast.data.demo.pretrain import Recipe, pretrain
 
     recipe = Recipe(hidden_size=64, intermediate_size=128, heads=4, kv_heads=2, steps=2)
     return made_once("tiny_base", tmp_path_factory.getbasetemp(), lambda folder: pretrain(folder, recipe))
@@ -173,7 +174,7 @@ def tiny_config(tiny_base: Path, tmp_path: Path) -> Any:
 @pytest.fixture
 def short_run(tiny_config: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A function that gives a run of a few steps by a method: a copy, where the method is all that is asked."""
-    from qdora_fast.run import train
+    from qdora_fast.recipes.train import train
 
     def make(method: str = "qdora", whole: Sequence[str] = (), **sections: Any) -> RunFolder:
         adapter = {"method": method, "modules_to_save": list(whole)}

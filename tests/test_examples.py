@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from qdora_fast.presets import find_config
+from qdora_fast.config.presets import find_config
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

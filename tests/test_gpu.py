@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.export import export
-from qdora_fast.run import train
+from qdora_fast.recipes.export import export
+from qdora_fast.recipes.train import train
 
 
 @pytest.mark.gpu

@@ -107,9 +107,13 @@ def test_another_file_than_the_tested_one_stops_the_set_up(right: bool, tmp_path
     python.chmod(0o755)
     own = {"PIP_TARGET": f"{tmp_path}/target", "PIP_FIND_LINKS": str(tmp_path), "PIP_NO_INDEX": "1"}
     done = subprocess.run(
-        ["make", "install", "PROFILE=cpu", "HASHES=on"], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, **own, "PIP_CONFIG_FILE": os.devnull, "MAKEFLAGS": ""}, check=False,
-    )  # fmt: skip
+        ["make", "install", "PROFILE=cpu", "HASHES=on"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **own, "PIP_CONFIG_FILE": os.devnull, "MAKEFLAGS": ""},
+        check=False,
+    )
     assert done.returncode != 0  # with the right file it ends at torch: there is none in that folder
     assert (tmp_path / "target" / "tiny.py").is_file() is right
     assert ("THESE PACKAGES DO NOT MATCH THE HASHES" in done.stderr) is not right

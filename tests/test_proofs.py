@@ -18,7 +18,7 @@ from proofs.plan import SIZES, Batch, Training, batches
 from proofs.preloaded import Preloaded
 from proofs.table import false_alarms, let_pass
 from proofs.work import Subject, do, keys
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.system.run_folder import RunFolder
 
 ALL_FORMS, OF_16_BITS = ("original16", "dequant4", "nf4"), ("original16", "nf4")
 

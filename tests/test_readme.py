@@ -8,9 +8,9 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from qdora_fast.cli import cli
-from qdora_fast.errors import QdoraError
-from qdora_fast.presets import list_presets
+from qdora_fast.cli.main import cli
+from qdora_fast.config.presets import list_presets
+from qdora_fast.system.errors import QdoraError
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

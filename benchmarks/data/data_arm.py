@@ -46,11 +46,11 @@ class Stopwatch:
 
 def prepare(spec: Spec) -> dict[str, Any]:
     """Prepare rows. With `spec["inside"]`, in this process alone and with the steps of a single row timed, too."""
-    from qdora_fast.base_tokenizer import load_tokenizer
     from qdora_fast.config import DataSettings
     from qdora_fast.data import choose_template
     from qdora_fast.data import prepare as prepare_rows
-    from qdora_fast.data.render import Rendering
+    from qdora_fast.data.tokenize.render import Rendering
+    from qdora_fast.models.tokenizer import load_tokenizer
 
     settings = DataSettings.model_validate(spec["settings"])
     tokenizer, stop_ids = load_tokenizer(spec["tokenizer"], None)
@@ -106,10 +106,10 @@ def conversations(path: str) -> Iterator[tuple[str, Any]]:
         DataError: see `data.sources.open_source`.
     """
     from qdora_fast.config.data import SourceSettings
-    from qdora_fast.data.formats import convert
-    from qdora_fast.data.readers import RawRow
-    from qdora_fast.data.rejects import RejectedRow
-    from qdora_fast.data.sources import open_source
+    from qdora_fast.data.clean.rejects import RejectedRow
+    from qdora_fast.data.read.formats import convert
+    from qdora_fast.data.read.readers import RawRow
+    from qdora_fast.data.read.sources import open_source
 
     source = open_source(SourceSettings(path=path))
     converter = source.detection.converter()
@@ -125,7 +125,7 @@ def conversations(path: str) -> Iterator[tuple[str, Any]]:
 
 def _grams(files: list[str]) -> Iterator[tuple[str, list[bytes]]]:
     """Place and different word 5-grams of each row that can be read, folded as `prepare` folds them."""
-    from qdora_fast.data.similarity import canonical_text, units
+    from qdora_fast.data.clean.similarity import canonical_text, units
 
     for file in files:
         for place, conversation in conversations(file):
@@ -137,8 +137,9 @@ def _grams(files: list[str]) -> Iterator[tuple[str, list[bytes]]]:
 
 
 def _watch_stages() -> Stopwatch:
-    from qdora_fast.data import cache, dataset, selection
-    from qdora_fast.data.accounts import Ledger
+    from qdora_fast.data import cache, dataset
+    from qdora_fast.data.clean import selection
+    from qdora_fast.data.report.accounts import Ledger
 
     watch = Stopwatch()
     watch.around(cache, "entry", "hash the files")
@@ -152,8 +153,9 @@ def _watch_stages() -> Stopwatch:
 
 
 def _watch_rows() -> Stopwatch:
-    from qdora_fast.data import dataset, filters, judge, similarity
-    from qdora_fast.data.render import Renderer
+    from qdora_fast.data import dataset, judge
+    from qdora_fast.data.clean import filters, similarity
+    from qdora_fast.data.tokenize.render import Renderer
 
     watch = Stopwatch()
     watch.around(judge, "convert", "convert")

@@ -1,4 +1,4 @@
-"""`qdora-fast bench-data`: what the preparation of rows finds, and only then how long it takes.
+"""`make bench-data`: what the preparation of rows finds, and only then how long it takes.
 
 A set with a known truth is planted (planting.py) and prepared once, in a fresh process, with the demo's tokenizer and
 the Alpaca template; the result is held against the truth (data_grade.py). Where that is red, no speed is measured
@@ -17,15 +17,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.benchmark import data_table
-from qdora_fast.benchmark.data_grade import grade, grade_marks
-from qdora_fast.benchmark.faults import as_line
-from qdora_fast.benchmark.machine import machine
-from qdora_fast.benchmark.options import BASELINES, DataOptions
-from qdora_fast.benchmark.planting import CHAT, HELD, TRAIN, Planted, plant
-from qdora_fast.benchmark.process_tree import run_alone
-from qdora_fast.benchmark.seed_text import Writer, demo_seeds, real_seeds
-from qdora_fast.errors import ConfigError
+from benchmarks.data import data_table
+from benchmarks.data.data_grade import grade, grade_marks
+from benchmarks.data.faults import as_line
+from benchmarks.data.planting import CHAT, HELD, TRAIN, Planted, plant
+from benchmarks.data.process_tree import run_alone
+from benchmarks.data.seed_text import Writer, demo_seeds, real_seeds
+from benchmarks.machine import machine
+from benchmarks.options import BASELINES, DataOptions
+from qdora_fast.system import console
+from qdora_fast.system.errors import ConfigError
 
 ARM = Path(__file__).with_name("data_arm.py")
 SMALLEST = 1_000
@@ -56,11 +57,15 @@ class _Bench:
         """The `data` section for the planted files."""
         files = [(TRAIN, "alpaca"), (CHAT, "chatml")]
         sources = [{"path": str(self.folder / name), "format": kind, "max_rows": max_rows} for name, kind in files]
-        return {"sources": sources, "on_bad_row": "skip", "held_out_path": str(self.folder / HELD),
-                "workers": self.options.workers}  # fmt: skip
+        return {
+            "sources": sources,
+            "on_bad_row": "skip",
+            "held_out_path": str(self.folder / HELD),
+            "workers": self.options.workers,
+        }
 
 
-def run_data_benchmark(options: DataOptions, *, console: Any, command: Sequence[str] | None = None) -> dict[str, Any]:
+def run_data_benchmark(options: DataOptions, *, command: Sequence[str] | None = None) -> dict[str, Any]:
     """Plant, prepare, grade, and measure; `result["gate"]["passed"]` decides the exit code.
 
     Raises:
@@ -68,10 +73,10 @@ def run_data_benchmark(options: DataOptions, *, console: Any, command: Sequence[
         QdoraError: a process failed.
     """
     _check(options)
-    from qdora_fast.demo.base import demo_base
+    from qdora_fast.data.demo.base import demo_base
 
     def said(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
+        console.print(text)
 
     with tempfile.TemporaryDirectory(prefix="qdora-fast-bench-") as scratch:
         bench = _Bench(options, Path(scratch).resolve(), demo_base(), said)
@@ -82,11 +87,18 @@ def run_data_benchmark(options: DataOptions, *, console: Any, command: Sequence[
         said(f"preparing {planted.rows:,} rows")
         first = bench.prepare(bench.sources(), cache="cache", places=True)
         graded = grade(planted, first)
-        record = {"kind": "data", "options": _told(options), "machine": _machine(options, command), "found": graded,
-                  "gate": graded["gate"], "rows": planted.rows, "characters": _characters(planted)}  # fmt: skip
+        record = {
+            "kind": "data",
+            "options": _told(options),
+            "machine": _machine(options, command),
+            "found": graded,
+            "gate": graded["gate"],
+            "rows": planted.rows,
+            "characters": _characters(planted),
+        }
         if graded["gate"]["passed"]:
             record |= _measure(bench, planted, first, writer)
-    data_table.show(console, record)
+    data_table.show(record)
     return record
 
 

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qdora_fast.benchmark.near_pairs import near_pairs
-from qdora_fast.benchmark.planting import HELD, Place, Planted
-from qdora_fast.benchmark.seed_text import folded, shingles_of
-from qdora_fast.data.similarity import jaccard
+from benchmarks.data.near_pairs import near_pairs
+from benchmarks.data.planting import HELD, Place, Planted
+from benchmarks.data.seed_text import folded, shingles_of
+from qdora_fast.data.clean.similarity import jaccard
 
 SIMILAR = 0.8
 NEAR_RECALL, NEAR_PRECISION = 0.95, 0.99
@@ -40,8 +40,12 @@ class Outcome:
 
 def outcome(planted: Planted, result: Mapping[str, Any]) -> Outcome:
     """The result of data_arm.py in terms of places."""
-    near = [(member["place"], each["kept"]) for each in result["duplicates"] for member in each["members"]
-            if member["kind"] == "near"]  # fmt: skip
+    near = [
+        (member["place"], each["kept"])
+        for each in result["duplicates"]
+        for member in each["members"]
+        if member["kind"] == "near"
+    ]
     return Outcome(
         train=frozenset(map(planted.place, result["train"])),
         held_out=frozenset(map(planted.place, result["held_out"])),
@@ -103,8 +107,10 @@ def grade_marks(planted: Planted, marked: Sequence[str]) -> dict[str, Any]:
     """
     marks = set(map(planted.place, marked))
     kinds = PAIRS[:-1]
-    recall = {kind: _share(sum(bool(marks & set(pair)) for pair in planted.pairs[kind]), len(planted.pairs[kind]))
-              for kind in kinds}  # fmt: skip
+    recall = {
+        kind: _share(sum(bool(marks & set(pair)) for pair in planted.pairs[kind]), len(planted.pairs[kind]))
+        for kind in kinds
+    }
     true = {place for kind in kinds for pair in planted.pairs[kind] for place in pair}
     return {"recall": recall, "marked": len(marks), "precision": _share(len(marks & true), len(marks))}
 

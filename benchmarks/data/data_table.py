@@ -1,4 +1,4 @@
-"""The record of `bench-data` as tables: what was found, and, where the gate is green, what it took.
+"""The record of `make bench-data` as tables: what was found, and, where the gate is green, what it took.
 
 The same cells go to the console and into BENCHMARKS.md.
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich.console import Console
-
-from qdora_fast.show.console import grid
+from qdora_fast.system import console
+from qdora_fast.system.console import grid
 
 MIB = 2**20
 
@@ -23,24 +22,24 @@ class Cells(NamedTuple):
     rows: Sequence[tuple[str, ...]]
 
 
-def show(console: Console, record: Mapping[str, Any]) -> None:
+def show(record: Mapping[str, Any]) -> None:
     """All tables and where the figures are from; of a red gate only what is wrong."""
     if not record["gate"]["passed"]:
         for why in record["gate"]["red"]:
-            console.print(f"gate RED: {why}", markup=False, style="bold red")
+            console.print(f"gate RED: {why}", style="bold red")
         return
-    print_tables(console, tables(record))
+    print_tables(tables(record))
     for line in ("", *remarks(record), *provenance(record["machine"])):
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
 
 
-def print_tables(console: Console, tables: Iterable[Cells]) -> None:
+def print_tables(tables: Iterable[Cells]) -> None:
     """Each under its title."""
     for each in tables:
         table = grid(*each.columns)
         for row in each.rows:
             table.add_row(*row)
-        console.print(f"\n{each.title}", markup=False, highlight=False)
+        console.print(f"\n{each.title}")
         console.print(table)
 
 
@@ -89,12 +88,14 @@ def _pairs(record: Mapping[str, Any]) -> Cells:
     rows = []
     for kind, each in record["found"]["pairs"].items():
         recall = f"{theirs[kind]:.1%}" if kind in theirs else ""
-        rows.append((kind, f"{each['planted']:,}", f"{each['found']:,} of {each['reached']:,}", f"{each['recall']:.1%}",
-                     recall))  # fmt: skip
+        rows.append(
+            (kind, f"{each['planted']:,}", f"{each['found']:,} of {each['reached']:,}", f"{each['recall']:.1%}", recall)
+        )
     for kind in ("exact", "near"):
         each = record["found"][kind]
-        rows.append((f"precision, {kind}", "", f"{each['right']:,} of {each['dropped']:,}", f"{each['precision']:.1%}",
-                     ""))  # fmt: skip
+        rows.append(
+            (f"precision, {kind}", "", f"{each['right']:,} of {each['dropped']:,}", f"{each['precision']:.1%}", "")
+        )
     if baseline:
         told = baseline["found"]
         rows.append(("precision, all marked", "", "", "", f"{told['precision']:.1%}"))
@@ -105,8 +106,9 @@ def _faults(faults: Mapping[str, Mapping[str, Any]]) -> Cells:
     rows = []
     for name, each in sorted(faults.items(), key=lambda item: (item[1]["reason"], item[0])):
         others = ", ".join(f"{count} {reason}" for reason, count in each["others"].items())
-        rows.append((f"{each['reason']}: {name}", f"{each['planted']:,}", f"{each['found']:,}", others,
-                     f"{each['kept']:,}"))  # fmt: skip
+        rows.append(
+            (f"{each['reason']}: {name}", f"{each['planted']:,}", f"{each['found']:,}", others, f"{each['kept']:,}")
+        )
     columns = ("fault", "planted", "found", "for another reason", "kept")
     return Cells("Faults planted and found", columns, rows)
 
@@ -116,10 +118,16 @@ def _times(record: Mapping[str, Any]) -> Cells:
     if record["baseline"]:
         arms["datasketch alone"] = record["baseline"]
     rows = [
-        (name, f"{each['seconds']:.2f}", f"{each['rows_per_s']:,.0f}", f"{each['process_s']:.1f}",
-         mib(each["own_bytes"]), mib(each["mapped_bytes"]))
+        (
+            name,
+            f"{each['seconds']:.2f}",
+            f"{each['rows_per_s']:,.0f}",
+            f"{each['process_s']:.1f}",
+            mib(each["own_bytes"]),
+            mib(each["mapped_bytes"]),
+        )
         for name, each in arms.items()
-    ]  # fmt: skip
+    ]
     title = f"Time and memory, {record['rows']:,} rows of {record['characters']:,.0f} characters"
     return Cells(title, ("what", "seconds", "rows/s", "with start-up, s", "own MiB", "mapped MiB"), rows)
 
@@ -139,10 +147,16 @@ def _steps(record: Mapping[str, Any]) -> Cells:
 
 def _memory(sets: list[dict[str, Any]]) -> Cells:
     rows = [
-        (f"{each['rows']:,} rows, texts x {each['length']}", mib(each["file_bytes"]), f"{each['seconds']:.1f}",
-         mib(each["own_bytes"]), mib(each["mapped_bytes"]), f"{each['second_s']:.2f}" if "second_s" in each else "")
+        (
+            f"{each['rows']:,} rows, texts x {each['length']}",
+            mib(each["file_bytes"]),
+            f"{each['seconds']:.1f}",
+            mib(each["own_bytes"]),
+            mib(each["mapped_bytes"]),
+            f"{each['second_s']:.2f}" if "second_s" in each else "",
+        )
         for each in sets
-    ]  # fmt: skip
+    ]
     columns = ("set", "file MiB", "seconds", "own MiB", "mapped MiB", "second start, s")
     return Cells("Memory and the size of the file", columns, rows)
 

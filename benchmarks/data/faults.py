@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from qdora_fast.benchmark.seed_text import AlpacaRow, Writer
+from benchmarks.data.seed_text import AlpacaRow, Writer
 
 
 class Fault(NamedTuple):
@@ -97,18 +97,26 @@ ALPACA_FAULTS = (
     Fault("output is an object", "wrong_type", _output(lambda text, rng: {"text": text})),
     Fault("output is true", "wrong_type", _output(lambda text, rng: True)),
     Fault("image part", "not_text", _output(lambda text, rng: [{"type": "image_url", "image_url": {"url": "a"}}])),
-    Fault("Latin-1 byte", "broken_unicode",
-          lambda row, writer: as_line(row | {"output": row["output"] + " caf#"}).replace(b"caf#", b"caf\xe9")),
-    Fault("half a surrogate", "broken_unicode",
-          lambda row, writer: as_line(row | {"output": row["output"] + " caf#"}).replace(b"caf#", b"caf\\ud83d")),
+    Fault(
+        "Latin-1 byte",
+        "broken_unicode",
+        lambda row, writer: as_line(row | {"output": row["output"] + " caf#"}).replace(b"caf#", b"caf\xe9"),
+    ),
+    Fault(
+        "half a surrogate",
+        "broken_unicode",
+        lambda row, writer: as_line(row | {"output": row["output"] + " caf#"}).replace(b"caf#", b"caf\\ud83d"),
+    ),
     Fault("output is null", "empty_answer", _output(lambda text, rng: None)),
     Fault("blank output", "empty_answer", _output(lambda text, rng: rng.choice(("", " \n ", "\t", "\u00a0")))),
     Fault("instruction is null", "empty_prompt", _with(lambda row, writer: {"instruction": None})),
     Fault("blank instruction", "empty_prompt", _with(lambda row, writer: {"instruction": "  \n"})),
-    Fault("stand-in", "placeholder_answer",
-          _output(lambda text, rng: rng.choice(("TODO", "[insert answer here]", "...", "<your answer here>")))),
-    Fault("unfilled field", "placeholder_answer",
-          _output(lambda text, rng: f"Dear {{{{customer_name}}}}, {text}")),
+    Fault(
+        "stand-in",
+        "placeholder_answer",
+        _output(lambda text, rng: rng.choice(("TODO", "[insert answer here]", "...", "<your answer here>"))),
+    ),
+    Fault("unfilled field", "placeholder_answer", _output(lambda text, rng: f"Dear {{{{customer_name}}}}, {text}")),
     Fault("cut sentence", "truncated_answer", _cut),
     Fault("cut calculation", "truncated_answer", _cut_sum),
     Fault("open code block", "truncated_answer", _cut_code),
@@ -117,11 +125,14 @@ ALPACA_FAULTS = (
     Fault("escape sequence", "control_characters", _output(lambda text, rng: _insert(text, "\x1b[31mred", rng))),
     Fault("U+FFFD", "control_characters", _output(lambda text, rng: _insert(text, "caf\ufffd", rng))),
     Fault("loop", "repetition", _loop),
-    Fault("short", "too_short",
-          lambda row, writer: as_line({"id": row["id"], "instruction": f"Case {row['id']}?", "output": "No."})),
+    Fault(
+        "short",
+        "too_short",
+        lambda row, writer: as_line({"id": row["id"], "instruction": f"Case {row['id']}?", "output": "No."}),
+    ),
     Fault("long", "too_long", _long),
     Fault("special token", "special_token_in_text", _output(lambda text, rng: _insert(text, "<eos>", rng))),
-)  # fmt: skip
+)
 """For a file of Alpaca rows. The special token is that of the demo's tokenizer."""
 
 
@@ -131,20 +142,33 @@ def _turns(change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> Ca
 
 CHAT_FAULTS = (
     Fault("assistant first", "role_order", _turns(lambda turns: [turns[1], *turns])),
-    Fault("result without a call", "role_order",
-          _turns(lambda turns: [turns[0], {"role": "tool", "content": "42 of 42"}, turns[1]])),
+    Fault(
+        "result without a call",
+        "role_order",
+        _turns(lambda turns: [turns[0], {"role": "tool", "content": "42 of 42"}, turns[1]]),
+    ),
     Fault("unknown role", "unknown_role", _turns(lambda turns: [turns[0], turns[1] | {"role": "critic"}])),
-    Fault("late system", "system_not_first",
-          _turns(lambda turns: [turns[0], {"role": "system", "content": "Be brief."}, turns[1]])),
-    Fault("no user", "no_user_turn",
-          _turns(lambda turns: [{"role": "system", "content": turns[0]["content"]}, turns[1]])),
+    Fault(
+        "late system",
+        "system_not_first",
+        _turns(lambda turns: [turns[0], {"role": "system", "content": "Be brief."}, turns[1]]),
+    ),
+    Fault(
+        "no user", "no_user_turn", _turns(lambda turns: [{"role": "system", "content": turns[0]["content"]}, turns[1]])
+    ),
     Fault("no answer", "no_assistant_turn", _turns(lambda turns: turns[:1])),
     Fault("nothing trained", "nothing_to_train", _turns(lambda turns: [turns[0], turns[1] | {"weight": 0}])),
-    Fault("marks differ", "same_role_twice",
-          _turns(lambda turns: [*turns, {"role": "assistant", "content": "Yes.", "weight": 0}])),
+    Fault(
+        "marks differ",
+        "same_role_twice",
+        _turns(lambda turns: [*turns, {"role": "assistant", "content": "Yes.", "weight": 0}]),
+    ),
     Fault("broken tools", "broken_tool_json", lambda row, writer: as_line(as_chat(row) | {"tools": '[{"name": '})),
-    Fault("broken call", "broken_tool_json",
-          lambda row, writer: as_line(as_chat(row, tool_calls=[{"function": {"name": "f", "arguments": "{"}}]))),
+    Fault(
+        "broken call",
+        "broken_tool_json",
+        lambda row, writer: as_line(as_chat(row, tool_calls=[{"function": {"name": "f", "arguments": "{"}}])),
+    ),
     Fault("blank answer", "empty_answer", _turns(lambda turns: [turns[0], turns[1] | {"content": "\n"}])),
-)  # fmt: skip
+)
 """For a file of conversations."""

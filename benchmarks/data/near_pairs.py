@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from qdora_fast.data.similarity import jaccard
+from qdora_fast.data.clean.similarity import jaccard
 
 
 def near_pairs(sets: Sequence[frozenset[int]], least: float) -> Iterator[tuple[int, int, float]]:

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 
-from qdora_fast.benchmark.faults import ALPACA_FAULTS, CHAT_FAULTS, Fault, as_chat, as_line
-from qdora_fast.benchmark.seed_text import AlpacaRow, Writer, folded, shingles_of
-from qdora_fast.data.similarity import jaccard
+from benchmarks.data.faults import ALPACA_FAULTS, CHAT_FAULTS, Fault, as_chat, as_line
+from benchmarks.data.seed_text import AlpacaRow, Writer, folded, shingles_of
+from qdora_fast.data.clean.similarity import jaccard
 
 EXACT, NEAR, DECOYS, CROSSED, FAULTS, REPEATED_IDS = 0.04, 0.04, 0.02, 0.03, 0.04, 0.004
 """Shares of the training file."""
@@ -156,9 +156,14 @@ def _made(
 
 
 def _altered(
-    unused: Iterator[AlpacaRow], kind: str, count: int, limits: tuple[float, float], writer: Writer,
-    *, question: bool = False,
-) -> Iterator[tuple[str, AlpacaRow, AlpacaRow]]:  # fmt: skip
+    unused: Iterator[AlpacaRow],
+    kind: str,
+    count: int,
+    limits: tuple[float, float],
+    writer: Writer,
+    *,
+    question: bool = False,
+) -> Iterator[tuple[str, AlpacaRow, AlpacaRow]]:
     made = 0
     for row in unused:
         if made == count:

@@ -18,8 +18,9 @@ from typing import Any
 
 import psutil
 
-from qdora_fast import child
-from qdora_fast.errors import QdoraError
+from benchmarks import ROOT
+from qdora_fast.system import child
+from qdora_fast.system.errors import QdoraError
 
 EVERY_S = 0.25
 
@@ -37,7 +38,7 @@ def run_alone(script: Path, spec: Mapping[str, Any], *, cache: Path) -> dict[str
     with tempfile.TemporaryDirectory() as scratch:
         given, out, said = (Path(scratch) / name for name in ("spec.json", "out.json", "said.txt"))
         given.write_text(json.dumps(dict(spec)), encoding="utf-8")
-        environment = child.environment(QDORA_FAST_CACHE=str(cache))
+        environment = child.environment(searched=ROOT, QDORA_FAST_CACHE=str(cache))
         begin = time.perf_counter()
         with said.open("wb") as file:
             command = child.python(str(script), str(given), str(out))

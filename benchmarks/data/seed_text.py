@@ -19,14 +19,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qdora_fast.benchmark.data_arm import conversations
-from qdora_fast.benchmark.near_pairs import near_pairs
-from qdora_fast.data.formats import convert, from_alpaca
-from qdora_fast.data.messages import Row
-from qdora_fast.data.readers import is_supported
-from qdora_fast.data.rejects import RejectedRow
-from qdora_fast.data.similarity import canonical_text, shingles
-from qdora_fast.errors import ConfigError, DataError, first_line
+from benchmarks.data.data_arm import conversations
+from benchmarks.data.near_pairs import near_pairs
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.clean.similarity import canonical_text, shingles
+from qdora_fast.data.read.formats import convert, from_alpaca
+from qdora_fast.data.read.messages import Row
+from qdora_fast.data.read.readers import is_supported
+from qdora_fast.system.errors import ConfigError, DataError, first_line
 
 ALIKE = 0.6
 """Jaccard similarity that no two rows may reach by chance."""
@@ -68,7 +68,7 @@ def real_seeds(paths: Sequence[str], said: Said) -> list[Seed]:
 
 def demo_seeds() -> list[Seed]:
     """Sentences of the demo, four to an answer."""
-    from qdora_fast.demo import world
+    from qdora_fast.data.demo import world
 
     lines = list(dict.fromkeys(line for edition in range(4) for line in world.sentences(edition)))
     questions = [row["instruction"] for row in world.rows()]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qdora_fast.errors import ConfigError
+from qdora_fast.system.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qdora_fast.benchmark.options import DTYPES, Options
-from qdora_fast.errors import ConfigError
+from benchmarks.options import DTYPES, Options
+from qdora_fast.system.errors import ConfigError
 
 VOCABULARY = 512
 HEAD = 64
@@ -66,8 +66,10 @@ def choose(options: Options) -> list[Case]:
     odd = [width for width in (*options.widths, options.model_width) if width % 64]
     if odd:
         raise ConfigError(f"--widths {odd[0]}: NF4 blocks are 64 wide; take a multiple of 64")
-    cases = [*(_linear(options) if options.case != "model" else ()),
-             *(_model(options) if options.case != "linear" else ())]  # fmt: skip
+    cases = [
+        *(_linear(options) if options.case != "model" else ()),
+        *(_model(options) if options.case != "linear" else ()),
+    ]
     return sorted(cases, key=lambda case: (case.kind == "linear" and case.grad_accum == 2) is False)
 
 
@@ -78,8 +80,16 @@ def _linear(options: Options) -> Iterator[Case]:
                 for grad_accum in options.grad_accum:
                     alone = options.grad_accum == (2,)
                     if grad_accum != 2 or alone or (width, tokens) == HEADLINE:
-                        yield Case("linear", dtype, width, tokens, grad_accum, rank=options.rank,
-                                   device=options.device, seed=options.seed)  # fmt: skip
+                        yield Case(
+                            "linear",
+                            dtype,
+                            width,
+                            tokens,
+                            grad_accum,
+                            rank=options.rank,
+                            device=options.device,
+                            seed=options.seed,
+                        )
 
 
 def _model(options: Options) -> Iterator[Case]:
@@ -87,5 +97,15 @@ def _model(options: Options) -> Iterator[Case]:
         for tokens in options.tokens[:1]:
             for grad_accum in options.model_grad_accum:
                 for checkpointing in options.checkpointing:
-                    yield Case("model", dtype, options.model_width, tokens, grad_accum, options.model_layers,
-                               checkpointing, options.rank, options.device, options.seed)  # fmt: skip
+                    yield Case(
+                        "model",
+                        dtype,
+                        options.model_width,
+                        tokens,
+                        grad_accum,
+                        options.model_layers,
+                        checkpointing,
+                        options.rank,
+                        options.device,
+                        options.seed,
+                    )

@@ -22,7 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qdora_fast.benchmark.subjects import Subject
+from benchmarks.engine.subjects import Subject
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from typing import Any
 
 from torch import Tensor
 
-from qdora_fast.benchmark.oracle import ask
-from qdora_fast.benchmark.subjects import Subject
+from benchmarks.engine.oracle import ask
+from benchmarks.engine.subjects import Subject
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 2.0**-8, "bf16-pure": 2.0**-8}
 SINGLE = 2.0
@@ -70,8 +70,12 @@ class Gate:
     def as_dict(self) -> dict[str, Any]:
         """For the JSON line."""
         findings = [{**asdict(finding), "passed": finding.passed} for finding in self.findings]
-        return {"passed": self.passed, "tolerance": self.tolerance, "findings": findings,
-                "strangers": list(self.strangers)}  # fmt: skip
+        return {
+            "passed": self.passed,
+            "tolerance": self.tolerance,
+            "findings": findings,
+            "strangers": list(self.strangers),
+        }
 
 
 def check(subjects: Sequence[Subject]) -> Gate:

@@ -44,8 +44,15 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
     return spread([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
-def interleaved(steps: Mapping[str, Callable[[], None]], *, rounds: int, warmup: int, sample_s: float = 0.0,
-                device: str = "cpu", on_round: Callable[[], Any] = lambda: None) -> dict[str, list[float]]:  # fmt: skip
+def interleaved(
+    steps: Mapping[str, Callable[[], None]],
+    *,
+    rounds: int,
+    warmup: int,
+    sample_s: float = 0.0,
+    device: str = "cpu",
+    on_round: Callable[[], Any] = lambda: None,
+) -> dict[str, list[float]]:
     """Seconds of one step, one sample an arm and round."""
     for _ in range(max(1, warmup)):
         slowest = max(_seconds(step, 1, device) for step in steps.values())

@@ -20,16 +20,52 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qdora_fast.benchmark.subjects import Subject
+from benchmarks.engine.subjects import Subject
 
-GEMMS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "linear", "matmul", "_addmm_activation", "mkldnn_linear",
-         "_mkldnn_linear", "gemm_4bit", "gemv_4bit", "mv", "addmv", "dot"}  # fmt: skip
+GEMMS = {
+    "mm",
+    "addmm",
+    "bmm",
+    "baddbmm",
+    "addbmm",
+    "linear",
+    "matmul",
+    "_addmm_activation",
+    "mkldnn_linear",
+    "_mkldnn_linear",
+    "gemm_4bit",
+    "gemv_4bit",
+    "mv",
+    "addmv",
+    "dot",
+}
 """A matrix times a vector is counted too; it reads the matrix all the same."""
 FREE = {
-    "detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "set_",
-    "resize_", "is_same_size", "lift_fresh", "alias", "_local_scalar_dense", "item", "_reshape_alias", "record_stream",
-    "is_pinned", "is_nonzero", "size", "stride", "device", "dim", "numel", "_efficientzerotensor",
-}  # fmt: skip
+    "detach",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "_unsafe_view",
+    "set_",
+    "resize_",
+    "is_same_size",
+    "lift_fresh",
+    "alias",
+    "_local_scalar_dense",
+    "item",
+    "_reshape_alias",
+    "record_stream",
+    "is_pinned",
+    "is_nonzero",
+    "size",
+    "stride",
+    "device",
+    "dim",
+    "numel",
+    "_efficientzerotensor",
+}
 """No work, though their schema does not say so."""
 
 
@@ -63,8 +99,9 @@ class Operations:
 
     def minus(self, other: Operations) -> Operations:
         """Two layers minus one layer: exactly one layer."""
-        return Operations(self.forward.minus(other.forward), self.backward.minus(other.backward),
-                          self.once.minus(other.once))  # fmt: skip
+        return Operations(
+            self.forward.minus(other.forward), self.backward.minus(other.backward), self.once.minus(other.once)
+        )
 
     def as_dict(self) -> dict[str, dict[str, int]]:
         """For the JSON line."""
@@ -76,8 +113,16 @@ def operations(subject: Subject) -> Operations:
     subject.step()
     first_forward, first_backward = _micro_batch(subject)
     forward, backward = _micro_batch(subject)
-    once = Count(*(a + b for a, b in zip(asdict(first_forward.minus(forward)).values(),
-                                         asdict(first_backward.minus(backward)).values(), strict=True)))  # fmt: skip
+    once = Count(
+        *(
+            a + b
+            for a, b in zip(
+                asdict(first_forward.minus(forward)).values(),
+                asdict(first_backward.minus(backward)).values(),
+                strict=True,
+            )
+        )
+    )
     return Operations(forward, backward, once)
 
 

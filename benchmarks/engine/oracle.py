@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdora_fast.benchmark.cases import Case
-from qdora_fast.benchmark.subjects import Subject, adapted, dense_weight, linear_inputs, model_inputs
+from benchmarks.engine.cases import Case
+from benchmarks.engine.subjects import Subject, adapted, dense_weight, linear_inputs, model_inputs
 
 
 class OracleLinear(nn.Module):

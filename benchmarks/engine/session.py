@@ -1,4 +1,4 @@
-"""`qdora-fast bench`, from the options to the JSON line: case by case the gate, the clock, then the counting.
+"""`make bench`, from the options to the JSON line: case by case the gate, the clock, then the counting.
 
 The gate comes first, on freshly built arms; only then does an optimizer step. Everything is returned as one
 dictionary, which is also what `--record` keeps; the tables are for people and go to the console on the way.
@@ -10,22 +10,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from qdora_fast.benchmark import arms as arms_module
-from qdora_fast.benchmark import cases, table
-from qdora_fast.benchmark.arms import Arm
-from qdora_fast.benchmark.cases import Case
-from qdora_fast.benchmark.footprint import footprint, held_bytes, saved_bytes
-from qdora_fast.benchmark.gate import Gate, check
-from qdora_fast.benchmark.machine import machine
-from qdora_fast.benchmark.measure import interleaved, ratio, spread
-from qdora_fast.benchmark.operations import operations
-from qdora_fast.benchmark.options import Options
-from qdora_fast.benchmark.subjects import Subject, build
+from benchmarks.engine import arms as arms_module
+from benchmarks.engine import cases, table
+from benchmarks.engine.arms import Arm
+from benchmarks.engine.cases import Case
+from benchmarks.engine.footprint import footprint, held_bytes, saved_bytes
+from benchmarks.engine.gate import Gate, check
+from benchmarks.engine.measure import interleaved, ratio, spread
+from benchmarks.engine.operations import operations
+from benchmarks.engine.subjects import Subject, build
+from benchmarks.machine import machine
+from benchmarks.options import Options
+from qdora_fast.system import console
 
 Said = Callable[[str], None]
 
 
-def run_benchmark(options: Options, *, console: Any, command: Sequence[str] | None = None) -> dict[str, Any]:
+def run_benchmark(options: Options, *, command: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure every case asked for and return the whole record; `result["gate"]["passed"]` decides the exit code.
 
     Raises:
@@ -34,10 +35,10 @@ def run_benchmark(options: Options, *, console: Any, command: Sequence[str] | No
     arms = [_with_impl(arm, options.impl) for arm in arms_module.choose(options.arms)]
     results = []
     for case in cases.choose(options):
-        results.append(run_case(case, arms, options, said=lambda text: console.print(text, markup=False)))
-        table.show_case(console, results[-1])
+        results.append(run_case(case, arms, options, said=lambda text: console.print(text)))
+        table.show_case(results[-1])
     record = _record(options, results, command)
-    table.show_machine(console, record)
+    table.show_machine(record)
     return record
 
 
@@ -47,8 +48,13 @@ def run_case(case: Case, arms: Sequence[Arm], options: Options, said: Said = lam
     subjects = [build(case, arm) for arm in arms]
     gate = check(subjects)
     said("  gate " + ("green" if gate.passed else "RED; no ratios for this case"))
-    samples = interleaved({subject.arm.name: subject.step for subject in subjects}, rounds=options.rounds,
-                          warmup=options.warmup, sample_s=options.sample_s, device=case.device)  # fmt: skip
+    samples = interleaved(
+        {subject.arm.name: subject.step for subject in subjects},
+        rounds=options.rounds,
+        warmup=options.warmup,
+        sample_s=options.sample_s,
+        device=case.device,
+    )
     per_layer = _per_layer(case, arms)
     figures = {subject.arm.name: _figures(subject, samples, per_layer) for subject in subjects}
     return {

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdora_fast.benchmark.arms import Arm
-from qdora_fast.benchmark.cases import VOCABULARY, Case
+from benchmarks.engine.arms import Arm
+from benchmarks.engine.cases import VOCABULARY, Case
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 B_STD = 0.01
@@ -123,10 +123,17 @@ def quantize(linear: nn.Linear, dtype: torch.dtype, device: str) -> nn.Module:
     """The same layer in NF4 with double quantisation."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    four_bit: Any = Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=dtype,
-                               compress_statistics=True, quant_type="nf4")  # fmt: skip
-    four_bit.weight = Params4bit(linear.weight.data.to(dtype), requires_grad=False, compress_statistics=True,
-                                 quant_type="nf4", module=four_bit)  # fmt: skip
+    four_bit: Any = Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        bias=False,
+        compute_dtype=dtype,
+        compress_statistics=True,
+        quant_type="nf4",
+    )
+    four_bit.weight = Params4bit(
+        linear.weight.data.to(dtype), requires_grad=False, compress_statistics=True, quant_type="nf4", module=four_bit
+    )
     four_bit.support_avx512bf16_for_cpu = False  # its repacked layout cannot be dequantised again
     result: nn.Module = four_bit.to(device)
     return result
@@ -143,11 +150,17 @@ def _llama(case: Case, dtype: torch.dtype) -> nn.Module:
 
     heads, kv_heads = case.heads
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=case.width, intermediate_size=case.intermediate,
-        num_hidden_layers=case.layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-        max_position_embeddings=max(2048, case.tokens), attn_implementation="sdpa", use_cache=False,
+        vocab_size=VOCABULARY,
+        hidden_size=case.width,
+        intermediate_size=case.intermediate,
+        num_hidden_layers=case.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=max(2048, case.tokens),
+        attn_implementation="sdpa",
+        use_cache=False,
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     model = LlamaForCausalLM(config).to(case.device, dtype)
     for layer in model.model.layers:
         for block in (layer.self_attn, layer.mlp):
@@ -161,8 +174,9 @@ def _adapt(base: nn.Module, case: Case, arm: Arm) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     targets = ["linear"] if case.kind == "linear" else list(LINEARS)
-    settings = LoraConfig(r=case.rank, lora_alpha=case.rank, lora_dropout=0.0, target_modules=targets, bias="none",
-                          use_dora=arm.dora)  # fmt: skip
+    settings = LoraConfig(
+        r=case.rank, lora_alpha=case.rank, lora_dropout=0.0, target_modules=targets, bias="none", use_dora=arm.dora
+    )
     model: Any = get_peft_model(base, settings)
     move_adapters(model, case.seed)
     if case.dtype == "bf16-pure":

@@ -9,24 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from qdora_fast.show.console import grid
+from qdora_fast.system import console
+from qdora_fast.system.console import grid
 
 MIB = 2**20
 TIME = ("step ms", "quartiles", "tokens/s", "/ DoRA", "/ LoRA")
 COST = ("peak", "resident", "saved", "held", "GEMMs", "launches")
 
 
-def show_case(console: Console, result: dict[str, Any]) -> None:
+def show_case(result: dict[str, Any]) -> None:
     """Step time with its quartiles and ratios; then bytes and operations."""
     for finding in result["gate"]["findings"]:
         if not finding["passed"]:
             off = f"off by {finding['ours']:.2e}, PEFT by {finding['peft']:.2e}, allowed {finding['allowed']:.2e}"
-            console.print(f"  RED {finding['arm']}: {finding['tensor']} is {off}", markup=False, style="bold red")
+            console.print(f"  RED {finding['arm']}: {finding['tensor']} is {off}", style="bold red")
     for stranger in result["gate"]["strangers"]:
-        console.print(f"  RED {stranger}", markup=False, style="bold red")
+        console.print(f"  RED {stranger}", style="bold red")
     for columns, cells in ((TIME, time_cells), (COST, cost_cells)):
         console.print(_grid("arm", columns, [(name, cells(name, result)) for name in result["arms"]]))
 
@@ -58,12 +58,12 @@ def cost_cells(name: str, result: dict[str, Any]) -> list[str]:
     ]
 
 
-def show_machine(console: Console, record: dict[str, Any]) -> None:
+def show_machine(record: dict[str, Any]) -> None:
     """Where the figures are from, and what the columns count."""
     for line in ("", *provenance(record["machine"]), COLUMNS):
-        console.print(line, markup=False)
+        console.print(line)
     if not record["gate"]["passed"]:
-        console.print(f"gate RED: {'; '.join(record['gate']['red'])}", markup=False, style="bold red")
+        console.print(f"gate RED: {'; '.join(record['gate']['red'])}", style="bold red")
 
 
 COLUMNS = (
@@ -97,26 +97,26 @@ def ratio_cell(ratios: dict[str, Any], a: str, b: str) -> str:
     return f"{found['median']:.2f}" if found else ""
 
 
-def show_gpu(console: Console, record: dict[str, Any]) -> None:
+def show_gpu(record: dict[str, Any]) -> None:
     """The GPU protocol: a table a shape, the kernels, and where it was."""
     for case in record["cases"]:
-        console.print(f"\n{case['case']}", markup=False)
+        console.print(f"\n{case['case']}")
         for columns, cells in ((GPU_TIME, gpu_time_cells), (GPU_COST, gpu_cost_cells)):
             console.print(_grid("arm", columns, [(name, cells(name, case)) for name in case["arms"]]))
     kernels = record["kernels"]
     if kernels.get("error"):
-        console.print(f"kernels: not measured: {kernels['error']}", markup=False, style="bold red")
+        console.print(f"kernels: not measured: {kernels['error']}", style="bold red")
     if kernels.get("rows"):
-        console.print(f"\nkernels (a copy runs at {kernels['copy_bytes_per_s'] / 1e9:,.0f} GB/s)", markup=False)
+        console.print(f"\nkernels (a copy runs at {kernels['copy_bytes_per_s'] / 1e9:,.0f} GB/s)")
         console.print(_grid("kernel", KERNEL, [(row["kernel"], kernel_cells(row)) for row in kernels["rows"]]))
     for name, figures in record["arms"].items():
         if "error" in figures:
-            console.print(f"{name} failed: {figures['error']}", markup=False, style="bold red")
+            console.print(f"{name} failed: {figures['error']}", style="bold red")
     gate = record["gate"]
     for why in (*gate["disagreements"], *([gate["error"]] if "error" in gate else ())):
-        console.print(f"gate RED: {why}", markup=False, style="bold red")
+        console.print(f"gate RED: {why}", style="bold red")
     for line in ("", *provenance(record["machine"]), "random weights, random tokens, no padding"):
-        console.print(line, markup=False)
+        console.print(line)
 
 
 GPU_TIME = ("step ms", "quartiles", "tokens/s", "/ QLoRA", "/ DoRA")

@@ -1,10 +1,10 @@
-"""One part of `bench-export` in a process of its own: `python export_arm.py SPEC OUT`.
+"""One part of `make bench-export` in a process of its own: `python export_arm.py SPEC OUT`.
 
 Run by its path, as data_arm.py is, so that the process holds no more than the work itself does. Tasks, by
 `spec["task"]`:
 
     train      a run whose settings export_cases.py gives
-    export     `qdora_fast.export.export`, as the command does it
+    export     `qdora_fast.recipes.export.export`, as the command does it
     peft       PEFT's `merge_and_unload` on the 4-bit model, on the same rows
     controls   exports that must fail: magnitudes dropped, one layer left unmerged, another base
     merge      the streaming merge alone; with `kill_after` bytes the process kills itself in the middle
@@ -24,13 +24,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qdora_fast.config.recorded import read_config
+from qdora_fast.models.run_info import read_run_info
+
 Spec = dict[str, Any]
 
 
 def train(spec: Spec) -> Spec:
     """Train one of the cases; the path of its run."""
-    from qdora_fast.benchmark.export_cases import settings
-    from qdora_fast.run import train as train_run
+    from benchmarks.export.export_cases import settings
+    from qdora_fast.recipes.train import train as train_run
 
     sections: dict[str, Any] = settings(spec["case"], Path(spec["folder"]))
     return {"run": str(train_run("demo", **sections).path)}
@@ -38,8 +41,8 @@ def train(spec: Spec) -> Spec:
 
 def export(spec: Spec) -> Spec:
     """One format of a run; the report of one that fails its proof, too."""
-    from qdora_fast.errors import ProofError
-    from qdora_fast.export import export as export_run
+    from qdora_fast.recipes.export import export as export_run
+    from qdora_fast.system.errors import ProofError
 
     try:
         return dict(export_run(spec["run"], to=spec["to"], out=spec["out"], **spec["options"]))
@@ -49,20 +52,20 @@ def export(spec: Spec) -> Spec:
 
 def peft(spec: Spec) -> Spec:
     """What the usual way into 4 bits leaves of a run: PEFT merges into the 4-bit model and rounds again."""
-    from qdora_fast.backend import open_backend
+    from qdora_fast.models.backend import open_backend
 
     open_backend()
-    from qdora_fast.behaviour import record
-    from qdora_fast.distance import Distance
-    from qdora_fast.export_case import record_trained
-    from qdora_fast.model import load_trained
-    from qdora_fast.run_folder import RunFolder
-    from qdora_fast.trainer import choose_precision
+    from qdora_fast.exports.verify.case import record_trained
+    from qdora_fast.exports.verify.distance import Distance
+    from qdora_fast.exports.verify.recording import record
+    from qdora_fast.models.loading import load_trained
+    from qdora_fast.system.run_folder import RunFolder
+    from qdora_fast.training.trainer import choose_precision
 
     folder = RunFolder(Path(spec["run"]))
-    config = folder.config()
+    config = read_config(folder)
     plain = config.model_copy(update={"engine": config.engine.model_copy(update={"impl": "off"})})
-    name = folder.read_json("model.json")["base"]
+    name = read_run_info(folder).base
     _, model = load_trained(name, plain, folder.adapter, precision=choose_precision(config.train))
     evidence = record_trained(model, folder)
     begin = time.perf_counter()
@@ -76,25 +79,30 @@ def peft(spec: Spec) -> Spec:
 
 def controls(spec: Spec) -> Spec:
     """Exports of a run that must not pass, and the checks that they fail."""
-    from qdora_fast.backend import open_backend
+    from qdora_fast.models.backend import open_backend
 
     open_backend()
-    from rich.console import Console
 
-    from qdora_fast.errors import ProofError
-    from qdora_fast.export_case import record_saved
-    from qdora_fast.merged_export import export_merged, unproven_folder
-    from qdora_fast.run_folder import RunFolder
+    from qdora_fast.exports.merged import export_merged, unproven_folder
+    from qdora_fast.exports.verify.case import record_saved
+    from qdora_fast.system.errors import ProofError
+    from qdora_fast.system.run_folder import RunFolder
 
     folder = RunFolder(Path(spec["run"]))
-    evidence = record_saved(folder, folder.config())
+    evidence = record_saved(folder, read_config(folder))
     found: Spec = {}
     for name, tampering in CONTROLS.items():
         out = Path(spec["out"])
         with tampering(folder, out.with_name("other-base")):
             try:
-                export_merged(folder, evidence, to=spec["to"], merge_base="original16", out=out, overwrite=True,
-                              console=Console(quiet=True))  # fmt: skip
+                export_merged(
+                    folder,
+                    evidence,
+                    to=spec["to"],
+                    merge_base="original16",
+                    out=out,
+                    overwrite=True,
+                )
                 found[name] = []
             except ProofError:
                 checks = _report(out)["proof"]["checks"]
@@ -105,8 +113,8 @@ def controls(spec: Spec) -> Spec:
 
 def merge(spec: Spec) -> Spec:
     """The streaming merge and nothing else."""
-    from qdora_fast.base_weights import MergeRecipe
-    from qdora_fast.merge import merge as merge_shards
+    from qdora_fast.exports.merge.base import MergeRecipe
+    from qdora_fast.exports.merge.merge import merge as merge_shards
 
     written = 0
 
@@ -118,10 +126,16 @@ def merge(spec: Spec) -> Spec:
 
     recipe = MergeRecipe(spec["merge_base"], nf4=spec["nf4"])
     begin, cpu = time.perf_counter(), time.process_time()
-    report = merge_shards(Path(spec["base"]), Path(spec["adapter"]), Path(spec["out"]), recipe,
-                          workers=spec["workers"], on_bytes=on_bytes)  # fmt: skip
-    return {"seconds": time.perf_counter() - begin, "cpu_s": time.process_time() - cpu, "bytes": report.bytes,
-            "sha256": report.sha256, "resumed": report.resumed}  # fmt: skip
+    report = merge_shards(
+        Path(spec["base"]), Path(spec["adapter"]), Path(spec["out"]), recipe, workers=spec["workers"], on_bytes=on_bytes
+    )
+    return {
+        "seconds": time.perf_counter() - begin,
+        "cpu_s": time.process_time() - cpu,
+        "bytes": report.bytes,
+        "sha256": report.sha256,
+        "resumed": report.resumed,
+    }
 
 
 def copy(spec: Spec) -> Spec:
@@ -139,7 +153,7 @@ def copy(spec: Spec) -> Spec:
 
 def _report(out: Path) -> Spec:
     """That of an export that failed its proof."""
-    from qdora_fast.merged_export import unproven_folder
+    from qdora_fast.exports.merged import unproven_folder
 
     report: Spec = json.loads((unproven_folder(out) / "export.json").read_text(encoding="utf-8"))
     return report
@@ -148,7 +162,7 @@ def _report(out: Path) -> Spec:
 @contextmanager
 def _merging(change: Callable[..., Any]) -> Iterator[None]:
     """Let `change(real, weight, module, start)` stand in for the merge of a block of rows."""
-    from qdora_fast import merged_model
+    from qdora_fast.exports.merge import merged_model
 
     real = merged_model.merged_rows
     merged_model.merged_rows = lambda weight, module, start: change(real, weight, module, start)
@@ -182,9 +196,9 @@ def _another_base(folder: Any, other: Path) -> Iterator[None]:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from qdora_fast.config_file import dump_config
+    from qdora_fast.config.loader import dump_config
 
-    base = Path(folder.read_json("model.json")["base"])
+    base = Path(read_run_info(folder).base)
     shutil.rmtree(other, ignore_errors=True)
     shutil.copytree(base, other)
     generator = torch.Generator().manual_seed(1)
@@ -195,7 +209,7 @@ def _another_base(folder: Any, other: Path) -> Iterator[None]:
             tensors[name] = (tensor.float() + noise).to(tensor.dtype)
         save_file(tensors, file, metadata={"format": "pt"})
     before = folder.config_file.read_text(encoding="utf-8")
-    config = folder.config()
+    config = read_config(folder)
     named = config.model_copy(update={"model": config.model.model_copy(update={"base_16bit": str(other)})})
     folder.config_file.write_text(dump_config(named), encoding="utf-8")
     try:

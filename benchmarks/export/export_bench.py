@@ -1,4 +1,4 @@
-"""`qdora-fast bench-export`: what each export costs, how close it is to the trained model, what it keeps of the gain.
+"""`make bench-export`: what each export costs, how close it is to the trained model, what it keeps of the gain.
 
 Every part runs in a fresh process whose memory is watched (process_tree.py). For each run of export_cases.py: the
 merged formats with their proofs, PEFT's own way into 4 bits beside ours, and exports that must fail. For the large
@@ -17,13 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.benchmark import export_table
-from qdora_fast.benchmark.export_cases import SETTINGS, large_checkpoint
-from qdora_fast.benchmark.machine import machine
-from qdora_fast.benchmark.options import EXPORT_CASES, ExportOptions
-from qdora_fast.benchmark.process_tree import run_alone
-from qdora_fast.errors import ConfigError, QdoraError
-from qdora_fast.hardware import cache_folder
+from benchmarks.data.process_tree import run_alone
+from benchmarks.export import export_table
+from benchmarks.export.export_cases import SETTINGS, large_checkpoint
+from benchmarks.machine import machine
+from benchmarks.options import EXPORT_CASES, ExportOptions
+from qdora_fast.system import console
+from qdora_fast.system.errors import ConfigError, QdoraError
+from qdora_fast.system.hardware import cache_folder
 
 ARM = Path(__file__).with_name("export_arm.py")
 MOST_MEMORY = 2**30
@@ -64,9 +65,7 @@ class _Bench:
                 shutil.rmtree(path)
 
 
-def run_export_benchmark(
-    options: ExportOptions, *, console: Any, command: Sequence[str] | None = None
-) -> dict[str, Any]:
+def run_export_benchmark(options: ExportOptions, *, command: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, export, compare; `result["gate"]["passed"]` decides the exit code.
 
     Raises:
@@ -78,16 +77,21 @@ def run_export_benchmark(
         raise ConfigError(f"--case {strange[0]}: there are {', '.join(EXPORT_CASES)}")
 
     def said(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
+        console.print(text)
 
     with tempfile.TemporaryDirectory(prefix="qdora-fast-bench-", dir=options.folder) as scratch:
         bench = _Bench(options, Path(scratch).resolve(), said)
         runs = {case: _run(bench, case) for case in options.cases if case in SETTINGS}
         large = _large(bench) if "large" in options.cases else None
-    record = {"kind": "export", "options": asdict(options) | {"folder": None}, "machine": machine(_elsewhere(command)),
-              "runs": runs, "large": large}  # fmt: skip
+    record = {
+        "kind": "export",
+        "options": asdict(options) | {"folder": None},
+        "machine": machine(_elsewhere(command)),
+        "runs": runs,
+        "large": large,
+    }
     record["gate"] = _gate(record)
-    export_table.show(console, record)
+    export_table.show(record)
     return record
 
 
@@ -148,8 +152,12 @@ def _large(bench: _Bench) -> dict[str, Any]:
             bench.run("merge", kill_after=size * 2 // 3, **form)
         except QdoraError:
             again = bench.run("merge", **form)
-    resumed = {"shards": again["resumed"], "of": bench.options.shards, "seconds": again["seconds"],
-               "same": again["sha256"] == digests["merged_16bit"]}  # fmt: skip
+    resumed = {
+        "shards": again["resumed"],
+        "of": bench.options.shards,
+        "seconds": again["seconds"],
+        "same": again["sha256"] == digests["merged_16bit"],
+    }
     return {"bytes": size, "merges": merges, "copy_s": copies, "resumed": resumed}
 
 

@@ -1,4 +1,4 @@
-"""What `bench-export` exports: tuned runs of different weight, and checkpoints too large to hold.
+"""What `make bench-export` exports: tuned runs of different weight, and checkpoints too large to hold.
 
 Runs are trained on the demo's questions. `demo` is the shipped demo; `light` stops so early that its update is smaller
 than the steps of the 4-bit grid; `wide` has four layers of an 8B model's widths, random weights and the demo's
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from qdora_fast.backend import open_backend
+from qdora_fast.models.backend import open_backend
 
 LIGHT = {"learning_rate": 1e-4, "max_steps": 60, "loraplus_ratio": None}
 """`train` settings under which the demo's tune changes weights by about a percent."""
@@ -54,7 +54,7 @@ def wide_base(folder: Path) -> Path:
     open_backend()  # before anything that imports transformers
     from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
-    from qdora_fast.demo.base import demo_base
+    from qdora_fast.data.demo.base import demo_base
 
     source = demo_base()
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)

@@ -1,35 +1,35 @@
-"""The record of `bench-export` as tables, for the console and for BENCHMARKS.md."""
+"""The record of `make bench-export` as tables, for the console and for BENCHMARKS.md."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
-
-from qdora_fast.benchmark.data_table import Cells, mib, print_tables
-from qdora_fast.benchmark.table import provenance
+from benchmarks.data.data_table import Cells, mib, print_tables
+from benchmarks.engine.table import provenance
+from qdora_fast.system import console
 
 COST = ("run", "format", "seconds", "merge s", "own MiB", "mapped MiB", "size MiB")
 CLOSE = ("run", "format", "KL", "top-1", "base", "trained", "exported", "gain kept")
 MERGE = ("format", "at a time", "seconds", "GB/s", "copy, GB/s", "own MiB", "mapped MiB")
 
 
-def show(console: Console, record: Mapping[str, Any]) -> None:
+def show(record: Mapping[str, Any]) -> None:
     """All tables and where the figures are from; what makes the gate red comes first."""
     for why in record["gate"]["red"]:
-        console.print(f"gate RED: {why}", markup=False, style="bold red")
-    print_tables(console, tables(record))
+        console.print(f"gate RED: {why}", style="bold red")
+    print_tables(tables(record))
     for line in ("", *remarks(record), *provenance(dict(record["machine"]))):
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
 
 
 def tables(record: Mapping[str, Any]) -> Iterator[Cells]:
     """What each export costs and keeps, the exports that must fail, and the merge of large shards."""
     if record["runs"]:
         yield Cells("Exports of tuned runs: cost", COST, list(_costs(record["runs"])))
-        yield Cells("Exports of tuned runs: distance from the trained model, held-out loss", CLOSE,
-                    list(_close(record["runs"])))  # fmt: skip
+        yield Cells(
+            "Exports of tuned runs: distance from the trained model, held-out loss", CLOSE, list(_close(record["runs"]))
+        )
         yield _controls(record["runs"])
     if record["large"]:
         yield _merges(record["large"])
@@ -88,6 +88,15 @@ def _controls(runs: Mapping[str, Any]) -> Cells:
 def _merges(large: Mapping[str, Any]) -> Cells:
     size, rows = large["bytes"] / 1e9, []
     for each, copy_s in zip(large["merges"], large["copy_s"], strict=True):
-        rows.append((each["format"], str(each["workers"]), f"{each['seconds']:.1f}", f"{size / each['seconds']:.2f}",
-                     f"{size / copy_s:.2f}", mib(each["own_bytes"]), mib(each["mapped_bytes"])))  # fmt: skip
+        rows.append(
+            (
+                each["format"],
+                str(each["workers"]),
+                f"{each['seconds']:.1f}",
+                f"{size / each['seconds']:.2f}",
+                f"{size / copy_s:.2f}",
+                mib(each["own_bytes"]),
+                mib(each["mapped_bytes"]),
+            )
+        )
     return Cells(f"The merge alone: {size:.1f} GB of a 70B model's largest layers", MERGE, rows)

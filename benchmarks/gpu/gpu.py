@@ -1,4 +1,4 @@
-"""`qdora-fast bench-gpu`: the field's protocol on a random Llama-3.1-8B, one process an arm, in a few minutes.
+"""`make bench-gpu`: the field's protocol on a random Llama-3.1-8B, one process an arm, in a few minutes.
 
 The parent plans the time and reads results; it never touches the GPU itself, so that each child has all of it. Order:
 the random model is written, the gate is run, the arms train, the kernels are held against their roofline. Time is
@@ -19,12 +19,14 @@ from typing import Any
 
 import torch
 
-from qdora_fast.benchmark import table
-from qdora_fast.benchmark.arms import GPU_ARMS, Arm
-from qdora_fast.benchmark.machine import machine
-from qdora_fast.benchmark.options import GpuOptions
-from qdora_fast.child import environment, python
-from qdora_fast.errors import ConfigError, QdoraError
+from benchmarks import ROOT
+from benchmarks.engine import table
+from benchmarks.engine.arms import GPU_ARMS, Arm
+from benchmarks.machine import machine
+from benchmarks.options import GpuOptions
+from qdora_fast.system import console
+from qdora_fast.system.child import environment, python
+from qdora_fast.system.errors import ConfigError, QdoraError
 
 SLOW = 2.0
 """Weight of Unsloth's DoRA in the share of time."""
@@ -35,13 +37,15 @@ LOSS_TOLERANCE, NORM_TOLERANCE = 2.0**-8, 0.05
 """Relative, between arms with the same adapter, on the first micro-batch; bf16."""
 PAIRS = (
     ("qdora-unsloth", "qlora-unsloth"),
-    ("qdora-ours", "qlora-unsloth"), ("qdora-ours", "qdora-unsloth"),
-    ("qdora-ours-no-resident", "qlora-unsloth"), ("qdora-ours-no-resident", "qdora-unsloth"),
+    ("qdora-ours", "qlora-unsloth"),
+    ("qdora-ours", "qdora-unsloth"),
+    ("qdora-ours-no-resident", "qlora-unsloth"),
+    ("qdora-ours-no-resident", "qdora-unsloth"),
     ("qlora-ours", "qlora-unsloth"),
-)  # fmt: skip
+)
 
 
-def run_gpu_benchmark(options: GpuOptions, *, console: Any, command: Sequence[str] | None = None) -> dict[str, Any]:
+def run_gpu_benchmark(options: GpuOptions, *, command: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the protocol and return its record; `result["gate"]["passed"]` decides the exit code.
 
     Raises:
@@ -49,13 +53,13 @@ def run_gpu_benchmark(options: GpuOptions, *, console: Any, command: Sequence[st
         QdoraError: the random model could not be written.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("bench-gpu needs an NVIDIA GPU and a CUDA build of torch; `qdora-fast bench` runs on a CPU")
+        raise ConfigError("bench-gpu needs an NVIDIA GPU and a CUDA build of torch; `make bench` runs on a CPU")
     arms = _chosen(options.arms)
     begun = time.monotonic()
     end = begun + 60 * options.minutes
 
     def said(text: str) -> None:
-        console.print(f"[{time.monotonic() - begun:5.0f} s] {text}", markup=False)
+        console.print(f"[{time.monotonic() - begun:5.0f} s] {text}")
 
     said("writing the random model (NF4, kept in the cache)")
     folder = child({"task": "checkpoint"}, options, end - time.monotonic())
@@ -73,7 +77,7 @@ def run_gpu_benchmark(options: GpuOptions, *, console: Any, command: Sequence[st
         said("kernels")
         kernels = child({"task": "kernels"}, options, max(30.0, end - time.monotonic()))
     record = _record(options, gate, results, kernels, command)
-    table.show_gpu(console, record)
+    table.show_gpu(record)
     return record
 
 
@@ -82,10 +86,12 @@ def child(task: dict[str, Any], options: GpuOptions, seconds: float) -> dict[str
     with tempfile.TemporaryDirectory() as scratch:
         spec, out = Path(scratch) / "spec.json", Path(scratch) / "out.json"
         spec.write_text(json.dumps({**task, "seconds": max(0.0, seconds), "options": asdict(options)}))
-        ask = python("-m", "qdora_fast.benchmark.gpu_arm", str(spec), str(out))
+        ask = python("-m", "benchmarks.gpu.gpu_arm", str(spec), str(out))
         try:
             patience = max(0.0, seconds) + GRACE_S
-            done = subprocess.run(ask, capture_output=True, text=True, timeout=patience, env=environment(), check=False)
+            done = subprocess.run(
+                ask, capture_output=True, text=True, timeout=patience, env=environment(searched=ROOT), check=False
+            )
         except subprocess.TimeoutExpired:
             return {"error": f"stopped after {seconds + GRACE_S:.0f} s"}
         if done.returncode or not out.exists():
@@ -110,26 +116,37 @@ def disagreements(results: dict[str, dict[str, Any]]) -> list[str]:
         said += [f"{arm.name}: {why}" for why in ours.get("strangers", ())]
         for mine, yours in zip(ours["shapes"], theirs.get("shapes", ()), strict=False):
             pairs = [("loss", mine["first_loss"], yours["first_loss"], LOSS_TOLERANCE)]
-            pairs += [(f"gradient norm of {kind}", norm, yours["gradient_norms"][kind], NORM_TOLERANCE)
-                      for kind, norm in mine["gradient_norms"].items()]  # fmt: skip
-            said += [f"{arm.name}: {what} is {a:.6g} and Unsloth's is {b:.6g}" for what, a, b, tolerance in pairs
-                     if not abs(a - b) <= tolerance * abs(b)]  # fmt: skip
+            pairs += [
+                (f"gradient norm of {kind}", norm, yours["gradient_norms"][kind], NORM_TOLERANCE)
+                for kind, norm in mine["gradient_norms"].items()
+            ]
+            said += [
+                f"{arm.name}: {what} is {a:.6g} and Unsloth's is {b:.6g}"
+                for what, a, b, tolerance in pairs
+                if not abs(a - b) <= tolerance * abs(b)
+            ]
     return said
 
 
-def _record(options: GpuOptions, gate: dict[str, Any], results: dict[str, dict[str, Any]], kernels: dict[str, Any],
-            command: Sequence[str] | None) -> dict[str, Any]:  # fmt: skip
+def _record(
+    options: GpuOptions,
+    gate: dict[str, Any],
+    results: dict[str, dict[str, Any]],
+    kernels: dict[str, Any],
+    command: Sequence[str] | None,
+) -> dict[str, Any]:
     differ = disagreements(results)
     passed = gate.get("passed", False) and not differ
     cases = [
         {
             "case": f"{rows} x {tokens}, grad-accum {grad_accum}",
-            "arms": {name: result["shapes"][place] if "shapes" in result else result
-                     for name, result in results.items()},
+            "arms": {
+                name: result["shapes"][place] if "shapes" in result else result for name, result in results.items()
+            },
             "ratios": ratios(results, place) if passed else {},
         }
         for place, (rows, tokens, grad_accum) in enumerate(options.shapes)
-    ]  # fmt: skip
+    ]
     return {
         "kind": "gpu",
         "headline": cases[-1]["case"],
@@ -139,10 +156,13 @@ def _record(options: GpuOptions, gate: dict[str, Any], results: dict[str, dict[s
         "machine": machine(command),
         "options": asdict(options),
         "cases": cases,
-        "engines": {name: {key: result.get(key) for key in ("engine", "resident_bytes")}
-                    for name, result in results.items() if result.get("engine")},
+        "engines": {
+            name: {key: result.get(key) for key in ("engine", "resident_bytes")}
+            for name, result in results.items()
+            if result.get("engine")
+        },
         "kernels": kernels,
-    }  # fmt: skip
+    }
 
 
 def _chosen(names: Sequence[str]) -> list[Arm]:

@@ -1,4 +1,4 @@
-"""One task of the GPU protocol in a process of its own: `python -m qdora_fast.benchmark.gpu_arm SPEC OUT`.
+"""One task of the GPU protocol in a process of its own: `python -m benchmarks.gpu.gpu_arm SPEC OUT`.
 
 A fresh process for each arm, because Unsloth patches its surroundings when imported and an allocator remembers its
 past. SPEC and OUT are JSON files. The tasks:
@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdora_fast.backend import captured_prints, open_backend
-from qdora_fast.benchmark.arms import ARMS, GPU_ARMS, Arm
-from qdora_fast.benchmark.cases import Case
-from qdora_fast.benchmark.gpu_model import DTYPE
-from qdora_fast.benchmark.measure import spread, synchronize
-from qdora_fast.benchmark.options import GpuOptions
+from benchmarks.engine.arms import ARMS, GPU_ARMS, Arm
+from benchmarks.engine.cases import Case
+from benchmarks.engine.measure import spread, synchronize
+from benchmarks.gpu.gpu_model import DTYPE
+from benchmarks.options import GpuOptions
+from qdora_fast.models.backend import captured_prints, open_backend
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LEARNING_RATE = 1e-5
@@ -59,27 +59,29 @@ def main(spec_path: str, out_path: str) -> None:
 
 def write_checkpoint(options: GpuOptions) -> dict[str, Any]:
     """See gpu_model.py."""
-    from qdora_fast.benchmark.gpu_model import checkpoint
+    from benchmarks.gpu.gpu_model import checkpoint
 
     return {"folder": str(checkpoint(options))}
 
 
 def kernels(options: GpuOptions) -> dict[str, Any]:
     """See gpu_kernels.py."""
-    from qdora_fast.benchmark.gpu_kernels import rooflines
+    from benchmarks.gpu.gpu_kernels import rooflines
 
     return rooflines(options)
 
 
 def gate(options: GpuOptions) -> dict[str, Any]:
     """One layer of the model's width, and a narrow model of two layers, in the dtype of training."""
-    from qdora_fast.benchmark.gate import check
-    from qdora_fast.benchmark.subjects import build
+    from benchmarks.engine.gate import check
+    from benchmarks.engine.subjects import build
 
     narrow = min(options.hidden, 1024)
     shared: dict[str, Any] = {"dtype": "bf16", "grad_accum": 1, "rank": options.rank, "device": options.device}
-    cases = (Case("linear", width=options.hidden, tokens=512, **shared),
-             Case("model", width=narrow, tokens=128, layers=2, checkpointing=True, **shared))  # fmt: skip
+    cases = (
+        Case("linear", width=options.hidden, tokens=512, **shared),
+        Case("model", width=narrow, tokens=128, layers=2, checkpointing=True, **shared),
+    )
     found = {str(case): check([build(case, arm) for arm in ARMS]).as_dict() for case in cases}
     return {"passed": all(each["passed"] for each in found.values()), "cases": found}
 
@@ -101,8 +103,8 @@ def train(name: str, options: GpuOptions, folder: str, deadline: float) -> dict[
         shapes.append(measure(model, optimizer, shape, options, seconds))
     result: dict[str, Any] = {"engine": report, "shapes": shapes}
     if arm.ours:
-        from qdora_fast.benchmark.session import resident_bytes
-        from qdora_fast.benchmark.subjects import not_ours
+        from benchmarks.engine.session import resident_bytes
+        from benchmarks.engine.subjects import not_ours
 
         result |= {"strangers": not_ours(model, report), "resident_bytes": resident_bytes(model)}
     return result
@@ -111,18 +113,30 @@ def train(name: str, options: GpuOptions, folder: str, deadline: float) -> dict[
 def load(arm: Arm, options: GpuOptions, folder: str) -> Any:
     """The random model with the arm's adapter on it, as a user of Unsloth makes it."""
     unsloth = open_backend()
-    from qdora_fast.benchmark.subjects import move_adapters
+    from benchmarks.engine.subjects import move_adapters
 
     with captured_prints():
         model, _ = unsloth.FastLanguageModel.from_pretrained(
-            use_safetensors=True, trust_remote_code=False,
-            model_name=folder, max_seq_length=max(tokens for _, tokens, _ in options.shapes), dtype=DTYPE,
-            load_in_4bit=True, use_exact_model_name=True, use_gradient_checkpointing="unsloth",
-        )  # fmt: skip
+            use_safetensors=True,
+            trust_remote_code=False,
+            model_name=folder,
+            max_seq_length=max(tokens for _, tokens, _ in options.shapes),
+            dtype=DTYPE,
+            load_in_4bit=True,
+            use_exact_model_name=True,
+            use_gradient_checkpointing="unsloth",
+        )
         model = unsloth.FastLanguageModel.get_peft_model(
-            model, r=options.rank, lora_alpha=options.rank, lora_dropout=0.0, target_modules=LINEARS, bias="none",
-            use_dora=arm.dora, use_gradient_checkpointing="unsloth", random_state=options.seed,
-        )  # fmt: skip
+            model,
+            r=options.rank,
+            lora_alpha=options.rank,
+            lora_dropout=0.0,
+            target_modules=LINEARS,
+            bias="none",
+            use_dora=arm.dora,
+            use_gradient_checkpointing="unsloth",
+            random_state=options.seed,
+        )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -130,8 +144,9 @@ def load(arm: Arm, options: GpuOptions, folder: str) -> Any:
     return model.train()
 
 
-def measure(model: Any, optimizer: Any, shape: tuple[int, int, int], options: GpuOptions,
-            seconds: float) -> dict[str, Any]:  # fmt: skip
+def measure(
+    model: Any, optimizer: Any, shape: tuple[int, int, int], options: GpuOptions, seconds: float
+) -> dict[str, Any]:
     """Warm up, then step until there are enough steps or the time is over."""
     rows, tokens, grad_accum = shape
     generator = torch.Generator().manual_seed(options.seed + 3)
@@ -142,32 +157,41 @@ def measure(model: Any, optimizer: Any, shape: tuple[int, int, int], options: Gp
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     begun = time.monotonic()
-    warmup = _until(lambda: step(model, optimizer, batches, options), options.warmup, LEAST_WARMUP,
-                    begun + WARMUP_SHARE * seconds)  # fmt: skip
+    warmup = _until(
+        lambda: step(model, optimizer, batches, options), options.warmup, LEAST_WARMUP, begun + WARMUP_SHARE * seconds
+    )
     samples = _until(lambda: step(model, optimizer, batches, options), options.steps, LEAST_STEPS, begun + seconds)
     time_of_step = spread(samples)
     cuda = options.device == "cuda"
     return {
-        "rows": rows, "tokens": tokens, "grad_accum": grad_accum, "warmup_steps": len(warmup),
-        "step_s": time_of_step.median, "step_s_spread": time_of_step.as_dict(), "samples": samples,
+        "rows": rows,
+        "tokens": tokens,
+        "grad_accum": grad_accum,
+        "warmup_steps": len(warmup),
+        "step_s": time_of_step.median,
+        "step_s_spread": time_of_step.as_dict(),
+        "samples": samples,
         "tokens_per_s": rows * tokens * grad_accum / time_of_step.median,
         "max_allocated_bytes": torch.cuda.max_memory_allocated() if cuda else None,
         "max_reserved_bytes": torch.cuda.max_memory_reserved() if cuda else None,
         **first,
-    }  # fmt: skip
+    }
 
 
 def first_micro_batch(model: Any, ids: Tensor, options: GpuOptions) -> dict[str, Any]:
     """Loss and gradient norms of one micro-batch: arms with the same adapter must agree on them. Also counts the
     kernels it launches, on a GPU and for all layers, after one run to compile what is compiled lazily."""
-    from qdora_fast.benchmark.operations import launches
+    from benchmarks.engine.operations import launches
 
     losses = _micro_batch(model, ids, 1, options)
     norms = {
-        kind: float(nn.utils.get_total_norm([p.grad for name, p in model.named_parameters()
-                                             if kind in name and p.grad is not None]))
+        kind: float(
+            nn.utils.get_total_norm(
+                [p.grad for name, p in model.named_parameters() if kind in name and p.grad is not None]
+            )
+        )
         for kind in ("lora_A", "lora_B", "lora_magnitude_vector")
-    }  # fmt: skip
+    }
     counted = launches(lambda: _micro_batch(model, ids, 1, options)) if options.device == "cuda" else None
     return {"first_loss": losses, "gradient_norms": norms, "launches_per_micro_batch": counted}
 

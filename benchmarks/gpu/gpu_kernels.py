@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdora_fast.benchmark.gpu_model import linear_shapes
-from qdora_fast.benchmark.measure import spread
-from qdora_fast.benchmark.options import GpuOptions
+from benchmarks.engine.measure import spread
+from benchmarks.gpu.gpu_model import linear_shapes
+from benchmarks.options import GpuOptions
 
 DTYPE = torch.bfloat16
 CACHE_BYTES = 256 * 2**20
@@ -53,10 +53,16 @@ def rooflines(options: GpuOptions) -> dict[str, Any]:
             seconds = clock.median(job.run)
             with use_kernels("torch"):
                 twin = clock.median(job.run)
-            found.append({
-                "kernel": job.kernel, "shape": job.shape, "bytes": job.moved, "seconds": seconds,
-                "torch_seconds": twin, "roofline_share": job.moved / seconds / bandwidth,
-            })  # fmt: skip
+            found.append(
+                {
+                    "kernel": job.kernel,
+                    "shape": job.shape,
+                    "bytes": job.moved,
+                    "seconds": seconds,
+                    "torch_seconds": twin,
+                    "roofline_share": job.moved / seconds / bandwidth,
+                }
+            )
     return {"copy_bytes_per_s": bandwidth, "rows": found}
 
 
@@ -92,12 +98,20 @@ def _weight_jobs(shape: tuple[int, int], options: GpuOptions) -> list[Job]:
     call = functools.partial
     return [
         Job("dequantize", said, read + out.nbytes, call(kernels.dequantize, weight, out=out)),
-        Job("dequantize, row scale", said, read + out.nbytes + g.nbytes,
-            call(kernels.dequantize, weight, row_scale=g, out=out)),
-        Job("dequantize, merged", said, read + out.nbytes + g.nbytes + adapters,
-            call(kernels.dequantize, weight, row_scale=g, low_rank=(b, a), out=out)),
+        Job(
+            "dequantize, row scale",
+            said,
+            read + out.nbytes + g.nbytes,
+            call(kernels.dequantize, weight, row_scale=g, out=out),
+        ),
+        Job(
+            "dequantize, merged",
+            said,
+            read + out.nbytes + g.nbytes + adapters,
+            call(kernels.dequantize, weight, row_scale=g, low_rank=(b, a), out=out),
+        ),
         Job("row_norms", said, read + adapters + g.nbytes, call(kernels.row_norms, weight, a, b, 1.0)),
-    ]  # fmt: skip
+    ]
 
 
 def _column_dot(a: Tensor, b: Tensor) -> Any:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdora_fast import hardware
-from qdora_fast.benchmark.options import GpuOptions
-from qdora_fast.errors import DiskSpaceError
+from benchmarks.options import GpuOptions
+from qdora_fast.system import hardware
+from qdora_fast.system.errors import DiskSpaceError
 
 DONE = "complete"
 DTYPE = torch.bfloat16
@@ -87,8 +87,10 @@ def _write_weights(folder: Path, options: GpuOptions) -> dict[str, list[str]]:
             for norm in ("input_layernorm", "post_attention_layernorm"):
                 tensors[f"{prefix}{norm}.weight"] = torch.ones(options.hidden, dtype=DTYPE)
         else:
-            tensors = {name: random(options.vocabulary, options.hidden)
-                       for name in ("model.embed_tokens.weight", "lm_head.weight")}  # fmt: skip
+            tensors = {
+                name: random(options.vocabulary, options.hidden)
+                for name in ("model.embed_tokens.weight", "lm_head.weight")
+            }
             tensors["model.norm.weight"] = torch.ones(options.hidden, dtype=DTYPE)
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, folder / shard, {"format": "pt"})
         shards[shard] = list(tensors)
@@ -105,19 +107,38 @@ def _quantized(name: str, weight: Tensor) -> dict[str, Tensor]:
 def _config(options: GpuOptions) -> dict[str, Any]:
     longest = max(tokens for _, tokens, _ in options.shapes)
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16", "dtype": "bfloat16",
-        "hidden_size": options.hidden, "intermediate_size": options.intermediate,
-        "num_hidden_layers": options.layers, "num_attention_heads": options.heads,
-        "num_key_value_heads": options.kv_heads, "head_dim": options.hidden // options.heads,
-        "vocab_size": options.vocabulary, "max_position_embeddings": max(8192, longest), "rope_theta": 500000.0,
-        "rms_norm_eps": 1e-5, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
-        "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": "bfloat16",
+        "dtype": "bfloat16",
+        "hidden_size": options.hidden,
+        "intermediate_size": options.intermediate,
+        "num_hidden_layers": options.layers,
+        "num_attention_heads": options.heads,
+        "num_key_value_heads": options.kv_heads,
+        "head_dim": options.hidden // options.heads,
+        "vocab_size": options.vocabulary,
+        "max_position_embeddings": max(8192, longest),
+        "rope_theta": 500000.0,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
         "quantization_config": {
-            "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False,
-            "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "bfloat16",
-            "bnb_4bit_quant_storage": "uint8", "llm_int8_skip_modules": ["lm_head"],
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "load_in_8bit": False,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": "bfloat16",
+            "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_skip_modules": ["lm_head"],
         },
-    }  # fmt: skip
+    }
 
 
 def _write_tokenizer(folder: Path) -> None:
@@ -128,6 +149,7 @@ def _write_tokenizer(folder: Path) -> None:
 
     words = Tokenizer(WordLevel({"<s>": 0, "</s>": 1, "<pad>": 2, "<unk>": 3}, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-                                        unk_token="<unk>")  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
     tokenizer.save_pretrained(folder)

@@ -1,10 +1,10 @@
-"""The commands that try a trained model: `chat`, `serve`. As in cli.py, each calls one function."""
+"""The commands that try a trained model: `chat`, `serve`. As in main.py, each calls one function."""
 
 from __future__ import annotations
 
 import click
 
-from qdora_fast.cli_options import loads_base
+from qdora_fast.cli.options import loads_base
 
 
 @click.command()
@@ -17,14 +17,22 @@ from qdora_fast.cli_options import loads_base
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Draw from the likeliest tokens only.")
 @click.option("--seed", type=click.IntRange(0), help="Draw the same answers again.")
 @loads_base
-def chat(run: str, once: str | None, system: str | None, compare: bool, max_new_tokens: int, temperature: float,
-         top_p: float | None, seed: int | None) -> None:  # fmt: skip
+def chat(
+    run: str,
+    once: str | None,
+    system: str | None,
+    compare: bool,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float | None,
+    seed: int | None,
+) -> None:
     """Talk to a RUN, to an adapter, or to the folder of a merged model.
 
     Answers go to standard output, all else to standard error.
     """
-    from qdora_fast.chat import Asking
-    from qdora_fast.chat import chat as start
+    from qdora_fast.inference import Asking
+    from qdora_fast.inference import chat as start
 
     asking = Asking(max_new_tokens, temperature, top_p, seed)
     start(run, once=once, system=system, compare=compare, asking=asking)
@@ -40,6 +48,6 @@ def serve(run: str, host: str, port: int) -> None:
 
     For trying a model, not for production.
     """
-    from qdora_fast.serve import serve as start
+    from qdora_fast.inference.serve import serve as start
 
     start(run, host=host, port=port)

@@ -1,4 +1,4 @@
-"""The commands that write, check or take in a trained model. As in cli.py, each calls one function."""
+"""The commands that write, check or take in a trained model. As in main.py, each calls one function."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from pathlib import Path
 
 import click
 
-from qdora_fast.cli_options import SET, loads_base, runs_code
+from qdora_fast.cli.options import SET, loads_base, runs_code
+from qdora_fast.system import console
 
 
 @click.command()
 @click.argument("run")
-@click.option("--to", "to", default="merged_16bit", show_default=True, metavar="FORMAT",
-              help="merged_16bit, merged_4bit_forced, gguf, adapter, or (for runs without DoRA) lora.")  # fmt: skip
+@click.option(
+    "--to",
+    "to",
+    default="merged_16bit",
+    show_default=True,
+    metavar="FORMAT",
+    help="merged_16bit, merged_4bit_forced, gguf, adapter, or (for runs without DoRA) lora.",
+)
 @click.option(
     "--merge-base", type=click.Choice(["auto", "original16", "dequant4"]), help="Default: the run's own setting."
 )
@@ -38,26 +45,26 @@ def export(
     as_json: bool,
 ) -> None:
     """Write a trained RUN for others to load, and prove it."""
-    from qdora_fast import reviewing, show
-    from qdora_fast.export import export as export_run
-    from qdora_fast.run_folder import RunFolder
+    from qdora_fast.recipes import review
+    from qdora_fast.recipes.export import export as export_run
+    from qdora_fast.system.run_folder import RunFolder
 
     if not yes:
         _confirm(to)
     if require_review:
-        reviewing.require_review(RunFolder.open(run))
+        review.require_review(RunFolder.open(run))
     options = {"merge_base": merge_base, "llama_cpp": llama_cpp, "gguf_type": gguf_type}
-    report = export_run(run, to=to, out=out, overwrite=overwrite, console=show.new_console(), **options)
+    report = export_run(run, to=to, out=out, overwrite=overwrite, **options)
     if report.get("made") is False:
         click.echo("\n".join(report["commands"]))
     if as_json:
-        click.echo(show.json_line(report))
+        click.echo(console.json_line(report))
 
 
 def _confirm(to: str) -> None:
     """Say once what a format gives up, and ask; where nobody can answer, `--yes` is the answer."""
-    from qdora_fast.errors import RefusedError
-    from qdora_fast.export import FORMATS
+    from qdora_fast.recipes.export import FORMATS
+    from qdora_fast.system.errors import RefusedError
 
     cost = FORMATS[to].cost if to in FORMATS else None
     if cost is None:
@@ -74,8 +81,7 @@ def _confirm(to: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 def verify(path: Path, as_json: bool) -> None:
     """Hash a run, checkpoint, adapter or export again: is every file as it was written? Exit code 41: no."""
-    from qdora_fast import show
-    from qdora_fast import verify as verifying
+    from qdora_fast.recipes import verify as verifying
 
     parts = []
     for part in verifying.verify(path):
@@ -83,7 +89,7 @@ def verify(path: Path, as_json: bool) -> None:
         parts.append(part)
     if as_json:
         whole = not any(part.problems for part in parts)
-        click.echo(show.json_line({"path": str(path), "whole": whole, "parts": [part.as_dict() for part in parts]}))
+        click.echo(console.json_line({"path": str(path), "whole": whole, "parts": [part.as_dict() for part in parts]}))
     verifying.require_whole(parts, path)
 
 
@@ -96,9 +102,8 @@ def verify(path: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 def import_adapter(folder: str, base: str | None, data: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check an adapter from elsewhere (FOLDER) and make a run of it, for export, chat and evaluate."""
-    from qdora_fast import adapter_import, show
+    from qdora_fast.recipes import import_adapter as recipe
 
-    console = show.new_console()
-    report = adapter_import.import_adapter(folder, base=base, data=data, overrides=overrides, console=console)
+    report = recipe.import_adapter(folder, base=base, data=data, overrides=overrides)
     if as_json:
-        click.echo(show.json_line(report))
+        click.echo(console.json_line(report))

@@ -15,11 +15,11 @@ from typing import Literal
 import click
 
 import qdora_fast
-from qdora_fast.cli_bench import bench, bench_data, bench_export, bench_gpu
-from qdora_fast.cli_chat import chat, serve
-from qdora_fast.cli_export import export, import_adapter, verify
-from qdora_fast.cli_options import FILE, OFFLINE, SET, runs_code
-from qdora_fast.redact import guard_output
+from qdora_fast.cli.chat import chat, serve
+from qdora_fast.cli.export import export, import_adapter, verify
+from qdora_fast.cli.options import FILE, OFFLINE, SET, runs_code
+from qdora_fast.system import console
+from qdora_fast.system.redact import guard_output
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -37,26 +37,33 @@ def cli(debug: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Check settings, rows, masks and targets; read no weights.")
 @click.option("--reviewed", type=FILE, help="A person's marks on the sample of these rows, for the evaluation log.")
 @runs_code
-def train(config: str | None, overrides: tuple[str, ...], resume: bool, auto_resume: bool, dry_run: bool,
-          reviewed: Path | None) -> None:  # fmt: skip
+def train(
+    config: str | None,
+    overrides: tuple[str, ...],
+    resume: bool,
+    auto_resume: bool,
+    dry_run: bool,
+    reviewed: Path | None,
+) -> None:
     """Fine-tune, compare with the base, export and prove.
 
     CONFIG is a YAML file or the name of a preset; without it the hardware decides.
     """
-    from qdora_fast import hardware, presets, show
-    from qdora_fast.config_file import load_config
+    from qdora_fast.config import presets
+    from qdora_fast.config.loader import load_config
+    from qdora_fast.recipes import messages
+    from qdora_fast.system import hardware
 
     path, why = (presets.find_config(config), None) if config else presets.choose_preset(hardware.gpus())
     settings = load_config(path, overrides)
-    console = show.new_console()
-    show.chosen(console, path, why)
-    from qdora_fast import run
+    messages.chosen(path, why)
+    from qdora_fast.recipes import train as recipe
 
     if dry_run:
-        run.dry_run(settings, console=console)
+        recipe.dry_run(settings)
     else:
         how: bool | Literal["auto"] = True if resume else "auto" if auto_resume else False
-        run.run_recipe(settings, name=path.stem, resume=how, console=console, reviewed=reviewed)
+        recipe.run_recipe(settings, name=path.stem, resume=how, reviewed=reviewed)
 
 
 @cli.command()
@@ -67,15 +74,21 @@ def train(config: str | None, overrides: tuple[str, ...], resume: bool, auto_res
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the plan as a page, too.")
 @OFFLINE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-def plan(config: str | None, overrides: tuple[str, ...], vram: float | None, all_presets: bool, html: Path | None,
-         as_json: bool) -> None:  # fmt: skip
+def plan(
+    config: str | None,
+    overrides: tuple[str, ...],
+    vram: float | None,
+    all_presets: bool,
+    html: Path | None,
+    as_json: bool,
+) -> None:
     """Will a CONFIG fit, how long will it take, which method? Reads no weights. Exit code 10: it does not fit."""
-    from qdora_fast import planning
+    from qdora_fast.recipes import plan as recipe
 
     if all_presets:
-        planning.answer_presets(vram=vram, as_json=as_json, say=click.echo)
+        recipe.answer_presets(vram=vram, as_json=as_json, say=click.echo)
     else:
-        planning.answer(config, overrides, vram=vram, html=html, as_json=as_json, say=click.echo)
+        recipe.answer(config, overrides, vram=vram, html=html, as_json=as_json, say=click.echo)
 
 
 @cli.command()
@@ -90,19 +103,19 @@ def data(target: str, overrides: tuple[str, ...], out: Path | None, reviewed: Pa
 
     No model is loaded, unless data.quality is switched on.
     """
-    from qdora_fast import preparing, presets, show
-    from qdora_fast.config_file import load_config
-    from qdora_fast.run_folder import RunFolder
+    from qdora_fast.config import presets
+    from qdora_fast.config.loader import load_config
+    from qdora_fast.recipes import data as recipe
+    from qdora_fast.system.run_folder import RunFolder
 
-    console = show.new_console()
     if reviewed and (Path(target) / "config.yaml").is_file():
-        report = preparing.review_run(RunFolder.open(target), reviewed, console)
+        report = recipe.review_run(RunFolder.open(target), reviewed)
     else:
         path = presets.find_config(target)
         settings = load_config(path, overrides)
-        report = preparing.run_data(settings, name=path.stem, out=out, reviewed=reviewed, console=console)
+        report = recipe.run_data(settings, name=path.stem, out=out, reviewed=reviewed)
     if as_json:
-        click.echo(show.json_line(report))
+        click.echo(console.json_line(report))
 
 
 @cli.command()
@@ -114,12 +127,12 @@ def data(target: str, overrides: tuple[str, ...], out: Path | None, reviewed: Pa
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 def evaluate(run: str, overrides: tuple[str, ...], mmlu: bool, allow_regression: bool, as_json: bool) -> None:
     """Base against tuned on the held-out rows of a finished RUN; MMLU; completions to read; the log."""
-    from qdora_fast import evaluating, show
+    from qdora_fast.recipes import evaluate as recipe
 
     changed = [*overrides, *(["evaluation.mmlu.enabled=true"] if mmlu else [])]
-    found = evaluating.evaluate(run, overrides=changed, allow_regression=allow_regression, console=show.new_console())
+    found = recipe.evaluate(run, overrides=changed, allow_regression=allow_regression)
     if as_json:
-        click.echo(show.json_line(found))
+        click.echo(console.json_line(found))
 
 
 @cli.command()
@@ -130,9 +143,9 @@ def evaluate(run: str, overrides: tuple[str, ...], mmlu: bool, allow_regression:
 @click.option("--note", default="", help="Why.")
 def review(run: str, file: Path | None, reviewer: str | None, verdict: str | None, note: str) -> None:
     """Record what a person thinks of a RUN's completions: FILE saved from completions.html, or name and verdict."""
-    from qdora_fast import reviewing, show
+    from qdora_fast.recipes import review as recipe
 
-    reviewing.review(run, file=file, reviewer=reviewer, verdict=verdict, note=note, console=show.new_console())
+    recipe.review(run, file=file, reviewer=reviewer, verdict=verdict, note=note)
 
 
 @cli.command()
@@ -140,30 +153,36 @@ def review(run: str, file: Path | None, reviewer: str | None, verdict: str | Non
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line, and no table.")
 def log(runs: tuple[str, ...], as_json: bool) -> None:
     """List and compare the evaluations of RUNS (run folders, or folders of runs)."""
-    from qdora_fast import reviewing, show
+    from qdora_fast.recipes import messages
+    from qdora_fast.recipes import review as recipe
 
-    found = reviewing.evaluations(runs)
+    found = recipe.evaluations(runs)
     if as_json:
-        click.echo(show.json_line({"evaluations": found}))
+        click.echo(console.json_line({"evaluations": found}))
     else:
-        show.evaluations(found)
+        messages.evaluations(found)
 
 
 @cli.command()
 @click.argument("run")
 def report(run: str) -> None:
     """Write a RUN's report.html and model cards anew."""
-    from qdora_fast import evaluating
-    from qdora_fast.run_folder import RunFolder
+    from qdora_fast.recipes import evaluate as recipe
+    from qdora_fast.system.run_folder import RunFolder
 
-    click.echo(evaluating.finish(RunFolder.open(run)))
+    click.echo(recipe.finish(RunFolder.open(run)))
 
 
 @cli.command()
 @click.argument("config")
 @SET
-@click.option("--methods", default="lora,qlora,dora,qdora", show_default=True, metavar="A,B",
-              help="What to compare; also full, full fine-tuning.")  # fmt: skip
+@click.option(
+    "--methods",
+    default="lora,qlora,dora,qdora",
+    show_default=True,
+    metavar="A,B",
+    help="What to compare; also full, full fine-tuning.",
+)
 @click.option("--loraplus", default="1,16", show_default=True, metavar="A,B", help="LoRA+ ratios; 1 is off.")
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="Trainings of each arm.")
 @click.option("--learning-rates", default="", metavar="A,B", help="Take the best for each arm. Default: the config's.")
@@ -172,18 +191,29 @@ def report(run: str) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: runs/NAME-compare.")
 @runs_code
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-def compare(config: str, overrides: tuple[str, ...], methods: str, loraplus: str, seeds: int, learning_rates: str,
-            full_lr: str, target: float | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
+def compare(
+    config: str,
+    overrides: tuple[str, ...],
+    methods: str,
+    loraplus: str,
+    seeds: int,
+    learning_rates: str,
+    full_lr: str,
+    target: float | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
     """Train a CONFIG with several methods and seeds on the same rows, and say what holds.
 
     Goes on where an earlier comparison stopped.
     """
-    from qdora_fast import comparing, presets, show
-    from qdora_fast.comparison.arms import numbers, split
-    from qdora_fast.config_file import load_config
+    from qdora_fast.config import presets
+    from qdora_fast.config.loader import load_config
+    from qdora_fast.recipes.compare import compare as recipe
+    from qdora_fast.recipes.compare.arms import numbers, split
 
     path = presets.find_config(config)
-    record = comparing.compare(
+    record = recipe.compare(
         load_config(path, overrides),
         methods=split(methods),
         ratios=numbers("--loraplus", loraplus),
@@ -193,10 +223,9 @@ def compare(config: str, overrides: tuple[str, ...], methods: str, loraplus: str
         target=target,
         name=path.stem,
         out=out,
-        console=show.new_console(),
     )
     if as_json:
-        click.echo(show.json_line(record))
+        click.echo(console.json_line(record))
 
 
 @cli.command()
@@ -204,7 +233,7 @@ def compare(config: str, overrides: tuple[str, ...], methods: str, loraplus: str
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no page.")
 def doctor(offline: bool, as_json: bool) -> None:
     """Check this machine: packages, GPU, kernels, the engine, disks, the hub. Exit code 0: ready."""
-    from qdora_fast.doctor import examine
+    from qdora_fast.recipes.doctor import examine
 
     sys.exit(examine(as_json=as_json, offline=offline))
 
@@ -213,20 +242,20 @@ def doctor(offline: bool, as_json: bool) -> None:
 @click.option("--schema", is_flag=True, help="Print the JSON schema of a config file, for editors.")
 def presets(schema: bool) -> None:
     """List the shipped configs and this machine's choice."""
-    from qdora_fast import show
+    from qdora_fast.recipes import messages
 
-    show.presets(show.new_console(), schema=schema)
+    messages.presets(schema=schema)
 
 
-for command in (export, import_adapter, verify, chat, serve, bench, bench_gpu, bench_data, bench_export):
+for command in (export, import_adapter, verify, chat, serve):
     cli.add_command(command)
 
 
 def main() -> None:
     """Entry point: run the command, turn foreseen errors into one message and an exit code."""
-    from qdora_fast import processes
-    from qdora_fast.child import protect_children
-    from qdora_fast.errors import ConfigError, QdoraError
+    from qdora_fast.system import distributed
+    from qdora_fast.system.child import protect_children
+    from qdora_fast.system.errors import ConfigError, QdoraError
 
     guard_output()
     protect_children()
@@ -241,8 +270,8 @@ def main() -> None:
     except QdoraError as error:
         if debug:
             raise
-        if processes.first() or not isinstance(error, ConfigError):  # a wrong request is wrong in all of them
-            place = f"[process {processes.number()}] " if processes.count() > 1 else ""
+        if distributed.is_main() or not isinstance(error, ConfigError):  # a wrong request is wrong in all of them
+            place = f"[process {distributed.rank()}] " if distributed.world_size() > 1 else ""
             click.echo(f"{place}error: {error}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):

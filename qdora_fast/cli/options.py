@@ -13,8 +13,9 @@ from typing import Any
 
 import click
 
-from qdora_fast import own_code, remote_code
-from qdora_fast.offline import offline
+from qdora_fast.config import own_code
+from qdora_fast.system import remote_code
+from qdora_fast.system.offline import offline
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 SET = click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting; repeatable.")
@@ -46,9 +47,14 @@ def _ask(text: str) -> bool:
 
 
 _OWN_CODE = click.option(
-    own_code.FLAG, multiple=True, type=click.Path(exists=True, path_type=Path), metavar="FILE", expose_value=False,
-    callback=_open_door, help="Run this file where the config or run names it; read it first. Repeatable.",
-)  # fmt: skip
+    own_code.FLAG,
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    metavar="FILE",
+    expose_value=False,
+    callback=_open_door,
+    help="Run this file where the config or run names it; read it first. Repeatable.",
+)
 
 
 def loads_base(command: Any) -> Any:

@@ -1,7 +1,7 @@
 """The schema: every knob of a run, with its unit and its default.
 
 This folder is the only place where a default lives: `schema.py` has the sections of a run, `data.py` and
-`evaluation.py` the two largest. Reading YAML, `--set` and turning mistakes into messages is `config_file.py`'s
+`evaluation.py` the two largest. Reading YAML, `--set` and turning mistakes into messages is `loader.py`'s
 business; here is only what is valid. Names follow Transformers, PEFT and TRL where they have one. Nothing here
 imports torch, so that a wrong config is refused in milliseconds.
 """

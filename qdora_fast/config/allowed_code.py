@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from qdora_fast.errors import ConfigError
+from qdora_fast.system.errors import ConfigError
 
 NAME = "allowed_code.json"
 

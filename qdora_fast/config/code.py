@@ -2,7 +2,7 @@
 
 A function is named by the file that it is in: `my_rows.py:to_messages`. A relative path starts at the folder of the
 config file that holds it, so that a config and its code travel together; on the command line (`--set`) and in Python it
-starts at the working directory. `config_file.py` makes every such path absolute when it reads a config. Whether the
+starts at the working directory. `loader.py` makes every such path absolute when it reads a config. Whether the
 code is run is decided elsewhere (`own_code.py`), never by a config.
 """
 

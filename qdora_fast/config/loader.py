@@ -17,12 +17,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from qdora_fast import remote_code
 from qdora_fast.config import Config
 from qdora_fast.config.code import Keys, at, with_code
-from qdora_fast.errors import ConfigError
-from qdora_fast.redact import redact
-from qdora_fast.yaml_text import Lines, plain, read_value, read_yaml, write_yaml
+from qdora_fast.config.yaml import Lines, plain, read_value, read_yaml, write_yaml
+from qdora_fast.system import remote_code
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.redact import redact
 
 ON_THE_COMMAND_LINE = {
     "trust_remote_code": f"whoever runs it decides, with {remote_code.FLAG} on the command line",

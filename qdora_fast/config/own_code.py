@@ -30,13 +30,13 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from qdora_fast import allowed_code, processes
-from qdora_fast.allowed_code import Entry
-from qdora_fast.config import Config
+from qdora_fast.config import Config, allowed_code
+from qdora_fast.config.allowed_code import Entry
 from qdora_fast.config.code import code_named, file_of, split, with_code, without_folder
-from qdora_fast.contained import refuse_links_out
-from qdora_fast.errors import ConfigError, RefusedError
-from qdora_fast.redact import redact
+from qdora_fast.system import distributed
+from qdora_fast.system.errors import ConfigError, RefusedError
+from qdora_fast.system.paths import refuse_links_out
+from qdora_fast.system.redact import redact
 
 FLAG = "--own-code"
 LONGEST_MESSAGE = 200
@@ -171,7 +171,7 @@ def _require(named: Sequence[Code]) -> None:
     if unsaid:
         listed = "\n".join(f"  - {each}" for each in _spoken(unsaid, known))
         text = f"code that a config or a run names is run only when you say so:\n{listed}"
-        if said.ask is None or not processes.first() or not said.ask(text):
+        if said.ask is None or not distributed.is_main() or not said.ask(text):
             words = " ".join(f"{FLAG} {shlex.quote(str(code.path))}" for code in unsaid)
             files = ", ".join(repr(str(code.path)) for code in unsaid)
             raise RefusedError(

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import Config
-from qdora_fast.config_file import load_config, make_config
-from qdora_fast.errors import ConfigError
-from qdora_fast.hardware import Gpu
+from qdora_fast.config.loader import load_config, make_config
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.hardware import Gpu
 
 # Smallest card memory in GiB (as drivers report it: a "24 GB" card shows 22.5-24) → preset, largest first.
 _BY_MEMORY = ((75.0, "llama3.1-70b-80gb"), (22.0, "llama3.1-8b-24gb"), (15.0, "llama3.1-8b-16gb"))
@@ -41,7 +41,7 @@ class Preset:
 
 def configs_folder() -> Path:
     """`configs/` beside the package in a checkout, inside the package when installed from a wheel."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
 
 

@@ -18,7 +18,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
 
-from qdora_fast.errors import ConfigError
+from qdora_fast.system.errors import ConfigError
 
 MOST_BYTES, MOST_VALUES, MOST_ALIASES, DEEPEST = 256 * 2**10, 10_000, 100, 20
 """Of a whole file. A config has some fifty values, four levels deep."""

@@ -14,12 +14,12 @@ Importing this package imports nothing heavy.
 """
 
 from qdora_fast.data.dataset import Prepared, prepare
-from qdora_fast.data.detection import Detection, detect
-from qdora_fast.data.messages import Message, Row, prompt_of
-from qdora_fast.data.preflight import format_preflight
-from qdora_fast.data.render import Rendering, previews
-from qdora_fast.data.report import DataReport
-from qdora_fast.data.templates import TemplateChoice, choose_template
+from qdora_fast.data.read.detection import Detection, detect
+from qdora_fast.data.read.messages import Message, Row, prompt_of
+from qdora_fast.data.report.preflight import format_preflight
+from qdora_fast.data.report.report import DataReport
+from qdora_fast.data.tokenize.render import Rendering, previews
+from qdora_fast.data.tokenize.templates import TemplateChoice, choose_template
 
 __all__ = [
     "DataReport",

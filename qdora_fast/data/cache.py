@@ -23,12 +23,12 @@ from typing import Any
 
 from qdora_fast.config import DataSettings
 from qdora_fast.config.code import with_code, without_folder
-from qdora_fast.data.render import Rendering
-from qdora_fast.data.sources import fingerprint
+from qdora_fast.data.read.sources import fingerprint
 from qdora_fast.data.store import disk_errors
-from qdora_fast.errors import ConfigError
-from qdora_fast.hardware import cache_folder
-from qdora_fast.manifest import value_hash
+from qdora_fast.data.tokenize.render import Rendering
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.hardware import cache_folder
+from qdora_fast.system.manifest import value_hash
 
 ENTRIES = 10
 LIBRARIES = ("regex", "datasketch", "ftfy", "xxhash", "numpy", "tokenizers", "transformers", "jinja2", "datasets")
@@ -97,7 +97,7 @@ def _forget_old(root: Path) -> None:
 def _code() -> str:
     """SHA-256 of the files that prepare rows."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -21,18 +21,19 @@ from pathlib import Path
 import numpy as np
 
 from qdora_fast.config import DataSettings
-from qdora_fast.data import cache, custom
-from qdora_fast.data.accounts import Ledger, after_quality
+from qdora_fast.data import cache
+from qdora_fast.data.clean.quality import QualityReport, Verdicts
+from qdora_fast.data.clean.rejects import MALFORMED, Dropped, bullet_list, total
+from qdora_fast.data.clean.selection import select
 from qdora_fast.data.judge import Judge, Origin
 from qdora_fast.data.pipeline import OnRows, judge_all
-from qdora_fast.data.quality import QualityReport, Verdicts
-from qdora_fast.data.rejects import MALFORMED, Dropped, bullet_list, total
-from qdora_fast.data.render import Rendering, refuse_hopeless
-from qdora_fast.data.report import STEP_OF, DataReport, load_report, save_report
-from qdora_fast.data.selection import select
-from qdora_fast.data.sources import Source, open_source
+from qdora_fast.data.read import custom
+from qdora_fast.data.read.sources import Source, open_source
+from qdora_fast.data.report.accounts import Ledger, after_quality
+from qdora_fast.data.report.report import STEP_OF, DataReport, load_report, save_report
 from qdora_fast.data.store import ROWS, Columns, Examples, Rows, Spool, disk_errors, open_examples
-from qdora_fast.errors import DataError
+from qdora_fast.data.tokenize.render import Rendering, refuse_hopeless
+from qdora_fast.system.errors import DataError
 
 DUPLICATES, ARRAYS, ACCOUNT = "duplicates.jsonl", "arrays.npz", "account.json"
 

@@ -18,15 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qdora_fast.config import DataSettings
-from qdora_fast.data import custom, filters, similarity
-from qdora_fast.data.formats import Conversation, Converter, convert
-from qdora_fast.data.languages import CHARACTERS_FOR_LANGUAGE, script_of
-from qdora_fast.data.messages import Row
-from qdora_fast.data.readers import BadRow, RawRow
-from qdora_fast.data.rejects import RejectedRow
-from qdora_fast.data.render import FLAGS, Renderer, Rendering, TooLong, spoken
-from qdora_fast.data.split import group_key
+from qdora_fast.data.clean import filters, similarity
+from qdora_fast.data.clean.languages import CHARACTERS_FOR_LANGUAGE, script_of
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.clean.split import group_key
+from qdora_fast.data.read import custom
+from qdora_fast.data.read.formats import Conversation, Converter, convert
+from qdora_fast.data.read.messages import Row
+from qdora_fast.data.read.readers import BadRow, RawRow
 from qdora_fast.data.store import Chunk, Columns
+from qdora_fast.data.tokenize.render import FLAGS, Renderer, Rendering, TooLong, spoken
 
 LONG_ENOUGH = 2**31 - 1
 CHARACTERS_PER_TOKEN = 40

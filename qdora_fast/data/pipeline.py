@@ -20,12 +20,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 
+from qdora_fast.data.clean.rejects import Tally
 from qdora_fast.data.judge import Job, Judge
-from qdora_fast.data.readers import RawRow
-from qdora_fast.data.rejects import Tally
-from qdora_fast.data.sources import IdCheck, Source
+from qdora_fast.data.read.readers import RawRow
+from qdora_fast.data.read.sources import IdCheck, Source
 from qdora_fast.data.store import Chunk, Spool
-from qdora_fast.errors import DataError
+from qdora_fast.system.errors import DataError
 
 ROWS_PER_CHUNK = 256
 CHUNKS_IN_THIS_PROCESS = 4

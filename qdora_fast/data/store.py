@@ -19,9 +19,9 @@ from typing import IO, TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from qdora_fast.data.messages import Row
-from qdora_fast.errors import DiskSpaceError
-from qdora_fast.staging import disk_full
+from qdora_fast.data.read.messages import Row
+from qdora_fast.system.atomic import disk_full
+from qdora_fast.system.errors import DiskSpaceError
 
 if TYPE_CHECKING:
     from datasets import Dataset

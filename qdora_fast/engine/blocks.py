@@ -31,9 +31,12 @@ from qdora_fast.engine.functions import (
 
 
 def gated_mlp(
-    x: Tensor, projections: Sequence[Projection], parameters: Sequence[Tensor | None], activation: str,
+    x: Tensor,
+    projections: Sequence[Projection],
+    parameters: Sequence[Tensor | None],
+    activation: str,
     dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """y [..., hidden] of a gated MLP, in x's type.
 
     Args:
@@ -111,9 +114,15 @@ def _backward(
     # dm of gate and up comes from the dots; their outputs need not be read again.
     without_m = [want and place % 3 != 2 for place, want in enumerate(wants[:6])]
     dx, _, gradients = backward_group(
-        [local.de, local.dg], flat, [None, None], gate_up,
-        wants_x=wants_x, apart=False, wants_seen=False, wants=without_m,
-    )  # fmt: skip
+        [local.de, local.dg],
+        flat,
+        [None, None],
+        gate_up,
+        wants_x=wants_x,
+        apart=False,
+        wants_seen=False,
+        wants=without_m,
+    )
     for place, dot, projection in ((2, local.dot_e, gate_up[0]), (5, local.dot_g, gate_up[1])):
         if wants[place] and dot is not None:
             gradients[place] = dots_to_dm(dot, projection.snapshot)

@@ -30,9 +30,12 @@ class FrozenWeight(Protocol):
     """In which training sees W: what its values are rounded to."""
 
     def matrix(
-        self, dtype: torch.dtype, row_scale: Tensor | None = None, low_rank: tuple[Tensor, Tensor] | None = None,
+        self,
+        dtype: torch.dtype,
+        row_scale: Tensor | None = None,
+        low_rank: tuple[Tensor, Tensor] | None = None,
         out: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """diag(row_scale) W + L @ R, [out, in], rounded once to `dtype`.
 
         Args:
@@ -59,9 +62,12 @@ class Nf4:
         self.shape, self.dtype = self.packed.shape, self.packed.dtype
 
     def matrix(
-        self, dtype: torch.dtype, row_scale: Tensor | None = None, low_rank: tuple[Tensor, Tensor] | None = None,
+        self,
+        dtype: torch.dtype,
+        row_scale: Tensor | None = None,
+        low_rank: tuple[Tensor, Tensor] | None = None,
         out: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """See FrozenWeight."""
         return kernels.dequantize(self.packed, row_scale=row_scale, low_rank=low_rank, dtype=dtype, out=out)
 
@@ -84,9 +90,12 @@ class Dense:
         self.shape, self.dtype = (weight.shape[0], weight.shape[1]), weight.dtype
 
     def matrix(
-        self, dtype: torch.dtype, row_scale: Tensor | None = None, low_rank: tuple[Tensor, Tensor] | None = None,
+        self,
+        dtype: torch.dtype,
+        row_scale: Tensor | None = None,
+        low_rank: tuple[Tensor, Tensor] | None = None,
         out: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """See FrozenWeight."""
         if row_scale is None and low_rank is None and out is None:
             return self.weight.to(dtype)
@@ -115,9 +124,12 @@ class Int8(Dense):
 
 
 def combine(
-    weight: Tensor, dtype: torch.dtype, row_scale: Tensor | None, low_rank: tuple[Tensor, Tensor] | None,
+    weight: Tensor,
+    dtype: torch.dtype,
+    row_scale: Tensor | None,
+    low_rank: tuple[Tensor, Tensor] | None,
     out: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """diag(row_scale) W + L @ R for a dense W, computed in fp32 (fp64 for fp64) by blocks of rows, rounded once."""
     exact = torch.promote_types(weight.dtype, torch.float32)
     result = torch.empty(weight.shape, dtype=dtype, device=weight.device) if out is None else out

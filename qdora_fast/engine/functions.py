@@ -70,9 +70,14 @@ def prefers_merged(tokens: int, shape: tuple[int, int], device: str) -> bool:
 
 
 def adapted_group(
-    x: Tensor, projections: Sequence[Projection], parameters: Sequence[Tensor | None],
-    *, dropped: Tensor | None = None, dtype: torch.dtype, out_dtype: torch.dtype,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    x: Tensor,
+    projections: Sequence[Projection],
+    parameters: Sequence[Tensor | None],
+    *,
+    dropped: Tensor | None = None,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
     """y of each projection, [..., out], from one x.
 
     Args:
@@ -136,10 +141,16 @@ class _Group(torch.autograd.Function):
         dx, dseen, dparameters = relieved(
             call.projections[0].snapshot,
             lambda: backward_group(
-                flat, seen, kept, call.projections,
-                wants_x=wanted[0], apart=ctx.types[1] is not None, wants_seen=wanted[1], wants=wanted[3:],
+                flat,
+                seen,
+                kept,
+                call.projections,
+                wants_x=wanted[0],
+                apart=ctx.types[1] is not None,
+                wants_seen=wanted[1],
+                wants=wanted[3:],
             ),
-        )  # fmt: skip
+        )
         dx = None if dx is None else dx.view(ctx.shape).to(ctx.types[0])
         dseen = None if dseen is None else dseen.view(ctx.shape).to(ctx.types[1])
         typed = [
@@ -165,9 +176,16 @@ def forward_group(x: Tensor, seen: Tensor, projections: Sequence[Projection]) ->
 
 
 def backward_group(
-    gradients: Sequence[Tensor | None], seen: Tensor, kept: Sequence[Tensor | None], projections: Sequence[Projection],
-    *, wants_x: bool, apart: bool, wants_seen: bool, wants: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:  # fmt: skip
+    gradients: Sequence[Tensor | None],
+    seen: Tensor,
+    kept: Sequence[Tensor | None],
+    projections: Sequence[Projection],
+    *,
+    wants_x: bool,
+    apart: bool,
+    wants_seen: bool,
+    wants: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
     """dx [T, in], d(dropped) [T, in] and dA, dB, dm of each projection.
 
     Args:
@@ -197,9 +215,12 @@ def pull(gradients: Sequence[Tensor | None], projections: Sequence[Projection]) 
 
 
 def input_gradient(
-    gradients: Sequence[Tensor | None], pulled: Sequence[Tensor | None], projections: Sequence[Projection],
-    *, apart: bool = False,
-) -> Tensor | None:  # fmt: skip
+    gradients: Sequence[Tensor | None],
+    pulled: Sequence[Tensor | None],
+    projections: Sequence[Projection],
+    *,
+    apart: bool = False,
+) -> Tensor | None:
     """dX [T, in], summed over the group in place; without the update's share when that has an input of its own."""
     dx: Tensor | None = None
     for dy, u, projection in zip(gradients, pulled, projections, strict=True):
@@ -215,9 +236,13 @@ def input_gradient(
 
 
 def parameter_gradients(
-    gradients: Sequence[Tensor | None], pulled: Sequence[Tensor | None], seen: Tensor,
-    kept: Sequence[Tensor | None], projections: Sequence[Projection], wants: Sequence[bool],
-) -> list[Tensor | None]:  # fmt: skip
+    gradients: Sequence[Tensor | None],
+    pulled: Sequence[Tensor | None],
+    seen: Tensor,
+    kept: Sequence[Tensor | None],
+    projections: Sequence[Projection],
+    wants: Sequence[bool],
+) -> list[Tensor | None]:
     """dA [r, in], dB [out, r] and dm [out] of each projection, None where not wanted; x Aᵀ is made again here."""
     result: list[Tensor | None] = [None] * (3 * len(projections))
     alive = [i for i, dy in enumerate(gradients) if dy is not None]

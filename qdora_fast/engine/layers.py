@@ -41,9 +41,15 @@ class FusedState:
     """
 
     def __init__(
-        self, name: str, module: Any, *, form: str = "auto", reference: bool = False, peft_dropout: bool = False,
+        self,
+        name: str,
+        module: Any,
+        *,
+        form: str = "auto",
+        reference: bool = False,
+        peft_dropout: bool = False,
         kernels: Kernels | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.name, self.form, self.reference, self.peft_dropout = name, form, reference, peft_dropout
         self.kernels = kernels
         self.private_output = False
@@ -218,9 +224,7 @@ def frozen_weight(base: Any) -> FrozenWeight:
     raise Unfusable(f"a base layer of type {kind} is not supported")
 
 
-def _by_reference(
-    module: Any, x: Tensor, dropped: Tensor | None, dtype: torch.dtype, out_dtype: torch.dtype
-) -> Tensor:  # fmt: skip
+def _by_reference(module: Any, x: Tensor, dropped: Tensor | None, dtype: torch.dtype, out_dtype: torch.dtype) -> Tensor:
     state: FusedState = module.fused
     a, b, m = state.parameters(module)
     adapter = module.active_adapters[0]
@@ -229,11 +233,17 @@ def _by_reference(
     bias = module.base_layer.bias
     with torch.autocast(x.device.type, enabled=False):
         y = reference.adapted_linear(
-            x.to(exact), frozen.matrix(exact), None if bias is None else bias.to(exact), a.to(exact), b.to(exact),
-            None if m is None else m.to(exact), module.scaling[adapter],
-            dropped=None if dropped is None else dropped.to(exact), peft_dropout=state.peft_dropout,
+            x.to(exact),
+            frozen.matrix(exact),
+            None if bias is None else bias.to(exact),
+            a.to(exact),
+            b.to(exact),
+            None if m is None else m.to(exact),
+            module.scaling[adapter],
+            dropped=None if dropped is None else dropped.to(exact),
+            peft_dropout=state.peft_dropout,
             unscaled_rows=state.cache(module, adapter).unscaled_rows,
-        )  # fmt: skip
+        )
     return y.to(out_dtype)
 
 

@@ -161,9 +161,17 @@ class Snapshot:
     """
 
     def __init__(
-        self, frozen: FrozenWeight, lora_a: Tensor, lora_b: Tensor, magnitude: Tensor | None, scaling: float,
-        *, slot: Slot, unscaled_rows: Tensor | None, impl: Kernels | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        frozen: FrozenWeight,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        magnitude: Tensor | None,
+        scaling: float,
+        *,
+        slot: Slot,
+        unscaled_rows: Tensor | None,
+        impl: Kernels | None = None,
+    ) -> None:
         self.frozen, self.slot, self.unscaled_rows = frozen, slot, unscaled_rows
         self.magnitude, self.scaling, self.device = magnitude, scaling, lora_a.device
         self._lora_a, self._lora_b = lora_a, lora_b
@@ -271,9 +279,13 @@ class LayerCache:
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
                 data = (lora_a.data, lora_b.data, None if magnitude is None else magnitude.data)
                 self._snapshot = Snapshot(
-                    self.frozen, *data, scaling,
-                    slot=self.slot, unscaled_rows=self.unscaled_rows, impl=self.impl,
-                )  # fmt: skip
+                    self.frozen,
+                    *data,
+                    scaling,
+                    slot=self.slot,
+                    unscaled_rows=self.unscaled_rows,
+                    impl=self.impl,
+                )
             self._key = key
         return self._snapshot
 

@@ -89,9 +89,15 @@ class EngineError(RuntimeError):
 
 
 def install(
-    model: Any, *, impl: Impl = "auto", resident: Resident = "auto", form: Form = "auto", peft_dropout: bool = False,
-    require: bool = False, saved: bool = False,
-) -> EngineReport:  # fmt: skip
+    model: Any,
+    *,
+    impl: Impl = "auto",
+    resident: Resident = "auto",
+    form: Form = "auto",
+    peft_dropout: bool = False,
+    require: bool = False,
+    saved: bool = False,
+) -> EngineReport:
     """Put the fused path into a PEFT LoRA or DoRA model.
 
     Args:

@@ -85,9 +85,13 @@ class Residency:
     """
 
     def __init__(
-        self, slots: Sequence[Slot], choice: Resident, *, on_gpu: bool,
+        self,
+        slots: Sequence[Slot],
+        choice: Resident,
+        *,
+        on_gpu: bool,
         probe: Callable[[], Memory] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._slots = list(slots)
         for slot in self._slots:
             slot.relieve = self.release

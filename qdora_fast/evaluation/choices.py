@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qdora_fast.data.spans import shared_length
-from qdora_fast.errors import ConfigError, DataError
-from qdora_fast.out_of_memory import Batches
+from qdora_fast.data.tokenize.spans import shared_length
+from qdora_fast.models.out_of_memory import Batches
+from qdora_fast.system.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from qdora_fast.data.masking import IGNORED
+from qdora_fast.data.tokenize.masking import IGNORED
 from qdora_fast.evaluation.logits import logits_at
-from qdora_fast.out_of_memory import Batches
+from qdora_fast.models.out_of_memory import Batches
 
 OnAnswer = Callable[[int], None]
 """Told how many more answers are finished."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.redact import redacted
+from qdora_fast.system.redact import redacted
 
 LOG = Path("evaluation") / "log.jsonl"
 

@@ -33,9 +33,9 @@ import regex
 
 from qdora_fast.config.code import METRIC, without_folder
 from qdora_fast.config.evaluation import KNOWN_METRICS
-from qdora_fast.errors import ConfigError, DataError
+from qdora_fast.config.own_code import described, load_function
 from qdora_fast.evaluation.json_answers import calls_of, values_in
-from qdora_fast.own_code import described, load_function
+from qdora_fast.system.errors import ConfigError, DataError
 
 Score = Callable[[str, str, Mapping[str, Any]], float]
 

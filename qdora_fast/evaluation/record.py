@@ -13,8 +13,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from qdora_fast.config import Config
-from qdora_fast.manifest import sha256_of, value_hash
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.models.run_info import read_run_info
+from qdora_fast.system.manifest import sha256_of, value_hash
+from qdora_fast.system.run_folder import RunFolder
 
 SIDES = ("train", "held_out")
 
@@ -68,9 +69,9 @@ class Evaluation(_Part):
 
 def make_record(folder: RunFolder, config: Config, **found: Any) -> dict[str, Any]:
     """The checked record of one evaluation: what was measured, and everything that it was measured on."""
-    from qdora_fast.adapter import WEIGHTS_NAME
+    from qdora_fast.models.adapter import WEIGHTS_NAME
 
-    made, data = folder.read_json("model.json"), folder.read_json("data/report.json")
+    info, data = read_run_info(folder), folder.read_json("data/report.json")
     machine = folder.read_json("environment.json")
     train, held_out = ([row["meta"]["hash"] for row in folder.read_rows(f"data/{side}.jsonl")] for side in SIDES)
     settings = config.model_dump(mode="json")
@@ -93,8 +94,8 @@ def make_record(folder: RunFolder, config: Config, **found: Any) -> dict[str, An
         training=Training(
             config=settings,
             config_sha256=value_hash(settings),
-            base=made["base"],
-            revision=made["revision"],
+            base=info.base,
+            revision=info.revision,
             quantized=config.adapter.quantized,
             method=config.adapter.method,
             adapter_sha256=sha256_of(folder.adapter / WEIGHTS_NAME),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from qdora_fast.config import EvaluationSettings
-from qdora_fast.data.split import group_key
+from qdora_fast.data.clean.split import group_key
 from qdora_fast.evaluation import statistics
 from qdora_fast.evaluation.heldout import (
     Both,
@@ -29,7 +29,7 @@ from qdora_fast.evaluation.heldout import (
     row_losses,
 )
 from qdora_fast.evaluation.metrics import Metric, find_metric
-from qdora_fast.out_of_memory import Batches
+from qdora_fast.models.out_of_memory import Batches
 
 SIDES = ("base", "tuned")
 RESAMPLES = 10_000

@@ -11,24 +11,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from qdora_fast import show
-from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
-from qdora_fast.errors import IntegrityError, RefusedError
-from qdora_fast.evaluation.card import public_config
-from qdora_fast.hardware import package_versions
-from qdora_fast.manifest import NAME, problems, write_manifest
-from qdora_fast.run_folder import RunFolder
-from qdora_fast.staging import staged_file, staged_folder
-from qdora_fast.weights import read_json
+from qdora_fast.evaluation.report.card import public_config
+from qdora_fast.exports.report import print_report
+from qdora_fast.models.backend import open_backend
+from qdora_fast.models.run_info import RunInfo, read_run_info
+from qdora_fast.models.weights import read_json
+from qdora_fast.system import console
+from qdora_fast.system.atomic import staged_file, staged_folder
+from qdora_fast.system.errors import IntegrityError, RefusedError
+from qdora_fast.system.hardware import package_versions
+from qdora_fast.system.manifest import NAME, problems, write_manifest
+from qdora_fast.system.run_folder import RunFolder
 
 CARD = "README.md"
 
 
 def export_run(
-    folder: RunFolder, config: Config, *, out: Path | None, overwrite: bool, console: Console, to: str = "adapter"
+    folder: RunFolder, config: Config, *, out: Path | None, overwrite: bool, to: str = "adapter"
 ) -> dict[str, Any]:
     """Check the run's adapter, and complete it where it lies or in a copy at `out`.
 
@@ -39,21 +39,21 @@ def export_run(
         IntegrityError: a tensor is missing or broken, or a file has changed since its manifest was written.
     """
     open_backend()
-    from qdora_fast.adapter import CONFIG_NAME, WEIGHTS_NAME, assert_complete, sha256_of
+    from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME, assert_complete, sha256_of
 
-    made = folder.read_json("model.json")
-    assert_complete(folder.adapter, decomposed=config.adapter.decomposed, expected_modules=made["targets"])
+    info = read_run_info(folder)
+    assert_complete(folder.adapter, decomposed=config.adapter.decomposed, expected_modules=info.targets)
     changed = problems(folder.adapter) if (folder.adapter / NAME).is_file() else []
     if changed:
         raise IntegrityError(f"the adapter has changed since it was exported: {changed[0]}; train again or restore it")
     target = out or folder.adapter
     if out is None:
-        _describe(target, config, made)
+        _describe(target, config, info)
     else:
         with staged_folder(out, overwrite=overwrite) as staging:
             shutil.copytree(folder.adapter, staging, dirs_exist_ok=True)
-            _describe(staging, config, made)
-            assert_complete(staging, decomposed=config.adapter.decomposed, expected_modules=made["targets"])
+            _describe(staging, config, info)
+            assert_complete(staging, decomposed=config.adapter.decomposed, expected_modules=info.targets)
     base = read_json(target / CONFIG_NAME).get("base_model_name_or_path")
     report = {
         "format": to,
@@ -63,11 +63,11 @@ def export_run(
         "manifest": str(target / NAME),
         "base": base,
     }
-    show.exported(console, report)
+    print_report(report)
     if Path(str(base)).is_dir():
-        show.note(console, f"it names its base by a path on this machine ({base}); elsewhere that must be put right")
+        console.note(f"it names its base by a path on this machine ({base}); elsewhere that must be put right")
     if config.adapter.decomposed:
-        show.note(console, SERVERS)
+        console.note(SERVERS)
     return report
 
 
@@ -77,23 +77,21 @@ SERVERS = (
 )
 
 
-def _describe(place: Path, config: Config, made: dict[str, Any]) -> None:
+def _describe(place: Path, config: Config, info: RunInfo) -> None:
     """Write config.yaml and the manifest; the card stays out of it, since it is there to be edited."""
     with staged_file(place / "config.yaml") as file:
         file.write_text(public_config(config) + "\n", encoding="utf-8")
     about = {
         "kind": "adapter",
-        "method": made["method"],
-        "base_revision": made["revision"],
-        "layers": len(made["targets"]),
+        "method": info.method,
+        "base_revision": info.revision,
+        "layers": len(info.targets),
         "packages": package_versions(),
     }
     write_manifest(place, about, leave_out=[CARD])
 
 
-def export_lora(
-    folder: RunFolder, config: Config, *, out: Path | None, overwrite: bool, console: Console
-) -> dict[str, Any]:
+def export_lora(folder: RunFolder, config: Config, *, out: Path | None, overwrite: bool) -> dict[str, Any]:
     """The adapter of a run without DoRA, which is plain LoRA.
 
     Raises:
@@ -105,4 +103,4 @@ def export_lora(
             "drops the magnitude vectors; it loads without an error and is another model. Use `--to merged_16bit` to "
             "deploy it, or `--to adapter` for a complete DoRA adapter"
         )
-    return export_run(folder, config, out=out, overwrite=overwrite, console=console, to="lora")
+    return export_run(folder, config, out=out, overwrite=overwrite, to="lora")

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qdora_fast.adapter import CONFIG_NAME, Adapter
 from qdora_fast.config import Config
-from qdora_fast.errors import IntegrityError
-from qdora_fast.model import read_architecture
-from qdora_fast.targets import choose_targets
-from qdora_fast.weights import read_json
+from qdora_fast.models.adapter import CONFIG_NAME, Adapter
+from qdora_fast.models.loading import read_architecture
+from qdora_fast.models.targets import choose_targets
+from qdora_fast.models.weights import read_json
+from qdora_fast.system.errors import IntegrityError
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def _compare_shapes(adapter: Adapter, config: Config, base: str) -> bool:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    from qdora_fast.base_weights import BaseWeights, MergeRecipe
-    from qdora_fast.merged_model import check_fit
+    from qdora_fast.exports.merge.base import BaseWeights, MergeRecipe
+    from qdora_fast.exports.merge.merged_model import check_fit
 
     place = config.model.base_16bit or base
     if not Path(place).is_dir():

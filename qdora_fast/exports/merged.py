@@ -1,6 +1,6 @@
 """The merged model of a run, and the proof that it is the model that was trained.
 
-It is built beside its final place and moves there only when its proof (`export_proof.py`) has passed. A failed
+It is built beside its final place and moves there only when its proof (`checks.py`) has passed. A failed
 proof is a failed export: the folder stays under another name, with export.json saying what failed.
 
 With `merge_base: auto` the original 16-bit weights are merged into first. Where that turns out to cost held-out
@@ -12,24 +12,25 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from qdora_fast import show
-from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
-from qdora_fast.errors import ProofError, RefusedError
-from qdora_fast.export_case import base_folder, case_of, recipe_of, record_saved
-from qdora_fast.export_proof import Evidence
-from qdora_fast.hardware import package_versions
-from qdora_fast.manifest import write_manifest
-from qdora_fast.remote_code import require_allowed
-from qdora_fast.run_folder import UNPROVEN, RunFolder, write_json
-from qdora_fast.staging import publish, refuse_existing
+from qdora_fast.config.recorded import read_config
+from qdora_fast.exports.report import print_report
+from qdora_fast.exports.verify.case import base_folder, case_of, recipe_of, record_saved
+from qdora_fast.exports.verify.checks import Evidence
+from qdora_fast.models.backend import open_backend
+from qdora_fast.models.run_info import RunInfo, read_run_info
+from qdora_fast.system import console
+from qdora_fast.system.atomic import publish, refuse_existing
+from qdora_fast.system.errors import ProofError, RefusedError
+from qdora_fast.system.hardware import package_versions
+from qdora_fast.system.manifest import write_manifest
+from qdora_fast.system.remote_code import require_allowed
+from qdora_fast.system.run_folder import UNPROVEN, RunFolder, write_json
 
 
 def export_run(
@@ -38,7 +39,6 @@ def export_run(
     *,
     out: Path | None,
     overwrite: bool,
-    console: Console,
     merge_base: str | None = None,
 ) -> dict[str, Any]:
     """Load a finished run, merge it and prove the result.
@@ -59,18 +59,18 @@ def export_run(
     if chosen == "dequant4" and not config.adapter.quantized:
         raise RefusedError(f"--merge-base dequant4: method `{config.adapter.method}` has no 4-bit base; use original16")
     target = out or merged_folder(folder, chosen)
-    return export_to(folder, config, chosen, to="merged_16bit", out=target, overwrite=overwrite, console=console)
+    return export_to(folder, config, chosen, to="merged_16bit", out=target, overwrite=overwrite)
 
 
 def export_to(
-    folder: RunFolder, config: Config, merge_base: str, *, to: str, out: Path, overwrite: bool, console: Console
+    folder: RunFolder, config: Config, merge_base: str, *, to: str, out: Path, overwrite: bool
 ) -> dict[str, Any]:
     """`export_run` into one of the merged formats: merged_16bit or merged_4bit_forced."""
     refuse_existing(out, overwrite=overwrite)
-    require_allowed(folder.read_json("model.json"))  # says so when the run did not finish, too
+    require_allowed(read_run_info(folder).own_code)  # says so when the run did not finish, too
     open_backend()
     evidence = record_saved(folder, config)
-    return export_merged(folder, evidence, to=to, merge_base=merge_base, out=out, overwrite=overwrite, console=console)
+    return export_merged(folder, evidence, to=to, merge_base=merge_base, out=out, overwrite=overwrite)
 
 
 def merged_folder(folder: RunFolder, merge_base: str) -> Path:
@@ -91,21 +91,20 @@ def export_merged(
     merge_base: str,
     out: Path,
     overwrite: bool,
-    console: Console,
 ) -> dict[str, Any]:
     """Merge, prove, and move into place. `evidence` comes from `record_trained`."""
-    from qdora_fast.merge import refuse_own_sources
+    from qdora_fast.exports.merge.merge import refuse_own_sources
 
     refuse_existing(out, overwrite=overwrite)
-    config, made = folder.config(), folder.read_json("model.json")
-    base = base_folder(made, config)
+    config, info = read_config(folder), read_run_info(folder)
+    base = base_folder(info, config)
     refuse_own_sources(out, base, folder.adapter)
-    chosen, reason = (merge_base, None) if merge_base != "auto" else _before_measuring(base, made)
-    report = _build_and_prove(folder, evidence, to, chosen, out, console, measure=reason == MEASURE)
+    chosen, reason = (merge_base, None) if merge_base != "auto" else _before_measuring(base, info)
+    report = _build_and_prove(folder, evidence, to, chosen, out, measure=reason == MEASURE)
     if "instead" in report["proof"]:
         reason = report["proof"]["instead"]
-        show.note(console, "the 16-bit weights would cost held-out loss: merging into the 4-bit ones that training saw")
-        report = _build_and_prove(folder, evidence, to, "dequant4", out, console)
+        console.note("the 16-bit weights would cost held-out loss: merging into the 4-bit ones that training saw")
+        report = _build_and_prove(folder, evidence, to, "dequant4", out)
     elif reason == MEASURE:
         reason = "they cost nothing that matters on these rows"
     report["merge_base_reason"] = reason
@@ -120,7 +119,7 @@ def export_merged(
             f"  It was left in {unproven} for inspection (see its export.json); do not deploy it"
         )
     publish(unproven, out)
-    show.exported(console, report)
+    print_report(report)
     return report
 
 
@@ -128,11 +127,11 @@ MEASURE = "measured"
 """The base to merge into is decided by what the export in `original16` costs."""
 
 
-def _before_measuring(base: Path, made: Mapping[str, Any]) -> tuple[str, str]:
+def _before_measuring(base: Path, info: RunInfo) -> tuple[str, str]:
     """What `merge_base: auto` takes first, and why: `MEASURE` where only the result can tell."""
-    from qdora_fast.weights import read_json
+    from qdora_fast.models.weights import read_json
 
-    if not made["quantized_modules"]:
+    if not info.quantized_modules:
         return "original16", "training saw the 16-bit weights"
     if read_json(base / "config.json").get("quantization_config") is not None:
         return "dequant4", "the base exists in 4 bits alone; name its 16-bit weights as model.base_16bit to compare"
@@ -145,7 +144,6 @@ def _build_and_prove(
     to: str,
     merge_base: str,
     out: Path,
-    console: Console,
     *,
     measure: bool = False,
 ) -> dict[str, Any]:
@@ -154,19 +152,19 @@ def _build_and_prove(
     Args:
         measure: the proof may say that the other base is to be taken instead, and then says nothing else.
     """
-    from qdora_fast.adapter import WEIGHTS_NAME, sha256_of
-    from qdora_fast.merge import build
-    from qdora_fast.merged_model import MergedModel
-    from qdora_fast.shards import close_ledger
+    from qdora_fast.exports.merge.merge import build
+    from qdora_fast.exports.merge.merged_model import MergedModel
+    from qdora_fast.exports.merge.shards import close_ledger
+    from qdora_fast.models.adapter import WEIGHTS_NAME, sha256_of
 
     started = time.monotonic()
-    config, made = folder.config(), folder.read_json("model.json")
-    base, unproven = base_folder(made, config), unproven_folder(out)
-    recipe = recipe_of(to, merge_base, made)
+    config, info = read_config(folder), read_run_info(folder)
+    base, unproven = base_folder(info, config), unproven_folder(out)
+    recipe = recipe_of(to, merge_base, info)
     model = MergedModel(base, folder.adapter, recipe)
-    with show.writing(console, model.total_bytes) as on_bytes:
+    with console.counting_bytes(model.total_bytes) as on_bytes:
         merged = _timed(lambda: build(model, unproven, tokenizer_from=folder.adapter, on_bytes=on_bytes))
-    proof = _timed(lambda: _prove(folder, evidence, unproven, recipe, console, measure=measure))
+    proof = _timed(lambda: _prove(folder, evidence, unproven, recipe, measure=measure))
     close_ledger(unproven)
     return {
         "format": to,
@@ -178,7 +176,7 @@ def _build_and_prove(
         "seconds": round(time.monotonic() - started, 2),
         "merge_seconds": round(merged.seconds, 2),
         "proof_seconds": round(proof.seconds, 2),
-        "base": {"name": made["base"], "folder": str(base), "revision": made["revision"]},
+        "base": {"name": info.base, "folder": str(base), "revision": info.revision},
         "adapter_sha256": sha256_of(folder.adapter / WEIGHTS_NAME),
         "sha256": merged.value.sha256,
         "resumed_shards": merged.value.resumed,
@@ -186,14 +184,12 @@ def _build_and_prove(
     }
 
 
-def _prove(
-    folder: RunFolder, evidence: Evidence, exported: Path, recipe: Any, console: Console, *, measure: bool
-) -> dict[str, Any]:
+def _prove(folder: RunFolder, evidence: Evidence, exported: Path, recipe: Any, *, measure: bool) -> dict[str, Any]:
     """The findings of a fresh process on an exported folder."""
-    from qdora_fast.plain_reader import examine_in_new_process
-    from qdora_fast.token_identity import complete_stop_ids
+    from qdora_fast.exports.verify.fresh_process import examine_in_new_process
+    from qdora_fast.exports.verify.token_identity import complete_stop_ids
 
-    added = complete_stop_ids(exported, folder.read_json("model.json")["stop_ids"])
+    added = complete_stop_ids(exported, read_run_info(folder).stop_ids)
     case = case_of(folder, evidence, exported, recipe, added_stops=added, measure=measure)
     with console.status("proving the merged model") as status:
         return examine_in_new_process(case, lambda phase: status.update(f"proving the merged model: {phase}"))

@@ -12,11 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from qdora_fast import merged_export, show
 from qdora_fast.config import Config
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.exports import merged
+from qdora_fast.system import console
+from qdora_fast.system.run_folder import RunFolder
 
 FORMAT = "merged_4bit_forced"
 
@@ -28,9 +27,7 @@ COST = (
 )
 
 
-def export_run(
-    folder: RunFolder, config: Config, *, out: Path | None, overwrite: bool, console: Console
-) -> dict[str, Any]:
+def export_run(folder: RunFolder, config: Config, *, out: Path | None, overwrite: bool) -> dict[str, Any]:
     """Merge a finished run into its 16-bit base, in NF4, and prove the result.
 
     Raises:
@@ -38,12 +35,9 @@ def export_run(
         ConfigError: the base exists in 4 bits alone; see also `merge.merge`.
     """
     if config.export.merge_base == "dequant4":
-        show.note(
-            console,
+        console.note(
             "export.merge_base: dequant4 is not used for this format: 4 bits merged into 4 bits would round the tuning "
             "away; merged into the original 16-bit weights instead",
         )
     target = out or folder.path / FORMAT
-    return merged_export.export_to(
-        folder, config, "original16", to=FORMAT, out=target, overwrite=overwrite, console=console
-    )
+    return merged.export_to(folder, config, "original16", to=FORMAT, out=target, overwrite=overwrite)

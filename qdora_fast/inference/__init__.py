@@ -8,8 +8,8 @@ The prompt is rendered and tokenised by the code that prepared the training rows
 tokens; so what is seen here is what was trained, and what `serve` gives.
 """
 
-from qdora_fast.chat.conversation import Answer, Asking, Conversation, answer
-from qdora_fast.chat.opening import Source, Speaker, find, load, open_source
-from qdora_fast.chat.session import chat
+from qdora_fast.inference.conversation import Answer, Asking, Conversation, answer
+from qdora_fast.inference.opening import Source, Speaker, find, load, open_source
+from qdora_fast.inference.session import chat
 
 __all__ = ["Answer", "Asking", "Conversation", "Source", "Speaker", "answer", "chat", "find", "load", "open_source"]

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any, Literal
 
-from qdora_fast.chat.opening import Message, Source, Speaker
-from qdora_fast.data.vocabulary import Vocabulary
-from qdora_fast.errors import ConfigError, OutOfMemory
-from qdora_fast.out_of_memory import Lack, attempt, give_back
+from qdora_fast.data.tokenize.vocabulary import Vocabulary
+from qdora_fast.inference.opening import Message, Source, Speaker
+from qdora_fast.models.out_of_memory import Lack, attempt, give_back
+from qdora_fast.system.errors import ConfigError, OutOfMemory
 
 OnText = Callable[[str], None]
 

@@ -14,16 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdora_fast import remote_code
-from qdora_fast.backend import open_backend
-from qdora_fast.base_tokenizer import load_tokenizer, read_tokenizer
 from qdora_fast.config import Config
-from qdora_fast.config_file import load_config, make_config
-from qdora_fast.data.rejects import RejectedRow
-from qdora_fast.data.vocabulary import Vocabulary
-from qdora_fast.errors import ConfigError
-from qdora_fast.run_folder import RunFolder
-from qdora_fast.weights import shard_names
+from qdora_fast.config.loader import load_config, make_config
+from qdora_fast.config.recorded import read_config
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.tokenize.vocabulary import Vocabulary
+from qdora_fast.models.backend import open_backend
+from qdora_fast.models.run_info import read_run_info
+from qdora_fast.models.tokenizer import load_tokenizer, read_tokenizer
+from qdora_fast.models.weights import shard_names
+from qdora_fast.system import remote_code
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.run_folder import RunFolder
 
 Message = dict[str, Any]
 
@@ -128,17 +130,17 @@ def open_source(source: Source) -> Speaker:
 
 
 def _run(run: RunFolder) -> Source:
-    made, config = run.read_json("model.json"), run.config()
-    base = _in_place(made["base"], run.path / "model.json")
+    info, config = read_run_info(run), read_config(run)
+    base = _in_place(info.base, run.path / "model.json")
     if not run.adapter.is_dir():
         raise ConfigError(f"{run.path} has no adapter yet: the run did not finish; run it again or --resume it")
-    remote_code.require_allowed(made)
+    remote_code.require_allowed(info.own_code)
     longest = _longest(base, config.model.revision)
     return Source(
         folder=run.adapter,
         name=run.path.resolve().name,
-        about=f"{made['method']} adapter on {_short(base)}",
-        vocabulary=Vocabulary(read_tokenizer(str(run.adapter)), made["stop_ids"]),
+        about=f"{info.method} adapter on {_short(base)}",
+        vocabulary=Vocabulary(read_tokenizer(str(run.adapter)), info.stop_ids),
         max_length=longest,
         base=base,
         config=_lengthened(config, longest),
@@ -190,8 +192,8 @@ def _merged(path: Path) -> Source:
 
 
 def _open_adapted(source: Source, config: Config) -> Any:
-    from qdora_fast.model import load_trained
-    from qdora_fast.trainer import choose_precision
+    from qdora_fast.models.loading import load_trained
+    from qdora_fast.training.trainer import choose_precision
 
     assert source.base is not None
     _, model = load_trained(source.base, config, source.folder, precision=choose_precision(config.train))

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from qdora_fast.show.console import line
+from qdora_fast.system import console
 
 WIDE = 100
 """Columns from which two answers stand side by side."""
@@ -34,47 +34,41 @@ _ENDS = {
 }
 
 
-def conversation(console: Console, source: Any, asking: Any, *, compare: bool) -> None:
+def conversation(source: Any, asking: Any, *, compare: bool) -> None:
     """What one talks to, and how."""
     how = f"temperature {asking.temperature:g}" if asking.temperature else "greedy"
-    line(console, "model", f"{source.name}: {source.about}")
-    line(
-        console,
+    console.line("model", f"{source.name}: {source.about}")
+    console.line(
         "answers",
         f"{how}, {asking.max_new_tokens:,} tokens at most; a whole conversation {source.max_length:,}",
     )
     if compare:
-        line(console, "base", "its adapter switched off; asked with the same template, which it never saw")
+        console.line("base", "its adapter switched off; asked with the same template, which it never saw")
 
 
-def serving(console: Console, source: Any, address: str, port: int, *, local: bool) -> None:
+def serving(source: Any, address: str, port: int, *, local: bool) -> None:
     """What is served, where, and how to ask it."""
     place = f"http://{f'[{address}]' if ':' in address else address}:{port}/v1"
     message = '{"messages": [{"role": "user", "content": "Hello"}]}'
-    line(console, "model", f"{source.name}: {source.about}; a whole conversation {source.max_length:,} tokens")
-    line(console, "server", f"{place}, model name {source.name}; Ctrl-C stops it")
-    line(console, "try", f"curl {place}/chat/completions -H 'Content-Type: application/json' -d '{message}'")
+    console.line("model", f"{source.name}: {source.about}; a whole conversation {source.max_length:,} tokens")
+    console.line("server", f"{place}, model name {source.name}; Ctrl-C stops it")
+    console.line("try", f"curl {place}/chat/completions -H 'Content-Type: application/json' -d '{message}'")
     if not local:
-        line(console, "warning", f"{address} can be reached from other machines, and there is no password")
+        console.line("warning", f"{address} can be reached from other machines, and there is no password")
 
 
-def aside(console: Console, text: str) -> None:
-    """A word beside the conversation."""
-    console.print(text, style="dim", markup=False, soft_wrap=not console.is_terminal)
-
-
-def opening(console: Console, source: Any) -> Any:
+def opening(source: Any) -> Any:
     """A spinner while weights are read."""
     return console.status(f"opening {source.name}")
 
 
 @contextmanager
-def exchange(console: Console, titles: Sequence[str]) -> Iterator[_Below | _SideBySide]:
+def exchange(titles: Sequence[str]) -> Iterator[_Below | _SideBySide]:
     """Where the answers to one message are written: `write(title, text)`, then `close(title, words)`, for each title
     in turn."""
     out = Console(highlight=False)
     if len(titles) < 2 or not out.is_terminal or out.width < WIDE:
-        yield _Below(out, console, titled=len(titles) > 1)
+        yield _Below(out, titled=len(titles) > 1)
         return
     columns = _SideBySide(out, titles)
     with Live(console=out, get_renderable=columns.newest, transient=True, refresh_per_second=10):
@@ -94,8 +88,8 @@ def about_answer(answer: Any, asking: Any, source: Any) -> str:
 class _Below:
     """One answer below the other, each written as it comes."""
 
-    def __init__(self, out: Console, console: Console, *, titled: bool) -> None:
-        self._out, self._console, self._titled = out, console, titled
+    def __init__(self, out: Console, *, titled: bool) -> None:
+        self._out, self._titled = out, titled
         self._begun = ""
 
     def write(self, title: str, text: str) -> None:
@@ -107,7 +101,7 @@ class _Below:
         """An answer has ended; `words` about it."""
         self._begin(title)
         self._out.out()
-        aside(self._console, words)
+        console.aside(words)
 
     def _begin(self, title: str) -> None:
         if self._titled and self._begun != title:

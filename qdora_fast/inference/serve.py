@@ -23,9 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qdora_fast import show
-from qdora_fast.chat import Source, Speaker, find, open_source
-from qdora_fast.errors import ConfigError
+from qdora_fast.inference import Source, Speaker, find, open_source, screen
+from qdora_fast.system import console
+from qdora_fast.system.errors import ConfigError
 
 INSTALL = '.venv/bin/pip install -c constraints.txt "qdora_fast[serve]"'
 ROUTES = ("/v1/chat/completions", "/v1/models", "/health")
@@ -46,9 +46,9 @@ def serve(path: str | Path, *, host: str = "127.0.0.1", port: int = 8000) -> Non
         ConfigError: the server is not installed, the port is taken, or see `chat.load`.
     """
     _require_server()
-    source, console = find(Path(path)), show.new_console()
+    source = find(Path(path))
     with _listener(host, port) as listener:  # before weights are read: a taken port is said at once
-        with show.opening(console, source):
+        with screen.opening(source):
             app = make_app(open_source(source))
         import uvicorn
 
@@ -56,10 +56,10 @@ def serve(path: str | Path, *, host: str = "127.0.0.1", port: int = 8000) -> Non
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
         logging.getLogger("uvicorn.error").addFilter(_not_cut_short)
         address, taken = listener.getsockname()[:2]
-        show.serving(console, source, address, taken, local=ipaddress.ip_address(address).is_loopback)
+        screen.serving(source, address, taken, local=ipaddress.ip_address(address).is_loopback)
         with _signals_end_quietly():
             uvicorn.Server(settings).run(sockets=[listener])
-    show.aside(console, "the server has stopped")
+    console.aside("the server has stopped")
 
 
 def make_app(speaker: Speaker) -> Any:

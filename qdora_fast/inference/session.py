@@ -15,12 +15,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
-from qdora_fast import show
-from qdora_fast.chat.conversation import Asking, Conversation
-from qdora_fast.chat.opening import Source, find, open_source
-from qdora_fast.errors import ConfigError, OutOfMemory
+from qdora_fast.inference import screen
+from qdora_fast.inference.conversation import Asking, Conversation
+from qdora_fast.inference.opening import Source, find, open_source
+from qdora_fast.system import console
+from qdora_fast.system.errors import ConfigError, OutOfMemory
 
 Sides = dict[str, Conversation]
 """Who answers, by title."""
@@ -45,7 +44,7 @@ def chat(
     Raises:
         ConfigError: see `find` and `Conversation.say`; or `compare` with a merged model.
     """
-    asking, console = asking or Asking(), show.new_console()
+    asking = asking or Asking()
     if once is not None:
         once = sys.stdin.read() if once == "-" else once
         if not once.strip():
@@ -54,15 +53,15 @@ def chat(
     if compare:
         _require_base(source)
     _check_system(source, system)
-    with show.opening(console, source):
+    with screen.opening(source):
         speaker = open_source(source)
     titles = {"base": True, "tuned": False} if compare else {"tuned": False}
     sides = {title: Conversation(speaker, base=base, system=system) for title, base in titles.items()}
     if once is not None:
-        _exchange(sides, once, asking, console)
+        _exchange(sides, once, asking)
         return
-    show.conversation(console, source, asking, compare=compare)
-    _talk(sides, asking, console)
+    screen.conversation(source, asking, compare=compare)
+    _talk(sides, asking)
 
 
 def _check_system(source: Source, system: str | None) -> None:
@@ -71,24 +70,24 @@ def _check_system(source: Source, system: str | None) -> None:
         source.prompt([{"role": "system", "content": system}, {"role": "user", "content": "Hello"}])
 
 
-def _talk(sides: Sides, asking: Asking, console: Console) -> None:
+def _talk(sides: Sides, asking: Asking) -> None:
     """Messages and commands until the end of input."""
     _edit_lines()
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    show.aside(console, "/help says what can be typed")
+    console.aside("/help says what can be typed")
     while True:
         try:
             typed = input("you> " if on_terminal else "")
             if typed.startswith("/"):
-                _obey(typed, sides, console)
+                _obey(typed, sides)
             elif typed.strip():
-                _exchange(sides, typed, asking, console, stoppable=True)
+                _exchange(sides, typed, asking, stoppable=True)
         except EOFError:
             return
         except KeyboardInterrupt:
-            show.aside(console, "\nCtrl-D leaves")
+            console.aside("\nCtrl-D leaves")
         except (ConfigError, OutOfMemory) as error:
-            show.aside(console, str(error))
+            console.aside(str(error))
 
 
 def _edit_lines() -> None:
@@ -99,16 +98,16 @@ def _edit_lines() -> None:
         readline.parse_and_bind("set enable-bracketed-paste on")
 
 
-def _exchange(sides: Sides, text: str, asking: Asking, console: Console, *, stoppable: bool = False) -> None:
+def _exchange(sides: Sides, text: str, asking: Asking, *, stoppable: bool = False) -> None:
     """One message, and each side's answer to it."""
-    with show.exchange(console, list(sides)) as shown:
+    with screen.exchange(list(sides)) as shown:
         for title, side in sides.items():
             with _until_ctrl_c() if stoppable else contextlib.nullcontext() as stop:
                 said = side.say(text, asking, on_text=partial(shown.write, title), stop=stop)
-            shown.close(title, show.about_answer(said, asking, side.speaker.source))
+            shown.close(title, screen.about_answer(said, asking, side.speaker.source))
 
 
-def _obey(typed: str, sides: Sides, console: Console) -> None:
+def _obey(typed: str, sides: Sides) -> None:
     """Carry out a command.
 
     Raises:
@@ -119,15 +118,15 @@ def _obey(typed: str, sides: Sides, console: Console) -> None:
     if command == "/quit":
         raise EOFError
     if command == "/help":
-        show.aside(console, show.CHAT_HELP)
+        console.aside(screen.CHAT_HELP)
     elif command == "/new":
         _start_over(sides, next(iter(sides.values())).system)
-        show.aside(console, "a new conversation")
+        console.aside("a new conversation")
     elif command == "/system":
         _start_over(sides, text.strip() or None)
-        show.aside(console, f"a new conversation, {'with' if text.strip() else 'without'} a system message")
+        console.aside(f"a new conversation, {'with' if text.strip() else 'without'} a system message")
     else:
-        show.aside(console, f"no such command: {command}; /help lists them")
+        console.aside(f"no such command: {command}; /help lists them")
 
 
 def _start_over(sides: Sides, system: str | None) -> None:

@@ -19,11 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdora_fast.adapter_guard import complete_in_memory, guard_saves, module_problems, raise_broken, unguard_saves
-from qdora_fast.errors import ConfigError, IntegrityError
-from qdora_fast.manifest import sha256_of
-from qdora_fast.staging import staged_folder
-from qdora_fast.weights import WeightFolder, read_json, read_rows
+from qdora_fast.models.adapter_guard import (
+    complete_in_memory,
+    guard_saves,
+    module_problems,
+    raise_broken,
+    unguard_saves,
+)
+from qdora_fast.models.weights import WeightFolder, read_json, read_rows
+from qdora_fast.system.atomic import staged_folder
+from qdora_fast.system.errors import ConfigError, IntegrityError
+from qdora_fast.system.manifest import sha256_of
 
 __all__ = [
     "Adapter",

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from qdora_fast.errors import IntegrityError, RefusedError
+from qdora_fast.system.errors import IntegrityError, RefusedError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from qdora_fast.errors import QdoraError
-from qdora_fast.hardware import cache_folder
+from qdora_fast.system.errors import QdoraError
+from qdora_fast.system.hardware import cache_folder
 
 logger = logging.getLogger(__name__)
 

@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.adapter import assert_complete, guard_saves
-from qdora_fast.backend import captured_prints, open_backend
-from qdora_fast.base_tokenizer import load_tokenizer, require_fast, stop_token_ids
 from qdora_fast.config import AdapterSettings, Config, EngineSettings, TrainSettings
-from qdora_fast.contained import refuse_links_out
-from qdora_fast.errors import ConfigError, QdoraError, RefusedError
-from qdora_fast.fitting import cap_memory
-from qdora_fast.manifest import require_unchanged
-from qdora_fast.remote_code import remote_code_allowed, unreadable
-from qdora_fast.targets import Architecture, Targets, choose_targets, inspect_architecture
-from qdora_fast.weights import shard_names
+from qdora_fast.models.adapter import assert_complete, guard_saves
+from qdora_fast.models.backend import captured_prints, open_backend
+from qdora_fast.models.targets import Architecture, Targets, choose_targets, inspect_architecture
+from qdora_fast.models.tokenizer import load_tokenizer, require_fast, stop_token_ids
+from qdora_fast.models.weights import shard_names
+from qdora_fast.system.errors import ConfigError, QdoraError, RefusedError
+from qdora_fast.system.manifest import require_unchanged
+from qdora_fast.system.paths import refuse_links_out
+from qdora_fast.system.remote_code import remote_code_allowed, unreadable
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,6 @@ def load_base(name: str, config: Config, *, precision: str) -> Base:
     import torch
 
     targets = check_base(name, config)
-    cap_memory(config.train.vram)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     try:
         with captured_prints():

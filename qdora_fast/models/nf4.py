@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdora_fast.weights import TensorInfo, one_thread
+from qdora_fast.models.weights import TensorInfo, one_thread
 
 BLOCK = 64
 """Values that share a scale."""
@@ -62,9 +62,16 @@ class PackedWeight:
         with one_thread():
             mean = scales.mean()
         absmax, nested = quantize_blockwise(scales - mean, blocksize=GROUP)
-        whole = QuantState(absmax=absmax, shape=torch.Size(info.shape), dtype=info.dtype, blocksize=BLOCK,
-                           code=get_4bit_type("nf4", device=packed.device), quant_type="nf4", offset=mean,
-                           state2=nested)  # fmt: skip
+        whole = QuantState(
+            absmax=absmax,
+            shape=torch.Size(info.shape),
+            dtype=info.dtype,
+            blocksize=BLOCK,
+            code=get_4bit_type("nf4", device=packed.device),
+            quant_type="nf4",
+            offset=mean,
+            state2=nested,
+        )
         return cls(packed, whole)
 
     @classmethod
@@ -88,9 +95,14 @@ class PackedWeight:
 
         block, width = self._state.blocksize, math.prod(self.shape[1:])
         first, last = start * width // block * block, min(-(-stop * width // block) * block, math.prod(self.shape))
-        part = QuantState(absmax=self._scales[first // block : -(-last // block)], shape=torch.Size((1, last - first)),
-                          dtype=dtype or self._state.dtype, blocksize=block, code=self._state.code,
-                          quant_type=self._state.quant_type)  # fmt: skip
+        part = QuantState(
+            absmax=self._scales[first // block : -(-last // block)],
+            shape=torch.Size((1, last - first)),
+            dtype=dtype or self._state.dtype,
+            blocksize=block,
+            code=self._state.code,
+            quant_type=self._state.quant_type,
+        )
         values = dequantize_4bit(self._packed[first // 2 : -(-last // 2)].contiguous(), part).flatten()
         return values[start * width - first : stop * width - first].reshape(stop - start, *self.shape[1:])
 

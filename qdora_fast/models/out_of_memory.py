@@ -2,7 +2,7 @@
 
 Three things can be freed without changing a result: the engine's kept weights, the buffers that Unsloth keeps from its
 largest batch so far, and the allocator's cache. What to do after that differs.
-A training step is repeated in parts (back_off.py). A model that is only asked takes fewer rows at a time: half as many
+A training step is repeated in parts (oom.py). A model that is only asked takes fewer rows at a time: half as many
 until it fits, for all that follows, which is said once. One row that does not fit ends it with OutOfMemory.
 
 Nobody waits for memory to run out after training: `make_room` frees beforehand what only training needs.
@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qdora_fast.backend import free_buffers
-from qdora_fast.errors import OutOfMemory, first_line
+from qdora_fast.models.backend import free_buffers
+from qdora_fast.system.errors import OutOfMemory, first_line
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdora_fast.config import AdapterSettings, layer_indices
-from qdora_fast.errors import ConfigError, RefusedError, first_line
-from qdora_fast.remote_code import remote_code_allowed
+from qdora_fast.system.errors import ConfigError, RefusedError, first_line
+from qdora_fast.system.remote_code import remote_code_allowed
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from qdora_fast.errors import ConfigError
-from qdora_fast.remote_code import BASE_SETTING, remote_code_allowed, unreadable
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.remote_code import BASE_SETTING, remote_code_allowed, unreadable
 
 
 def load_tokenizer(name: str, revision: str | None, *, setting: str = BASE_SETTING) -> tuple[Any, frozenset[int]]:

@@ -7,7 +7,7 @@ every page it has touched as ours (a 512 MB file read through one handle costs 5
 block by block 60 MB, in the same time). Writing is by hand, since no library streams: a
 safetensors file is eight bytes of header length, a JSON header and the tensors' bytes in order.
 
-What this does not do: judge the tensors. `base_weights.py` and `merge.py` know what they mean.
+What this does not do: judge the tensors. `base.py` and `merge.py` know what they mean.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qdora_fast.contained import plain_file_name
-from qdora_fast.errors import ConfigError, IntegrityError
+from qdora_fast.system.errors import ConfigError, IntegrityError
+from qdora_fast.system.paths import plain_file_name
 
 BLOCK_BYTES = 4 * 2**20
 """Size of a block of rows once it is in fp32. A merge holds about four such blocks; they should fit into the

@@ -15,10 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from qdora_fast import hardware
 from qdora_fast.config import Config
-from qdora_fast.errors import ConfigError
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.config.recorded import read_config
+from qdora_fast.system import hardware
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.run_folder import RunFolder
 
 FEWEST = 5
 """Logged steps below which nothing is concluded."""
@@ -63,7 +64,7 @@ def _alike(config: Config, name: str) -> Iterator[RunFolder]:
     for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         folder = RunFolder(path)
         try:
-            ran = folder.config()
+            ran = read_config(folder)
         except (ConfigError, OSError):
             continue
         if _shape(ran) == _shape(config) and _here(folder):

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-from qdora_fast.memory import in_gib
+from qdora_fast.planning.memory import in_gib
 from qdora_fast.planning.plan import GIB, Plan
 from qdora_fast.planning.text import lines, verdict
-from qdora_fast.redact import redact
+from qdora_fast.system.redact import redact
 
 _COLOURS = (
     "#4269d0",

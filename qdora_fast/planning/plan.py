@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from qdora_fast import hardware, presets
-from qdora_fast.advice import Advice, Facts, advise
-from qdora_fast.config import Config
-from qdora_fast.earlier_runs import Peak, Speed, earlier_peak, earlier_speed
-from qdora_fast.errors import ConfigError
-from qdora_fast.fitting import Place, RowLengths, Settled, settle, this_machine
-from qdora_fast.memory import (
+from qdora_fast.config import Config, presets
+from qdora_fast.planning.advice import Advice, Facts, advise
+from qdora_fast.planning.auto import Place, RowLengths, Settled, settle, this_machine
+from qdora_fast.planning.history import Peak, Speed, earlier_peak, earlier_speed
+from qdora_fast.planning.memory import (
     Card,
     Estimate,
     Fit,
@@ -35,6 +33,8 @@ from qdora_fast.memory import (
     sizes_of,
 )
 from qdora_fast.planning.rows import Measured, RowFacts, glance
+from qdora_fast.system import hardware
+from qdora_fast.system.errors import ConfigError
 
 GIB = 2**30
 USUAL_CARD = 24.0
@@ -203,7 +203,7 @@ def choose_place(config: Config, name: str, vram: float | None) -> Place:
 
 def preset_plans(vram: float | None = None) -> list[Plan]:
     """A plan for every shipped preset, on the card it is written for (or on one of `vram` GiB)."""
-    from qdora_fast.config_file import load_config
+    from qdora_fast.config.loader import load_config
 
     return [
         make_plan(load_config(preset.path), preset.name, vram=vram or preset.memory_gib)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import DataSettings, SourceSettings
-from qdora_fast.data.readers import RawRow, is_supported, read_file
-from qdora_fast.errors import DataError
+from qdora_fast.data.read.readers import RawRow, is_supported, read_file
+from qdora_fast.system.errors import DataError
 
 LOOKED_AT = 200
 """Rows that are measured of each file."""
@@ -80,7 +80,7 @@ def glance(data: DataSettings) -> Measured | None:
 def _look(source: SourceSettings) -> tuple[int, bool, list[int]] | None:
     """Rows, whether they were counted, and the lengths of the first."""
     if source.path == "demo":
-        from qdora_fast.demo.world import rows
+        from qdora_fast.data.demo.world import rows
 
         made = list(islice(rows(), source.max_rows))
         return len(made), True, [_tokens(row) for row in made[:LOOKED_AT]]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from qdora_fast.earlier_runs import Peak
-from qdora_fast.memory import Estimate, Part, in_gib, in_words
+from qdora_fast.planning.history import Peak
+from qdora_fast.planning.memory import Estimate, Part, in_gib, in_words
 from qdora_fast.planning.plan import GIB, Plan
-from qdora_fast.throughput import span
+from qdora_fast.system.console import time_range
 
 WIDTH = 36
 """Characters that stand for the whole card."""
@@ -130,8 +130,9 @@ def _card(plan: Plan) -> str:
 
 
 def _labelled(label: str, text: str) -> list[str]:
-    return textwrap.wrap(f"{label:<10}{text}", PAGE, subsequent_indent=" " * 10, break_on_hyphens=False,
-                         break_long_words=False)  # fmt: skip
+    return textwrap.wrap(
+        f"{label:<10}{text}", PAGE, subsequent_indent=" " * 10, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _settings(plan: Plan) -> Iterator[str]:
@@ -221,9 +222,9 @@ def _rows(plan: Plan) -> str:
 
 def _time(plan: Plan) -> str:
     if plan.speed is None:
-        how = "`qdora-fast bench-gpu` measures this card" if plan.place.on_gpu else "a first run measures it"
+        how = "`make bench-gpu` measures this card" if plan.place.on_gpu else "a first run measures it"
         return f"not measured; {how}, and each run writes its tokens/s to metrics.jsonl, where the next plan finds it"
     speed = f"{plan.speed.tokens_per_second:,.0f} tokens/s in {plan.speed.run}"
     if plan.seconds is None:
         return f"{speed}; the number of rows is not known"
-    return f"training {span(plan.seconds)} ({speed}); evaluation and export come on top"
+    return f"training {time_range(plan.seconds)} ({speed}); evaluation and export come on top"

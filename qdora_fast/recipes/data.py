@@ -14,23 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
-from qdora_fast import show
-from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.config.code import FORMATTER
+from qdora_fast.config.own_code import allow_own_code, require_code_allowed
+from qdora_fast.config.presets import settings_of
 from qdora_fast.data.dataset import DUPLICATES, Prepared
-from qdora_fast.data.render import Renderer, Rendering
+from qdora_fast.data.demo.base import DEMO, demo_base
 from qdora_fast.data.store import REJECTED
-from qdora_fast.demo.base import DEMO, demo_base
-from qdora_fast.errors import ConfigError, DoesNotFit
-from qdora_fast.fitting import ANYWHERE, RowLengths, Settled, asked_for, measuring, settle, this_machine
-from qdora_fast.memory import base_config, sizes_of
-from qdora_fast.own_code import allow_own_code, require_code_allowed
-from qdora_fast.presets import settings_of
-from qdora_fast.resume import base_fingerprint
-from qdora_fast.run_folder import RunFolder, write_json
+from qdora_fast.data.tokenize.render import Renderer, Rendering
+from qdora_fast.models.backend import open_backend
+from qdora_fast.models.run_info import read_run_info
+from qdora_fast.planning.auto import ANYWHERE, RowLengths, Settled, asked_for, measuring, settle, this_machine
+from qdora_fast.planning.memory import base_config, sizes_of
+from qdora_fast.recipes import messages
+from qdora_fast.system import console
+from qdora_fast.system.errors import ConfigError, DoesNotFit
+from qdora_fast.system.run_folder import RunFolder, write_json
+from qdora_fast.training.resume import base_fingerprint
 
 CONFIRMED_ROWS = 8
 
@@ -66,39 +67,38 @@ def prepare_data(
     """
     settings, _ = settings_of(config, sections)
     open_backend()  # a later `train` in this process needs it to come before transformers
-    console = show.new_console()
     with allow_own_code(own_code):
-        ready = ready_data(settings, find_base(settings), console, trains=False)
-    ready = with_quality(ready, ready.config, console)
-    show.preflight(console, ready)
+        ready = ready_data(settings, find_base(settings), trains=False)
+    ready = with_quality(ready, ready.config)
+    messages.preflight(ready)
     return ready.prepared
 
 
-def run_data(config: Config, *, name: str, out: Path | None, reviewed: Path | None, console: Console) -> dict[str, Any]:
-    """Prepare, show, and write the rows, the report and the page of the sample; returns the report as JSON."""
+def run_data(config: Config, *, name: str, out: Path | None, reviewed: Path | None) -> dict[str, Any]:
+    """Prepare, messages, and write the rows, the report and the page of the sample; returns the report as JSON."""
     require_code_allowed(config, FORMATTER)
     if config.data.quality.enabled:
         open_backend()
-    ready = ready_data(config, find_base(config), console, trains=False)
-    ready = with_quality(ready, ready.config, console)
-    show.preflight(console, ready)
+    ready = ready_data(config, find_base(config), trains=False)
+    ready = with_quality(ready, ready.config)
+    messages.preflight(ready)
     folder = out or Path(config.run.dir) / f"{name}-data"
     review = read_review(ready.prepared, reviewed, config) if reviewed else None
     write_data(ready.prepared, folder, name=name, seed=config.train.seed, review=review)
-    show.prepared_data(console, folder, review)
+    messages.prepared_data(folder, review)
     if review is not None:
-        record_review(folder, review, console)
+        record_review(folder, review)
     return ready.prepared.report.as_json() | {"path": str(folder), "review": review.as_json() if review else None}
 
 
-def review_run(folder: RunFolder, reviewed: Path, console: Console) -> dict[str, Any]:
+def review_run(folder: RunFolder, reviewed: Path) -> dict[str, Any]:
     """Record the review of a finished run's data in its evaluation log; returns the review as JSON."""
-    from qdora_fast.data.review import read_review as read
+    from qdora_fast.data.report.review import read_review as read
 
     report = folder.read_json("data/report.json")
     hashes = {row["meta"]["hash"] for row in folder.read_rows("data/train.jsonl")}
     review = read(reviewed, dataset=report["hash"], hashes=hashes)
-    record_review(folder.path, review, console)
+    record_review(folder.path, review)
     return dict(review.as_json())
 
 
@@ -113,13 +113,13 @@ def find_base(config: Config, resumed: RunFolder | None = None) -> str:
         IntegrityError: the embedded base is damaged.
     """
     if config.model.name == DEMO:
-        begun_on = Path(resumed.read_json("model.json")["base"]) if resumed else None
+        begun_on = Path(read_run_info(resumed).base) if resumed else None
         return str(begun_on if begun_on and begun_on.is_dir() else demo_base())
     folder = Path(config.model.name).expanduser()
     return str(folder.resolve()) if folder.is_dir() else config.model.name
 
 
-def ready_data(config: Config, base_name: str, console: Console, *, trains: bool = True) -> Ready:
+def ready_data(config: Config, base_name: str, *, trains: bool = True) -> Ready:
     """Rows, masks and tokens, with the tokenizer of the base; no weight is read.
 
     Args:
@@ -131,20 +131,20 @@ def ready_data(config: Config, base_name: str, console: Console, *, trains: bool
         DoesNotFit: nothing that `auto` could become fits here.
     """
     if asked_for(config):
-        settled = _settle(config, base_name, console, trains=trains)
-        show.settled(console, settled)
-        return replace(ready_data(settled.config, base_name, console), settled=settled)
-    from qdora_fast.base_tokenizer import load_tokenizer
+        settled = _settle(config, base_name, trains=trains)
+        messages.settled(settled)
+        return replace(ready_data(settled.config, base_name), settled=settled)
     from qdora_fast.data import prepare
+    from qdora_fast.models.tokenizer import load_tokenizer
 
     tokenizer, stop_ids = load_tokenizer(base_name, config.model.revision)
     rendering = _rendering(config, tokenizer, stop_ids)
-    with show.counting_rows(console, "preparing rows") as on_rows:
+    with console.counting_rows("preparing rows") as on_rows:
         prepared = prepare(config.data, seed=config.train.seed, rendering=rendering, on_rows=on_rows)
     return Ready(prepared, rendering, base_name, config)
 
 
-def confirm(ready: Ready, base: Any, config: Config, console: Console) -> Ready:
+def confirm(ready: Ready, base: Any, config: Config) -> Ready:
     """Set the template on the loaded model's tokenizer, and make sure that it gives the tokens that were prepared."""
     from qdora_fast.data import prepare
 
@@ -153,12 +153,12 @@ def confirm(ready: Ready, base: Any, config: Config, console: Console) -> Ready:
     rows = ready.prepared.train[:CONFIRMED_ROWS]
     if ready.rendering.stop_ids == rendering.stop_ids and all(before(row) == after(row) for row in rows):
         return replace(ready, rendering=rendering)
-    show.tokenizer_differs(console)
+    messages.tokenizer_differs()
     prepared = prepare(config.data, seed=config.train.seed, rendering=rendering)
     return replace(ready, prepared=prepared, rendering=rendering)
 
 
-def with_quality(ready: Ready, config: Config, console: Console, base: Any | None = None) -> Ready:
+def with_quality(ready: Ready, config: Config, base: Any | None = None) -> Ready:
     """Without the rows that the reference model finds unfit, if `data.quality` asks for it.
 
     Args:
@@ -167,14 +167,14 @@ def with_quality(ready: Ready, config: Config, console: Console, base: Any | Non
     settings = config.data.quality
     if not settings.enabled:
         return ready
-    from qdora_fast.data import quality
+    from qdora_fast.data.clean import quality
 
     prepared = ready.prepared
     kept = prepared.folder / f"scores-{_scorer(ready, config)}.npy"
     scores = quality.load_scores(kept) if config.data.cache else None
     if scores is None:
         model, tokenizer = _reference(ready, config, base)
-        with show.counting_rows(console, "reading training rows with the reference model", len(prepared.train)) as tell:
+        with console.counting_rows("reading training rows with the reference model", len(prepared.train)) as tell:
             scores = quality.score(model, tokenizer, prepared.scored_examples or [], settings, on_rows=tell)
         if config.data.cache:
             quality.save_scores(kept, scores)
@@ -184,8 +184,8 @@ def with_quality(ready: Ready, config: Config, console: Console, base: Any | Non
 
 def write_data(prepared: Prepared, folder: Path, *, name: str, seed: int, review: Any | None = None) -> None:
     """Write train.jsonl, held_out.jsonl, rejected.jsonl, duplicates.jsonl, report.json, report.html, review.html."""
-    from qdora_fast.data.pages import report_page, review_page
-    from qdora_fast.data.review import sample
+    from qdora_fast.data.report.pages import report_page, review_page
+    from qdora_fast.data.report.review import sample
 
     folder.mkdir(parents=True, exist_ok=True)
     prepared.train.write(folder / "train.jsonl")
@@ -206,25 +206,25 @@ def read_review(prepared: Prepared, path: Path, config: Config) -> Any:
     Raises:
         DataError: not such a file, or made for another version of the data.
     """
-    from qdora_fast.data.review import read_review as read
-    from qdora_fast.data.review import sample
+    from qdora_fast.data.report.review import read_review as read
+    from qdora_fast.data.report.review import sample
 
     rows = prepared.train
     hashes = {rows[index]["meta"]["hash"] for index in sample(rows, seed=config.train.seed)}
     return read(path, dataset=prepared.report.hash, hashes=hashes)
 
 
-def record_review(folder: Path, review: Any, console: Console) -> None:
+def record_review(folder: Path, review: Any) -> None:
     """Append a review to the evaluation log below `folder`."""
     from qdora_fast.evaluation import log
 
-    show.reviewed(console, review, log.append(folder, "data_review", review.as_json()))
+    messages.reviewed(review, log.append(folder, "data_review", review.as_json()))
 
 
-def _settle(config: Config, base_name: str, console: Console, *, trains: bool) -> Settled:
+def _settle(config: Config, base_name: str, *, trains: bool) -> Settled:
     """What `auto` becomes, by the rows as long as the model can take them."""
     sizes = sizes_of(base_config(base_name, config.model.revision).values)
-    prepared = ready_data(measuring(config, sizes), base_name, console, trains=False).prepared
+    prepared = ready_data(measuring(config, sizes), base_name, trains=False).prepared
     inside = np.concatenate([prepared.chosen, prepared.held])
     rows = RowLengths(prepared.columns.tokens[inside], beyond=prepared.report.dropped_for("too_long"))
     settled = settle(config, sizes, this_machine(config) if trains else ANYWHERE, rows)
@@ -251,8 +251,8 @@ def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int]) -> Rend
 
 def _reference(ready: Ready, config: Config, base: Any | None) -> tuple[Any, Any]:
     """The model that scores: the base as it is tuned, or the sibling that was named."""
-    from qdora_fast.model import load_base, load_reference
-    from qdora_fast.trainer import choose_precision
+    from qdora_fast.models.loading import load_base, load_reference
+    from qdora_fast.training.trainer import choose_precision
 
     sibling = config.data.quality.model
     if sibling is None:

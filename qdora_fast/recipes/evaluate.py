@@ -12,22 +12,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from qdora_fast import show
-from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.config.code import of_evaluation
-from qdora_fast.config_file import load_config
-from qdora_fast.errors import ConfigError, RegressionError
-from qdora_fast.hardware import cache_folder
-from qdora_fast.out_of_memory import Batches, make_room
-from qdora_fast.own_code import allow_own_code, require_code_allowed
-from qdora_fast.redact import redact
-from qdora_fast.remote_code import require_allowed
-from qdora_fast.resume import base_fingerprint
-from qdora_fast.run_folder import RunFolder
-from qdora_fast.run_lock import locked
+from qdora_fast.config.loader import load_config
+from qdora_fast.config.own_code import allow_own_code, require_code_allowed
+from qdora_fast.models.backend import open_backend
+from qdora_fast.models.out_of_memory import Batches, make_room
+from qdora_fast.models.run_info import read_run_info
+from qdora_fast.recipes import messages
+from qdora_fast.system import console
+from qdora_fast.system.errors import ConfigError, RegressionError
+from qdora_fast.system.hardware import cache_folder
+from qdora_fast.system.redact import redact
+from qdora_fast.system.remote_code import require_allowed
+from qdora_fast.system.run_folder import RunFolder
+from qdora_fast.system.run_lock import locked
+from qdora_fast.training.memory_cap import cap_memory
+from qdora_fast.training.resume import base_fingerprint
 
 EVALUATION, ANSWERS = "evaluation/evaluation.json", "evaluation/held_out_answers.jsonl"
 
@@ -50,7 +51,6 @@ def evaluate(
     overrides: Sequence[str] = (),
     allow_regression: bool = False,
     own_code: Sequence[str | Path] = (),
-    console: Console | None = None,
 ) -> dict[str, Any]:
     """Evaluate a finished run once more.
 
@@ -70,19 +70,19 @@ def evaluate(
         RegressionError: MMLU fell by more than `evaluation.mmlu.fail_below`.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
-    console = console or show.new_console()
     config = _changed(folder, overrides)
     with allow_own_code(own_code), locked(folder.path):
         require_code_allowed(config, *of_evaluation(config))
-        found = evaluate_model(open_run(folder, config), config, folder, console)
+        cap_memory(config.train.vram)
+        found = evaluate_model(open_run(folder, config), config, folder)
         finish(folder)
     if not allow_regression:
         refuse_regression(found)
     return found
 
 
-def evaluate_model(subject: Subject, config: Config, folder: RunFolder, console: Console) -> dict[str, Any]:
-    """Measure, show, and write down; `subject.model` is used as it stands, its adapter switched off for the base.
+def evaluate_model(subject: Subject, config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Measure, say, and write down; `subject.model` is used as it stands, its adapter switched off for the base.
 
     Raises:
         OutOfMemory: not even one row at a time fits.
@@ -94,13 +94,13 @@ def evaluate_model(subject: Subject, config: Config, folder: RunFolder, console:
 
     settings = config.evaluation
     make_room(subject.model)
-    batches = Batches(subject.model, on_note=partial(show.note, console))
+    batches = Batches(subject.model, on_note=console.note)
     chosen = choose_rows(subject.rows, settings.max_rows)
     rows, examples = [subject.rows[i] for i in chosen], [subject.examples[i] for i in chosen]
     questions = check_questions(rows, subject.tokenizer, config)
     options = _options(config, folder) if settings.metric == "choice" else ()
     model, tokenizer = subject.model, subject.tokenizer
-    with show.answering(console, 2 * len(questions)) as on_answer:
+    with messages.answering(2 * len(questions)) as on_answer:
         answered = ask(
             model,
             tokenizer,
@@ -115,12 +115,12 @@ def evaluate_model(subject: Subject, config: Config, folder: RunFolder, console:
     loss, losses = measure_loss(subject.model, examples, batches)
     by_hash = {row["meta"]["hash"]: number for number, row in enumerate(rows)}
     folder.write_rows(ANSWERS, _answer_lines(answered, right, losses, by_hash))
-    completions = _completions(subject, answered, config, folder, console, batches)
-    mmlu = _mmlu(subject, config, folder, console, batches)
+    completions = _completions(subject, answered, config, folder, batches)
+    mmlu = _mmlu(subject, config, folder, batches)
     found = make_record(folder, config, task=task, heldout_loss=loss, mmlu=mmlu, completions=completions)
     folder.write_json(EVALUATION, found)
     log.append(folder.path, "evaluation", found)
-    show.evaluation(console, found, answered)
+    messages.evaluation(found, answered)
     return found
 
 
@@ -135,7 +135,7 @@ def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: C
 
     rows = [rows[number] for number in choose_rows(rows, config.evaluation.max_rows)]
     if config.evaluation.mmlu.enabled:
-        from qdora_fast.evaluation.harness import harness_version
+        from qdora_fast.evaluation.mmlu.harness import harness_version
 
         harness_version()
     questions = make_questions(rows, tokenizer, max_length=config.model.length)
@@ -145,8 +145,8 @@ def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: C
 
 def finish(folder: RunFolder) -> Path:
     """Write report.html and the model cards anew from what lies in the run's folder; returns the report's path."""
-    from qdora_fast.evaluation.card import Kind, model_card
-    from qdora_fast.evaluation.pages import run_page
+    from qdora_fast.evaluation.report.card import Kind, model_card
+    from qdora_fast.evaluation.report.pages import run_page
 
     kinds: tuple[Kind, ...] = ("adapter", "merged_16bit", "merged_4bit_forced")
     for kind in kinds:
@@ -174,14 +174,14 @@ def open_run(folder: RunFolder, config: Config) -> Subject:
         ConfigError: the run did not finish, held nothing out, or its template is not what the base and config give.
     """
     unsloth = open_backend()
-    from qdora_fast.base_tokenizer import read_tokenizer
     from qdora_fast.data import choose_template
-    from qdora_fast.data.render import Renderer, Rendering
-    from qdora_fast.model import load_trained
-    from qdora_fast.trainer import choose_precision
+    from qdora_fast.data.tokenize.render import Renderer, Rendering
+    from qdora_fast.models.loading import load_trained
+    from qdora_fast.models.tokenizer import read_tokenizer
+    from qdora_fast.training.trainer import choose_precision
 
-    made = folder.read_json("model.json")
-    require_allowed(made)
+    info = read_run_info(folder)
+    require_allowed(info.own_code)
     rows = folder.read_rows("data/held_out.jsonl")
     if not rows:
         raise ConfigError(
@@ -191,16 +191,16 @@ def open_run(folder: RunFolder, config: Config) -> Subject:
     if not folder.adapter.is_dir():
         raise ConfigError(f"{folder.path} has no adapter yet: the run did not finish; run it again or --resume it")
     tokenizer = read_tokenizer(str(folder.adapter))
-    base, model = load_trained(made["base"], config, folder.adapter, precision=choose_precision(config.train))
+    base, model = load_trained(info.base, config, folder.adapter, precision=choose_precision(config.train))
     template = choose_template(base.tokenizer, config.data.template)
     if template.text != tokenizer.chat_template:
         raise ConfigError(
             f"the chat template saved with {folder.adapter} is not the one that data.template: {config.data.template} "
-            f"gives for `{made['base']}`; one of them was changed after training. Answers would be to other prompts "
+            f"gives for `{info.base}`; one of them was changed after training. Answers would be to other prompts "
             "than those trained on: put the template back, or train again"
         )
     unsloth.FastLanguageModel.for_inference(model)
-    stop_ids = frozenset(made["stop_ids"])
+    stop_ids = frozenset(info.stop_ids)
     renderer = Renderer(Rendering(tokenizer, config.model.length, config.data.train_on, config.data.on_long, stop_ids))
     return Subject(model, tokenizer, stop_ids, rows, [renderer(row)[0] for row in rows], base.precision)
 
@@ -240,18 +240,18 @@ def _answer_lines(answered: Any, right: Sequence[tuple[float, float]], losses: A
 
 
 def _completions(
-    subject: Subject, answered: Any, config: Config, folder: RunFolder, console: Console, batches: Batches
+    subject: Subject, answered: Any, config: Config, folder: RunFolder, batches: Batches
 ) -> dict[str, Any] | None:
     """Answers for a person to read: some of the held-out ones, and general prompts that show what was forgotten."""
-    from qdora_fast.evaluation.completions import GENERAL, choose_prompts, completion, write
     from qdora_fast.evaluation.heldout import generate, of_both
+    from qdora_fast.evaluation.report.completions import GENERAL, choose_prompts, completion, write
 
     settings = config.evaluation
     if not settings.completions or settings.metric == "choice":
         return None
     ask = partial(subject.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
     prompts = [ask(list(messages)) for messages in GENERAL]
-    with show.answering(console, 2 * len(prompts)) as on_answer:
+    with messages.answering(2 * len(prompts)) as on_answer:
         asked = (prompts, settings.max_new_tokens, settings.batch_size, subject.stop_ids, on_answer, batches)
         general = of_both(subject.model, lambda: generate(subject.model, subject.tokenizer, *asked))
     kept = [
@@ -263,27 +263,25 @@ def _completions(
         prompt = question.row["messages"][:-1]
         row = question.row["meta"]["hash"]
         kept.append(completion(row, prompt, question.shown, question.reference, answered.replies, index))
-    about = f"{config.adapter.method} on {Path(folder.read_json('model.json')['base']).name}"
+    about = f"{config.adapter.method} on {Path(read_run_info(folder).base).name}"
     written = write(kept, folder.evaluation, name=folder.path.name, about=about)
     return {"n": len(kept), "path": str(written.path.relative_to(folder.path)), "sha256": written.sha256}
 
 
-def _mmlu(
-    subject: Subject, config: Config, folder: RunFolder, console: Console, batches: Batches
-) -> dict[str, Any] | None:
+def _mmlu(subject: Subject, config: Config, folder: RunFolder, batches: Batches) -> dict[str, Any] | None:
     settings = config.evaluation.mmlu
     if not settings.enabled:
         return None
-    from qdora_fast.evaluation.mmlu import measure
+    from qdora_fast.evaluation.mmlu.mmlu import measure
 
-    made, packages = folder.read_json("model.json"), folder.read_json("environment.json")["packages"]
+    info, packages = read_run_info(folder), folder.read_json("environment.json")["packages"]
     identity = {
-        "base": base_fingerprint(made["base"], made["revision"]),
+        "base": base_fingerprint(info.base, info.revision),
         "quantized": config.adapter.quantized,
         "precision": subject.precision,
         "packages": {name: packages.get(name) for name in ("torch", "transformers", "bitsandbytes", "unsloth")},
     }
-    with show.asking_benchmark(console) as on_request:
+    with messages.asking_benchmark() as on_request:
         return measure(
             subject.model,
             subject.tokenizer,

@@ -11,21 +11,20 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-
-from qdora_fast import adapter_export, merged_export, nf4_export, show
-from qdora_fast.errors import ConfigError
-from qdora_fast.evaluating import finish
-from qdora_fast.gguf import export as gguf_export
-from qdora_fast.run_folder import RunFolder
-from qdora_fast.run_lock import locked
+from qdora_fast.config.recorded import read_config
+from qdora_fast.exports import adapter, merged, merged_4bit
+from qdora_fast.exports.gguf import export as gguf_export
+from qdora_fast.recipes.evaluate import finish
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.run_folder import RunFolder
+from qdora_fast.system.run_lock import locked
 
 
 class Format(NamedTuple):
     """How a run gets into one format."""
 
     write: Callable[..., dict[str, Any]]
-    """(folder, config, *, out, overwrite, console, **options) -> the report."""
+    """(folder, config, *, out, overwrite, **options) -> the report."""
     options: tuple[str, ...] = ()
     """What it can be told beyond where to write."""
     writes_in_run: bool = False
@@ -35,11 +34,11 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "merged_16bit": Format(merged_export.export_run, ("merge_base",)),
-    nf4_export.FORMAT: Format(nf4_export.export_run, cost=nf4_export.COST),
+    "merged_16bit": Format(merged.export_run, ("merge_base",)),
+    merged_4bit.FORMAT: Format(merged_4bit.export_run, cost=merged_4bit.COST),
     "gguf": Format(gguf_export.export_run, ("merge_base", "llama_cpp", "gguf_type"), writes_in_run=True),
-    "adapter": Format(adapter_export.export_run),
-    "lora": Format(adapter_export.export_lora),
+    "adapter": Format(adapter.export_run),
+    "lora": Format(adapter.export_lora),
 }
 
 
@@ -49,7 +48,6 @@ def export(
     to: str = "merged_16bit",
     out: str | Path | None = None,
     overwrite: bool = False,
-    console: Console | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Export a finished run.
@@ -70,13 +68,13 @@ def export(
         QdoraError: see the format's module.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
-    config = folder.config()
+    config = read_config(folder)
     asked = {name: value for name, value in options.items() if value is not None}
     chosen = _find(to, asked)
-    place, console = Path(out) if out else None, console or show.new_console()
+    place = Path(out) if out else None
     alone = locked(folder.path) if chosen.writes_in_run or not place else nullcontext()
     with alone:  # a run is not written to by two
-        report = chosen.write(folder, config, out=place, overwrite=overwrite, console=console, **asked)
+        report = chosen.write(folder, config, out=place, overwrite=overwrite, **asked)
         if not place:
             finish(folder)  # the run's report and model cards tell of it
     return report

@@ -12,37 +12,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from qdora_fast import processes, show
-from qdora_fast.backend import captured_prints
 from qdora_fast.config import Config
-from qdora_fast.earlier_runs import earlier_speed
-from qdora_fast.preparing import Ready
-from qdora_fast.probe import Probed, meter_here, probe
-from qdora_fast.resume import identity, require_same
-from qdora_fast.run_folder import RunFolder
-from qdora_fast.throughput import Expected, ProcessorTime, Slow, Throughput, causes, look_around
+from qdora_fast.models.backend import captured_prints
+from qdora_fast.planning.history import earlier_speed
+from qdora_fast.recipes import messages
+from qdora_fast.recipes.data import Ready
+from qdora_fast.system import console, distributed
+from qdora_fast.system.run_folder import RunFolder
+from qdora_fast.training.probe import Probed, meter_here, probe
+from qdora_fast.training.resume import identity, require_same
+from qdora_fast.training.throughput import Expected, ProcessorTime, Slow, Throughput, causes, look_around
 
 
-def fit(
-    model: Any, base: Any, config: Config, folder: RunFolder, ready: Ready, checkpoint: Path | None, console: Console
-) -> None:
+def fit(model: Any, base: Any, config: Config, folder: RunFolder, ready: Ready, checkpoint: Path | None) -> None:
     """Train `model` on the prepared rows, and say how.
 
     Raises:
         CheckpointError: the checkpoint is of another run.
         Stopped: a signal ended it; a checkpoint was saved.
-        NonFiniteError, OutOfMemory: see `safe_steps.py`, `back_off.py` and `probe.py`.
+        NonFiniteError, OutOfMemory: see `nonfinite.py`, `oom.py` and `probe.py`.
     """
-    from qdora_fast.callbacks import keep_notes, training_callbacks
-    from qdora_fast.signals import listening, signal_callback
-    from qdora_fast.trainer import build_trainer, describe, sft_arguments, trained_groups
+    from qdora_fast.training.callbacks import keep_notes, training_callbacks
+    from qdora_fast.training.signals import listening, signal_callback
+    from qdora_fast.training.trainer import build_trainer, describe, sft_arguments, trained_groups
 
     prepared, recipe, identity = ready.prepared, _recipe(config, ready), identity_of(config, ready)
     if checkpoint is not None:
         require_same(checkpoint, identity, ready.base_name)
-    show.recipe(console, describe(recipe, config.train, trained_groups(model, config.train)))
+    messages.recipe(describe(recipe, config.train, trained_groups(model, config.train)))
     arguments = sft_arguments(
         config.train,
         recipe,
@@ -52,14 +49,13 @@ def fit(
     )
     held_out = prepared.held_out_examples
     datasets = (prepared.tokens.dataset(), held_out.dataset() if held_out else None)
-    found = _try_longest(model, base.tokenizer, config, folder, ready, datasets, console)
+    found = _try_longest(model, base.tokenizer, config, folder, ready, datasets)
     watching = training_callbacks(
         metrics=folder.metrics,
-        console=console,
         throughput=Throughput(prepared.train_tokens, _expected(config, folder)),
         find_causes=partial(_why_slow, model, config, ready, packed=recipe.packing, since=ProcessorTime.now()),
     )
-    with listening(lambda said: show.note(console, said)) as requests, watching as callbacks:
+    with listening(lambda said: console.note(said)) as requests, watching as callbacks:
         trainer = build_trainer(
             model,
             base.tokenizer,
@@ -70,15 +66,15 @@ def fit(
             callbacks=[*callbacks, signal_callback(requests)],
             identity=identity,
             place_of=prepared.place_of,
-            on_note=keep_notes(folder.metrics, console),
+            on_note=keep_notes(folder.metrics),
         )
         if found is not None:
             trainer.micro_parts, trainer.eval_parts = found.parts, found.eval_parts
         with captured_prints():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         requests.raise_if_stopped(f"checkpoint-{trainer.state.global_step} of {folder.path}")
-    show.trained(console, trainer.state, trainer.notes)
-    show.engine_afterwards(console, model)
+    messages.trained(trainer.state, trainer.notes)
+    messages.engine_afterwards(model)
 
 
 def _try_longest(
@@ -88,16 +84,15 @@ def _try_longest(
     folder: RunFolder,
     ready: Ready,
     datasets: tuple[Any, Any | None],
-    console: Console,
 ) -> Probed | None:
     """What the longest batch takes, said and recorded; None where it is not tried. A run that is gone on with tries it
     again: it may be on another card, or not alone on it."""
     meter = meter_here()
     if meter is None or not config.train.probe:
         return None
-    if processes.count() > 1:
+    if distributed.world_size() > 1:
         why = "if memory ran out in one process, the others would wait for it"
-        show.note(console, f"the longest batch is not tried before step 1 with several processes: {why}")
+        console.note(f"the longest batch is not tried before step 1 with several processes: {why}")
         return None
     prepared = ready.prepared
     lengths = prepared.columns.tokens[prepared.per_epoch], prepared.columns.tokens[prepared.held]
@@ -116,7 +111,7 @@ def _try_longest(
     except Exception as error:
         error.add_note("while the longest batch was tried; train.probe: false starts without that")
         raise
-    show.probed(console, found)
+    messages.probed(found)
     folder.add_to_json("fit.json", {"probe": found.as_dict()})
     return found
 
@@ -145,7 +140,7 @@ def identity_of(config: Config, ready: Ready) -> dict[str, Any]:
 
 
 def _recipe(config: Config, ready: Ready) -> Any:
-    from qdora_fast.trainer import make_recipe
+    from qdora_fast.training.trainer import make_recipe
 
     rows, tokens = ready.prepared.report.per_epoch, ready.prepared.train_tokens
     return make_recipe(config.train, rows=rows, tokens=tokens, max_length=config.model.length)

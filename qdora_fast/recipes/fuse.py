@@ -11,11 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
-from rich.console import Console
 
-from qdora_fast import show
 from qdora_fast.config import EngineSettings
-from qdora_fast.errors import ConfigError
+from qdora_fast.system import console
+from qdora_fast.system.errors import ConfigError
 
 if TYPE_CHECKING:
     from qdora_fast.engine import EngineReport
@@ -35,10 +34,11 @@ def fuse(model: Any, *, quiet: bool = False, **settings: Any) -> EngineReport:
     Raises:
         ConfigError: a setting is wrong, the model has no LoRA layers, or `require` and something was left to PEFT.
     """
-    from qdora_fast.model import fuse_layers
+    from qdora_fast.models.loading import fuse_layers
 
     report = fuse_layers(model, _checked(settings))
-    show.engine(Console(quiet=True) if quiet else show.new_console(), report)
+    if not quiet:
+        console.lines("engine", report.lines())
     return report
 
 

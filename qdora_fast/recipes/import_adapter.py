@@ -15,26 +15,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from qdora_fast import show
-from qdora_fast.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter
-from qdora_fast.adapter_fit import Fit, fit
-from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.config.code import FORMATTER
-from qdora_fast.config_file import make_config
-from qdora_fast.contained import refuse_links_out
-from qdora_fast.demo.base import recorded_name
-from qdora_fast.errors import ConfigError, IntegrityError
-from qdora_fast.hardware import describe as describe_machine
-from qdora_fast.manifest import NAME as MANIFEST
-from qdora_fast.manifest import problems, read_manifest, sha256_of
-from qdora_fast.own_code import allow_own_code, require_code_allowed
-from qdora_fast.preparing import find_base, ready_data, write_data
-from qdora_fast.remote_code import code_of, remote_code_allowed
-from qdora_fast.run_folder import RunFolder, write_json
-from qdora_fast.weights import WeightFolder, read_json
+from qdora_fast.config.loader import make_config
+from qdora_fast.config.own_code import allow_own_code, require_code_allowed
+from qdora_fast.config.recorded import create_run, write_config
+from qdora_fast.exports.adapter_fit import Fit, fit
+from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter
+from qdora_fast.models.backend import open_backend
+from qdora_fast.models.run_info import RunInfo, write_run_info
+from qdora_fast.models.weights import WeightFolder, read_json
+from qdora_fast.recipes import messages
+from qdora_fast.recipes.data import find_base, ready_data, write_data
+from qdora_fast.system.errors import ConfigError, IntegrityError
+from qdora_fast.system.hardware import describe as describe_machine
+from qdora_fast.system.manifest import NAME as MANIFEST
+from qdora_fast.system.manifest import problems, read_manifest, sha256_of
+from qdora_fast.system.paths import refuse_links_out
+from qdora_fast.system.remote_code import code_of, remote_code_allowed
+from qdora_fast.system.run_folder import RunFolder, write_json
 
 UNKNOWN_DATA = "unknown"
 """data.path of a run whose rows nobody named."""
@@ -47,7 +46,6 @@ def import_adapter(
     data: str | None = None,
     overrides: Sequence[str] = (),
     own_code: Sequence[str | Path] = (),
-    console: Console | None = None,
 ) -> dict[str, Any]:
     """Check the adapter in a folder and make a run of it.
 
@@ -66,7 +64,7 @@ def import_adapter(
         IntegrityError: it is not whole, or does not fit its base.
         RefusedError: the base or the layers are of a kind that is refused for training, too.
     """
-    folder, console = Path(source).expanduser(), console or show.new_console()
+    folder = Path(source).expanduser()
     open_backend()
     adapter = _read(folder)
     stated = _stated_method(folder)
@@ -74,22 +72,22 @@ def import_adapter(
     with allow_own_code(own_code):
         if config.data.path != UNKNOWN_DATA:
             require_code_allowed(config, FORMATTER)
-        return _checked(adapter, config, stated or _sets_method(overrides), folder, console)
+        return _checked(adapter, config, stated or _sets_method(overrides), folder)
 
 
-def _checked(adapter: Adapter, config: Config, known: Any, folder: Path, console: Console) -> dict[str, Any]:
+def _checked(adapter: Adapter, config: Config, known: Any, folder: Path) -> dict[str, Any]:
     """Compare the adapter with its base, and make the run; `known`: that the method was not guessed."""
-    show.adapter_found(console, adapter, config)
+    messages.adapter_found(adapter, config)
     base_name = find_base(config)
     found = fit(adapter, config, base_name)
-    show.adapter_fits(console, found.shapes_compared, guess=None if known else config.adapter.method)
-    run = RunFolder.create(config, folder.resolve().name)
+    messages.adapter_fits(found.shapes_compared, guess=None if known else config.adapter.method)
+    run = create_run(config, folder.resolve().name)
     try:
-        report = _fill(run, adapter, config, base_name, found, console)
+        report = _fill(run, adapter, config, base_name, found)
     except BaseException:
         shutil.rmtree(run.path)
         raise
-    show.adapter_imported(console, report)
+    messages.adapter_imported(report)
     return report
 
 
@@ -156,32 +154,32 @@ def _settings(adapter: Adapter, base: str | None, data: str | None, stated: str 
     }
 
 
-def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, found: Fit, console: Console) -> dict[str, Any]:
+def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, found: Fit) -> dict[str, Any]:
     """Write everything that a run's folder has and that is known here."""
-    from qdora_fast.base_tokenizer import load_tokenizer
-    from qdora_fast.trainer import choose_precision
+    from qdora_fast.models.tokenizer import load_tokenizer
+    from qdora_fast.training.trainer import choose_precision
 
     tokenizer, stop_ids = load_tokenizer(base, config.model.revision)
     config, template, assumed = _with_template(run, adapter, config, tokenizer)
-    run.write_config(config)
+    write_config(run, config)
     run.write_json("environment.json", describe_machine())
     run.adapter.mkdir()  # the adapter's own two files and the tokenizer; nothing else of that folder is taken over
     shutil.copyfile(adapter.folder / WEIGHTS_NAME, run.adapter / WEIGHTS_NAME)
     write_json(run.adapter / CONFIG_NAME, adapter.config | {"base_model_name_or_path": base})
     tokenizer.save_pretrained(run.adapter)
-    made = {
-        "base": recorded_name(base),
-        "revision": config.model.revision,
-        "method": config.adapter.method,
-        "targets": [layer for layer in found.linears if layer in adapter.modules],
-        "quantized_modules": [*found.linears, *found.elsewhere] if config.adapter.quantized else [],
-        "precision": choose_precision(config.train),
-        "template": template,
-        "stop_ids": sorted({*stop_ids, tokenizer.eos_token_id}),
-        "own_code": code_of(base, config.model.revision) if remote_code_allowed() else (),
-        "imported": {"peft_version": adapter.config.get("peft_version")},
-    }
-    run.write_json("model.json", made)
+    info = RunInfo(
+        base=base,
+        revision=config.model.revision,
+        method=config.adapter.method,
+        targets=[layer for layer in found.linears if layer in adapter.modules],
+        quantized_modules=[*found.linears, *found.elsewhere] if config.adapter.quantized else [],
+        precision=choose_precision(config.train),
+        template=template,
+        stop_ids=sorted({*stop_ids, tokenizer.eos_token_id}),
+        own_code=code_of(base, config.model.revision) if remote_code_allowed() else (),
+        imported={"peft_version": adapter.config.get("peft_version")},
+    )
+    write_run_info(run, info)
     return {
         "path": str(run.path),
         "method": config.adapter.method,
@@ -195,7 +193,7 @@ def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, found: Fi
         "shapes_compared": found.shapes_compared,
         "template": template,
         "template_assumed": assumed,
-        "rows": _write_rows(run, config, base, tokenizer, console),
+        "rows": _write_rows(run, config, base, tokenizer),
         "sha256": sha256_of(run.adapter / WEIGHTS_NAME),
     }
 
@@ -229,7 +227,7 @@ def _brought_tokenizer(adapter: Adapter, tokenizer: Any) -> Any:
         ConfigError: it cannot be read.
         IntegrityError: ids differ, or the chat template uses tokens that the base does not have.
     """
-    from qdora_fast.base_tokenizer import read_tokenizer
+    from qdora_fast.models.tokenizer import read_tokenizer
 
     brought = read_tokenizer(str(adapter.folder))
     theirs, known = brought.get_vocab(), tokenizer.get_vocab()
@@ -244,13 +242,13 @@ def _brought_tokenizer(adapter: Adapter, tokenizer: Any) -> Any:
     return brought
 
 
-def _write_rows(run: RunFolder, config: Config, base: str, tokenizer: Any, console: Console) -> int:
+def _write_rows(run: RunFolder, config: Config, base: str, tokenizer: Any) -> int:
     """Rows for proofs and evaluation: those of `data.path`, all held out; else general prompts, for proofs alone."""
     if config.data.path == UNKNOWN_DATA:
         general = _general_rows(tokenizer)
         run.write_json("data/proof_rows.json", {"held_out": False, "rows": general[: config.export.proof_rows]})
         return 0
-    prepared = ready_data(config, base, console, trains=False).prepared
+    prepared = ready_data(config, base, trains=False).prepared
     write_data(prepared, run.data, name=run.path.name, seed=config.train.seed)
     (run.data / "train.jsonl").replace(run.data / "held_out.jsonl")
     (run.data / "train.jsonl").touch()
@@ -262,7 +260,7 @@ def _write_rows(run: RunFolder, config: Config, base: str, tokenizer: Any, conso
 
 def _general_rows(tokenizer: Any) -> list[Mapping[str, Any]]:
     """Prompts of general kind, every token of which counts: two models that agree there are the same function."""
-    from qdora_fast.evaluation.completions import GENERAL
+    from qdora_fast.evaluation.report.completions import GENERAL
 
     texts = [tokenizer.apply_chat_template(list(each), tokenize=False, add_generation_prompt=True) for each in GENERAL]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]

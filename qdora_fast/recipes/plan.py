@@ -9,12 +9,12 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from qdora_fast import presets
-from qdora_fast.config_file import load_config
-from qdora_fast.errors import ConfigError, DoesNotFit
+from qdora_fast.config import presets
+from qdora_fast.config.loader import load_config
 from qdora_fast.planning.picture import write_page
 from qdora_fast.planning.plan import make_plan, preset_plans
 from qdora_fast.planning.text import lines, preset_table, what_to_do
+from qdora_fast.system.errors import ConfigError, DoesNotFit
 
 Say = Callable[[str], None]
 

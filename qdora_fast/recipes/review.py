@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from qdora_fast import show
-from qdora_fast.errors import ConfigError, RefusedError
-from qdora_fast.evaluating import EVALUATION, finish
 from qdora_fast.evaluation import log
-from qdora_fast.evaluation.run_parts import read_run
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.evaluation.report.run_parts import read_run
+from qdora_fast.recipes import messages
+from qdora_fast.recipes.evaluate import EVALUATION, finish
+from qdora_fast.system.errors import ConfigError, RefusedError
+from qdora_fast.system.run_folder import RunFolder
 
 
 def review(
@@ -27,7 +25,6 @@ def review(
     reviewer: str | None = None,
     verdict: str | None = None,
     note: str = "",
-    console: Console,
 ) -> dict[str, Any]:
     """Record what a person thinks of a run's completions: the file saved from completions.html, or name and verdict.
 
@@ -40,7 +37,7 @@ def review(
     if not kept:
         raise ConfigError(f"{run} has no completions to review (evaluation.completions: 0); run `qdora-fast evaluate`")
     if file is not None:
-        from qdora_fast.evaluation.completions import read_review
+        from qdora_fast.evaluation.report.completions import read_review
 
         found = dict(read_review(file, sha256=kept["sha256"]).as_json())
     elif reviewer and reviewer.strip() and verdict:
@@ -49,7 +46,7 @@ def review(
         raise ConfigError("give the file saved from completions.html, or --reviewer NAME and --verdict")
     path = log.append(folder.path, "review", found)
     finish(folder)
-    show.review_recorded(console, found, path)
+    messages.review_recorded(found, path)
     return found
 
 

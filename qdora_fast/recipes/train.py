@@ -13,21 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
-from qdora_fast import processes, show, token_identity
-from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
 from qdora_fast.config.code import FORMATTER, of_evaluation
+from qdora_fast.config.own_code import allow_own_code, require_code_allowed
+from qdora_fast.config.presets import settings_of
+from qdora_fast.config.recorded import code_elsewhere, create_run, keep_code, read_config
 from qdora_fast.data.dataset import Prepared
-from qdora_fast.demo.base import recorded_name
-from qdora_fast.errors import without_frames
-from qdora_fast.evaluating import Subject, check_questions, evaluate_model, finish, refuse_regression
-from qdora_fast.fitting import adopt, cap_memory
-from qdora_fast.hardware import describe as describe_machine
-from qdora_fast.manifest import write_manifest
-from qdora_fast.own_code import allow_own_code, require_code_allowed
-from qdora_fast.preparing import (
+from qdora_fast.exports.verify import token_identity
+from qdora_fast.models.backend import open_backend
+from qdora_fast.models.run_info import RunInfo, write_run_info
+from qdora_fast.planning.auto import adopt
+from qdora_fast.recipes import messages
+from qdora_fast.recipes.data import (
     Ready,
     confirm,
     find_base,
@@ -37,13 +34,18 @@ from qdora_fast.preparing import (
     with_quality,
     write_data,
 )
-from qdora_fast.presets import settings_of
-from qdora_fast.remote_code import code_of, remote_code_allowed
-from qdora_fast.resume import NEW, Start, go_on, go_on_if_stopped, require_same
-from qdora_fast.run_folder import FINISHED, RunFolder
-from qdora_fast.run_lock import locked
-from qdora_fast.staging import disk_trouble
-from qdora_fast.training import fit, identity_of
+from qdora_fast.recipes.evaluate import Subject, check_questions, evaluate_model, finish, refuse_regression
+from qdora_fast.recipes.fit import fit, identity_of
+from qdora_fast.system import console, distributed
+from qdora_fast.system.atomic import disk_trouble
+from qdora_fast.system.errors import without_frames
+from qdora_fast.system.hardware import describe as describe_machine
+from qdora_fast.system.manifest import write_manifest
+from qdora_fast.system.remote_code import code_of, remote_code_allowed
+from qdora_fast.system.run_folder import FINISHED, RunFolder
+from qdora_fast.system.run_lock import locked
+from qdora_fast.training.memory_cap import cap_memory
+from qdora_fast.training.resume import NEW, Start, go_on, go_on_if_stopped, require_same
 
 
 def train(
@@ -70,7 +72,7 @@ def train(
     """
     settings, name = settings_of(config, sections)
     with allow_own_code(own_code):
-        return run_recipe(settings, name=name, resume=resume, console=show.new_console())
+        return run_recipe(settings, name=name, resume=resume)
 
 
 def run_recipe(
@@ -78,7 +80,6 @@ def run_recipe(
     *,
     name: str,
     resume: bool | Literal["auto"] = False,
-    console: Console,
     reviewed: Path | None = None,
 ) -> RunFolder:
     """Rows and tokens, then everything else in one run's folder, which nobody else may use meanwhile.
@@ -86,51 +87,50 @@ def run_recipe(
     Runs in every process of a run; the first speaks, writes, compares and exports for all.
     """
     train = config.train
-    processes.share(train.rows_per_step if train.batch_size == "auto" else train.accumulation)
-    console.quiet = not processes.first()
-    with processes.together(), disk_trouble(Path(config.run.dir)):
-        config, start = processes.from_first(_begin(config, name, resume) if processes.first() else (config, NEW))
-        ready = _prepared(config, start.folder, console)
+    distributed.accumulation_per_rank(train.rows_per_step if train.batch_size == "auto" else train.accumulation)
+    with distributed.process_group(), disk_trouble(Path(config.run.dir)):
+        config, start = distributed.broadcast(_begin(config, name, resume) if distributed.is_main() else (config, NEW))
+        ready = _prepared(config, start.folder)
         config = ready.config
-        start = processes.from_first(_start(config, ready, name, start) if processes.first() else NEW)
+        start = distributed.broadcast(_start(config, ready, name, start) if distributed.is_main() else NEW)
         folder = start.folder
         assert folder is not None, "the first process has chosen or made one"
-        with locked(folder.path) if processes.first() else nullcontext():
-            config = processes.from_first(folder.keep_code(config) if processes.first() else config)
-            show.started(console, folder, start)
-            show.code_elsewhere(console, folder.code_elsewhere(config))
-            model, base, ready = _trained(config, folder, ready, start.checkpoint, reviewed, console)
-            if processes.first():
+        with locked(folder.path) if distributed.is_main() else nullcontext():
+            config = distributed.broadcast(keep_code(folder, config) if distributed.is_main() else config)
+            messages.started(folder, start)
+            messages.code_elsewhere(code_elsewhere(folder, config))
+            model, base, ready = _trained(config, folder, ready, start.checkpoint, reviewed)
+            if distributed.is_main():
                 _save_adapter(model, base.tokenizer, folder)
-                found = _evaluate(model, base, config, folder, ready.prepared, console)
+                found = _evaluate(model, base, config, folder, ready.prepared)
                 evidence = _evidence(model, config, folder)
                 del model, base  # the proof opens the merged model beside nothing else
-                _export(evidence, config, folder, start.checkpoint is not None, console)
-                show.finished(console, folder)
+                _export(evidence, config, folder, start.checkpoint is not None)
+                messages.finished(folder)
                 refuse_regression(_done(found))
     return folder
 
 
 def _begin(config: Config, name: str, resume: bool | Literal["auto"]) -> tuple[Config, Start]:
     """Which run to go on with, if any, and the settings: its own choice where they say `auto`."""
-    earlier = RunFolder.newest(config, name) if resume else None
-    as_before = adopt(config, earlier.config()) if earlier else config
+    earlier = RunFolder.newest(Path(config.run.dir), config.run.name or name) if resume else None
+    as_before = adopt(config, read_config(earlier)) if earlier else config
     start = NEW if not resume else go_on_if_stopped(as_before, name) if resume == "auto" else go_on(as_before, name)
     return (as_before if start.folder else config), start
 
 
-def _prepared(config: Config, resumed: RunFolder | None, console: Console) -> Ready:
+def _prepared(config: Config, resumed: RunFolder | None) -> Ready:
     """Rows and tokens. The first process prepares them and decides what `auto` becomes; the others do as it did."""
-    ready = prepare_run(config, console, resumed) if processes.first() else None
-    config = processes.from_first(ready.config if ready else config)
-    return ready or prepare_run(config, console, resumed)
+    ready = prepare_run(config, resumed) if distributed.is_main() else None
+    config = distributed.broadcast(ready.config if ready else config)
+    return ready or prepare_run(config, resumed)
 
 
 def _start(config: Config, ready: Ready, name: str, start: Start) -> Start:
     """Where this run begins: in a new folder, or at a checkpoint that is of this very run."""
     if start.checkpoint is not None and not config.data.quality.enabled:  # else the rows are not chosen yet
         require_same(start.checkpoint, identity_of(config, ready), ready.base_name)
-    return start if start.folder else replace(start, folder=RunFolder.create(config, name))
+    return start if start.folder else replace(start, folder=create_run(config, name))
 
 
 def _trained(
@@ -139,35 +139,34 @@ def _trained(
     ready: Ready,
     checkpoint: Path | None,
     reviewed: Path | None,
-    console: Console,
 ) -> tuple[Any, Any, Ready]:
     """Base → adapter → fused layers → training. Returns the model, its base, and the rows as they were used."""
-    from qdora_fast.model import attach, fuse_layers, load_base
-    from qdora_fast.trainer import choose_precision
+    from qdora_fast.models.loading import attach, fuse_layers, load_base
+    from qdora_fast.training.trainer import choose_precision
 
     judged = config.data.quality.enabled  # a review is then about rows that are not chosen yet
     review = read_review(ready.prepared, reviewed, config) if reviewed and not judged else None
     if capped := cap_memory(config.train.vram):
-        show.note(console, capped)
+        console.note(capped)
     base = load_base(ready.base_name, config, precision=choose_precision(config.train))
-    with processes.first_alone():
-        ready = with_quality(confirm(ready, base, config, console), config, console, base)
-    show.quality(console, ready)
+    with distributed.main_process_first():
+        ready = with_quality(confirm(ready, base, config), config, base)
+    messages.quality(ready)
     review = read_review(ready.prepared, reviewed, config) if reviewed and judged else review
-    if processes.first():
-        _describe_run(folder, config, base, ready, review, console)
+    if distributed.is_main():
+        _describe_run(folder, config, base, ready, review)
 
     model = attach(base, config.adapter, config.train)
-    show.adapter(console, config.adapter, base.targets, model)
+    messages.adapter(config.adapter, base.targets, model)
     report = fuse_layers(model, config.engine)
-    show.engine(console, report)
-    if processes.first():
+    messages.engine(report)
+    if distributed.is_main():
         folder.write_json("engine.json", report.as_dict())
     if config.adapter.init_adapter and checkpoint is None:
-        from qdora_fast.warm_start import warm_start
+        from qdora_fast.training.warm_start import warm_start
 
-        show.note(console, warm_start(model, config.adapter))
-    fit(model, base, config, folder, ready, checkpoint, console)
+        console.note(warm_start(model, config.adapter))
+    fit(model, base, config, folder, ready, checkpoint)
     return model, base, ready
 
 
@@ -175,55 +174,55 @@ def _evidence(model: Any, config: Config, folder: RunFolder) -> Any:
     """What the trained model says about the proof rows; None where nothing is exported."""
     if config.export.at_end == "none":
         return None
-    from qdora_fast.export_case import record_trained
+    from qdora_fast.exports.verify.case import record_trained
 
     return record_trained(model, folder)
 
 
-def _export(evidence: Any, config: Config, folder: RunFolder, again: bool, console: Console) -> None:
+def _export(evidence: Any, config: Config, folder: RunFolder, again: bool) -> None:
     """The merged model and its proof, where the config wants one; then the report."""
     try:
         if evidence is not None:
-            from qdora_fast.behaviour import release_memory
-            from qdora_fast.merged_export import export_merged, merged_folder
+            from qdora_fast.exports.merged import export_merged, merged_folder
+            from qdora_fast.exports.verify.recording import release_memory
 
             release_memory()
             merge_base = config.export.merge_base
             out = merged_folder(folder, merge_base)
-            export_merged(folder, evidence, merge_base=merge_base, out=out, overwrite=again, console=console)
+            export_merged(folder, evidence, merge_base=merge_base, out=out, overwrite=again)
     finally:  # a proof that failed is in the report, too
         finish(folder)
     folder.write_json(FINISHED, {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
-def prepare_run(config: Config, console: Console, resumed: RunFolder | None = None) -> Ready:
+def prepare_run(config: Config, resumed: RunFolder | None = None) -> Ready:
     """The part that fails fast: the base found and checked, rows prepared, split and tokenised, no weights read."""
-    from qdora_fast.model import check_base
-    from qdora_fast.trainer import check_tracker
+    from qdora_fast.models.loading import check_base
+    from qdora_fast.training.trainer import check_tracker
 
     check_tracker(config.train)
     require_code_allowed(config, FORMATTER, *of_evaluation(config))  # before hours of training, not after them
     open_backend()
     base_name = find_base(config, resumed)
     check_base(base_name, config)
-    show.own_code(console, base_name, code_of(base_name, config.model.revision), runs=remote_code_allowed())
-    ready = ready_data(config, base_name, console)
-    show.preflight(console, ready)
+    messages.own_code(base_name, code_of(base_name, config.model.revision), runs=remote_code_allowed())
+    ready = ready_data(config, base_name)
+    messages.preflight(ready)
     if config.evaluation.max_rows:
         check_questions(ready.prepared.held_out, ready.rendering.tokenizer, ready.config)
     return ready
 
 
-def dry_run(config: Config, *, console: Console) -> None:
+def dry_run(config: Config) -> None:
     """Everything short of reading the base's weights: settings, rows, tokens, masks, targets."""
-    ready = prepare_run(config, console)
-    from qdora_fast.model import check_base
+    ready = prepare_run(config)
+    from qdora_fast.models.loading import check_base
 
-    show.dry_run(console, check_base(ready.base_name, config))
+    messages.dry_run(check_base(ready.base_name, config))
 
 
 def _evaluate(
-    model: Any, base: Any, config: Config, folder: RunFolder, prepared: Prepared, console: Console
+    model: Any, base: Any, config: Config, folder: RunFolder, prepared: Prepared
 ) -> dict[str, Any] | Exception:
     """Base against tuned on the held-out rows; {} where nothing is held out or it is switched off. What ends it does
     not end the run: it is said, and returned without the frames that hold the model."""
@@ -234,9 +233,9 @@ def _evaluate(
         subject = Subject(
             model, base.tokenizer, base.stop_ids, prepared.held_out, prepared.held_out_examples, base.precision
         )
-        return evaluate_model(subject, config, folder, console)
+        return evaluate_model(subject, config, folder)
     except Exception as error:  # noqa: BLE001 - training is over; it is raised when everything else is done
-        show.not_evaluated(console, folder, error)
+        messages.not_evaluated(folder, error)
         return without_frames(error)
 
 
@@ -252,18 +251,16 @@ def _done(found: dict[str, Any] | Exception) -> dict[str, Any]:
 
 
 def _save_adapter(model: Any, tokenizer: Any, folder: RunFolder) -> None:
-    from qdora_fast.adapter import save_adapter
+    from qdora_fast.models.adapter import save_adapter
 
     save_adapter(model, folder.adapter)
     tokenizer.save_pretrained(folder.adapter)
     write_manifest(folder.adapter, {"kind": "adapter"}, leave_out=["README.md"])  # the card is written anew
 
 
-def _describe_run(
-    folder: RunFolder, config: Config, base: Any, ready: Ready, review: Any | None, console: Console
-) -> None:
+def _describe_run(folder: RunFolder, config: Config, base: Any, ready: Ready, review: Any | None) -> None:
     """Machine, rows, model.json and the rows of the proof: what export, chat and evaluation need to know later."""
-    from qdora_fast import base_sample
+    from qdora_fast.exports.verify import base_sample
 
     (folder.path / FINISHED).unlink(missing_ok=True)
     folder.write_json("environment.json", describe_machine())
@@ -271,21 +268,19 @@ def _describe_run(
         folder.write_json("fit.json", ready.settled.as_dict())
     write_data(ready.prepared, folder.data, name=folder.path.name, seed=config.train.seed, review=review)
     if review is not None:
-        record_review(folder.path, review, console)
-    folder.write_json(
-        "model.json",
-        {
-            "base": recorded_name(ready.base_name),
-            "revision": base.revision,
-            "method": config.adapter.method,
-            "targets": base.targets.modules,
-            "quantized_modules": base.quantized_modules,
-            "precision": base.precision,
-            "template": ready.rendering.template.name if ready.rendering.template else None,
-            "stop_ids": sorted(base.stop_ids),
-            "own_code": code_of(ready.base_name, base.revision) if remote_code_allowed() else (),
-        },
+        record_review(folder.path, review)
+    info = RunInfo(
+        base=ready.base_name,
+        revision=base.revision,
+        method=config.adapter.method,
+        targets=base.targets.modules,
+        quantized_modules=base.quantized_modules,
+        precision=base.precision,
+        template=ready.rendering.template.name if ready.rendering.template else None,
+        stop_ids=sorted(base.stop_ids),
+        own_code=code_of(ready.base_name, base.revision) if remote_code_allowed() else (),
     )
+    write_run_info(folder, info)
     base_sample.keep(base.model, base.targets.modules, folder.path)
     prepared = ready.prepared
     held_out = prepared.held_out_examples

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdora_fast import manifest
-from qdora_fast.errors import ConfigError, IntegrityError
-from qdora_fast.run_folder import UNPROVEN, RunFolder
+from qdora_fast.system import manifest
+from qdora_fast.system.errors import ConfigError, IntegrityError
+from qdora_fast.system.run_folder import UNPROVEN, RunFolder
 
 EXPORT = "export.json"
 WEIGHTS = "adapter_model.safetensors"

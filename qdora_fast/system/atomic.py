@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qdora_fast.errors import ConfigError, DiskSpaceError, QdoraError
-from qdora_fast.hardware import nearest_folder
+from qdora_fast.system.errors import ConfigError, DiskSpaceError, QdoraError
+from qdora_fast.system.hardware import nearest_folder
 
 SPARE_BYTES = 256 * 2**20
 """Space left free beyond what is written, so that logs and metrics can still be."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 INTERPRETER = sys.executable
 _SAFE_PATH = "PYTHONSAFEPATH"
@@ -22,8 +23,14 @@ def python(*arguments: str) -> list[str]:
     return [INTERPRETER, "-P", *arguments]
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """The variables for such a process: this process's own, with `changes`."""
+def environment(*, searched: Path | None = None, **changes: str) -> dict[str, str]:
+    """The variables for such a process: this process's own, with `changes`.
+
+    Args:
+        searched: a folder in which the process finds modules before those of PYTHONPATH.
+    """
+    if searched is not None:
+        changes["PYTHONPATH"] = os.pathsep.join(filter(None, [str(searched), os.environ.get("PYTHONPATH")]))
     return {**os.environ, _SAFE_PATH: "1", **changes}
 
 

@@ -1,48 +1,129 @@
-"""Where text goes, and the forms it takes: a labelled line, a bar, a table, one JSON object."""
+"""The one console of a process: progress and decisions on standard error, results on standard output.
+
+Whoever has something to say to the user calls a function here; nobody passes a console around. Of the processes of a
+run only rank 0 speaks. A report owns its sentences and this module the forms they take: a labelled line, a note, a
+progress bar, a table, one JSON object. Secrets are taken out of labelled lines, and control characters are shown as
+pictures, so that no row steers the terminal.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
 from rich.table import Table
 
-from qdora_fast.redact import redact
+from qdora_fast.system import distributed
+from qdora_fast.system.redact import redact
 
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 _PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
+_consoles = {
+    "stderr": Console(stderr=True, highlight=False, soft_wrap=True),
+    "stdout": Console(highlight=False, soft_wrap=True),
+    "other ranks": Console(quiet=True),
+}
 
-def new_console() -> Console:
-    """Progress and decisions go to standard error, so that standard output stays for results."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+def print(*objects: Any, markup: bool = False, **how: Any) -> None:
+    """Text, or anything that rich can draw, on a line of its own; `how` as for rich's `Console.print`."""
+    _console().print(*objects, markup=markup, **how)
+
+
+def result(*objects: Any, markup: bool = False, **how: Any) -> None:
+    """The same on standard output: what was asked for."""
+    _consoles["stdout"].print(*objects, markup=markup, **how)
+
+
+def line(label: str, text: str, *, markup: bool = False) -> None:
+    """One decision, under its label."""
+    print(f"{label.capitalize():<9} {visible(redact(text))}", markup=markup)
+
+
+def lines(label: str, texts: Iterable[str]) -> None:
+    """Several decisions under one label."""
+    for number, text in enumerate(texts):
+        line("" if number else label, text)
+
+
+def note(text: str) -> None:
+    """Something that happened on the way."""
+    line("note", text)
+
+
+def aside(text: str) -> None:
+    """A dim remark beside a conversation."""
+    _console().print(text, style="dim", markup=False, soft_wrap=not is_terminal())
+
+
+def page(text: str) -> None:
+    """Text that is laid out already: printed as it is."""
+    _console().out(text, highlight=False)
+
+
+def status(text: str) -> Status:
+    """A spinner while the block runs; `update` changes its text."""
+    return _console().status(text)
+
+
+def is_terminal() -> bool:
+    """Whether a person is watching: colours, bars and spinners are shown."""
+    return _consoles["stderr"].is_terminal
+
+
+def progress(*columns: Any) -> Progress:
+    """A progress bar that is seen only on a terminal; tasks have the field `message`, shown behind `columns`."""
+    shown = columns or (
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=24),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[message]}"),
+    )
+    return Progress(*shown, console=_console(), transient=True, disable=not is_terminal())
+
+
+@contextmanager
+def counting_bytes(total: int, what: str = "merging") -> Iterator[Callable[[int], None]]:
+    """A progress bar over `total` bytes; call what the block gets with the number of bytes just written."""
+    with progress() as shown:
+        task = shown.add_task(what, total=total, message="")
+        yield lambda count: shown.advance(task, count)
+
+
+@contextmanager
+def counting_rows(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A progress bar over rows; without a total it only counts."""
+    with progress() as shown:
+        task = shown.add_task(what, total=total, message="")
+        done = [0]
+
+        def on_rows(count: int) -> None:
+            done[0] += count
+            shown.update(task, completed=done[0], message=f"{done[0]:,} rows")
+
+        yield on_rows
+
+
+@contextmanager
+def use(stderr: Console) -> Iterator[None]:
+    """Everything that goes to standard error goes to `stderr` while the block runs; quiet consoles print nothing."""
+    before = _consoles["stderr"]
+    _consoles["stderr"] = stderr
+    try:
+        yield
+    finally:
+        _consoles["stderr"] = before
 
 
 def json_line(content: Any) -> str:
     """One JSON object on one line."""
     return json.dumps(content, ensure_ascii=False)
-
-
-def line(console: Console, label: str, text: str, *, markup: bool = False) -> None:
-    """One decision, under its label."""
-    console.print(f"{label.capitalize():<9} {visible(redact(text))}", markup=markup)
-
-
-def listed(console: Console, label: str, texts: Iterable[str]) -> None:
-    """Several decisions under one label."""
-    for number, text in enumerate(texts):
-        line(console, "" if number else label, text)
-
-
-def bar(console: Console) -> Progress:
-    """A progress bar that is seen only on a terminal."""
-    columns = (TextColumn("  {task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
-    return Progress(
-        *columns, TextColumn("{task.fields[said]}"), console=console, transient=True, disable=not console.is_terminal
-    )
 
 
 def grid(first: str, *columns: str) -> Table:
@@ -63,3 +144,24 @@ def short(text: str, most: int = 160) -> str:
 def visible(text: str) -> str:
     """Control characters as pictures, so that no row steers the terminal; line breaks and tabs stay."""
     return text.translate(_PICTURES)
+
+
+def clock(seconds: float) -> str:
+    """95 → 1:35 min, 5400 → 1:30 h."""
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02} h"
+
+
+def time_range(seconds: tuple[float, float]) -> str:
+    """A time and its uncertainty: 2:10 to 2:40 min."""
+    early, late = map(clock, seconds)
+    if early == late:
+        return late
+    return f"{early.removesuffix(late[-4:]) if early[-4:] == late[-4:] else early} to {late}"
+
+
+def _console() -> Console:
+    """The console, quiet on every rank but 0."""
+    return _consoles["stderr" if distributed.is_main() else "other ranks"]

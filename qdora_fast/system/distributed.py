@@ -20,46 +20,46 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from qdora_fast.errors import ConfigError
+from qdora_fast.system.errors import ConfigError
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
 """For the first process's work that others wait for (preparing millions of rows). The death of one ends all sooner."""
 
 
-def count() -> int:
+def world_size() -> int:
     """Processes of this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def number() -> int:
+def rank() -> int:
     """This process among them, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
-def first() -> bool:
+def is_main() -> bool:
     """Whether this process speaks and writes for all."""
-    return number() == 0
+    return rank() == 0
 
 
-def share(accumulation: int) -> int:
+def accumulation_per_rank(accumulation: int) -> int:
     """Forward passes per optimizer step of one process.
 
     Raises:
         ConfigError: they cannot be dealt out evenly, and the effective batch would be another.
     """
-    if accumulation % count():
+    if accumulation % world_size():
         raise ConfigError(
-            f"train.gradient_accumulation: {accumulation} forward passes cannot be shared by {count()} processes; "
-            f"take a multiple of {count()} (train.effective_batch=N and train.batch_size=auto do it, too)"
+            f"train.gradient_accumulation: {accumulation} forward passes cannot be shared by {world_size()} processes; "
+            f"take a multiple of {world_size()} (train.effective_batch=N and train.batch_size=auto do it, too)"
         )
-    return accumulation // count()
+    return accumulation // world_size()
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """The processes can talk to each other until the block ends."""
-    if count() == 1:
+    if world_size() == 1:
         yield
         return
     import torch
@@ -75,27 +75,27 @@ def together() -> Iterator[None]:
 
 
 @contextmanager
-def first_alone() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """The first process does the block, then the others: they find its results in the cache. If it fails, it ends,
     and they are ended with it."""
-    if first():
+    if is_main():
         yield
-    wait()
-    if not first():
+    barrier()
+    if not is_main():
         yield
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all are here."""
-    if count() > 1:
+    if world_size() > 1:
         import torch
 
         torch.distributed.barrier()
 
 
-def from_first(value: T) -> T:
+def broadcast(value: T) -> T:
     """The first process's value, in all."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     import torch
 
@@ -104,9 +104,9 @@ def from_first(value: T) -> T:
     return box[0]
 
 
-def largest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest of all processes' values."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     import torch
 
@@ -115,12 +115,12 @@ def largest(value: int) -> int:
     return int(shared.item())
 
 
-def of_all(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """Each process's value, in their order."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
     import torch
 
-    gathered: list[Any] = [None] * count()
+    gathered: list[Any] = [None] * world_size()
     torch.distributed.all_gather_object(gathered, value)
     return gathered

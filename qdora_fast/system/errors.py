@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import traceback
 
-from qdora_fast.redact import redact
+from qdora_fast.system.redact import redact
 
 
 class QdoraError(Exception):

@@ -15,8 +15,23 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGES = ("torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes",
-            "tokenizers", "safetensors", "triton", "xformers", "datasketch", "regex")  # fmt: skip
+PACKAGES = (
+    "torch",
+    "unsloth",
+    "unsloth_zoo",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "bitsandbytes",
+    "tokenizers",
+    "safetensors",
+    "triton",
+    "xformers",
+    "datasketch",
+    "regex",
+)
 BRAKES = {0x8: "hardware slowdown", 0x20: "heat (driver)", 0x40: "heat (hardware)", 0x80: "power supply"}
 """Bits of `clocks_throttle_reasons.active` that are no choice of the user's and no idleness."""
 EXTRAS = ("qdora_fast", "lm_eval")

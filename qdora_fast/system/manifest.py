@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from qdora_fast.errors import IntegrityError
+from qdora_fast.system.errors import IntegrityError
 
 NAME = "MANIFEST.json"
 

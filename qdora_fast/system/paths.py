@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from qdora_fast.errors import RefusedError
+from qdora_fast.system.errors import RefusedError
 
 WEIGHTS = ".safetensors"
 

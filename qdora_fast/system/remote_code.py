@@ -12,12 +12,12 @@ where it has none, the base is refused. What this does not do: make code safe th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from qdora_fast.errors import ConfigError, RefusedError, first_line
+from qdora_fast.system.errors import ConfigError, RefusedError, first_line
 
 FLAG = "--trust-remote-code"
 BASE_SETTING = "model.name: "
@@ -75,13 +75,12 @@ def unreadable(
     )
 
 
-def require_allowed(made: Mapping[str, Any]) -> None:
+def require_allowed(files: Sequence[str]) -> None:
     """Raise RefusedError when a run was trained with its base's own code and this command may not run it.
 
     Args:
-        made: the run's model.json.
+        files: Python files of the base that were run while training.
     """
-    files = made.get("own_code")
     if files and not remote_code_allowed():
         raise RefusedError(
             f"this run was trained with code that came with its base ({', '.join(files)}); add {FLAG} to run it again"

@@ -22,22 +22,14 @@ A folder explains itself: exporting or chatting needs nothing but the folder and
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.config import Config
-from qdora_fast.config.code import TASKS, code_named, file_of, split, with_code
-from qdora_fast.config_file import load_config
-from qdora_fast.contained import refuse_links_out
-from qdora_fast.demo.base import loadable_name
-from qdora_fast.errors import CheckpointError, ConfigError
-from qdora_fast.own_code import by_content
-from qdora_fast.redact import redact, redacted
-from qdora_fast.yaml_text import write_yaml
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.paths import refuse_links_out
+from qdora_fast.system.redact import redacted
 
 FINISHED = "finished.json"
 UNPROVEN = ".unproven"
@@ -51,10 +43,12 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, config: Config, default_name: str) -> RunFolder:
-        """Make a new folder `name`, or `name-2`, `name-3`, ... where that exists already."""
-        parent = Path(config.run.dir)
-        name = config.run.name or default_name
+    def create(cls, parent: Path, name: str) -> RunFolder:
+        """Make a new folder `name`, or `name-2`, `name-3`, ... where that exists already.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
         for number in range(1, 10_000):
             path = parent / (name if number == 1 else f"{name}-{number}")
             try:
@@ -63,9 +57,7 @@ class RunFolder:
                 continue
             except OSError as error:
                 raise ConfigError(f"run.dir: cannot create {path}: {error.strerror}") from None
-            folder = cls(path)
-            folder.write_config(config)
-            return folder
+            return cls(path)
         raise ConfigError(f"run.dir: {parent} holds 9,999 runs called {name}; clean up or set run.name")
 
     @classmethod
@@ -84,30 +76,10 @@ class RunFolder:
         return folder
 
     @classmethod
-    def resumable(cls, config: Config, default_name: str) -> RunFolder:
-        """The newest run of this name that has a checkpoint and the same settings.
-
-        Raises:
-            CheckpointError: none; the message says what stands in the way.
-        """
-        newest = cls.newest(config, default_name)
-        if newest is None:
-            name = config.run.name or default_name
-            raise CheckpointError(
-                f"--resume: no run `{name}` under {config.run.dir} has a checkpoint; start it without --resume"
-            )
-        differing = _differences(by_content(newest.config().model_dump()), by_content(config.model_dump()))
-        if differing:
-            listed = "\n".join(f"  - {line}" for line in differing)
-            raise CheckpointError(f"--resume: {newest.path} was started with other settings:\n{listed}")
-        return cls.open(newest.path)
-
-    @classmethod
-    def newest(cls, config: Config, default_name: str) -> RunFolder | None:
+    def newest(cls, parent: Path, name: str) -> RunFolder | None:
         """The run of this name (`name-2` and so on included) that has the newest checkpoint; None: none has any."""
-        parent, name = Path(config.run.dir), config.run.name or default_name
-        found = [p for p in parent.glob(f"{name}*") if p.name == name or p.name.removeprefix(f"{name}-").isdigit()]
-        runs = [cls(p) for p in found if (p / "config.yaml").is_file()]
+        matches = [p for p in parent.glob(f"{name}*") if p.name == name or p.name.removeprefix(f"{name}-").isdigit()]
+        runs = [cls(p) for p in matches if (p / "config.yaml").is_file()]
         saved = [(run.checkpoints()[-1].stat().st_mtime, run.path) for run in runs if run.checkpoints()]
         return cls(max(saved)[1]) if saved else None
 
@@ -141,43 +113,6 @@ class RunFolder:
         """Trained, compared, exported and reported."""
         return (self.path / FINISHED).is_file()
 
-    def write_config(self, config: Config) -> None:
-        """Write the resolved config; the files of code that it names are copied, and named where they lie here."""
-        kept = self.keep_code(config).model_dump(mode="json")
-        here = os.path.abspath(self.path) + os.sep
-        named = with_code(kept, lambda _setting, _keys, text: text.removeprefix(here))
-        self.config_file.write_text(write_yaml(named), encoding="utf-8")
-
-    def keep_code(self, config: Config) -> Config:
-        """The config with each file of code that it names copied into this folder, and named there. A copy has the same
-        bytes, so it may run where the file may. A folder of tasks stays where it is, and so does a file that seems to
-        hold a secret, because a run's folder is sent to others."""
-
-        def keep(setting: str, _keys: tuple[str, ...], text: str) -> str:
-            file, function = split(text)
-            content = b"" if setting == TASKS or not file.is_file() else file.read_bytes()
-            if not content or redact(shown := content.decode(errors="replace")) != shown:
-                return text
-            place = self.path / "code" / file.name
-            if place.is_file() and place.read_bytes() != content:
-                place = place.with_name(f"{file.stem}-{sha256(content).hexdigest()[:8]}.py")
-            place.parent.mkdir(exist_ok=True)
-            if not place.is_file():
-                place.write_bytes(content)
-            return f"{os.path.abspath(place)}:{function}"
-
-        settings = config.model_dump()
-        return Config.model_validate(with_code(settings, keep)) if list(code_named(settings)) else config
-
-    def code_elsewhere(self, config: Config) -> list[str]:
-        """Paths of the code that a config names and that does not lie in this folder."""
-        named = dict.fromkeys(file_of(setting, text) for setting, text in code_named(config.model_dump()))
-        return [str(path) for path in named if not path.is_relative_to(os.path.abspath(self.path))]
-
-    def config(self) -> Config:
-        """The config this run was started with."""
-        return load_config(self.config_file)
-
     def checkpoints(self) -> list[Path]:
         """Checkpoints, oldest first, by step."""
         return checkpoints_in(self.path / "checkpoints")
@@ -192,19 +127,17 @@ class RunFolder:
         return self.write_json(name, earlier | content)
 
     def read_json(self, name: str) -> Any:
-        """Read a JSON file below the folder; of model.json, `base` is what loaders take.
+        """Read a JSON file below the folder.
 
         Raises:
             ConfigError: the run did not get that far.
-            IntegrityError: the run is on the embedded base, and that is damaged.
         """
         try:
-            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(
                 f"{self.path} has no {name}: the run did not finish; run it again or --resume it"
             ) from None
-        return content | {"base": loadable_name(content["base"])} if name == "model.json" else content
 
     def write_rows(self, name: str, rows: Iterable[Any]) -> Path:
         """Write one JSON object a line below the folder."""
@@ -239,18 +172,3 @@ def write_json(path: Path, content: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(redacted(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
-    """Settings that differ, leaving out where files go and what only happens after training. Both are dumps of one
-    schema, so they have the same keys."""
-    lines = []
-    for key, value in old.items():
-        place = f"{path}{key}"
-        if place in ("run", "export", "evaluation", "train.vram", "train.probe", "train.max_nonfinite"):
-            continue
-        if isinstance(value, dict):
-            lines += _differences(value, new[key], f"{place}.")
-        elif value != new[key]:
-            lines.append(f"{place}: {value} then, {new[key]} now")
-    return lines

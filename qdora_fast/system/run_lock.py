@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from qdora_fast.errors import RunLocked
+from qdora_fast.system.errors import RunLocked
 
 LOCK, HOLDER = ".lock", ".lock.json"
 

@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from qdora_fast import processes
-from qdora_fast.back_off import Note
-from qdora_fast.throughput import Slow, Throughput, span
+from qdora_fast.system import console, distributed
+from qdora_fast.training.oom import Note
+from qdora_fast.training.throughput import Slow, Throughput
 
 
 def memory_gib() -> float:
@@ -35,7 +34,7 @@ def memory_gib() -> float:
 
 @contextmanager
 def training_callbacks(
-    *, metrics: Path, console: Console, throughput: Throughput, find_causes: Callable[[Slow], list[str]]
+    *, metrics: Path, throughput: Throughput, find_causes: Callable[[Slow], list[str]]
 ) -> Iterator[list[Any]]:
     """Callbacks for the Trainer: progress on the console, metrics to a file. However training ends, the bar goes.
 
@@ -44,14 +43,14 @@ def training_callbacks(
         throughput: told of every step.
         find_causes: asked, once at most, why a run is slow.
     """
-    watch, stopwatch = _watch(metrics, console, throughput), _stopwatch(metrics, console, throughput, find_causes)
+    watch, stopwatch = _watch(metrics, throughput), _stopwatch(metrics, throughput, find_causes)
     try:
-        yield [watch, stopwatch] if processes.first() else []
+        yield [watch, stopwatch] if distributed.is_main() else []
     finally:
         watch.on_train_end()
 
 
-def _watch(metrics: Path, console: Console, throughput: Throughput) -> Any:
+def _watch(metrics: Path, throughput: Throughput) -> Any:
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -63,8 +62,13 @@ def _watch(metrics: Path, console: Console, throughput: Throughput) -> Any:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.started = time.time()
-            self.progress = _progress_bar(console)
-            self.progress.add_task("training", total=state.max_steps, completed=state.global_step, said="")
+            self.progress = console.progress(
+                TextColumn("  {task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[message]}"),
+            )
+            self.progress.add_task("training", total=state.max_steps, completed=state.global_step, message="")
             self.progress.start()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -77,10 +81,10 @@ def _watch(metrics: Path, console: Console, throughput: Throughput) -> Any:
             place = f"  step {state.global_step}/{state.max_steps}: "
             if self.progress and "loss" in record:
                 left = throughput.left(state.max_steps - state.global_step)
-                said = _said(record) + (f"  {span(left)} left" if left and left[1] >= 1 else "")
-                self.progress.update(self.progress.task_ids[0], completed=state.global_step, said=said)
-                if not console.is_terminal and state.global_step % max(1, state.max_steps // 10) == 0:
-                    console.print(place + said, markup=False)
+                said = _said(record) + (f"  {console.time_range(left)} left" if left and left[1] >= 1 else "")
+                self.progress.update(self.progress.task_ids[0], completed=state.global_step, message=said)
+                if not console.is_terminal() and state.global_step % max(1, state.max_steps // 10) == 0:
+                    console.print(place + said)
             elif "eval_loss" in record:
                 console.print(f"{place}held-out loss {float(record['eval_loss']):.4f}")
 
@@ -92,9 +96,7 @@ def _watch(metrics: Path, console: Console, throughput: Throughput) -> Any:
     return Watch()
 
 
-def _stopwatch(
-    metrics: Path, console: Console, throughput: Throughput, find_causes: Callable[[Slow], list[str]]
-) -> Any:
+def _stopwatch(metrics: Path, throughput: Throughput, find_causes: Callable[[Slow], list[str]]) -> Any:
     from transformers import TrainerCallback
 
     class Stopwatch(TrainerCallback):
@@ -112,7 +114,7 @@ def _stopwatch(
             slow = throughput.slow()
             if slow is not None:
                 said = slow.said(find_causes(slow))
-                console.print(f"  step {state.global_step}: {said}", markup=False)
+                console.print(f"  step {state.global_step}: {said}")
                 _keep(metrics, {"step": state.global_step, "event": "slow", "said": said})
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -123,15 +125,15 @@ def _stopwatch(
     return Stopwatch()
 
 
-def keep_notes(metrics: Path, console: Console) -> Callable[[Note], None]:
+def keep_notes(metrics: Path) -> Callable[[Note], None]:
     """Keeps notes in `metrics`, a line with an `event` each, and says them on the console: the same words once."""
     told: set[str] = set()
 
     def keep(note: Note) -> None:
-        if not processes.first():
+        if not distributed.is_main():
             return
         if note.said not in told:
-            console.print(f"  step {note.step}: {note.said}", markup=False)
+            console.print(f"  step {note.step}: {note.said}")
             told.add(note.said)
         _keep(metrics, {"step": note.step, "event": note.kind, "said": note.said, "rows": note.rows})
 
@@ -141,18 +143,6 @@ def keep_notes(metrics: Path, console: Console) -> Callable[[Note], None]:
 def _keep(metrics: Path, record: dict[str, Any]) -> None:
     with metrics.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _progress_bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("  {task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 def _said(record: dict[str, Any]) -> str:

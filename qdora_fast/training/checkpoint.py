@@ -23,13 +23,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qdora_fast import processes
-from qdora_fast.adapter import load_into, write_adapter
-from qdora_fast.errors import DiskSpaceError, NonFiniteError, QdoraError
-from qdora_fast.manifest import write_manifest
-from qdora_fast.run_folder import checkpoints_in, newest_checkpoint
-from qdora_fast.staging import discard, disk_full, require_space, staged_folder
-from qdora_fast.training_state import (
+from qdora_fast.models.adapter import load_into, write_adapter
+from qdora_fast.system import distributed
+from qdora_fast.system.atomic import discard, disk_full, require_space, staged_folder
+from qdora_fast.system.errors import DiskSpaceError, NonFiniteError, QdoraError
+from qdora_fast.system.manifest import write_manifest
+from qdora_fast.system.run_folder import checkpoints_in, newest_checkpoint
+from qdora_fast.training.state import (
     load_optimizer_state,
     optimizer_state,
     random_state,
@@ -51,7 +51,7 @@ class DurableCheckpoints:
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         """Write everything, then make room. With several processes the first writes for all."""
         self.store_flos()
-        generators = processes.of_all(random_state())
+        generators = distributed.all_gather(random_state())
         if self.args.should_save:
             folder = Path(self.args.output_dir)
             step = self.state.global_step

@@ -5,7 +5,7 @@ single row [1, tokens] in which conversations follow each other: `position_ids` 
 their lengths beside it (`packed_seq_lengths`). The first is cut between rows, and a part loses the columns that only
 padded the other; the second between conversations. Never inside one: its tokens see each other.
 
-Nothing here knows why a batch is cut; see `back_off.py`.
+Nothing here knows why a batch is cut; see `oom.py`.
 """
 
 from __future__ import annotations

@@ -22,12 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qdora_fast import processes
-from qdora_fast.back_off import BackOff
-from qdora_fast.checkpoint import require_finite
-from qdora_fast.errors import NonFiniteError, QdoraError, first_line
-from qdora_fast.micro_batches import conversations
-from qdora_fast.run_folder import newest_checkpoint
+from qdora_fast.system import distributed
+from qdora_fast.system.errors import NonFiniteError, QdoraError, first_line
+from qdora_fast.system.run_folder import newest_checkpoint
+from qdora_fast.training.checkpoint import require_finite
+from qdora_fast.training.microbatch import conversations
+from qdora_fast.training.oom import BackOff
 
 PATIENCE = 10
 """Times `max_nonfinite`: skipped steps in all, and overflows of fp16 in a row, that end training."""
@@ -91,7 +91,7 @@ class SafeSteps(BackOff):
         except QdoraError:
             raise
         except Exception as error:  # whatever it was, the training is worth more
-            if processes.count() > 1:
+            if distributed.world_size() > 1:
                 raise
             why = _named(error)
         gradient_state.dataloader_references = being_read  # else the held-out rows would count as being read for ever
@@ -124,7 +124,7 @@ class SafeSteps(BackOff):
         require_finite(self.model, Path(self.args.output_dir))
         rows = {number: [self._place(ids) for ids in conversations(self.window.inputs[number])] for number in broken}
         here = [(self._described(number, places, bad_loss), places) for number, places in rows.items()]
-        found = [each for process in processes.of_all(here) for each in process]
+        found = [each for process in distributed.all_gather(here) for each in process]
         named = "; ".join(words for words, _ in found)
         named = named or "gradients are not finite, but those of no micro-batch when it is computed again"
         self._in_a_row.append(f"step {step}: {named}")
@@ -133,8 +133,8 @@ class SafeSteps(BackOff):
 
     def _described(self: Any, number: int, places: list[str], bad_loss: bool) -> str:
         micro_batch = f"micro-batch {number + 1} of {len(self.window.inputs)}"
-        if processes.count() > 1:
-            micro_batch += f" in process {processes.number()}"
+        if distributed.world_size() > 1:
+            micro_batch += f" in process {distributed.rank()}"
         loss = float(self.window.losses[number])
         words = f"the loss of {micro_batch} is {loss}" if bad_loss else f"gradients of {micro_batch} are not finite"
         return f"{words} ({_listed(places)})"
@@ -149,7 +149,7 @@ class SafeSteps(BackOff):
         Random generators and counts end where they were: the whole step is computed once more.
         """
         window = self.window
-        if processes.count() > 1:
+        if distributed.world_size() > 1:
             return list(range(len(window.inputs)))
         broken = []
         self._return_to(window.before)

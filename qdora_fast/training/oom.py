@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qdora_fast import processes
-from qdora_fast.errors import OutOfMemory
-from qdora_fast.micro_batches import Batch, Whole, halves, parts, trained_tokens
-from qdora_fast.out_of_memory import Lack, attempt, first_sentence, give_back, is_out_of_memory
-from qdora_fast.run_folder import newest_checkpoint
-from qdora_fast.training_state import random_state, set_random_state
+from qdora_fast.models.out_of_memory import Lack, attempt, first_sentence, give_back, is_out_of_memory
+from qdora_fast.system import distributed
+from qdora_fast.system.errors import OutOfMemory
+from qdora_fast.system.run_folder import newest_checkpoint
+from qdora_fast.training.microbatch import Batch, Whole, halves, parts, trained_tokens
+from qdora_fast.training.state import random_state, set_random_state
 
 ADVICE = (
     "What helps, each by itself: other programs off the card; train.optimizer: paged_adamw_8bit; "
@@ -183,7 +183,7 @@ class BackOff:
         Raises:
             OutOfMemory: no smaller part is left, or other processes would wait.
         """
-        if processes.count() > 1:
+        if distributed.world_size() > 1:
             alone = "With several processes no step is repeated, for the others would wait: take a smaller"
             raise self._out_of_memory(lack, where, f"{alone} train.batch_size with the same train.effective_batch")
         given = give_back(self.model)

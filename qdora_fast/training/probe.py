@@ -5,7 +5,7 @@ optimizer. At learning rate 0; and two steps, because only in the second are gra
 Then weights, random generators, modes and the model's own attributes are put back, and the trainer is thrown away:
 what the run learns is the same (tested to the bit, on the CPU).
 
-If memory runs out, the trainer computes each micro-batch in 2, 4, 8, … parts, down to one row (back_off.py). That is
+If memory runs out, the trainer computes each micro-batch in 2, 4, 8, … parts, down to one row (oom.py). That is
 halving the micro-batch and doubling the accumulation; the run begins with as many, and without the kept weights that
 the engine gave back. What does not fit even so ends with OutOfMemory, before anything was trained.
 
@@ -26,12 +26,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qdora_fast.backend import captured_prints
 from qdora_fast.config import Config
-from qdora_fast.errors import ConfigError, OutOfMemory
-from qdora_fast.memory import Card, base_config, estimate, in_gib, job_of, sizes_of
-from qdora_fast.trainer import Recipe, build_trainer, sft_arguments
-from qdora_fast.training_state import random_state, set_random_state
+from qdora_fast.models.backend import captured_prints
+from qdora_fast.planning.memory import Card, base_config, estimate, in_gib, job_of, sizes_of
+from qdora_fast.system.errors import ConfigError, OutOfMemory
+from qdora_fast.training.state import random_state, set_random_state
+from qdora_fast.training.trainer import Recipe, build_trainer, sft_arguments
 
 STEPS = 2
 SPARE = 1.2

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import Config
-from qdora_fast.errors import CheckpointError
-from qdora_fast.manifest import problems, read_manifest
-from qdora_fast.run_folder import RunFolder
-from qdora_fast.run_lock import in_use
+from qdora_fast.config.recorded import resumable
+from qdora_fast.system.errors import CheckpointError
+from qdora_fast.system.manifest import problems, read_manifest
+from qdora_fast.system.run_folder import RunFolder
+from qdora_fast.system.run_lock import in_use
 
 _PEEKS, _PEEK = 16, 2**16
 """Places in each weight file, evenly apart, and the bytes at each that go into the base's fingerprint. The beginning
@@ -48,7 +49,7 @@ def go_on(config: Config, name: str) -> Start:
     Raises:
         CheckpointError: there is none, each damaged one is named; or the run had other settings.
     """
-    folder = RunFolder.resumable(config, name)
+    folder = resumable(config, name)
     checkpoint, skipped = newest_whole(folder)
     if checkpoint is None:
         listed = "\n".join(f"  - {line}" for line in skipped)
@@ -60,7 +61,7 @@ def go_on(config: Config, name: str) -> Start:
 
 def go_on_if_stopped(config: Config, name: str) -> Start:
     """The same where the newest run of this name has not finished; a new run where it has, or cannot go on."""
-    newest = RunFolder.newest(config, name)
+    newest = RunFolder.newest(Path(config.run.dir), config.run.name or name)
     if newest is None or newest.finished:
         return NEW
     if in_use(newest.path):

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from qdora_fast.errors import Stopped
-from qdora_fast.processes import largest
+from qdora_fast.system.distributed import all_reduce_max
+from qdora_fast.system.errors import Stopped
 
 _CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
@@ -89,7 +89,7 @@ def signal_callback(requests: Requests) -> Any:
             self._obey(control)
 
         def _obey(self, control: Any) -> None:
-            requests.stop, save = largest(requests.stop), largest(int(requests.save))
+            requests.stop, save = all_reduce_max(requests.stop), all_reduce_max(int(requests.save))
             if requests.stop or save:
                 control.should_save = True
                 requests.save = False

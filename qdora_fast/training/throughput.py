@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from qdora_fast import hardware
-from qdora_fast.data.lengths import padded_fill
+from qdora_fast.data.clean.lengths import padded_fill
+from qdora_fast.system import hardware
 
 WARM_UP = 10
 """First steps of a process, which are slow for reasons of their own."""
@@ -243,22 +243,6 @@ def look_around(
         spilled=gpu and torch.cuda.memory_reserved() > torch.cuda.get_device_properties(0).total_memory,
         others=0.0 if gpu else since.others(ProcessorTime.now()),
     )
-
-
-def clock(seconds: float) -> str:
-    """95 → 1:35 min, 5400 → 1:30 h."""
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02} min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02} h"
-
-
-def span(seconds: tuple[float, float]) -> str:
-    """A time and its uncertainty: 2:10 to 2:40 min."""
-    early, late = map(clock, seconds)
-    if early == late:
-        return late
-    return f"{early.removesuffix(late[-4:]) if early[-4:] == late[-4:] else early} to {late}"
 
 
 def _pace(steps: list[_Step]) -> float:

@@ -17,15 +17,15 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
-from qdora_fast import processes
-from qdora_fast.back_off import Note
-from qdora_fast.backend import captured_prints
-from qdora_fast.checkpoint import DurableCheckpoints
 from qdora_fast.config import TrainSettings
-from qdora_fast.errors import ConfigError
-from qdora_fast.model import checkpointing
-from qdora_fast.optim import build_optimizer, describe_groups, parameter_groups
-from qdora_fast.safe_steps import SafeSteps
+from qdora_fast.models.backend import captured_prints
+from qdora_fast.models.loading import checkpointing
+from qdora_fast.system import distributed
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.training.checkpoint import DurableCheckpoints
+from qdora_fast.training.nonfinite import SafeSteps
+from qdora_fast.training.oom import Note
+from qdora_fast.training.optimizer import build_optimizer, describe_groups, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def make_recipe(train: TrainSettings, *, rows: int, tokens: int, max_length: int
         optimizer = "paged_adamw_8bit" if gpu else "adamw"
     sequences = max(1, math.ceil(tokens / max_length)) if packing else rows
     batch = train.rows_per_step
-    share = train.micro_batch * processes.count()
-    if processes.count() > 1 and sequences % share and not packing:
+    share = train.micro_batch * distributed.world_size()
+    if distributed.world_size() > 1 and sequences % share and not packing:
         twice = share - sequences % share
         notes.append(f"{twice} rows are seen twice in an epoch's last step, so that all processes have as many")
     steps = train.max_steps or max(1, math.ceil(math.ceil(sequences / batch) * train.epochs))
@@ -111,11 +111,11 @@ def sft_arguments(
         "num_train_epochs": train.epochs,
         "per_device_train_batch_size": train.micro_batch,
         "per_device_eval_batch_size": train.micro_batch,
-        "gradient_accumulation_steps": processes.share(train.accumulation),
+        "gradient_accumulation_steps": distributed.accumulation_per_rank(train.accumulation),
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.scheduler,
         "warmup_steps": train.warmup,  # below 1 it is a share of all steps
-        "weight_decay": train.weight_decay,  # the groups of optim.py decide; here for the record
+        "weight_decay": train.weight_decay,  # the groups of optimizer.py decide; here for the record
         "max_grad_norm": train.max_grad_norm,
         "optim": "adamw_torch",  # never built: see _optimizer_maker
         "bf16": recipe.precision == "bf16",
@@ -170,7 +170,7 @@ def build_trainer(
         arguments: from `sft_arguments`.
         identity: goes into every checkpoint; see `resume.py`.
         place_of: where a row with these token ids stands, for messages.
-        on_note: told of what happens and does not end training; see `safe_steps.py`.
+        on_note: told of what happens and does not end training; see `nonfinite.py`.
     """
     from transformers import EarlyStoppingCallback
     from trl import SFTConfig, SFTTrainer
@@ -242,7 +242,7 @@ def describe(recipe: Recipe, train: TrainSettings, groups: list[dict[str, Any]])
     """Lines for the user: what will run."""
     batch = train.rows_per_step
     about = "about " if recipe.packing else ""
-    shared = f" shared by {processes.count()} processes" if processes.count() > 1 else ""
+    shared = f" shared by {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
     return [
         f"{about}{recipe.steps} steps of {batch} {'packed sequences' if recipe.packing else 'rows'}{shared}, "
         f"{recipe.precision}, {recipe.optimizer}",

@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.adapter import load_into, read_adapter
 from qdora_fast.config import AdapterSettings
-from qdora_fast.errors import ConfigError
-from qdora_fast.model import adapted_modules
+from qdora_fast.models.adapter import load_into, read_adapter
+from qdora_fast.models.loading import adapted_modules
+from qdora_fast.system.errors import ConfigError
 
 
 def warm_start(model: Any, settings: AdapterSettings) -> str:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from qdora_fast.benchmark import GpuOptions, Options, arms, cases, run_gpu_benchmark
-from qdora_fast.errors import ConfigError
+from benchmarks.engine import arms, cases
+from benchmarks.gpu.gpu import run_gpu_benchmark
+from benchmarks.options import GpuOptions, Options
+from qdora_fast.system.errors import ConfigError
 
 
 def test_all_arms_compete_unless_some_are_named() -> None:
     assert [arm.name for arm in arms.choose(())] == [
-        "qlora-peft", "qdora-peft", "qdora-ours", "qdora-ours-folded", "qdora-ours-merged", "qlora-ours",
+        "qlora-peft",
+        "qdora-peft",
+        "qdora-ours",
+        "qdora-ours-folded",
+        "qdora-ours-merged",
+        "qlora-ours",
         "qlora-ours-no-resident",
-    ]  # fmt: skip
+    ]
 
 
 def test_an_arm_brings_the_one_it_is_measured_against() -> None:
@@ -58,4 +65,4 @@ def test_unknown_arms_are_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"unsloth is not an arm; there are qlora-peft"):
         arms.choose(["unsloth"])
     with pytest.raises(ConfigError, match=r"qdora-peft is not an arm; there are qlora-unsloth"):
-        run_gpu_benchmark(GpuOptions(device="cpu", arms=("qdora-peft",)), console=None)
+        run_gpu_benchmark(GpuOptions(device="cpu", arms=("qdora-peft",)))

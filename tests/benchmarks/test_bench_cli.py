@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from qdora_fast.cli import cli
+from benchmarks.cli import cli
 
 
 @pytest.mark.parametrize(
-    ("command", "option"), [("bench", "--grad-accum"), ("bench-gpu", "--cap-gib"), ("bench-data", "--baseline")]
+    ("command", "option"),
+    [("engine", "--grad-accum"), ("gpu", "--cap-gib"), ("data", "--baseline"), ("export", "--shards")],
 )
 def test_each_says_what_it_can_be_asked(command: str, option: str) -> None:
     said = CliRunner().invoke(cli, [command, "--help"])
@@ -17,6 +18,6 @@ def test_each_says_what_it_can_be_asked(command: str, option: str) -> None:
     assert option in said.stdout and "--record" in said.stdout
 
 
-@pytest.mark.parametrize("arguments", [["bench", "--rounds", "1"], ["bench-data", "--baseline", "nothing"]])
+@pytest.mark.parametrize("arguments", [["engine", "--rounds", "1"], ["data", "--baseline", "nothing"]])
 def test_nonsense_is_a_wrong_request(arguments: list[str]) -> None:
     assert CliRunner().invoke(cli, arguments).exit_code == 2

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from qdora_fast.benchmark import measure
+from benchmarks.engine import measure
 
 
 def test_every_arm_steps_in_every_round_after_the_warm_up() -> None:

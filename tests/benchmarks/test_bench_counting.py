@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qdora_fast.benchmark.arms import ARMS
-from qdora_fast.benchmark.cases import Case
-from qdora_fast.benchmark.footprint import footprint, held_bytes, peak_bytes, saved_bytes
-from qdora_fast.benchmark.operations import count, operations
-from qdora_fast.benchmark.subjects import Subject, build
+from benchmarks.engine.arms import ARMS
+from benchmarks.engine.cases import Case
+from benchmarks.engine.footprint import footprint, held_bytes, peak_bytes, saved_bytes
+from benchmarks.engine.operations import count, operations
+from benchmarks.engine.subjects import Subject, build
 
 MODEL = Case("model", "fp32", 128, 64, 1, layers=1, rank=4)
 LINEAR = Case("linear", "fp32", 128, 64, 2, rank=4)
@@ -126,8 +126,9 @@ def test_our_layer_takes_no_more_gemms_than_lora_and_fewer_launches_than_dora() 
 
 
 def test_ours_without_resident_weights_saves_no_more_than_pefts_lora() -> None:
-    lora, dora, ours = (_warm(replace(MODEL, dtype=dtype), arm) for dtype in ("bf16",)
-                        for arm in (ARMS[0], ARMS[1], ARMS[4]))  # fmt: skip
+    lora, dora, ours = (
+        _warm(replace(MODEL, dtype=dtype), arm) for dtype in ("bf16",) for arm in (ARMS[0], ARMS[1], ARMS[4])
+    )
     assert saved_bytes(ours) <= saved_bytes(lora) < saved_bytes(dora)
     assert held_bytes(ours) <= held_bytes(lora) < held_bytes(dora)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 import random
 from itertools import combinations
@@ -12,20 +11,23 @@ from typing import Any
 
 import pytest
 from breadth import examples
+from heard import heard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
-from qdora_fast.benchmark import DataOptions, data_bench, data_grade, data_table, records, run_data_benchmark
-from qdora_fast.benchmark.near_pairs import near_pairs
-from qdora_fast.benchmark.planting import CHAT, DECOY_RANGE, HELD, NEAR_RANGE, TRAIN, Planted, plant
-from qdora_fast.benchmark.process_tree import run_alone
-from qdora_fast.benchmark.seed_text import ALIKE, Writer, demo_seeds, folded, real_seeds, shingles_of
+from benchmarks import records
+from benchmarks.data import data_bench, data_grade, data_table
+from benchmarks.data.data_bench import run_data_benchmark
+from benchmarks.data.near_pairs import near_pairs
+from benchmarks.data.planting import CHAT, DECOY_RANGE, HELD, NEAR_RANGE, TRAIN, Planted, plant
+from benchmarks.data.process_tree import run_alone
+from benchmarks.data.seed_text import ALIKE, Writer, demo_seeds, folded, real_seeds, shingles_of
+from benchmarks.options import DataOptions
 from qdora_fast.config import DataSettings
 from qdora_fast.data import prepare
-from qdora_fast.data.rejects import REASONS
-from qdora_fast.data.similarity import jaccard
-from qdora_fast.errors import ConfigError, QdoraError
+from qdora_fast.data.clean.rejects import REASONS
+from qdora_fast.data.clean.similarity import jaccard
+from qdora_fast.system.errors import ConfigError, QdoraError
 
 ROWS = 1_000
 NEEDS_TOKENS = {"short", "long", "special token"}
@@ -51,9 +53,11 @@ def result(planted: Planted) -> dict[str, Any]:
         "report": report,
         "duplicate_ids": report["duplicate_ids"]["count"],
         **{name: [row["meta"]["source"] for row in side] for name, side in sides.items()},
-        **{name: [json.loads(line) for line in (prepared.folder / f"{name}.jsonl").read_text().splitlines()]
-           for name in ("rejected", "duplicates")},
-    }  # fmt: skip
+        **{
+            name: [json.loads(line) for line in (prepared.folder / f"{name}.jsonl").read_text().splitlines()]
+            for name in ("rejected", "duplicates")
+        },
+    }
 
 
 sets = st.lists(st.frozensets(st.integers(0, 12), max_size=9), max_size=12)
@@ -83,8 +87,14 @@ def test_pairs_are_as_similar_as_their_kind_says(planted: Planted) -> None:
         one, other = (shingles_of(planted.contents[place]) for place in pair)
         return jaccard(one, other)
 
-    limits = {"exact": (1, 1), "held out, exact": (1, 1), "near": NEAR_RANGE, "held out, near": NEAR_RANGE,
-              "decoys": DECOY_RANGE, "held out, prompt": (0, ALIKE)}  # fmt: skip
+    limits = {
+        "exact": (1, 1),
+        "held out, exact": (1, 1),
+        "near": NEAR_RANGE,
+        "held out, near": NEAR_RANGE,
+        "decoys": DECOY_RANGE,
+        "held out, prompt": (0, ALIKE),
+    }
     assert planted.pairs.keys() == limits.keys()
     for kind, (low, high) in limits.items():
         assert all(low <= similar(pair) <= high for pair in planted.pairs[kind]), kind
@@ -94,8 +104,11 @@ def test_pairs_are_as_similar_as_their_kind_says(planted: Planted) -> None:
 
 def test_each_row_of_the_files_is_known(planted: Planted) -> None:
     known = planted.contents.keys() | planted.faults.keys()
-    lines = {(name, number) for name in (TRAIN, CHAT, HELD)
-             for number, _ in enumerate((planted.folder / name).read_bytes().splitlines(), 1)}  # fmt: skip
+    lines = {
+        (name, number)
+        for name in (TRAIN, CHAT, HELD)
+        for number, _ in enumerate((planted.folder / name).read_bytes().splitlines(), 1)
+    }
     assert known == lines and len(lines) == planted.rows
     assert sum(place[0] == TRAIN for place in known) == ROWS
 
@@ -212,14 +225,14 @@ def test_a_process_that_fails_is_an_error_with_its_last_words(tmp_path: Path) ->
 )
 def test_mistakes_are_named(options: DataOptions, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        run_data_benchmark(options, console=None)
+        run_data_benchmark(options)
 
 
 def test_a_red_gate_tells_what_is_wrong_and_no_figure() -> None:
-    file = io.StringIO()
     red = {"kind": "data", "gate": {"passed": False, "red": ["near: 90.00% found"]}, "machine": MACHINE}
-    data_table.show(Console(file=file, width=120), red)
-    assert file.getvalue().strip() == "gate RED: near: 90.00% found"
+    with heard() as said:
+        data_table.show(red)
+    assert said.getvalue().strip() == "gate RED: near: 90.00% found"
     said = records.render({"a-set": red})
     assert "near: 90.00% found" in said.split("## Data preparation")[1] and "rows/s" not in said
 
@@ -235,8 +248,8 @@ def test_a_red_gate_stops_the_measuring(
 
     monkeypatch.setattr(data_bench, "run_alone", lost)
     monkeypatch.setattr(data_bench, "plant", lambda folder, rows, writer: planted)
-    monkeypatch.setattr("qdora_fast.demo.base.demo_base", lambda: tiny_base)
-    record = run_data_benchmark(DataOptions(rows=ROWS), console=Console(file=io.StringIO()), command=[])
+    monkeypatch.setattr("qdora_fast.data.demo.base.demo_base", lambda: tiny_base)
+    record = run_data_benchmark(DataOptions(rows=ROWS), command=[])
     assert not record["gate"]["passed"] and len(asked) == 1
     assert not record.keys() & {"first", "second", "inside", "baseline", "memory"}
 
@@ -256,9 +269,9 @@ def test_memory_is_measured_on_longer_texts_and_on_more_rows(
 
     monkeypatch.setattr(data_bench, "run_alone", told)
     monkeypatch.setattr(data_bench, "plant", lambda folder, rows, writer: planted)
-    monkeypatch.setattr("qdora_fast.demo.base.demo_base", lambda: tiny_base)
+    monkeypatch.setattr("qdora_fast.data.demo.base.demo_base", lambda: tiny_base)
     options = DataOptions(rows=ROWS, baseline="none", memory_rows=200, text_factors=(1, 8), row_factors=(1, 2))
-    record = run_data_benchmark(options, console=Console(file=io.StringIO()), command=[])
+    record = run_data_benchmark(options, command=[])
     assert [(each["rows"], each["length"]) for each in record["memory"]] == [(200, 1), (200, 8), (400, 1)]
     assert [rows for rows, _ in prepared] == [200, 200, 200, 400]  # the first one twice: its second start
     assert "second_s" in record["memory"][0] and "second_s" not in record["memory"][1]
@@ -270,13 +283,12 @@ def test_memory_is_measured_on_longer_texts_and_on_more_rows(
 def test_the_whole_runs_and_its_record_becomes_a_part_of_the_document(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qdora_fast.demo.base.demo_base", lambda: tiny_base)
+    monkeypatch.setattr("qdora_fast.data.demo.base.demo_base", lambda: tiny_base)
     seeds = tmp_path / "own rows.jsonl"
     rows = ({"prompt": seed.question, "completion": seed.answer} for seed in demo_seeds())
     seeds.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     options = DataOptions(rows=ROWS, seeds=(str(seeds),), memory_rows=0)
-    console = Console(file=io.StringIO(), width=140)
-    record = run_data_benchmark(options, console=console, command=["bench-data", "--from", str(seeds)])
+    record = run_data_benchmark(options, command=["bench-data", "--from", str(seeds)])
     assert record["gate"]["passed"], record["gate"]
     missed = {name for name, each in record["found"]["faults"].items() if each["found"] < each["planted"]}
     assert missed <= KNOWN_LIMIT
@@ -288,9 +300,21 @@ def test_the_whole_runs_and_its_record_becomes_a_part_of_the_document(
     assert str(tmp_path) not in json.dumps(record)
 
 
-STEPS = ("hash the files", "read and judge rows", "find duplicates", "check contamination", "all selection", "report",
-         "all judging")  # fmt: skip
+STEPS = (
+    "hash the files",
+    "read and judge rows",
+    "find duplicates",
+    "check contamination",
+    "all selection",
+    "report",
+    "all judging",
+)
 MACHINE = {
-    "cpu": "a processor", "cpu_cores": 2, "python": "3.11.7", "libraries": {"datasketch": "2.0.0"},
-    "date": "2026-11-25", "commit": "abc", "command": "bench-data",
-}  # fmt: skip
+    "cpu": "a processor",
+    "cpu_cores": 2,
+    "python": "3.11.7",
+    "libraries": {"datasketch": "2.0.0"},
+    "date": "2026-11-25",
+    "commit": "abc",
+    "command": "bench-data",
+}

@@ -8,18 +8,27 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qdora_fast.benchmark import gate, oracle
-from qdora_fast.benchmark.arms import ARMS, Arm
-from qdora_fast.benchmark.cases import Case
-from qdora_fast.benchmark.subjects import Subject, adapted, build
+from benchmarks.engine import gate, oracle
+from benchmarks.engine.arms import ARMS, Arm
+from benchmarks.engine.cases import Case
+from benchmarks.engine.subjects import Subject, adapted, build
 
 PEFT, OURS = ARMS[1], ARMS[2]
 LINEAR = Case("linear", "fp32", 128, 40, 1, rank=4)
 MODEL = Case("model", "fp32", 128, 24, 1, layers=2, rank=4)
 
 
-@pytest.mark.parametrize("case", [LINEAR, replace(LINEAR, dtype="bf16"), replace(LINEAR, dtype="bf16-pure"), MODEL,
-                                  replace(MODEL, dtype="bf16", checkpointing=True)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "case",
+    [
+        LINEAR,
+        replace(LINEAR, dtype="bf16"),
+        replace(LINEAR, dtype="bf16-pure"),
+        MODEL,
+        replace(MODEL, dtype="bf16", checkpointing=True),
+    ],
+    ids=str,
+)
 def test_every_arm_is_green(case: Case) -> None:
     found = gate.check([build(case, arm) for arm in ARMS])
     assert found.passed, (found.red, found.strangers)

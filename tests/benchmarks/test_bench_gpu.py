@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import io
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
+from heard import heard
 
-from qdora_fast.benchmark import GpuOptions, gpu, gpu_arm, records, run_gpu_benchmark
-from qdora_fast.benchmark.gpu_model import checkpoint
-from qdora_fast.errors import ConfigError, DiskSpaceError
+from benchmarks import records
+from benchmarks.gpu import gpu, gpu_arm
+from benchmarks.gpu.gpu import run_gpu_benchmark
+from benchmarks.gpu.gpu_model import checkpoint
+from benchmarks.options import GpuOptions
+from qdora_fast.system.errors import ConfigError, DiskSpaceError
 
 TINY = GpuOptions(
-    minutes=0.01, warmup=1, steps=3, shapes=((2, 16, 2), (1, 32, 1)), layers=2, hidden=128, intermediate=192, heads=2,
-    kv_heads=1, vocabulary=256, rank=4, device="cpu", arms=("qlora-unsloth", "qdora-unsloth", "qdora-ours"),
-)  # fmt: skip
+    minutes=0.01,
+    warmup=1,
+    steps=3,
+    shapes=((2, 16, 2), (1, 32, 1)),
+    layers=2,
+    hidden=128,
+    intermediate=192,
+    heads=2,
+    kv_heads=1,
+    vocabulary=256,
+    rank=4,
+    device="cpu",
+    arms=("qlora-unsloth", "qdora-unsloth", "qdora-ours"),
+)
 
 
 @pytest.fixture
@@ -30,14 +43,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_and_is_a_wrong_request() -> None:
     with pytest.raises(ConfigError, match="needs an NVIDIA GPU") as raised:
-        run_gpu_benchmark(GpuOptions(), console=None)
+        run_gpu_benchmark(GpuOptions())
     assert raised.value.exit_code == 2
 
 
 def test_the_whole_protocol_on_a_tiny_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "child", _in_this_process)
-    console = Console(file=io.StringIO(), width=120)
-    record = run_gpu_benchmark(TINY, console=console, command=["qdora-fast", "bench-gpu"])
+    with heard(width=120):
+        record = run_gpu_benchmark(TINY, command=["gpu"])
     assert record["gate"]["passed"], record["gate"]
     assert [case["case"] for case in record["cases"]] == ["2 x 16, grad-accum 2", "1 x 32, grad-accum 1"]
     for case in record["cases"]:
@@ -66,7 +79,7 @@ def test_the_random_model_is_written_once_and_loads_in_nf4(cache: Path) -> None:
 
 
 def test_a_model_that_does_not_fit_on_the_disk_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qdora_fast.hardware.free_disk_gib", lambda folder: 3.0)
+    monkeypatch.setattr("qdora_fast.system.hardware.free_disk_gib", lambda folder: 3.0)
     with pytest.raises(DiskSpaceError, match=r"needs 5\.\d GiB"):
         checkpoint(GpuOptions())
 
@@ -83,17 +96,18 @@ def test_arms_that_compute_something_else_lose_their_ratios() -> None:
         "qdora-ours": {"shapes": [{**shape, "first_loss": 5.001}]},
         "qdora-ours-no-resident": {"shapes": [{**shape, "gradient_norms": {**shape["gradient_norms"], "lora_B": 2.0}}]},
     }
-    assert gpu.disagreements(results) == [
-        "qdora-ours-no-resident: gradient norm of lora_B is 2 and Unsloth's is 1"
-    ]  # fmt: skip
+    assert gpu.disagreements(results) == ["qdora-ours-no-resident: gradient norm of lora_B is 2 and Unsloth's is 1"]
     results["qdora-ours"]["shapes"][0]["first_loss"] = float("nan")
     assert len(gpu.disagreements(results)) == 2
 
 
 def test_a_failed_arm_takes_no_other_with_it() -> None:
     shape = {"step_s": 2.0}
-    results: dict[str, Any] = {"qlora-unsloth": {"shapes": [shape]}, "qdora-unsloth": {"error": "out of memory"},
-                               "qdora-ours": {"shapes": [{"step_s": 1.0}]}}  # fmt: skip
+    results: dict[str, Any] = {
+        "qlora-unsloth": {"shapes": [shape]},
+        "qdora-unsloth": {"error": "out of memory"},
+        "qdora-ours": {"shapes": [{"step_s": 1.0}]},
+    }
     assert gpu.ratios(results, 0) == {"qdora-ours/qlora-unsloth": 0.5}
 
 

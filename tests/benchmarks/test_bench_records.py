@@ -8,27 +8,46 @@ from typing import Any
 
 import pytest
 
-from qdora_fast.benchmark import records
-from qdora_fast.errors import ConfigError
+from benchmarks import records
+from qdora_fast.system.errors import ConfigError
 
 MACHINE = {
-    "cpu": "a processor", "threads": 2, "python": "3.11.7", "packages": {"torch": "2.13.0", "triton": None,
-    "unsloth": None, "transformers": "5.17.0", "peft": "0.21.2", "bitsandbytes": "0.50.2"}, "gpus": [],
-    "date": "2026-11-25", "commit": "abc", "command": "qdora-fast bench",
-}  # fmt: skip
+    "cpu": "a processor",
+    "threads": 2,
+    "python": "3.11.7",
+    "packages": {
+        "torch": "2.13.0",
+        "triton": None,
+        "unsloth": None,
+        "transformers": "5.17.0",
+        "peft": "0.21.2",
+        "bitsandbytes": "0.50.2",
+    },
+    "gpus": [],
+    "date": "2026-11-25",
+    "commit": "abc",
+    "command": "qdora-fast bench",
+}
 OPERATIONS = {part: {"gemms": 3, "launches": 9} for part in ("forward", "backward")}
 FIGURES = {
-    "step_s": 0.05, "step_s_spread": {"median": 0.05, "lower": 0.04, "upper": 0.06, "count": 15},
-    "tokens_per_s": 20480.0, "peak_bytes": 2**20, "resident_bytes": 2**22, "layer_saved_bytes": 2**19,
-    "layer_held_bytes": 2**19, "operations": OPERATIONS,
-}  # fmt: skip
+    "step_s": 0.05,
+    "step_s_spread": {"median": 0.05, "lower": 0.04, "upper": 0.06, "count": 15},
+    "tokens_per_s": 20480.0,
+    "peak_bytes": 2**20,
+    "resident_bytes": 2**22,
+    "layer_saved_bytes": 2**19,
+    "layer_held_bytes": 2**19,
+    "operations": OPERATIONS,
+}
 
 
 def _cpu() -> dict[str, Any]:
     case = {
-        "case": "linear 1024", "arms": {"qdora-ours": FIGURES}, "gate": {"passed": True},
+        "case": "linear 1024",
+        "arms": {"qdora-ours": FIGURES},
+        "gate": {"passed": True},
         "ratios": {"qdora-ours/qdora-peft": {"median": 0.5}, "qdora-ours/qlora-peft": {"median": 0.9}},
-    }  # fmt: skip
+    }
     return copy.deepcopy({"kind": "cpu", "machine": MACHINE, "cases": [case]})
 
 

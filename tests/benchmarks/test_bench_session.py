@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
+from heard import heard
 
-from qdora_fast.benchmark import Options, run_benchmark, session
-from qdora_fast.benchmark.arms import Arm
-from qdora_fast.benchmark.cases import Case
-from qdora_fast.benchmark.subjects import Subject, adapted, build
+from benchmarks.engine import session
+from benchmarks.engine.arms import Arm
+from benchmarks.engine.cases import Case
+from benchmarks.engine.session import run_benchmark
+from benchmarks.engine.subjects import Subject, adapted, build
+from benchmarks.options import Options
 
 TINY = Options(
-    case="linear", widths=(64,), tokens=(16,), grad_accum=(2,), dtypes=("fp32",), rounds=3, warmup=1, sample_s=0.0,
-    rank=4, model_width=64, model_layers=1,
-)  # fmt: skip
-
-
-def _console() -> Console:
-    return Console(file=io.StringIO(), width=100)
-
-
-def _said(console: Console) -> str:
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    case="linear",
+    widths=(64,),
+    tokens=(16,),
+    grad_accum=(2,),
+    dtypes=("fp32",),
+    rounds=3,
+    warmup=1,
+    sample_s=0.0,
+    rank=4,
+    model_width=64,
+    model_layers=1,
+)
 
 
 @pytest.fixture(scope="module")
 def measured() -> tuple[dict[str, Any], str]:
-    console = _console()
-    record = run_benchmark(TINY, console=console, command=["qdora-fast", "bench", "--widths", "64"])
-    return record, _said(console)
+    with heard(width=100) as out:
+        record = run_benchmark(TINY, command=["engine", "--widths", "64"])
+    return record, out.getvalue()
 
 
 def test_the_record_is_the_contract(measured: tuple[dict[str, Any], str]) -> None:
@@ -54,7 +55,7 @@ def test_the_machine_is_part_of_it(measured: tuple[dict[str, Any], str]) -> None
     machine = measured[0]["machine"]
     assert machine["threads"] == torch.get_num_threads()
     assert machine["packages"]["torch"] == torch.__version__
-    assert machine["command"] == "qdora-fast bench --widths 64"
+    assert machine["command"] == "engine --widths 64"
     assert machine["commit"] and machine["date"]
 
 
@@ -81,17 +82,17 @@ def test_a_red_gate_gives_no_ratio_and_says_why(monkeypatch: pytest.MonkeyPatch)
         return subject
 
     monkeypatch.setattr(session, "build", wrong)
-    console = _console()
-    record = run_benchmark(TINY, console=console)
+    with heard() as out:
+        record = run_benchmark(TINY)
     assert record["gate"] == {"passed": False, "red": [record["headline"]]}
     assert record["ratios"] == {} and record["cases"][0]["ratios"] == {}
     assert record["arms"]["qdora-ours"]["step_s"] > 0
-    assert "RED qdora-ours: output is off by" in _said(console)
+    assert "RED qdora-ours: output is off by" in out.getvalue()
 
 
 def test_the_model_is_counted_by_the_layer() -> None:
     options = Options(**{**TINY.__dict__, "case": "model", "arms": ("qdora-ours",), "checkpointing": (False,)})
-    record = run_benchmark(options, console=_console())
+    record = run_benchmark(options)
     (case,) = record["cases"]
     peft, ours = case["arms"]["qdora-peft"], case["arms"]["qdora-ours"]
     assert peft["operations"]["forward"]["gemms"] == 7 * 5  # seven layers; attention is not a GEMM here

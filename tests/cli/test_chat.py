@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from qdora_fast.cli import cli
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.cli.main import cli
+from qdora_fast.system.run_folder import RunFolder
 
 
 def _chat(*arguments: str, typed: str = "", **environment: str) -> Result:
@@ -102,7 +102,7 @@ def test_compare_shows_base_and_tuned_below_each_other_or_side_by_side(demo_run:
 def test_a_mistake_is_said_before_weights_are_read(
     demo_run: RunFolder, place: str, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("qdora_fast.model.load_trained")
+    monkeypatch.delattr("qdora_fast.models.loading.load_trained")
     done = _chat(str(demo_run.path / place), *arguments)
     assert done.exit_code == 1 and said in str(done.exception)
 
@@ -116,7 +116,14 @@ def test_numbers_out_of_range_are_refused() -> None:
 def test_ctrl_c_stops_the_answer_and_not_the_program(demo_run: RunFolder) -> None:
     """On a terminal of its own: a long answer, Ctrl-C, /quit."""
     options = ["--temperature", "1e6", "--seed", "5", "--max-new-tokens", "400"]
-    command = [sys.executable, "-c", "from qdora_fast.cli import main; main()", "chat", str(demo_run.path), *options]
+    command = [
+        sys.executable,
+        "-c",
+        "from qdora_fast.cli.main import main; main()",
+        "chat",
+        str(demo_run.path),
+        *options,
+    ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("UNSLOTH_")}
     ours, theirs = pty.openpty()
     talk = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)

@@ -10,11 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.system.run_folder import RunFolder
 
 
 def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from qdora_fast.cli import main; main()", *arguments]
+    return [sys.executable, "-c", "from qdora_fast.cli.main import main; main()", *arguments]
 
 
 def _environment() -> dict[str, str]:

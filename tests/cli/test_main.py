@@ -12,7 +12,7 @@ import pytest
 
 
 def _run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from qdora_fast.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from qdora_fast.cli.main import main; main()", *arguments]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("UNSLOTH_")}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 

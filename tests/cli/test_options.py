@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from qdora_fast.cli import cli
-from qdora_fast.remote_code import remote_code_allowed
+from qdora_fast.cli.main import cli
+from qdora_fast.system.remote_code import remote_code_allowed
 
 
 def test_the_models_own_code_is_allowed_for_the_command_that_says_so() -> None:
@@ -18,7 +18,7 @@ def test_the_models_own_code_is_allowed_for_the_command_that_says_so() -> None:
         seen.append(remote_code_allowed())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qdora_fast.chat.chat", look)
+        patch.setattr("qdora_fast.inference.chat", look)
         for flags in (["--trust-remote-code"], []):
             assert CliRunner().invoke(cli, ["chat", "somewhere", *flags]).exit_code == 0
     assert seen == [True, False]

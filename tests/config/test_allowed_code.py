@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.allowed_code import Entry, add, entries, list_file
-from qdora_fast.errors import ConfigError
+from qdora_fast.config.allowed_code import Entry, add, entries, list_file
+from qdora_fast.system.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_configs import ALL_KEYS, slips, valid_configs
 
-from qdora_fast.config_file import dump_config, json_schema, load_config, make_config
-from qdora_fast.errors import ConfigError
-from qdora_fast.presets import configs_folder
-from qdora_fast.yaml_text import read_value, write_yaml
+from qdora_fast.config.loader import dump_config, json_schema, load_config, make_config
+from qdora_fast.config.presets import configs_folder
+from qdora_fast.config.yaml import read_value, write_yaml
+from qdora_fast.system.errors import ConfigError
 
 LEAST = "model:\n  name: demo\ndata:\n  path: demo\n"
 
@@ -61,11 +61,13 @@ def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
         ("", "is empty"),
         ("- a\n- b\n", "expected `section: ...` lines"),
         ("model: demo\ndata:\n  path: demo\n", "expected `key: value` lines below it"),
-        ("a: &a [x, x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]\n"
-         "c: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b, *b]\nd: [*c, *c, *c, *c, *c, *c, *c, *c, *c, *c]\n",
-         "aliases that multiply"),
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]\n"
+            "c: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b, *b]\nd: [*c, *c, *c, *c, *c, *c, *c, *c, *c, *c]\n",
+            "aliases that multiply",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_config_is_refused_with_its_place(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(_write(tmp_path, text))
@@ -107,7 +109,7 @@ def test_a_wrong_config_is_refused_before_torch_is_imported(tmp_path: Path) -> N
     path = _write(tmp_path, LEAST + "train:\n  lr: 1\n")
     script = (
         "import sys; sys.argv = ['qdora-fast', 'train', sys.argv[1]]\n"
-        "from qdora_fast.cli import main\n"
+        "from qdora_fast.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as leave: print(leave.code, 'torch' in sys.modules, 'transformers' in sys.modules)\n"
     )

@@ -17,21 +17,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qdora_fast import child
-from qdora_fast.allowed_code import entries
-from qdora_fast.cli import cli
+from qdora_fast.cli.main import cli
 from qdora_fast.config import Config
-from qdora_fast.config_file import load_config, make_config
-from qdora_fast.data.custom import load_formatter
-from qdora_fast.errors import ConfigError, QdoraError, RefusedError
-from qdora_fast.evaluating import evaluate
-from qdora_fast.evaluation.harness_tasks import load_named
+from qdora_fast.config.allowed_code import entries
+from qdora_fast.config.loader import load_config, make_config
+from qdora_fast.config.own_code import FLAG, allow_own_code, load_function, require_code_allowed
+from qdora_fast.config.yaml import read_yaml, write_yaml
+from qdora_fast.data.read.custom import load_formatter
 from qdora_fast.evaluation.metrics import find_metric
-from qdora_fast.own_code import FLAG, allow_own_code, load_function, require_code_allowed
-from qdora_fast.preparing import prepare_data
-from qdora_fast.run import train
-from qdora_fast.run_folder import RunFolder
-from qdora_fast.yaml_text import read_yaml, write_yaml
+from qdora_fast.evaluation.mmlu.harness_tasks import load_named
+from qdora_fast.recipes.data import prepare_data
+from qdora_fast.recipes.evaluate import evaluate
+from qdora_fast.recipes.train import train
+from qdora_fast.system import child
+from qdora_fast.system.errors import ConfigError, QdoraError, RefusedError
+from qdora_fast.system.run_folder import RunFolder
 
 CODE = """
 open({mark!r}, "a").write("ran ")
@@ -274,8 +274,14 @@ def test_rows_are_judged_in_worker_processes_without_asking_again(sent: Path, co
     (sent / "rows.jsonl").write_text("".join(f'{{"n": {number}}}\n' for number in range(1500)))
     row = "{'prompt': f'what is {row[\"n\"]}?', 'completion': f'made by {os.getpid()}'}"
     (sent / "own.py").write_text(f"import os\ndef f(row):\n    return {row}\n")
-    data = {"path": str(sent / "rows.jsonl"), "formatter": "own.py:f", "workers": 2, "max_rows": None,
-            "dedup": {"exact": False, "near": False}, "filters": {"min_tokens": 0}}  # fmt: skip
+    data = {
+        "path": str(sent / "rows.jsonl"),
+        "formatter": "own.py:f",
+        "workers": 2,
+        "max_rows": None,
+        "dedup": {"exact": False, "near": False},
+        "filters": {"min_tokens": 0},
+    }
     prepared = prepare_data(config_in(data=data), own_code=[sent / "own.py"])
     makers = {row["messages"][-1]["content"] for row in prepared.train}
     assert prepared.report.train > 1000

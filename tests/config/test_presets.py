@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from qdora_fast.errors import ConfigError
-from qdora_fast.hardware import Gpu
-from qdora_fast.presets import choose_preset, find_config, list_presets
+from qdora_fast.config.presets import choose_preset, find_config, list_presets
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.hardware import Gpu
 
 
 def _card(gib: float) -> Gpu:
@@ -15,9 +15,14 @@ def _card(gib: float) -> Gpu:
 
 @pytest.mark.parametrize(
     ("gib", "preset"),
-    [(15.6, "llama3.1-8b-16gb"), (22.5, "llama3.1-8b-24gb"), (23.99, "llama3.1-8b-24gb"), (47.5, "llama3.1-8b-24gb"),
-     (79.2, "llama3.1-70b-80gb")],
-)  # fmt: skip
+    [
+        (15.6, "llama3.1-8b-16gb"),
+        (22.5, "llama3.1-8b-24gb"),
+        (23.99, "llama3.1-8b-24gb"),
+        (47.5, "llama3.1-8b-24gb"),
+        (79.2, "llama3.1-70b-80gb"),
+    ],
+)
 def test_the_cards_memory_chooses(gib: float, preset: str) -> None:
     path, why = choose_preset([_card(gib)])
     assert path.stem == preset

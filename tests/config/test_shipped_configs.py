@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.config_file import load_config
-from qdora_fast.presets import configs_folder
+from qdora_fast.config.loader import load_config
+from qdora_fast.config.presets import configs_folder
 
 SHIPPED = sorted(configs_folder().glob("*.yaml"))
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast.errors import ConfigError
-from qdora_fast.yaml_text import read_value, read_yaml, write_yaml
+from qdora_fast.config.yaml import read_value, read_yaml, write_yaml
+from qdora_fast.system.errors import ConfigError
 
 
 def _bomb(levels: int, item: str) -> str:

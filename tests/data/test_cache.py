@@ -12,7 +12,7 @@ import pytest
 
 from qdora_fast.config import DataSettings
 from qdora_fast.data import Prepared, Rendering, cache, choose_template, prepare
-from qdora_fast.errors import ConfigError, DataError, DiskSpaceError
+from qdora_fast.system.errors import ConfigError, DataError, DiskSpaceError
 
 ROWS = [{"question": f"What is {i}?", "answer": f"It is {i}"} for i in range(40)]
 

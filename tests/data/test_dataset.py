@@ -9,7 +9,7 @@ import pytest
 
 from qdora_fast.config import DataSettings
 from qdora_fast.data import Prepared, prepare
-from qdora_fast.errors import DataError
+from qdora_fast.system.errors import DataError
 
 GOOD = [{"instruction": f"Name number {i}", "input": "", "output": f"It is {i}"} for i in range(40)]
 

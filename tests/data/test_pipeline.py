@@ -12,7 +12,7 @@ from plain_rendering import render
 
 from qdora_fast.config import DataSettings
 from qdora_fast.data import Rendering, choose_template, pipeline, prepare
-from qdora_fast.errors import DataError
+from qdora_fast.system.errors import DataError
 
 
 def rows_file(path: Path, count: int) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qdora_fast.data.store import ROWS, Chunk, Columns, Rows, Spool, disk_errors, open_examples
-from qdora_fast.errors import DiskSpaceError
+from qdora_fast.system.errors import DiskSpaceError
 
 
 def chunk_of(numbers: list[int]) -> Chunk:

@@ -162,9 +162,11 @@ def test_gradcheck(form: str, outs: list[int]) -> None:
 
 
 CASES = {
-    "fp32": (torch.float32, {}), "bf16": (torch.bfloat16, {}), "fp16": (torch.float16, {}),
+    "fp32": (torch.float32, {}),
+    "bf16": (torch.bfloat16, {}),
+    "fp16": (torch.float16, {}),
     "bf16 throughout": (torch.bfloat16, {"adapter_dtype": torch.bfloat16}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -58,9 +58,17 @@ def test_the_activation_is_found_by_its_values() -> None:
     from transformers.activations import ACT2FN
 
     expected = {
-        "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_tanh",
-        "gelu_new": "gelu_tanh", "relu": None, "quick_gelu": None, "relu2": None, "tanh": None,
-    }  # fmt: skip
+        "silu": "silu",
+        "swish": "silu",
+        "gelu": "gelu",
+        "gelu_python": "gelu",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "gelu_new": "gelu_tanh",
+        "relu": None,
+        "quick_gelu": None,
+        "relu2": None,
+        "tanh": None,
+    }
     assert {name: activation_of(ACT2FN[name]) for name in expected} == expected
     assert activation_of(lambda x, more: x * more) is None
 

@@ -25,7 +25,7 @@ from tiny_models import (
     tiny_lm,
     tokens,
     twin,
-)  # fmt: skip
+)
 from torch import nn
 
 from qdora_fast.engine import fallbacks, install, uninstall

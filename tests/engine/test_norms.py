@@ -20,7 +20,7 @@ from tiny_models import (
     tiny_lm,
     tokens,
     weight_of,
-)  # fmt: skip
+)
 from torch import Tensor, nn
 
 from qdora_fast.engine import install, reference, uninstall

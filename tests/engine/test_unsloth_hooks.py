@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).parent / "unsloth_fast_path.py"
+SCRIPT = Path(__file__).parents[1] / "helpers" / "unsloth_fast_path.py"
 LOSS, GRADIENT = 1e-6, 1e-5
 """Relative tolerances in fp32 on NF4; Unsloth without us is off by up to 1.3e-6 in the gradients."""
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from qdora_fast.errors import ConfigError, DataError
 from qdora_fast.evaluation.choices import choose, options_of
-from qdora_fast.model import attach, load_base
+from qdora_fast.models.loading import attach, load_base
+from qdora_fast.system.errors import ConfigError, DataError
 
 PROMPTS = [
     "### Response:\n",

@@ -10,7 +10,7 @@ import torch
 
 from qdora_fast.data import choose_template
 from qdora_fast.evaluation.heldout import Loss, choose_rows, generate, make_questions, mean_loss, of_both, row_losses
-from qdora_fast.model import attach, load_base
+from qdora_fast.models.loading import attach, load_base
 
 
 @pytest.fixture

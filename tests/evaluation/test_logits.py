@@ -9,16 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdora_fast.benchmark.footprint import most_alive
+from benchmarks.engine.footprint import most_alive
 from qdora_fast.evaluation.heldout import row_losses
 from qdora_fast.evaluation.logits import MOST_BYTES, logits_at
 
 VOCABULARY, TOKENS = 2048, 65
 SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -37,9 +44,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "glm4": {"head_dim": 16},
     "olmo3": SLIDING,
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 64, "block_multiple_of": 16},
-    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 2, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1,
-                  "head_dim": 16, "lm_head_multiplier": 0.2},
-}  # fmt: skip
+    "falcon_h1": {
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 2,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "mamba_n_groups": 1,
+        "head_dim": 16,
+        "lm_head_multiplier": 0.2,
+    },
+}
 
 
 def _model(family: str, dtype: torch.dtype = torch.float32, **changed: Any) -> Any:

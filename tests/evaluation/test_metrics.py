@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qdora_fast.config.evaluation import KNOWN_METRICS
-from qdora_fast.errors import ConfigError, DataError
+from qdora_fast.config.own_code import allow_own_code
 from qdora_fast.evaluation.metrics import Metric, find_metric, normalized, number_in
-from qdora_fast.own_code import allow_own_code
+from qdora_fast.system.errors import ConfigError, DataError
 
 ROW: dict[str, Any] = {"messages": [], "tools": None, "meta": {"source": "rows.jsonl:7"}}
 ANY_LINE = r"(?s)(.*)"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from qdora_fast.config import EvaluationSettings
-from qdora_fast.errors import ConfigError, DataError
 from qdora_fast.evaluation.heldout import Both, Question, Reply
 from qdora_fast.evaluation.task import Answered, check, judge, measure_loss
+from qdora_fast.system.errors import ConfigError, DataError
 
 
 def answered(*pairs: tuple[str, str, str]) -> Answered:

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from qdora_fast import unfuse
-from qdora_fast.config_file import load_config
-from qdora_fast.errors import IntegrityError, RefusedError
-from qdora_fast.export import export
-from qdora_fast.manifest import problems, read_manifest, write_manifest
-from qdora_fast.model import load_trained
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.config.loader import load_config
+from qdora_fast.config.recorded import read_config
+from qdora_fast.models.loading import load_trained
+from qdora_fast.recipes.export import export
+from qdora_fast.system.errors import IntegrityError, RefusedError
+from qdora_fast.system.manifest import problems, read_manifest, write_manifest
+from qdora_fast.system.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("method", ["qdora", "dora"])
@@ -64,7 +65,7 @@ def test_plain_peft_in_a_fresh_process_computes_what_was_trained(demo_run: RunFo
     subprocess.run([sys.executable, "-c", PLAIN_PEFT, *arguments], check=True, env=alone, cwd=tmp_path)
     theirs = torch.load(tmp_path / "logits.pt")
 
-    _, model = load_trained(made["base"], demo_run.config(), demo_run.adapter, precision="fp32")
+    _, model = load_trained(made["base"], read_config(demo_run), demo_run.adapter, precision="fp32")
 
     def said() -> list[torch.Tensor]:
         with torch.inference_mode():
@@ -85,8 +86,8 @@ def test_a_copy_explains_itself_and_notices_what_has_changed(short_run, tmp_path
     assert {"adapter_model.safetensors", "adapter_config.json", "config.yaml", "tokenizer.json"} <= set(files)
     assert files["adapter_model.safetensors"]["sha256"] == report["sha256"]
     config = load_config(tmp_path / "a" / "config.yaml")
-    assert config.adapter == made.config().adapter
-    assert config.model.name == Path(made.config().model.name).name  # a name, not a place on this machine
+    assert config.adapter == read_config(made).adapter
+    assert config.model.name == Path(read_config(made).model.name).name  # a name, not a place on this machine
 
     export(made, to="adapter")  # where it lies
     assert problems(made.adapter) == []

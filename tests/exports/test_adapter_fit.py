@@ -11,11 +11,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import adapt, load, save_base
 
-from qdora_fast.adapter import read_adapter
-from qdora_fast.adapter_fit import fit
 from qdora_fast.config import Config
-from qdora_fast.config_file import make_config
-from qdora_fast.errors import ConfigError, IntegrityError, RefusedError
+from qdora_fast.config.loader import make_config
+from qdora_fast.exports.adapter_fit import fit
+from qdora_fast.models.adapter import read_adapter
+from qdora_fast.system.errors import ConfigError, IntegrityError, RefusedError
 
 
 @pytest.fixture(scope="module")

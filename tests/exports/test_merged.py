@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from qdora_fast import merged_export
-from qdora_fast.config_file import dump_config
-from qdora_fast.errors import ConfigError, ProofError, RefusedError
-from qdora_fast.export import export
-from qdora_fast.export_case import record_saved
+from qdora_fast.config.loader import dump_config
+from qdora_fast.config.recorded import read_config
+from qdora_fast.exports import merged
+from qdora_fast.exports.verify.case import record_saved
+from qdora_fast.recipes.export import export
+from qdora_fast.system.errors import ConfigError, ProofError, RefusedError
 
 pytestmark = pytest.mark.usefixtures("proven_here")
 
@@ -82,7 +83,7 @@ def test_another_base_fails_the_proof(short_run, tiny_base: Path, tmp_path: Path
     torch.manual_seed(1)
     save_file({k: v + 0.05 * torch.randn_like(v) for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
     made = short_run()
-    config = made.config()
+    config = read_config(made)
     swapped = config.model_copy(update={"model": config.model.model_copy(update={"base_16bit": str(other)})})
     made.config_file.write_text(dump_config(swapped))
     with pytest.raises(ProofError, match="not the model that was trained") as caught:
@@ -94,7 +95,7 @@ def test_another_base_fails_the_proof(short_run, tiny_base: Path, tmp_path: Path
 
 def test_a_merge_gone_wrong_fails_the_proof(short_run, monkeypatch: pytest.MonkeyPatch) -> None:
     """One layer left unmerged, as a bug of ours would: caught by PEFT's own merge."""
-    import qdora_fast.merged_model as merging
+    import qdora_fast.exports.merge.merged_model as merging
 
     real = merging.merged_rows
     skipped: list[int] = []
@@ -116,17 +117,13 @@ def test_a_full_disk_is_told_before_anything_is_written(short_run, monkeypatch: 
     import shutil
     from types import SimpleNamespace
 
-    from qdora_fast.errors import DiskSpaceError
+    from qdora_fast.system.errors import DiskSpaceError
 
     made = short_run()
-    evidence = record_saved(made, made.config())
+    evidence = record_saved(made, read_config(made))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(DiskSpaceError, match="are needed") as caught:
-        from rich.console import Console
-
         out = made.path / "m"
-        merged_export.export_merged(
-            made, evidence, merge_base="original16", out=out, overwrite=False, console=Console(quiet=True)
-        )
+        merged.export_merged(made, evidence, merge_base="original16", out=out, overwrite=False)
     assert caught.value.exit_code == 11
     assert not list(made.path.glob("m*safetensors")) + list(made.path.glob("m.*"))

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from qdora_fast.config_file import dump_config
-from qdora_fast.errors import ConfigError
-from qdora_fast.export import export
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.config.loader import dump_config
+from qdora_fast.config.recorded import read_config
+from qdora_fast.models.run_info import read_run_info
+from qdora_fast.recipes.export import export
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("proven_here")
 
@@ -29,7 +31,7 @@ def test_the_demo_in_4_bits_keeps_what_it_learned(demo_run: RunFolder, tmp_path:
     ]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     held = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
-    assert held == set(demo_run.read_json("model.json")["quantized_modules"])
+    assert held == set(read_run_info(demo_run).quantized_modules)
     assert proof["weights"]["packed"] == len(held)
     assert model.lm_head.weight.dtype == torch.bfloat16
 
@@ -51,7 +53,7 @@ def test_a_base_that_exists_in_4_bits_alone_is_refused(short_run: Any, tiny_base
 
     load_in_4bit(tiny_base, torch.bfloat16).save_pretrained(tmp_path / "nf4")
     made = short_run()
-    config = made.config()
+    config = read_config(made)
     packed = config.model_copy(update={"model": config.model.model_copy(update={"base_16bit": str(tmp_path / "nf4")})})
     made.config_file.write_text(dump_config(packed))
     with pytest.raises(ConfigError, match="name them as model.base_16bit$"):

@@ -50,9 +50,20 @@ def dequantize(card: int) -> None:
         types = NF4 | {"absmax": "*u8" if nested else "*fp32", "result": "*bf16"}
         types |= {"left": factors or "*fp32", "right": factors or "*fp32"}
         ptx = code_of(
-            triton_nf4._dequantize_kernel, card, triton_nf4, False, types, **BITS, NESTED=nested, EVEN=even,
-            SCALED=scaled, UPDATED=factors is not None, RANK=rank, left_rank=1, right_column=1,
-        )  # fmt: skip
+            triton_nf4._dequantize_kernel,
+            card,
+            triton_nf4,
+            False,
+            types,
+            **BITS,
+            NESTED=nested,
+            EVEN=even,
+            SCALED=scaled,
+            UPDATED=factors is not None,
+            RANK=rank,
+            left_rank=1,
+            right_column=1,
+        )
         assert "st.global.v4" in ptx, "narrow stores"
         if factors is None:
             assert "fma.rn.f32" not in ptx, "a product and a sum are fused"
@@ -62,9 +73,15 @@ def norms(card: int) -> None:
     """Packed and dense."""
     types = {"a": "*fp32", "b": "*fp32", "partial": "*fp32", "scaling": "fp32"}
     code_of(
-        triton_norms._nf4_norms_kernel, card, triton_norms, False, types | NF4 | {"absmax": "*u8"}, **BITS,
-        NESTED=True, EVEN=True,
-    )  # fmt: skip
+        triton_norms._nf4_norms_kernel,
+        card,
+        triton_norms,
+        False,
+        types | NF4 | {"absmax": "*u8"},
+        **BITS,
+        NESTED=True,
+        EVEN=True,
+    )
     dense = types | {"weight": "*bf16"}
     code_of(triton_norms._dense_norms_kernel, card, triton_norms, False, dense, weight_column=1)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from qdora_fast.back_off import Note
-from qdora_fast.trainer import build_trainer, make_recipe, sft_arguments
+from qdora_fast.training.oom import Note
+from qdora_fast.training.trainer import build_trainer, make_recipe, sft_arguments
 
 ROWS = [[5 + (7 * row + 3 * place) % 60 for place in range(6 + row % 5)] for row in range(24)]
 """24 rows of 6 to 10 tokens, all different."""
@@ -83,7 +83,7 @@ def build(config: Any, folder: Path, **more: Any) -> Fit:
     """
     from datasets import Dataset
 
-    from qdora_fast.model import attach, fuse_layers, load_base
+    from qdora_fast.models.loading import attach, fuse_layers, load_base
 
     recipe = make_recipe(config.train, rows=24, tokens=200, max_length=32)
     arguments = sft_arguments(config.train, recipe, folder=folder, max_length=32, evaluates=True)

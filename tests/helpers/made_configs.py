@@ -46,9 +46,10 @@ def slips(draw: Any) -> tuple[tuple[str, ...], str]:
     place, letter = draw(st.integers(0, len(word) - 1)), draw(st.sampled_from(LETTERS))
     before, at, after = word[:place], word[place], word[place + 1 :]
     slip = draw(
-        st.sampled_from([before + after, before + letter + at + after, before + letter + after,
-                         before + after[:1] + at + after[1:]])
-    )  # fmt: skip
+        st.sampled_from(
+            [before + after, before + letter + at + after, before + letter + after, before + after[:1] + at + after[1:]]
+        )
+    )
     return key, slip
 
 

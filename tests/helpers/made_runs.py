@@ -6,10 +6,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.config_file import dump_config, make_config
+from qdora_fast.config.loader import dump_config, make_config
 from qdora_fast.evaluation import log
-from qdora_fast.evaluation.completions import GENERAL, Completion, write
-from qdora_fast.run_folder import RunFolder, write_json
+from qdora_fast.evaluation.report.completions import GENERAL, Completion, write
+from qdora_fast.system.run_folder import RunFolder, write_json
 
 WORDS = "normalized_match rose from 20.0 % to 80.0 % on 50 rows"
 

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.evaluation.mmlu_subset import subject_sizes
+from qdora_fast.evaluation.mmlu.mmlu_subset import subject_sizes
 
 CAPITALS = ("Paris", "Rome", "Madrid", "Vienna", "Athens", "Cairo", "Lima")
 DEV_QUESTIONS = 5

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from qdora_fast.data.masking import IGNORED
-from qdora_fast.data.messages import Row
-from qdora_fast.data.rejects import Dropped, RejectedRow, Tally
-from qdora_fast.data.render import Preview, Renderer, Rendering, previews, refuse_hopeless
+from qdora_fast.data.clean.rejects import Dropped, RejectedRow, Tally
+from qdora_fast.data.read.messages import Row
 from qdora_fast.data.store import Example
+from qdora_fast.data.tokenize.masking import IGNORED
+from qdora_fast.data.tokenize.render import Preview, Renderer, Rendering, previews, refuse_hopeless
 
 if TYPE_CHECKING:
     from datasets import Dataset

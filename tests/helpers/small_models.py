@@ -12,13 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdora_fast.benchmark.footprint import persistent
-from qdora_fast.benchmark.subjects import quantize
+from benchmarks.engine.footprint import persistent
+from benchmarks.engine.subjects import quantize
 
 WIDTHS = {
-    "vocab_size": 512, "hidden_size": 192, "intermediate_size": 320, "num_attention_heads": 3,
-    "num_key_value_heads": 1, "head_dim": 128, "max_position_embeddings": 256, "use_cache": False,
-}  # fmt: skip
+    "vocab_size": 512,
+    "hidden_size": 192,
+    "intermediate_size": 320,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 128,
+    "max_position_embeddings": 256,
+    "use_cache": False,
+}
 RANK = 16
 TOKENS = 96
 
@@ -32,8 +38,9 @@ def config_of(family: str, blocks: int, **changed: Any) -> dict[str, Any]:
     return values
 
 
-def build(family: str, blocks: int, dtype: torch.dtype, *, dora: bool, ours: bool, dropout: float = 0.0,
-          **changed: Any) -> Any:  # fmt: skip
+def build(
+    family: str, blocks: int, dtype: torch.dtype, *, dora: bool, ours: bool, dropout: float = 0.0, **changed: Any
+) -> Any:
     """The model, quantised, with an fp32 adapter, and with our engine in it or without."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -48,8 +55,17 @@ def build(family: str, blocks: int, dtype: torch.dtype, *, dora: bool, ours: boo
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(parent, name, quantize_with_bias(child, dtype))
-    adapted: Any = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=dropout, use_dora=dora,
-                                                    target_modules="all-linear", task_type="CAUSAL_LM"))  # fmt: skip
+    adapted: Any = get_peft_model(
+        model,
+        LoraConfig(
+            r=RANK,
+            lora_alpha=RANK,
+            lora_dropout=dropout,
+            use_dora=dora,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
+    )
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

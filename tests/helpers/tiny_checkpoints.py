@@ -17,16 +17,28 @@ LINEARS = 14
 """Linear layers inside the two blocks."""
 
 
-def save_base(folder: Path, *, family: str = "llama", dtype: torch.dtype = torch.bfloat16, tied: bool = False,
-              shard_size: str = "60KB", seed: int = 0) -> Path:  # fmt: skip
+def save_base(
+    folder: Path,
+    *,
+    family: str = "llama",
+    dtype: torch.dtype = torch.bfloat16,
+    tied: bool = False,
+    shard_size: str = "60KB",
+    seed: int = 0,
+) -> Path:
     """A random base model, in several shards unless `shard_size` is large."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(seed)
     sizes = {
-        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": tied,
-    }  # fmt: skip
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": tied,
+    }
     kinds: dict[str, Any] = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
     model_class, config_class = kinds[family]
     model = model_class(config_class(**sizes))
@@ -99,3 +111,10 @@ def edit(folder: Path, change: Any) -> None:
         tensors = load_file(file)
         change(tensors)
         save_file(tensors, file, metadata={"format": "pt"})
+
+
+def made_rows(*lengths: int, vocabulary: int = VOCABULARY) -> list[dict[str, list[int]]]:
+    """Rows of these lengths whose second half is trained."""
+    generator = torch.Generator().manual_seed(3)
+    texts = [torch.randint(0, vocabulary, (length,), generator=generator).tolist() for length in lengths]
+    return [{"input_ids": ids, "labels": [-100] * (len(ids) // 2) + ids[len(ids) // 2 :]} for ids in texts]

@@ -17,13 +17,25 @@ from qdora_fast.engine import reference
 from qdora_fast.engine.norms import Slot
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
 FAMILIES = {
-    "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "mistral": "Mistral", "gemma": "Gemma", "gemma2": "Gemma2",
-    "phi3": "Phi3", "granite": "Granite",
-}  # fmt: skip
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "mistral": "Mistral",
+    "gemma": "Gemma",
+    "gemma2": "Gemma2",
+    "phi3": "Phi3",
+    "granite": "Granite",
+}
 EPS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 """What a type may differ by where PEFT happens to be exact: a few of its steps."""
 
@@ -78,9 +90,17 @@ def adapt(model: nn.Module, *, targets: Any = "all-linear", dtype: torch.dtype |
 
 
 def one_layer(
-    out: int = 24, width: int = 40, *, dtype: torch.dtype = torch.float32, nf4: bool = False, bias: bool = False,
-    fresh: bool = False, zero_rows: tuple[int, ...] = (), adapter_dtype: torch.dtype | None = None, **lora: Any,
-) -> tuple[Any, Any]:  # fmt: skip
+    out: int = 24,
+    width: int = 40,
+    *,
+    dtype: torch.dtype = torch.float32,
+    nf4: bool = False,
+    bias: bool = False,
+    fresh: bool = False,
+    zero_rows: tuple[int, ...] = (),
+    adapter_dtype: torch.dtype | None = None,
+    **lora: Any,
+) -> tuple[Any, Any]:
     """(model, its one adapted layer): PEFT on a single linear layer."""
     torch.manual_seed(out * 1000 + width)
     linear = nn.Linear(width, out, bias=bias)
@@ -95,9 +115,15 @@ def one_layer(
 
 
 def tiny_lm(
-    family: str = "llama", *, dtype: torch.dtype = torch.float32, nf4: bool = True, fresh: bool = False, seed: int = 0,
-    sizes: dict[str, Any] | None = None, **lora: Any,
-) -> Any:  # fmt: skip
+    family: str = "llama",
+    *,
+    dtype: torch.dtype = torch.float32,
+    nf4: bool = True,
+    fresh: bool = False,
+    seed: int = 0,
+    sizes: dict[str, Any] | None = None,
+    **lora: Any,
+) -> Any:
     """A PEFT causal model of two layers of width 64."""
     import transformers
 
@@ -173,9 +199,16 @@ def exact_layer(
     leaf = x.detach().double().requires_grad_()
     seen = None if dropped is None else dropped(leaf) if callable(dropped) else dropped.double()
     y = reference.adapted_linear(
-        leaf, weight_of(layer), None if bias is None else bias.detach().double(), named["A"], named["B"],
-        named.get("m"), layer.scaling[adapter], dropped=seen, **how,
-    )  # fmt: skip
+        leaf,
+        weight_of(layer),
+        None if bias is None else bias.detach().double(),
+        named["A"],
+        named["B"],
+        named.get("m"),
+        layer.scaling[adapter],
+        dropped=seen,
+        **how,
+    )
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     y.backward(dy)
     return {"y": y.detach(), "dx": leaf.grad, **{f"d{name}": p.grad for name, p in named.items()}}

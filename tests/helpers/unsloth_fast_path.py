@@ -1,6 +1,6 @@
 """One training step of Unsloth's real GPU code on a machine without a GPU, as a process of its own.
 
-    python tests/engine/unsloth_fast_path.py FAMILY [--stack unsloth|plain] [--engine off|on] [--out FILE] ...
+    python tests/helpers/unsloth_fast_path.py FAMILY [--stack unsloth|plain] [--engine off|on] [--out FILE] ...
 
 Unsloth's hand-written path (llama, mistral, qwen2, qwen3, gemma, gemma2) is where our engine replaces `apply_qkv`,
 `apply_o` and `mlp.forward`; its CPU backend has none of these. Unsloth has a switch for its own CI, UNSLOTH_ALLOW_CPU,
@@ -39,9 +39,12 @@ HIDDEN, INTERMEDIATE, HEADS = 64, 128, 4
 VOCABULARY, WORDS = 128, 96  # room for tokens that a family's tokenizer class adds by itself
 MAX_LENGTH = 256
 ADAPTER: dict[str, Any] = {
-    "r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "bias": "none",
+    "r": 8,
+    "lora_alpha": 16,
+    "lora_dropout": 0.0,
+    "bias": "none",
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -295,10 +298,19 @@ def write_base(folder: Path, family: str) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     config = AutoConfig.for_model(
-        family, vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=2,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS // 2, head_dim=HIDDEN // HEADS,
-        max_position_embeddings=MAX_LENGTH, bos_token_id=None, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
+        family,
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS // 2,
+        head_dim=HIDDEN // HEADS,
+        max_position_embeddings=MAX_LENGTH,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     for _, parameter in sorted(model.named_parameters()):

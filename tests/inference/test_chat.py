@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.chat import Asking, Conversation, Source, Speaker, answer, find, load
-from qdora_fast.data.vocabulary import Vocabulary
-from qdora_fast.errors import ConfigError, OutOfMemory
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.data.tokenize.vocabulary import Vocabulary
+from qdora_fast.inference import Asking, Conversation, Source, Speaker, answer, find, load
+from qdora_fast.system.errors import ConfigError, OutOfMemory
+from qdora_fast.system.run_folder import RunFolder
 
 HELLO = [{"role": "user", "content": "Hello"}]
 ENDLESS = Asking(temperature=1e6, seed=5)

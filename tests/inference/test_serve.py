@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from qdora_fast.chat import Asking, Speaker, answer, load
-from qdora_fast.errors import ConfigError
-from qdora_fast.run_folder import RunFolder
-from qdora_fast.serve import make_app, serve
+from qdora_fast.inference import Asking, Speaker, answer, load
+from qdora_fast.inference.serve import make_app, serve
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,15 @@ def test_a_real_server_answers_and_ends_on_a_signal(demo_run: RunFolder, tuned: 
     import openai
 
     merged = demo_run.path / "merged_16bit"
-    command = [sys.executable, "-c", "from qdora_fast.cli import main; main()", "serve", str(merged), "--port", "0"]
+    command = [
+        sys.executable,
+        "-c",
+        "from qdora_fast.cli.main import main; main()",
+        "serve",
+        str(merged),
+        "--port",
+        "0",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
         assert process.stderr is not None
@@ -119,7 +127,7 @@ def test_a_real_server_answers_and_ends_on_a_signal(demo_run: RunFolder, tuned: 
 def test_a_taken_port_and_a_missing_server_are_said_before_weights_are_read(
     demo_run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("qdora_fast.model.load_trained")
+    monkeypatch.delattr("qdora_fast.models.loading.load_trained")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"port {port}: Address already in use; take another"):

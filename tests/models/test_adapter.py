@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import LINEARS, adapt, load, load_in_4bit, save_adapter_for, save_base
 
-from qdora_fast import adapter_guard
-from qdora_fast.adapter import (
+from qdora_fast.models import adapter_guard
+from qdora_fast.models.adapter import (
     assert_complete,
     assert_complete_dora,
     load_into,
@@ -25,7 +25,7 @@ from qdora_fast.adapter import (
     save_adapter,
     sha256_of,
 )
-from qdora_fast.errors import ConfigError, IntegrityError
+from qdora_fast.system.errors import ConfigError, IntegrityError
 
 PREFIX = "base_model.model."
 
@@ -143,11 +143,18 @@ def test_the_checks_survive_python_o() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("bias", "lora_only"), ("lora_bias", True), ("fan_in_fan_out", True), ("init_lora_weights", "pissa"),
-        ("init_lora_weights", "olora"), ("target_parameters", ["experts.w1"]), ("trainable_token_indices", [1]),
-        ("layer_replication", [[0, 1]]), ("use_qalora", True), ("peft_type", "LOHA"),
+        ("bias", "lora_only"),
+        ("lora_bias", True),
+        ("fan_in_fan_out", True),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "olora"),
+        ("target_parameters", ["experts.w1"]),
+        ("trainable_token_indices", [1]),
+        ("layer_replication", [[0, 1]]),
+        ("use_qalora", True),
+        ("peft_type", "LOHA"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_merged_is_refused_by_name(field: str, value: Any, whole: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"`{field}: "):
         read_adapter(change(whole, tmp_path / "bad", **{field: value}))

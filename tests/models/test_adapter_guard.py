@@ -11,10 +11,10 @@ import pytest
 import torch
 from tiny_checkpoints import adapt, edit, load, save_base
 
-from qdora_fast.adapter import WEIGHTS_NAME, assert_complete_dora
-from qdora_fast.adapter_guard import complete_in_memory, guard_saves, unguard_saves, unsaved
 from qdora_fast.engine import install
-from qdora_fast.errors import IntegrityError, RefusedError
+from qdora_fast.models.adapter import WEIGHTS_NAME, assert_complete_dora
+from qdora_fast.models.adapter_guard import complete_in_memory, guard_saves, unguard_saves, unsaved
+from qdora_fast.system.errors import IntegrityError, RefusedError
 
 NAMES_THE_CHOICES = r"`merged_16bit` to deploy it, or `adapter` to go on training"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.backend import captured_prints, free_buffers, open_backend
+from qdora_fast.models.backend import captured_prints, free_buffers, open_backend
 
 
 def _fresh(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -20,7 +20,7 @@ def _fresh(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_transformers_before_unsloth_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    done = _fresh("import peft\nfrom qdora_fast.backend import open_backend\nopen_backend()", tmp_path)
+    done = _fresh("import peft\nfrom qdora_fast.models.backend import open_backend\nopen_backend()", tmp_path)
     assert done.returncode != 0
     assert "QdoraError: transformers, peft was imported before unsloth" in done.stderr
     assert "Start a fresh process" in done.stderr
@@ -28,7 +28,7 @@ def test_transformers_before_unsloth_is_refused_with_the_way_out(tmp_path: Path)
 
 def test_opening_prints_nothing_and_leaves_the_working_folder_clean(tmp_path: Path) -> None:
     script = (
-        "from qdora_fast.backend import open_backend\n"
+        "from qdora_fast.models.backend import open_backend\n"
         "open_backend()\n"
         "import os; print(os.environ['UNSLOTH_DISABLE_STATISTICS'], os.environ['UNSLOTH_COMPILE_LOCATION'])"
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qdora_fast.errors import ConfigError, RefusedError
-from qdora_fast.model import attach, check_base, load_base, parameter_report
+from qdora_fast.models.loading import attach, check_base, load_base, parameter_report
+from qdora_fast.system.errors import ConfigError, RefusedError
 
 
 def _load(config):

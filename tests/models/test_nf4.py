@@ -10,11 +10,11 @@ import pytest
 import torch
 from tiny_checkpoints import LINEARS, load_in_4bit, save_adapter_for, save_base, tensors_of
 
-from qdora_fast import weights
-from qdora_fast.base_weights import MergeRecipe
-from qdora_fast.merge import merge
-from qdora_fast.nf4 import PackedWeight, stored_infos
-from qdora_fast.weights import TensorInfo
+from qdora_fast.exports.merge.base import MergeRecipe
+from qdora_fast.exports.merge.merge import merge
+from qdora_fast.models import weights
+from qdora_fast.models.nf4 import PackedWeight, stored_infos
+from qdora_fast.models.weights import TensorInfo
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 

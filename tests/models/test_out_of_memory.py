@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,18 +11,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast import behaviour, merged_export
-from qdora_fast import model as loading
-from qdora_fast import run as recipe
 from qdora_fast.engine import patch
 from qdora_fast.engine.patch import residency
 from qdora_fast.engine.residency import Memory, Residency
-from qdora_fast.errors import OutOfMemory
 from qdora_fast.evaluation.heldout import generate, row_losses
-from qdora_fast.model import attach, fuse_layers, load_base
-from qdora_fast.out_of_memory import Batches, give_back, make_room
-from qdora_fast.run import train
-from qdora_fast.run_folder import FINISHED, RunFolder
+from qdora_fast.exports import merged
+from qdora_fast.exports.verify import recording
+from qdora_fast.models import loading as loading
+from qdora_fast.models.loading import attach, fuse_layers, load_base
+from qdora_fast.models.out_of_memory import Batches, give_back, make_room
+from qdora_fast.recipes import train as recipe
+from qdora_fast.recipes.train import train
+from qdora_fast.system.errors import OutOfMemory
+from qdora_fast.system.run_folder import FINISHED, RunFolder
 
 NO_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.99 GiB"
 
@@ -72,7 +74,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
 def exports(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The evidence of each export that began; nothing is merged."""
     found: list[Any] = []
-    monkeypatch.setattr(merged_export, "export_merged", lambda folder, evidence, **_: found.append(evidence))
+    monkeypatch.setattr(merged, "export_merged", lambda folder, evidence, **_: found.append(evidence))
     return found
 
 
@@ -115,7 +117,7 @@ def test_one_answer_that_does_not_fit_costs_the_evaluation_and_not_the_run(
     with pytest.raises(OutOfMemory, match="with one row at a time and nothing left to free") as ended:
         train(config)
     assert ended.value.exit_code == 31
-    run = RunFolder.newest(config, "tiny")
+    run = RunFolder.newest(Path(config.run.dir), config.run.name or "tiny")
     assert run is not None
     assert run.read_json("merged_16bit/export.json")["proof"]["passed"]
     assert (run.path / FINISHED).is_file() and (run.path / "report.html").is_file()
@@ -152,8 +154,8 @@ def test_a_proof_that_cannot_be_recorded_says_how_to_export_later(
         residency(model).release()  # type: ignore[union-attr]
         return theirs(model, rows)
 
-    theirs = behaviour.record
-    monkeypatch.setattr(behaviour, "record", record)
+    theirs = recording.record
+    monkeypatch.setattr(recording, "record", record)
     if fails > 1:  # whatever is given back
         monkeypatch.setattr(Residency, "release", lambda *_: 0)
     config = tiny_config(export={"at_end": "merged_16bit"}, evaluation={"max_rows": 0})
@@ -163,7 +165,9 @@ def test_a_proof_that_cannot_be_recorded_says_how_to_export_later(
         return
     with pytest.raises(OutOfMemory, match=r"export's proof .*\n.*adapter is saved in .*`qdora-fast export "):
         train(config)
-    assert (RunFolder.newest(config, "tiny").adapter / "adapter_model.safetensors").is_file()  # type: ignore[union-attr]
+    assert (
+        RunFolder.newest(Path(config.run.dir), config.run.name or "tiny").adapter / "adapter_model.safetensors"
+    ).is_file()  # type: ignore[union-attr]
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import transformers
 
 from qdora_fast.config import AdapterSettings
-from qdora_fast.errors import ConfigError, RefusedError
-from qdora_fast.targets import choose_targets, inspect_architecture
+from qdora_fast.models.targets import choose_targets, inspect_architecture
+from qdora_fast.system.errors import ConfigError, RefusedError
 
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128}

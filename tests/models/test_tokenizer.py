@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.base_tokenizer import load_tokenizer, stop_token_ids
-from qdora_fast.errors import ConfigError
+from qdora_fast.models.tokenizer import load_tokenizer, stop_token_ids
+from qdora_fast.system.errors import ConfigError
 
 
 def test_the_tokenizer_and_its_stop_tokens_are_those_of_the_loaded_model(tiny_base: Path) -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import save_base, tensors_of
 
-from qdora_fast import weights
-from qdora_fast.errors import ConfigError, IntegrityError
-from qdora_fast.weights import TensorInfo, WeightFolder, write_shard
+from qdora_fast.models import weights
+from qdora_fast.models.weights import TensorInfo, WeightFolder, write_shard
+from qdora_fast.system.errors import ConfigError, IntegrityError
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool]
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -25,8 +25,9 @@ shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 
 @settings(max_examples=examples(60), deadline=None)
 @given(made=st.lists(st.tuples(shapes, st.sampled_from(DTYPES)), max_size=6))
-def test_what_is_written_is_read_by_the_library(made: list[tuple[tuple[int, ...], torch.dtype]],
-                                                tmp_path_factory: pytest.TempPathFactory) -> None:  # fmt: skip
+def test_what_is_written_is_read_by_the_library(
+    made: list[tuple[tuple[int, ...], torch.dtype]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("written")
     tensors = {f"t{i}": (torch.randn(shape) * 9).to(dtype) for i, (shape, dtype) in enumerate(made)}
 

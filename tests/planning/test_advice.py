@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast.advice import Facts, advise
 from qdora_fast.config import Config
-from qdora_fast.config_file import make_config
+from qdora_fast.config.loader import make_config
+from qdora_fast.planning.advice import Facts, advise
 
 
 def _config(**sections: dict[str, Any]) -> Config:

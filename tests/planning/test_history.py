@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from qdora_fast import hardware
 from qdora_fast.config import Config
-from qdora_fast.config_file import dump_config, make_config
-from qdora_fast.earlier_runs import Peak, earlier_peak, earlier_speed
-from qdora_fast.hardware import Gpu
+from qdora_fast.config.loader import dump_config, make_config
+from qdora_fast.planning.history import Peak, earlier_peak, earlier_speed
+from qdora_fast.system import hardware
+from qdora_fast.system.hardware import Gpu
 
 
 def _config(tmp_path: Path, **sections: dict[str, Any]) -> Config:

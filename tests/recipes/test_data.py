@@ -12,23 +12,29 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
 import qdora_fast
-from qdora_fast import hardware
-from qdora_fast.cli import cli
+from qdora_fast.cli.main import cli
 from qdora_fast.config import Config
-from qdora_fast.errors import ConfigError, DataError, DoesNotFit
 from qdora_fast.evaluation import log
-from qdora_fast.hardware import Gpu
-from qdora_fast.preparing import Ready, confirm, find_base, prepare_data, ready_data, review_run, run_data, with_quality
-from qdora_fast.run import run_recipe, train
-
-QUIET = Console(quiet=True)
+from qdora_fast.recipes.data import (
+    Ready,
+    confirm,
+    find_base,
+    prepare_data,
+    ready_data,
+    review_run,
+    run_data,
+    with_quality,
+)
+from qdora_fast.recipes.train import run_recipe, train
+from qdora_fast.system import hardware
+from qdora_fast.system.errors import ConfigError, DataError, DoesNotFit
+from qdora_fast.system.hardware import Gpu
 
 
 def ready_for(config: Config) -> Ready:
-    return ready_data(config, find_base(config), QUIET)
+    return ready_data(config, find_base(config))
 
 
 def saved_review(folder: Path, path: Path, *, bad: int = 1) -> Path:
@@ -45,7 +51,7 @@ def saved_review(folder: Path, path: Path, *, bad: int = 1) -> Path:
 
 def test_the_folder_explains_itself(tiny_config: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    said = run_data(tiny_config(), name="tiny", out=out, reviewed=None, console=QUIET)
+    said = run_data(tiny_config(), name="tiny", out=out, reviewed=None)
     assert {path.name for path in out.iterdir()} == {
         *("train.jsonl", "held_out.jsonl", "rejected.jsonl", "duplicates.jsonl"),
         *("report.json", "report.html", "review.html"),
@@ -60,29 +66,29 @@ def test_the_folder_explains_itself(tiny_config: Any, tmp_path: Path) -> None:
 
 def test_a_review_is_recorded_for_the_data_that_was_read_and_for_no_other(tiny_config: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run_data(tiny_config(), name="tiny", out=out, reviewed=None, console=QUIET)
+    run_data(tiny_config(), name="tiny", out=out, reviewed=None)
     marks = saved_review(out, tmp_path / "marks.json", bad=2)
-    said = run_data(tiny_config(), name="tiny", out=out, reviewed=marks, console=QUIET)
+    said = run_data(tiny_config(), name="tiny", out=out, reviewed=marks)
     assert (said["review"]["good"], said["review"]["bad"]) == (23, 2)
     (entry,) = log.entries(out, "data_review")
     assert entry["reviewer"] == "Asha" and entry["dataset"] == said["hash"]
     with pytest.raises(DataError, match="make a new sample"):
-        run_data(tiny_config(data={"held_out": 0.3}), name="tiny", out=out, reviewed=marks, console=QUIET)
+        run_data(tiny_config(data={"held_out": 0.3}), name="tiny", out=out, reviewed=marks)
     assert len(log.entries(out)) == 1
 
 
 def test_a_run_takes_a_review_before_or_after_training(tiny_config: Any, tmp_path: Path) -> None:
-    run_data(tiny_config(), name="tiny", out=tmp_path / "out", reviewed=None, console=QUIET)
+    run_data(tiny_config(), name="tiny", out=tmp_path / "out", reviewed=None)
     marks = saved_review(tmp_path / "out", tmp_path / "marks.json")
-    run = run_recipe(tiny_config(), name="tiny", resume=False, console=QUIET, reviewed=marks)
+    run = run_recipe(tiny_config(), name="tiny", resume=False, reviewed=marks)
     assert [entry["bad"] for entry in log.entries(run.path, "data_review")] == [1]
     assert run.read_json("data/report.json")["review"]["reviewer"] == "Asha"
     later = train(tiny_config())
-    review_run(later, saved_review(later.data, tmp_path / "later.json", bad=0), QUIET)
+    review_run(later, saved_review(later.data, tmp_path / "later.json", bad=0))
     assert [entry["bad"] for entry in log.entries(later.path, "data_review")] == [0]
     with pytest.raises(DataError):
         run_recipe(
-            tiny_config(data={"max_rows": 50}), name="tiny", resume=False, console=QUIET, reviewed=marks
+            tiny_config(data={"max_rows": 50}), name="tiny", resume=False, reviewed=marks
         )  # refused before any weight is read
 
 
@@ -92,7 +98,7 @@ READS = {"name": "demo", "max_length": 128}
 
 def with_outliers(folder: Path, rows: int) -> dict[str, Any]:
     """The `data` section for rows of the demo, every 25th answered by noise."""
-    from qdora_fast.demo.world import rows as demo_rows
+    from qdora_fast.data.demo.world import rows as demo_rows
 
     given = [dict(row) for row in demo_rows()][:rows]
     for number in range(0, rows, 25):
@@ -105,10 +111,10 @@ def with_outliers(folder: Path, rows: int) -> dict[str, Any]:
 
 def test_a_review_of_judged_rows_is_about_the_rows_that_are_left(tiny_config: Any, tmp_path: Path) -> None:
     config = tiny_config(model=READS, data=with_outliers(tmp_path, 100))
-    said = run_data(config, name="tiny", out=tmp_path / "out", reviewed=None, console=QUIET)
+    said = run_data(config, name="tiny", out=tmp_path / "out", reviewed=None)
     assert said["dropped"]["outlier_loss"]
     marks = saved_review(tmp_path / "out", tmp_path / "marks.json")
-    run = run_recipe(config, name="tiny", resume=False, console=QUIET, reviewed=marks)
+    run = run_recipe(config, name="tiny", resume=False, reviewed=marks)
     assert [entry["dataset"] for entry in log.entries(run.path, "data_review")] == [said["hash"]]
 
 
@@ -164,13 +170,13 @@ def test_unfit_rows_are_dropped_by_a_reference_model_from_training_alone(tiny_co
 
 
 def test_a_scorer_of_another_family_is_refused(tiny_config: Any, tmp_path: Path) -> None:
-    from qdora_fast.demo.pretrain import Recipe, pretrain
+    from qdora_fast.data.demo.pretrain import Recipe, pretrain
 
     recipe = Recipe(hidden_size=64, intermediate_size=64, heads=4, kv_heads=2, steps=1, vocab_size=1024)
     pretrain(tmp_path / "other", recipe)
     config = tiny_config(data={"quality": {"enabled": True, "model": str(tmp_path / "other")}})
     with pytest.raises(ConfigError, match=r"data.quality.model: .* has another tokenizer"):
-        with_quality(ready_for(config), config, QUIET)
+        with_quality(ready_for(config), config)
 
 
 @pytest.mark.parametrize("left", [(), ("config.json", "tokenizer.json", "tokenizer_config.json")])
@@ -182,7 +188,7 @@ def test_a_scorer_that_cannot_be_read_is_named_by_its_own_setting(
         shutil.copyfile(tiny_base / name, tmp_path / "scorer" / name)
     config = tiny_config(data={"quality": {"enabled": True, "model": str(tmp_path / "scorer")}})
     with pytest.raises(ConfigError, match=r"^data.quality.model: cannot read the (tokenizer|safetensors weights) of"):
-        with_quality(ready_for(config), config, QUIET)
+        with_quality(ready_for(config), config)
 
 
 def test_rows_are_prepared_again_when_the_loaded_tokenizer_differs(tiny_config: Any, monkeypatch: Any) -> None:
@@ -193,12 +199,12 @@ def test_rows_are_prepared_again_when_the_loaded_tokenizer_differs(tiny_config: 
         tokenizer = ready.rendering.tokenizer
         stop_ids = ready.rendering.stop_ids
 
-    same = confirm(ready, Loaded, config, QUIET)
+    same = confirm(ready, Loaded, config)
     assert same.prepared is ready.prepared
     tokenizer = ready_for(config).rendering.tokenizer
     tokenizer.add_tokens([" is"])  # what the rows say is now cut in another way
     Loaded.tokenizer = tokenizer
-    other = confirm(ready, Loaded, config, QUIET)
+    other = confirm(ready, Loaded, config)
     assert other.prepared.report.content_hash == ready.prepared.report.content_hash
     assert other.prepared.report.hash != ready.prepared.report.hash
     assert list(other.prepared.train_examples or []) != list(ready.prepared.train_examples or [])
@@ -239,6 +245,6 @@ def test_data_alone_is_prepared_as_long_as_it_needs_whatever_fits_here(
 ) -> None:
     monkeypatch.setattr(hardware, "gpus", lambda: [Gpu("A small card", 0.6, (8, 9), "1")])
     config = tiny_config(**AUTO)
-    run_data(config, name="tiny", out=tmp_path / "out", reviewed=None, console=QUIET)
+    run_data(config, name="tiny", out=tmp_path / "out", reviewed=None)
     with pytest.raises(DoesNotFit, match="does not fit on A small card, not even with one row of 64 tokens"):
         ready_for(config)

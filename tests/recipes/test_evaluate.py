@@ -10,20 +10,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 from plain_rendering import render
-from rich.console import Console
 
-from qdora_fast.cli import cli
+from qdora_fast.cli.main import cli
 from qdora_fast.data import choose_template
-from qdora_fast.errors import ConfigError, IntegrityError, RegressionError
-from qdora_fast.evaluating import Subject, evaluate, evaluate_model, finish, refuse_regression
 from qdora_fast.evaluation import log
 from qdora_fast.evaluation.record import Evaluation
-from qdora_fast.manifest import read_manifest, write_manifest
-from qdora_fast.model import attach, load_base
-from qdora_fast.run import train
-from qdora_fast.run_folder import RunFolder
-
-QUIET = Console(quiet=True)
+from qdora_fast.models.loading import attach, load_base
+from qdora_fast.recipes.evaluate import Subject, evaluate, evaluate_model, finish, refuse_regression
+from qdora_fast.recipes.train import train
+from qdora_fast.system.errors import ConfigError, IntegrityError, RegressionError
+from qdora_fast.system.manifest import read_manifest, write_manifest
+from qdora_fast.system.run_folder import RunFolder
 
 
 def untrained(tiny_config: Any, folder: Path, *, change: float = 0.0) -> tuple[Subject, RunFolder, Any]:
@@ -45,7 +42,7 @@ def untrained(tiny_config: Any, folder: Path, *, change: float = 0.0) -> tuple[S
 
 def test_a_own_demo_run_gives_the_figures_it_ended_with(own_demo_run: RunFolder) -> None:
     before = own_demo_run.read_json("evaluation/evaluation.json")
-    found = evaluate(own_demo_run, console=QUIET)
+    found = evaluate(own_demo_run)
     assert found["task"] == before["task"]
     assert found["heldout_loss"]["tuned"] == pytest.approx(before["heldout_loss"]["tuned"], rel=1e-3)
     assert found["heldout_loss"]["base"] == pytest.approx(before["heldout_loss"]["base"], rel=1e-3)
@@ -77,7 +74,7 @@ def test_the_record_says_what_was_measured_on_what(demo_run: RunFolder) -> None:
 
 def test_an_adapter_that_learned_nothing_changes_nothing(tiny_config: Any, tmp_path: Path) -> None:
     subject, run, config = untrained(tiny_config, tmp_path)
-    found = evaluate_model(subject, config, run, QUIET)
+    found = evaluate_model(subject, config, run)
     task = found["task"]
     assert (task["difference"], task["gained"], task["lost"]) == (0, 0, 0)
     assert task["verdict"] == "no evidence"
@@ -86,7 +83,7 @@ def test_an_adapter_that_learned_nothing_changes_nothing(tiny_config: Any, tmp_p
 
 def test_a_harmful_adapter_is_seen_in_the_loss(tiny_config: Any, tmp_path: Path) -> None:
     subject, run, config = untrained(tiny_config, tmp_path, change=3.0)
-    loss = evaluate_model(subject, config, run, QUIET)["heldout_loss"]
+    loss = evaluate_model(subject, config, run)["heldout_loss"]
     assert loss["ci95"][0] > 0
     assert loss["tuned"] > loss["base"]
     assert loss["perplexity"]["tuned"] > loss["perplexity"]["base"]
@@ -94,7 +91,7 @@ def test_a_harmful_adapter_is_seen_in_the_loss(tiny_config: Any, tmp_path: Path)
 
 def test_other_metrics_are_reported_beside_the_one_that_decides(own_demo_run: RunFolder) -> None:
     changed = ["evaluation.metric=exact_match", "evaluation.more_metrics=[contains, rouge_l]", "evaluation.max_rows=20"]
-    task = evaluate(own_demo_run, overrides=changed, console=QUIET)["task"]
+    task = evaluate(own_demo_run, overrides=changed)["task"]
     assert (task["metric"], task["n"]) == ("exact_match", 20)
     assert set(task["more"]) == {"contains", "rouge_l"}
     assert task["more"]["contains"]["tuned"] >= task["tuned"]
@@ -107,7 +104,7 @@ def test_the_likeliest_choice_can_be_the_answer(own_demo_run: RunFolder) -> None
         "evaluation.choices=[It is French., It is Africa., It is Europe., It is Asia.]",
         "evaluation.max_rows=30",
     ]
-    task = evaluate(own_demo_run, overrides=changed, console=QUIET)["task"]
+    task = evaluate(own_demo_run, overrides=changed)["task"]
     answers = own_demo_run.read_rows("evaluation/held_out_answers.jsonl")
     assert {answer["tuned"] for answer in answers} <= {"It is French.", "It is Africa.", "It is Europe.", "It is Asia."}
     among = [answer for answer in answers if answer["reference"] in ("It is Africa.", "It is Europe.", "It is Asia.")]
@@ -125,23 +122,23 @@ def test_the_likeliest_choice_can_be_the_answer(own_demo_run: RunFolder) -> None
 )
 def test_what_cannot_be_asked_is_one_message(own_demo_run: RunFolder, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        evaluate(own_demo_run, overrides=[override], console=QUIET)
+        evaluate(own_demo_run, overrides=[override])
 
 
 def test_a_run_without_held_out_rows_says_what_to_do(own_demo_run: RunFolder) -> None:
     (own_demo_run.data / "held_out.jsonl").write_text("")
     with pytest.raises(ConfigError, match=r"held no rows out.*data.held_out"):
-        evaluate(own_demo_run, console=QUIET)
+        evaluate(own_demo_run)
 
 
 def test_a_template_that_is_not_the_runs_is_refused(own_demo_run: RunFolder) -> None:
     template = own_demo_run.adapter / "chat_template.jinja"
     template.write_text(template.read_text().replace("### Response:", "### Answer:"))
     with pytest.raises(IntegrityError, match=r"chat_template\.jinja: [0-9,]+ bytes, but [0-9,]+ were written"):
-        evaluate(own_demo_run, console=QUIET)
+        evaluate(own_demo_run)
     write_manifest(own_demo_run.adapter, read_manifest(own_demo_run.adapter)["about"])  # and so that nobody notices
     with pytest.raises(ConfigError, match="changed after training"):
-        evaluate(own_demo_run, console=QUIET)
+        evaluate(own_demo_run)
 
 
 def test_a_fallen_mmlu_is_an_error_and_any_other_is_not() -> None:

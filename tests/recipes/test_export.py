@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from qdora_fast.errors import ConfigError
-from qdora_fast.export import export
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.recipes.export import export
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.run_folder import RunFolder
 
 
 def test_an_unknown_format_names_the_known_ones(demo_run: RunFolder) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import qdora_fast
-from qdora_fast.errors import ConfigError
+from qdora_fast.system.errors import ConfigError
 
 
 def _model(method: str = "dora", *, seed: int = 0) -> Any:
@@ -124,7 +124,7 @@ def test_the_adapter_saves_and_loads_as_pefts(tmp_path: Path) -> None:
 
 
 def test_it_is_public_and_its_import_is_light() -> None:
-    assert qdora_fast.fuse.__module__ == "qdora_fast.fusing" and callable(qdora_fast.unfuse)
+    assert qdora_fast.fuse.__module__ == "qdora_fast.recipes.fuse" and callable(qdora_fast.unfuse)
     import subprocess
 
     code = "import qdora_fast, sys; assert not {'torch', 'peft', 'unsloth'} & set(sys.modules)"

@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import adapt, load, tensors_of
 
-from qdora_fast.adapter_import import import_adapter
-from qdora_fast.chat import load as open_for_chat
-from qdora_fast.errors import ConfigError, IntegrityError, QdoraError
-from qdora_fast.evaluating import evaluate
-from qdora_fast.export import export
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.config.recorded import read_config
+from qdora_fast.inference import load as open_for_chat
+from qdora_fast.models.run_info import read_run_info
+from qdora_fast.recipes.evaluate import evaluate
+from qdora_fast.recipes.export import export
+from qdora_fast.recipes.import_adapter import import_adapter
+from qdora_fast.system.errors import ConfigError, IntegrityError, QdoraError
+from qdora_fast.system.run_folder import RunFolder
 
 Foreign = Callable[..., Path]
 
@@ -56,7 +58,7 @@ def test_it_becomes_a_run_that_exports_what_peft_merges(foreign, importing, tiny
     assert report["method"] == "dora" and report["layers"] == 14 and report["shapes_compared"]
     assert (report["r"], report["alpha"]) == (4, 12)
     run = RunFolder.open(report["path"])
-    assert run.config().adapter.alpha == 12
+    assert read_config(run).adapter.alpha == 12
 
     exported = export(run)
     assert exported["proof"]["passed"] and exported["proof"]["held_out"] is False
@@ -167,9 +169,9 @@ def test_the_template_that_came_with_it_is_the_run_s(foreign, importing, tiny_ba
     run = RunFolder.open(report["path"])
     kept = AutoTokenizer.from_pretrained(run.adapter)
     assert (kept.chat_template, kept.eos_token) == (theirs.chat_template, "<pad>")
-    assert Path(run.config().data.template).read_text() == theirs.chat_template
+    assert Path(read_config(run).data.template).read_text() == theirs.chat_template
     assert {theirs.eos_token_id, AutoTokenizer.from_pretrained(tiny_base).eos_token_id} <= {
-        *run.read_json("model.json")["stop_ids"]
+        *read_run_info(run).stop_ids
     }
 
     theirs.add_tokens(["<turn>"])

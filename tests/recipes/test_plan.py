@@ -11,21 +11,28 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from qdora_fast import hardware, planning
-from qdora_fast.cli import cli
+from qdora_fast import planning
+from qdora_fast.recipes import plan as recipe
+from qdora_fast.cli.main import cli
 from qdora_fast.config import Config, DataSettings
-from qdora_fast.config_file import dump_config, load_config, make_config
-from qdora_fast.errors import ConfigError, DoesNotFit
-from qdora_fast.hardware import Gpu
-from qdora_fast.memory import base_config, in_gib
+from qdora_fast.config.loader import dump_config, load_config, make_config
+from qdora_fast.config.presets import find_config, list_presets
+from qdora_fast.planning.memory import base_config, in_gib
 from qdora_fast.planning.rows import RowFacts, glance
 from qdora_fast.planning.text import bar
-from qdora_fast.presets import find_config, list_presets
+from qdora_fast.system import hardware
+from qdora_fast.system.errors import ConfigError, DoesNotFit
+from qdora_fast.system.hardware import Gpu
 
 LLAMA: dict[str, Any] = {
-    "model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "vocab_size": 1000, "max_position_embeddings": 1024,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 1000,
+    "max_position_embeddings": 1024,
+}
 
 
 @pytest.fixture
@@ -102,7 +109,7 @@ def test_json_holds_the_contract_and_numbers_of_bytes(base: Path, tmp_path: Path
     said: list[str] = []
     file = tmp_path / "mine.yaml"
     file.write_text(dump_config(_config(base, tmp_path)))
-    planning.answer(str(file), [], vram=24, html=None, as_json=True, say=said.append)
+    recipe.answer(str(file), [], vram=24, html=None, as_json=True, say=said.append)
     found = json.loads(said[0])
     assert len(said) == 1
     assert {"fits", "peak_bytes", "breakdown", "batch_size", "max_length"} <= set(found)
@@ -118,7 +125,7 @@ def test_what_does_not_fit_is_said_and_then_fails_with_exit_code_10(base: Path, 
     file.write_text(dump_config(_config(base, tmp_path)))
     page = tmp_path / "pages" / "plan.html"
     with pytest.raises(DoesNotFit) as error:
-        planning.answer(str(file), [], vram=0.2, html=page, as_json=False, say=said.append)
+        recipe.answer(str(file), [], vram=0.2, html=page, as_json=False, say=said.append)
     assert error.value.exit_code == 10
     assert said[0].startswith("DOES NOT FIT")
     assert "DOES NOT FIT" in page.read_text()
@@ -128,7 +135,7 @@ def test_the_command_answers_in_a_process_that_loads_no_heavy_library(base: Path
     file = tmp_path / "mine.yaml"
     file.write_text(dump_config(_config(base, tmp_path)))
     script = (
-        "import sys; from click.testing import CliRunner; from qdora_fast.cli import cli\n"
+        "import sys; from click.testing import CliRunner; from qdora_fast.cli.main import cli\n"
         f"done = CliRunner().invoke(cli, ['plan', {str(file)!r}, '--vram', '24', '--json'])\n"
         "print(done.output)\n"
         "print([m for m in ('torch', 'transformers', 'unsloth', 'datasets', 'peft') if m in sys.modules])"

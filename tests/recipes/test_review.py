@@ -9,17 +9,14 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
-from rich.console import Console
 
-from qdora_fast.cli import cli
-from qdora_fast.errors import ConfigError, DataError, RefusedError
+from qdora_fast.cli.main import cli
 from qdora_fast.evaluation import log
-from qdora_fast.evaluation.completions import VERDICTS
-from qdora_fast.evaluation.run_parts import read_run
-from qdora_fast.reviewing import evaluations, require_review, review
-from qdora_fast.run_folder import RunFolder
-
-QUIET = Console(quiet=True)
+from qdora_fast.evaluation.report.completions import VERDICTS
+from qdora_fast.evaluation.report.run_parts import read_run
+from qdora_fast.recipes.review import evaluations, require_review, review
+from qdora_fast.system.errors import ConfigError, DataError, RefusedError
+from qdora_fast.system.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -43,7 +40,7 @@ def test_an_export_waits_for_a_review_that_passes(run: RunFolder) -> None:
         require_review(run)
     done = invoke("export", run.path, "--to", "adapter", "--require-review")
     assert isinstance(done.exception, RefusedError)
-    review(run.path, reviewer="Asha", verdict="pass", console=QUIET)
+    review(run.path, reviewer="Asha", verdict="pass")
     require_review(run)
     assert len(log.entries(run.path, "review")) == 2, "what was said before stays"
 
@@ -64,17 +61,17 @@ def test_the_file_of_the_page_is_a_review_of_these_completions_alone(run: RunFol
     }
     path = tmp_path / "review.json"
     path.write_text(json.dumps(content))
-    found = review(run.path, file=path, console=QUIET)
+    found = review(run.path, file=path)
     assert (found["reviewer"], found["good"]) == ("Ravi", len(rows))
     assert read_run(run).review() is not None
     path.write_text(json.dumps(content | {"sha256": "0" * 64}))
     with pytest.raises(DataError):
-        review(run.path, file=path, console=QUIET)
+        review(run.path, file=path)
 
 
 def test_a_review_needs_a_name_and_a_verdict_or_a_file(run: RunFolder) -> None:
     with pytest.raises(ConfigError, match="--reviewer NAME and --verdict"):
-        review(run.path, reviewer=" ", verdict="pass", console=QUIET)
+        review(run.path, reviewer=" ", verdict="pass")
 
 
 def test_the_command_takes_the_verdicts_of_the_page() -> None:
@@ -84,7 +81,7 @@ def test_the_command_takes_the_verdicts_of_the_page() -> None:
 
 def test_the_log_lists_evaluations_of_several_runs_with_their_reviews(run: RunFolder) -> None:
     shutil.copytree(run.path, run.path.with_name("demo-2"))
-    review(run.path, reviewer="Asha", verdict="pass", console=QUIET)
+    review(run.path, reviewer="Asha", verdict="pass")
     found = evaluations([str(run.path.parent)])
     assert [Path(entry["path"]).name for entry in found] in (["demo", "demo-2"], ["demo-2", "demo"])
     assert {Path(entry["path"]).name: (entry["review"] or {}).get("verdict") for entry in found} == {

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from rich.console import Console
 
-from qdora_fast.errors import CheckpointError, ConfigError, DataError, DoesNotFit
-from qdora_fast.run import dry_run, run_recipe, train
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.config.recorded import read_config
+from qdora_fast.recipes.train import dry_run, run_recipe, train
+from qdora_fast.system.errors import CheckpointError, ConfigError, DataError, DoesNotFit
+from qdora_fast.system.run_folder import RunFolder
 
 
 def test_tuning_teaches_the_demo_base_a_new_skill(demo_run: RunFolder) -> None:
@@ -36,7 +36,7 @@ def test_the_main_job_ends_with_a_proven_merged_model(demo_run: RunFolder) -> No
 
 
 def test_a_run_explains_itself(demo_run: RunFolder) -> None:
-    assert demo_run.config().adapter.method == "qdora"
+    assert read_config(demo_run).adapter.method == "qdora"
     assert demo_run.read_json("environment.json")["packages"]["unsloth"]
     assert demo_run.read_json("data/report.json")["held_out"] == len(demo_run.read_rows("data/held_out.jsonl"))
     made = demo_run.read_json("model.json")
@@ -69,14 +69,16 @@ def test_lora_plus_trains_and_resumes(tiny_config, optimizer: str) -> None:
 
 
 def test_a_run_with_auto_goes_on_with_what_it_chose(tiny_config, monkeypatch: pytest.MonkeyPatch) -> None:
-    sections = {"model": {"max_length": "auto"}, "train": {"batch_size": "auto", "gradient_accumulation": None,
-                                                           "max_steps": 2, "save_steps": 1}}  # fmt: skip
+    sections = {
+        "model": {"max_length": "auto"},
+        "train": {"batch_size": "auto", "gradient_accumulation": None, "max_steps": 2, "save_steps": 1},
+    }
     whole = train(tiny_config(**sections))
     chosen = whole.read_json("fit.json")
     assert chosen["asked"] == ["model.max_length", "train.batch_size"]
     assert (chosen["max_length"], chosen["batch_size"]) == (
-        whole.config().model.length,
-        whole.config().train.micro_batch,
+        read_config(whole).model.length,
+        read_config(whole).train.micro_batch,
     )
     adapter = (whole.adapter / "adapter_model.safetensors").read_bytes()
     shutil.rmtree(whole.checkpoints()[-1])
@@ -84,7 +86,7 @@ def test_a_run_with_auto_goes_on_with_what_it_chose(tiny_config, monkeypatch: py
     monkeypatch.setattr(psutil, "virtual_memory", lambda: little)
     resumed = train(tiny_config(**sections), resume=True)
     assert resumed.path == whole.path
-    assert resumed.config() == whole.config()
+    assert read_config(resumed) == read_config(whole)
     assert (resumed.adapter / "adapter_model.safetensors").read_bytes() == adapter
     with pytest.raises(DoesNotFit):
         train(tiny_config(**sections))
@@ -131,7 +133,7 @@ def test_dropout_trains_and_exports(tiny_config) -> None:
 
 
 def test_a_dry_run_checks_everything_and_writes_nothing(tiny_config, tmp_path, capsys) -> None:
-    dry_run(tiny_config(), console=Console(width=200))
+    dry_run(tiny_config())
     said = capsys.readouterr().out
     assert "54 to train on, 6 held out" in said
     assert "the marked part is learned" in said
@@ -156,7 +158,7 @@ def test_nothing_is_sent_anywhere(tiny_config, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: refuse(None, a))  # type: ignore[arg-type]
-    run_recipe(tiny_config(export={"at_end": "merged_16bit"}), name="tiny", resume=False, console=Console(quiet=True))
+    run_recipe(tiny_config(export={"at_end": "merged_16bit"}), name="tiny", resume=False)
     assert calls == []
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from qdora_fast.chat import load
-from qdora_fast.cli import cli
-from qdora_fast.errors import ConfigError, IntegrityError
-from qdora_fast.manifest import NAME, read_manifest
-from qdora_fast.run_folder import RunFolder
-from qdora_fast.verify import require_whole, verify
+from qdora_fast.cli.main import cli
+from qdora_fast.inference import load
+from qdora_fast.recipes.verify import require_whole, verify
+from qdora_fast.system.errors import ConfigError, IntegrityError
+from qdora_fast.system.manifest import NAME, read_manifest
+from qdora_fast.system.run_folder import RunFolder
 
 
 @pytest.fixture

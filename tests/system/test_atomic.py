@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qdora_fast.errors import ConfigError, DiskSpaceError, QdoraError
-from qdora_fast.staging import disk_trouble, require_space, staged_file, staged_folder
+from qdora_fast.system.atomic import disk_trouble, require_space, staged_file, staged_folder
+from qdora_fast.system.errors import ConfigError, DiskSpaceError, QdoraError
 
 
 def names(folder: Path) -> list[str]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast import child
-from qdora_fast.benchmark.process_tree import run_alone
-from qdora_fast.export_proof import Case
-from qdora_fast.plain_reader import examine_in_new_process
+from benchmarks.data.process_tree import run_alone
+from qdora_fast.exports.verify.checks import Case
+from qdora_fast.exports.verify.fresh_process import examine_in_new_process
+from qdora_fast.system import child
 
 SHADOWS = ("random", "json", "torch", "typing", "multiprocessing", "qdora_fast")
 """What each process imports: of the standard library, of a library, of this package."""
@@ -73,7 +73,7 @@ def test_a_script_that_the_user_named_finds_the_modules_beside_it_under_any_sett
 
 def test_a_command_protects_whatever_a_library_starts(sent: Path) -> None:
     script = (
-        "import subprocess, sys; from qdora_fast.cli import main; sys.argv = ['qdora-fast', '--version']\n"
+        "import subprocess, sys; from qdora_fast.cli.main import main; sys.argv = ['qdora-fast', '--version']\n"
         "try: main()\nfinally: sys.exit(subprocess.call([sys.executable, '-c', 'import random']))"
     )
     bare = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}

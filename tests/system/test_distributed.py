@@ -15,28 +15,32 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qdora_fast import processes
 from qdora_fast.config import Config
-from qdora_fast.config_file import dump_config
-from qdora_fast.errors import ConfigError
-from qdora_fast.manifest import problems
-from qdora_fast.run import train
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.config.loader import dump_config
+from qdora_fast.recipes.train import train
+from qdora_fast.system import distributed
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.manifest import problems
+from qdora_fast.system.run_folder import RunFolder
 
 
 def test_alone_nothing_is_shared_and_nobody_is_waited_for() -> None:
-    assert (processes.count(), processes.number(), processes.first()) == (1, 0, True)
-    with processes.together(), processes.first_alone():
-        processes.wait()
-        assert processes.of_all("mine") == ["mine"]
-        assert (processes.from_first("mine"), processes.largest(3), processes.share(7)) == ("mine", 3, 7)
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
+    with distributed.process_group(), distributed.main_process_first():
+        distributed.barrier()
+        assert distributed.all_gather("mine") == ["mine"]
+        assert (distributed.broadcast("mine"), distributed.all_reduce_max(3), distributed.accumulation_per_rank(7)) == (
+            "mine",
+            3,
+            7,
+        )
 
 
 def test_the_effective_batch_is_kept_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert processes.share(8) == 2
+    assert distributed.accumulation_per_rank(8) == 2
     with pytest.raises(ConfigError, match=r"gradient_accumulation: 6 .* 4 processes; take a multiple of 4"):
-        processes.share(6)
+        distributed.accumulation_per_rank(6)
 
 
 def _launch(config: Config, folder: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast import hardware
+from qdora_fast.system import hardware
 
 
 @pytest.fixture

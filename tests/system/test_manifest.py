@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.errors import IntegrityError
-from qdora_fast.manifest import NAME, problems, read_manifest, sha256_of, value_hash, write_manifest
+from qdora_fast.system.errors import IntegrityError
+from qdora_fast.system.manifest import NAME, problems, read_manifest, sha256_of, value_hash, write_manifest
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_manifest_that_is_missing_empty_or_leads_outside_is_refused(folder: Pa
     (folder / NAME).unlink()
     with pytest.raises(IntegrityError, match="No such file"):
         read_manifest(folder)
-    from qdora_fast.manifest import _text
+    from qdora_fast.system.manifest import _text
 
     inner = folder / "state"
     outside = {"../weights.bin": {"bytes": 200, "sha256": "0" * 64}}

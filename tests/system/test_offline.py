@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.offline import VARIABLES, offline
+from qdora_fast.system.offline import VARIABLES, offline
 
 # Imported by every Python process below: notes each attempt, and makes none.
 NOTES = """
@@ -52,10 +52,16 @@ for command in (
 def test_no_command_tries_to_connect(tiny_base: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(NOTES)
     settings = {
-        "model.name": str(tiny_base), "model.max_length": 128, "data.max_rows": 60, "train.max_steps": 2,
-        "train.save_steps": 1, "evaluation.max_rows": 2, "evaluation.max_new_tokens": 2, "export.at_end": "none",
+        "model.name": str(tiny_base),
+        "model.max_length": 128,
+        "data.max_rows": 60,
+        "train.max_steps": 2,
+        "train.save_steps": 1,
+        "evaluation.max_rows": 2,
+        "evaluation.max_new_tokens": 2,
+        "export.at_end": "none",
         "export.proof_rows": 2,
-    }  # fmt: skip
+    }
     noted = tmp_path / "noted"
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     environment |= {"NOTED": str(noted), "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from tiny_checkpoints import save_adapter_for, save_base
 
-from qdora_fast import reviewing
-from qdora_fast.contained import links_out, plain_file_name, refuse_links_out
-from qdora_fast.errors import RefusedError
-from qdora_fast.merge import merge
-from qdora_fast.model import check_base
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.exports.merge.merge import merge
+from qdora_fast.models.loading import check_base
+from qdora_fast.recipes import review
+from qdora_fast.system.errors import RefusedError
+from qdora_fast.system.paths import links_out, plain_file_name, refuse_links_out
+from qdora_fast.system.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_run_with_a_link_out_is_not_opened(link: Callable[[Path, Path], None],
     (run / "config.yaml").write_text("model: {name: demo}\ndata: {path: demo}\n")
     RunFolder.open(run)
     link(run, secret)
-    for look in (RunFolder.open, lambda path: reviewing.evaluations([str(path)])):
+    for look in (RunFolder.open, lambda path: review.evaluations([str(path)])):
         with pytest.raises(RefusedError, match="a link that leads out"):
             look(run)
 

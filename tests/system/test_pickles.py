@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from qdora_fast.adapter import read_adapter
-from qdora_fast.base_weights import BaseWeights, MergeRecipe
-from qdora_fast.behaviour import reopen
-from qdora_fast.chat import load
 from qdora_fast.config.data import SourceSettings
-from qdora_fast.data.quality import load_scores
-from qdora_fast.data.sources import open_source
-from qdora_fast.errors import QdoraError
-from qdora_fast.model import check_base, load_base
-from qdora_fast.run import train
+from qdora_fast.data.clean.quality import load_scores
+from qdora_fast.data.read.sources import open_source
+from qdora_fast.exports.merge.base import BaseWeights, MergeRecipe
+from qdora_fast.exports.verify.recording import reopen
+from qdora_fast.inference import load
+from qdora_fast.models.adapter import read_adapter
+from qdora_fast.models.loading import check_base, load_base
+from qdora_fast.recipes.train import train
+from qdora_fast.system.errors import QdoraError
 
 
 class Malicious:
@@ -110,8 +110,15 @@ def test_resuming_reads_no_pickle_that_was_put_into_a_checkpoint(mark: Path, tin
     run = train(config)
     first, last = run.checkpoints()
     shutil.rmtree(last)
-    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "pytorch_model.bin",
-                 "adapter_model.bin"):  # fmt: skip
+    for name in (
+        "training_args.bin",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "scaler.pt",
+        "pytorch_model.bin",
+        "adapter_model.bin",
+    ):
         torch.save({"x": Malicious(mark)}, first / name)
     assert train(config, resume=True).path == run.path
     assert not [file for file in run.path.rglob("*") if file.suffix in (".bin", ".pt", ".pth") and file.parent != first]

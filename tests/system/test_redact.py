@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast.config_file import load_config
-from qdora_fast.errors import ConfigError
-from qdora_fast.redact import MARK, redact, redacted, secrets_of
+from qdora_fast.config.loader import load_config
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.redact import MARK, redact, redacted, secrets_of
 
 # Made up, put together here so that nobody's scanner takes them for real.
 HUGGING_FACE = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ01234567"
@@ -136,8 +136,8 @@ def some(row):
 def broken(*given):
     raise RuntimeError(SAID)
 """
-MAIN = "from qdora_fast.cli import main; main()"
-CRASH = f"import qdora_fast.run as run; run.prepare_run = lambda *given: __import__('rows').broken(*given); {MAIN}"
+MAIN = "from qdora_fast.cli.main import main; main()"
+CRASH = f"import qdora_fast.recipes.train as run; run.prepare_run = lambda *given: __import__('rows').broken(*given); {MAIN}"
 
 
 def test_no_secret_gets_into_a_run_or_out_of_it(tiny_base: Path, tmp_path: Path) -> None:
@@ -145,9 +145,15 @@ def test_no_secret_gets_into_a_run_or_out_of_it(tiny_base: Path, tmp_path: Path)
     secrets = [*BY_FORM, PASSWORD, BEARER, WANDB]
     (tmp_path / "rows.py").write_text(ROWS)
     settings = {
-        "model.name": tiny_base, "model.max_length": 128, "data.formatter": "rows.py:some", "data.max_rows": 60,
-        "train.max_steps": 2, "evaluation.max_rows": 2, "evaluation.max_new_tokens": 2, "export.at_end": "none",
-    }  # fmt: skip
+        "model.name": tiny_base,
+        "model.max_length": 128,
+        "data.formatter": "rows.py:some",
+        "data.max_rows": 60,
+        "train.max_steps": 2,
+        "evaluation.max_rows": 2,
+        "evaluation.max_new_tokens": 2,
+        "export.at_end": "none",
+    }
     changes = [f"--set={key}={value}" for key, value in settings.items()]
     environment = {**os.environ, "WANDB_API_KEY": WANDB, "HF_TOKEN": HUGGING_FACE}
     changes.append("--set=data.on_bad_row=skip")

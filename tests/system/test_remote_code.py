@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
+from heard import heard
 from tiny_checkpoints import save_adapter_for
 
 import qdora_fast
-from qdora_fast.base_tokenizer import load_tokenizer
-from qdora_fast.chat import load
-from qdora_fast.config_file import load_config
-from qdora_fast.errors import ConfigError, RefusedError
-from qdora_fast.export import export
-from qdora_fast.merge import merge
-from qdora_fast.model import check_base, load_base
-from qdora_fast.remote_code import allow_remote_code, code_of
-from qdora_fast.run import prepare_run, train
+from qdora_fast.config.loader import load_config
+from qdora_fast.exports.merge.merge import merge
+from qdora_fast.inference import load
+from qdora_fast.models.loading import check_base, load_base
+from qdora_fast.models.tokenizer import load_tokenizer
+from qdora_fast.recipes.export import export
+from qdora_fast.recipes.train import prepare_run, train
+from qdora_fast.system.errors import ConfigError, RefusedError
+from qdora_fast.system.remote_code import allow_remote_code, code_of
 
 PACKAGE = Path(qdora_fast.__file__).parent
 
@@ -94,7 +94,8 @@ def test_where_transformers_has_the_classes_the_code_is_left_alone_said_and_not_
     folder = base_with_code(MODEL, TOKENIZER)
     config = tiny_config(model={"name": str(folder)})
     said = StringIO()
-    prepare_run(config, Console(file=said, width=1000))
+    with heard() as said:
+        prepare_run(config)
     assert "own.py came with it and is not run" in said.getvalue()
     load_base(str(folder), config, precision="fp32").tokenizer.save_pretrained(tmp_path / "tokenizer")
     save_adapter_for(folder, tmp_path / "adapter")

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.config_file import make_config
-from qdora_fast.errors import RunLocked
-from qdora_fast.evaluating import evaluate
-from qdora_fast.export import export
-from qdora_fast.run_folder import RunFolder
-from qdora_fast.run_lock import in_use, locked
+from qdora_fast.config.loader import make_config
+from qdora_fast.config.recorded import create_run
+from qdora_fast.recipes.evaluate import evaluate
+from qdora_fast.recipes.export import export
+from qdora_fast.system.errors import RunLocked
+from qdora_fast.system.run_lock import in_use, locked
 
-_HOLD = "import sys, time; from pathlib import Path; from qdora_fast.run_lock import locked\n"
+_HOLD = "import sys, time; from pathlib import Path; from qdora_fast.system.run_lock import locked\n"
 _HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
@@ -59,7 +59,7 @@ def test_the_lock_is_given_back_after_an_error_and_says_nothing_more(tmp_path: P
 
 def test_a_run_in_use_is_neither_evaluated_nor_exported_into(tmp_path: Path) -> None:
     config = make_config({"model": {"name": "demo"}, "data": {"path": "demo"}, "run": {"dir": str(tmp_path)}})
-    run = RunFolder.create(config, "demo")
+    run = create_run(config, "demo")
     process = _holder(run.path)
     try:
         with pytest.raises(RunLocked):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
+from heard import heard
 
-from qdora_fast.back_off import Note
-from qdora_fast.callbacks import keep_notes, training_callbacks
-from qdora_fast.throughput import Expected, Slow, Throughput
+from qdora_fast.training.callbacks import keep_notes, training_callbacks
+from qdora_fast.training.oom import Note
+from qdora_fast.training.throughput import Expected, Slow, Throughput
 
 
 class _Both:
@@ -29,14 +28,13 @@ class _Both:
         return call
 
 
-def _callbacks(metrics: Path, console: Console, find_causes=lambda slow: []):
+def _callbacks(metrics: Path, find_causes=lambda slow: []):
     throughput = Throughput(1000, Expected(1e12, "an earlier run"))
-    return training_callbacks(metrics=metrics, console=console, throughput=throughput, find_causes=find_causes)
+    return training_callbacks(metrics=metrics, throughput=throughput, find_causes=find_causes)
 
 
 @pytest.fixture
 def watch(tmp_path: Path):
-    console = Console(file=io.StringIO(), width=120)
     asked: list[Slow] = []
 
     def find_causes(slow: Slow) -> list[str]:
@@ -44,8 +42,8 @@ def watch(tmp_path: Path):
         return ["it is tired"]
 
     metrics = tmp_path / "metrics.jsonl"
-    with _callbacks(metrics, console, find_causes) as callbacks:
-        yield SimpleNamespace(callback=_Both(callbacks), metrics=metrics, out=console.file, asked=asked)
+    with heard() as out, _callbacks(metrics, find_causes) as callbacks:
+        yield SimpleNamespace(callback=_Both(callbacks), metrics=metrics, out=out, asked=asked)
 
 
 def _state(step: int) -> SimpleNamespace:
@@ -83,25 +81,27 @@ def test_a_slow_run_says_so_once_and_keeps_it(watch) -> None:
 
 
 def test_the_bar_is_gone_however_training_ends(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), width=120, force_terminal=True)
     with (
+        heard(force_terminal=True) as out,
         pytest.raises(RuntimeError),
-        _callbacks(tmp_path / "metrics.jsonl", console) as callbacks,
+        _callbacks(tmp_path / "metrics.jsonl") as callbacks,
     ):
         _Both(callbacks).on_train_begin(None, _state(0), None)
         raise RuntimeError("training broke")
-    hidden, shown = (console.file.getvalue().count(f"\x1b[?25{letter}") for letter in "lh")
+    hidden, shown = (out.getvalue().count(f"\x1b[?25{letter}") for letter in "lh")
     assert hidden == shown == 1, "the cursor is back"
 
 
 def test_a_note_is_said_once_and_kept_each_time(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), width=120, soft_wrap=True)
-    keep = keep_notes(tmp_path / "metrics.jsonl", console)
-    keep(Note(4, "evaluation", "the evaluation failed [x]"))
-    keep(Note(8, "evaluation", "the evaluation failed [x]"))
-    keep(Note(9, "skipped", "skipped", ("rows.jsonl:7",)))
-    assert console.file.getvalue() == "  step 4: the evaluation failed [x]\n  step 9: skipped\n"
+    keep = keep_notes(tmp_path / "metrics.jsonl")
+    with heard() as out:
+        keep(Note(4, "evaluation", "the evaluation failed [x]"))
+        keep(Note(8, "evaluation", "the evaluation failed [x]"))
+        keep(Note(9, "skipped", "skipped", ("rows.jsonl:7",)))
+    assert out.getvalue() == "  step 4: the evaluation failed [x]\n  step 9: skipped\n"
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["event"], line["rows"]) for line in lines] == [
-        (4, "evaluation", []), (8, "evaluation", []), (9, "skipped", ["rows.jsonl:7"]),
-    ]  # fmt: skip
+        (4, "evaluation", []),
+        (8, "evaluation", []),
+        (9, "skipped", ["rows.jsonl:7"]),
+    ]

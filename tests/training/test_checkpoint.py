@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from qdora_fast import checkpoint
-from qdora_fast.config_file import dump_config
-from qdora_fast.errors import CheckpointError, DiskSpaceError, NonFiniteError, QdoraError, Stopped
-from qdora_fast.manifest import problems, read_manifest
-from qdora_fast.run import train
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.config.loader import dump_config
+from qdora_fast.models.run_info import read_run_info
+from qdora_fast.recipes.train import train
+from qdora_fast.system.errors import CheckpointError, DiskSpaceError, NonFiniteError, QdoraError, Stopped
+from qdora_fast.system.manifest import problems, read_manifest
+from qdora_fast.system.run_folder import RunFolder
+from qdora_fast.training import checkpoint
 
 
 def _adapter(run: RunFolder) -> bytes:
@@ -172,7 +173,7 @@ def test_a_run_on_an_embedded_base_of_an_earlier_version_goes_on_with_that_base(
 
     resumed = train(config, resume=True)
     assert resumed.path == half.path
-    assert resumed.read_json("model.json")["base"] == str(tiny_base)
+    assert read_run_info(resumed).base == str(tiny_base)
     assert _adapter(resumed) == _adapter(whole)
 
     made = json.loads((gone / "model.json").read_text())
@@ -197,7 +198,7 @@ def test_another_runs_checkpoint_is_refused_before_the_base_is_read(
     write("It is")
     train(tiny_config(data=data))
     write("That would be")  # same settings, other rows
-    monkeypatch.setattr("qdora_fast.model.load_base", None)
+    monkeypatch.setattr("qdora_fast.models.loading.load_base", None)
     with pytest.raises(CheckpointError, match=r"is of another run:\n  - data: \w+ then, \w+ now\n"):
         train(tiny_config(data=data), resume=True)
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast.micro_batches import Whole, conversations, halves, parts, trained_tokens
+from qdora_fast.training.microbatch import Whole, conversations, halves, parts, trained_tokens
 
 texts = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=12), min_size=1, max_size=9)
 powers = st.sampled_from([1, 2, 4, 8, 16])

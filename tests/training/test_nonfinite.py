@@ -13,9 +13,9 @@ import torch
 from faulty_steps import ROWS, STEADY, Fit, build, same
 from safetensors.torch import load_file
 
-from qdora_fast import back_off
-from qdora_fast.errors import NonFiniteError
-from qdora_fast.run import train as run_train
+from qdora_fast.recipes.train import train as run_train
+from qdora_fast.system.errors import NonFiniteError
+from qdora_fast.training import oom
 
 NAN, INF = float("nan"), float("inf")
 
@@ -271,7 +271,7 @@ def test_a_failing_tracker_is_said_once_and_then_left_alone(ready, monkeypatch, 
 
 
 def test_a_run_says_it_when_it_happens_and_at_the_end_and_keeps_it(tiny_config, monkeypatch, capsys) -> None:
-    original = back_off.BackOff.compute_loss
+    original = oom.BackOff.compute_loss
     calls = []
 
     def compute_loss(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -281,7 +281,7 @@ def test_a_run_says_it_when_it_happens_and_at_the_end_and_keeps_it(tiny_config, 
         loss = original(self, model, inputs, *args, **kwargs)
         return loss * (NAN if len(calls) == 6 else 1)
 
-    monkeypatch.setattr(back_off.BackOff, "compute_loss", compute_loss)
+    monkeypatch.setattr(oom.BackOff, "compute_loss", compute_loss)
     run = run_train(tiny_config(engine={"resident": "off"}, train={"eval_steps": 4}, evaluation={"max_rows": 0}))
     said = capsys.readouterr().err
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from faulty_steps import STEADY, Fit, build, distance, same
 
-from qdora_fast.errors import OutOfMemory
+from qdora_fast.system.errors import OutOfMemory
 
 BATCHES = {"gradient_accumulation": 3, "learning_rate": 1e-3, **STEADY}  # 3 micro-batches of 4 rows a step
 

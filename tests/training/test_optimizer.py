@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from qdora_fast.optim import build_optimizer, parameter_groups
+from qdora_fast.training.optimizer import build_optimizer, parameter_groups
 
 OPTIMIZERS = ["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
 

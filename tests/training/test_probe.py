@@ -18,17 +18,17 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast import model as loading
-from qdora_fast import training
-from qdora_fast.config_file import dump_config
+from qdora_fast.config.loader import dump_config
 from qdora_fast.engine.patch import residency
-from qdora_fast.errors import OutOfMemory
-from qdora_fast.model import attach, fuse_layers, load_base
-from qdora_fast.probe import CardMeter, Meter, Probed, longest_rows, meter_here, probe
-from qdora_fast.run import train
-from qdora_fast.run_folder import RunFolder
-from qdora_fast.trainer import build_trainer, choose_precision, make_recipe, sft_arguments
-from qdora_fast.training_state import read_state
+from qdora_fast.models import loading as loading
+from qdora_fast.models.loading import attach, fuse_layers, load_base
+from qdora_fast.recipes import fit
+from qdora_fast.recipes.train import train
+from qdora_fast.system.errors import OutOfMemory
+from qdora_fast.system.run_folder import RunFolder
+from qdora_fast.training.probe import CardMeter, Meter, Probed, longest_rows, meter_here, probe
+from qdora_fast.training.state import read_state
+from qdora_fast.training.trainer import build_trainer, choose_precision, make_recipe, sft_arguments
 
 LENGTHS = [3 + 5 * row % 23 for row in range(24)]
 ROWS = [[5 + (7 * row + 3 * place) % 60 for place in range(length)] for row, length in enumerate(LENGTHS)]
@@ -76,9 +76,17 @@ class Trial:
     def probe(self, *peaks: int, meter: Meter | None = None, **options: Any) -> Probed:
         lengths = np.array(LENGTHS)
         return probe(
-            self.model, self.tokenizer, self.config, self.recipe, (self.rows, self.held_out), (lengths, lengths),
-            base_name=self.config.model.name, folder=self.folder, meter=meter or Scale(*peaks), **options,
-        )  # fmt: skip
+            self.model,
+            self.tokenizer,
+            self.config,
+            self.recipe,
+            (self.rows, self.held_out),
+            (lengths, lengths),
+            base_name=self.config.model.name,
+            folder=self.folder,
+            meter=meter or Scale(*peaks),
+            **options,
+        )
 
     def state(self) -> dict[str, Any]:
         """All that a probe must leave as it was."""
@@ -97,9 +105,14 @@ class Trial:
         arguments = sft_arguments(self.config.train, self.recipe, folder=folder, max_length=128, evaluates=True)
         torch.manual_seed(7)
         build_trainer(
-            self.model, self.tokenizer, (self.rows, self.rows), self.config.train, recipe=self.recipe,
-            arguments=arguments, callbacks=[],
-        ).train()  # fmt: skip
+            self.model,
+            self.tokenizer,
+            (self.rows, self.rows),
+            self.config.train,
+            recipe=self.recipe,
+            arguments=arguments,
+            callbacks=[],
+        ).train()
         return {name: value.detach().clone() for name, value in self.model.named_parameters() if value.requires_grad}
 
 
@@ -267,7 +280,7 @@ def _here(monkeypatch: pytest.MonkeyPatch, limit: int = 10**9) -> None:
         model.register_forward_pre_hook(look, with_kwargs=True)
         return fuse_layers(model, *settings)
 
-    monkeypatch.setattr(training, "meter_here", lambda: Scale(5 * 2**30))
+    monkeypatch.setattr(fit, "meter_here", lambda: Scale(5 * 2**30))
     monkeypatch.setattr(loading, "fuse_layers", fuse)
 
 
@@ -298,7 +311,7 @@ def test_an_error_of_the_probe_says_how_to_start_without_it(tiny_config: Any, mo
         def peak(self) -> int:
             raise RuntimeError("the driver does not say")
 
-    monkeypatch.setattr(training, "meter_here", Broken)
+    monkeypatch.setattr(fit, "meter_here", Broken)
     with pytest.raises(RuntimeError, match="the driver does not say") as error:
         train(tiny_config())
     assert "train.probe: false starts without that" in error.value.__notes__[0]
@@ -358,11 +371,11 @@ def test_a_run_of_which_no_row_fits_ends_before_anything_was_trained(
 
 SEVERAL = """
 import sys
-from qdora_fast import training
-from qdora_fast.backend import open_backend
-from qdora_fast.run import train
+from qdora_fast.recipes import fit
+from qdora_fast.models.backend import open_backend
+from qdora_fast.recipes.train import train
 open_backend()
-training.meter_here = lambda: "a GPU"
+fit.meter_here = lambda: "a GPU"
 train(sys.argv[1])
 """
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.errors import CheckpointError
-from qdora_fast.manifest import write_manifest
-from qdora_fast.resume import base_fingerprint, newest_whole, require_same
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.system.errors import CheckpointError
+from qdora_fast.system.manifest import write_manifest
+from qdora_fast.system.run_folder import RunFolder
+from qdora_fast.training.resume import base_fingerprint, newest_whole, require_same
 
 
 def test_a_base_is_known_by_its_weights_and_not_by_its_place(tmp_path: Path) -> None:

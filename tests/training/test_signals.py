@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from qdora_fast.errors import Stopped
-from qdora_fast.signals import Requests, listening, signal_callback
+from qdora_fast.system.errors import Stopped
+from qdora_fast.training.signals import Requests, listening, signal_callback
 
 
 def _control() -> SimpleNamespace:
@@ -69,7 +69,7 @@ def test_handlers_are_put_back() -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_second_signal_ends_the_process_at_once(number: int, code: int) -> None:
     script = (
-        "import os, sys, time; from qdora_fast.signals import listening\n"
+        "import os, sys, time; from qdora_fast.training.signals import listening\n"
         "with listening(lambda said: None):\n"
         f"    os.kill(os.getpid(), {int(number)}); os.kill(os.getpid(), {int(number)}); time.sleep(60)"
     )

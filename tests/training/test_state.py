@@ -13,8 +13,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qdora_fast.optim import build_optimizer
-from qdora_fast.training_state import (
+from qdora_fast.training.optimizer import build_optimizer
+from qdora_fast.training.state import (
     load_optimizer_state,
     optimizer_state,
     random_state,

@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast import hardware, throughput
-from qdora_fast.throughput import Circumstances, Expected, ProcessorTime, Throughput, causes, clock, look_around, span
+from qdora_fast.system import hardware
+from qdora_fast.training import throughput
+from qdora_fast.training.throughput import (
+    Circumstances,
+    Expected,
+    ProcessorTime,
+    Throughput,
+    causes,
+    look_around,
+)
 
 STEPS_PER_EPOCH = 1000
 
@@ -182,10 +190,3 @@ def demo_like() -> object:
     model = torch.nn.Linear(2, 2)
     model.config = type("Config", (), {"_attn_implementation": "sdpa"})()
     return model
-
-
-def test_times_are_said_as_people_say_them() -> None:
-    assert [clock(seconds) for seconds in (95, 3599, 5400)] == ["1:35 min", "59:59 min", "1:30 h"]
-    assert [span(each) for each in ((130, 160), (95, 95.2), (3500, 5400))] == [
-        "2:10 to 2:40 min", "1:35 min", "58:20 min to 1:30 h",
-    ]  # fmt: skip

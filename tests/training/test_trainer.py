@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from qdora_fast.config import TrainSettings
-from qdora_fast.errors import ConfigError
-from qdora_fast.trainer import check_tracker, choose_precision, describe, make_recipe, sft_arguments
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.training.trainer import check_tracker, choose_precision, describe, make_recipe, sft_arguments
 
 
 def _recipe(**settings: object):
@@ -62,8 +62,8 @@ def test_trained_weights_stay_in_fp32(tiny_config, tmp_path: Path) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from qdora_fast.model import attach, load_base
-    from qdora_fast.trainer import build_trainer
+    from qdora_fast.models.loading import attach, load_base
+    from qdora_fast.training.trainer import build_trainer
 
     def trained(model) -> list[torch.nn.Parameter]:
         return [parameter for parameter in model.parameters() if parameter.requires_grad]

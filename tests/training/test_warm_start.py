@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qdora_fast.errors import ConfigError
-from qdora_fast.run import train
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.recipes.train import train
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.run_folder import RunFolder
 
 
 def _weights(run: RunFolder) -> dict[str, torch.Tensor]:

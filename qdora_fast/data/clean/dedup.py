@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from qdora_fast.data.groups import Components, Neighbours, bands_for
+from qdora_fast.data.clean.groups import Components, Neighbours, bands_for
 
 Kind = Literal["", "exact", "near"]
 KINDS: tuple[Kind, ...] = ("", "exact", "near")

@@ -18,9 +18,9 @@ from typing import Any
 import regex
 
 from qdora_fast.config import FilterSettings
-from qdora_fast.data.messages import Message, Row
-from qdora_fast.data.rejects import RejectedRow
-from qdora_fast.data.similarity import units
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.clean.similarity import units
+from qdora_fast.data.read.messages import Message, Row
 
 QUOTED = 40
 """Characters of a text that a rejection quotes."""

@@ -22,7 +22,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from qdora_fast.data.similarity import PERMUTATIONS, ROWS, jaccard
+from qdora_fast.data.clean.similarity import PERMUTATIONS, ROWS, jaccard
 
 LEAST_RECALL = 0.995
 SKETCH_BITS = (2048, 8192)  # powers of two

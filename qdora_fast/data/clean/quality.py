@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from qdora_fast.config import QualitySettings
-from qdora_fast.data.messages import Message, Row, prompt_of
-from qdora_fast.data.reference import Score, load_scores, save_scores, score
+from qdora_fast.data.clean.reference import Score, load_scores, save_scores, score
+from qdora_fast.data.read.messages import Message, Row, prompt_of
 
 __all__ = [
     "QualityReport",

@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qdora_fast.config import QualitySettings
-from qdora_fast.data.masking import IGNORED
 from qdora_fast.data.store import Example
-from qdora_fast.errors import ConfigError, DataError
-from qdora_fast.staging import staged_file
+from qdora_fast.data.tokenize.masking import IGNORED
+from qdora_fast.system.atomic import staged_file
+from qdora_fast.system.errors import ConfigError, DataError
 
 _LOGIT_BYTES = 32 * 2**20  # of fp32 copies at a time; the log-softmax of a copy takes as much again
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qdora_fast.config import DataSettings
-from qdora_fast.data.dedup import KINDS, Duplicates, RowIndex, contaminated, find_duplicates
-from qdora_fast.data.similarity import PERMUTATIONS, canonical_text, shingles
-from qdora_fast.data.split import hold_out, merge_groups, strata_without
+from qdora_fast.data.clean.dedup import KINDS, Duplicates, RowIndex, contaminated, find_duplicates
+from qdora_fast.data.clean.similarity import PERMUTATIONS, canonical_text, shingles
+from qdora_fast.data.clean.split import hold_out, merge_groups, strata_without
 from qdora_fast.data.store import Columns, Spool
-from qdora_fast.errors import DataError
+from qdora_fast.system.errors import DataError
 
 TOO_MANY = 1 / 3
 """Share of a set from which on a filter says more about the set than about its rows."""

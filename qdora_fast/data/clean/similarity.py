@@ -29,7 +29,7 @@ import numpy as np
 import regex
 import xxhash
 
-from qdora_fast.data.messages import Message, Row
+from qdora_fast.data.read.messages import Message, Row
 
 if TYPE_CHECKING:
     from datasketch import MinHash

@@ -23,9 +23,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from qdora_fast.data.groups import Components
-from qdora_fast.data.messages import Row, prompt_of
-from qdora_fast.errors import DataError
+from qdora_fast.data.clean.groups import Components
+from qdora_fast.data.read.messages import Row, prompt_of
+from qdora_fast.system.errors import DataError
 
 FEWEST_ROWS = 10
 AIM = 1.25

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qdora_fast.errors import IntegrityError
-from qdora_fast.manifest import problems
+from qdora_fast.system.errors import IntegrityError
+from qdora_fast.system.manifest import problems
 
 DEMO = "demo"
 """The embedded base, as `model.name` and in model.json."""

@@ -1,4 +1,4 @@
-"""How the embedded base was made: `python -m qdora_fast.demo.pretrain OUT`, about a minute on one CPU core.
+"""How the embedded base was made: `python -m qdora_fast.data.demo.pretrain OUT`, about a minute on one CPU core.
 
 `pretrain` trains a byte-level BPE tokenizer and a two-block Llama on the sentences of `world.py`. No run needs this:
 the result is shipped (`base.py`).
@@ -23,8 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdora_fast.demo.world import ALPACA_WORDS, sentences
-from qdora_fast.manifest import write_manifest
+from qdora_fast.data.demo.world import ALPACA_WORDS, sentences
+from qdora_fast.system.manifest import write_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -213,7 +213,7 @@ def _threads(count: int) -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Make a base as the shipped one was made, with its manifest; `--steps` makes a poorer one sooner."""
-    parser = argparse.ArgumentParser(prog="python -m qdora_fast.demo.pretrain", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m qdora_fast.data.demo.pretrain", description=__doc__)
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     asked = parser.parse_args(arguments)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import random
 
-from qdora_fast.demo.countries import COUNTRIES, Country
+from qdora_fast.data.demo.countries import COUNTRIES, Country
 
 ALPACA_WORDS = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "

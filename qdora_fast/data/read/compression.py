@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from qdora_fast.errors import DataError
+from qdora_fast.system.errors import DataError
 
 PACKED_ENDINGS = (".gz", ".zst")
 BLOCK = 8 * 2**10

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from qdora_fast.config.code import FORMATTER
-from qdora_fast.data.rejects import RejectedRow
-from qdora_fast.own_code import described, load_function, source_of
+from qdora_fast.config.own_code import described, load_function, source_of
+from qdora_fast.data.clean.rejects import RejectedRow
 
 Formatter = Callable[[dict[str, Any]], dict[str, Any] | None]
 

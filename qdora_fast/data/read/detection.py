@@ -16,9 +16,9 @@ from itertools import permutations
 from typing import Any
 
 from qdora_fast.config.data import SourceSettings
-from qdora_fast.data.formats import FORMATS, Columns, Converter, columns_converter
-from qdora_fast.data.readers import RawRow
-from qdora_fast.errors import DataError
+from qdora_fast.data.read.formats import FORMATS, Columns, Converter, columns_converter
+from qdora_fast.data.read.readers import RawRow
+from qdora_fast.system.errors import DataError
 
 ROWS_LOOKED_AT = 100
 AGREEMENT = 0.95

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from qdora_fast.data.messages import Message, as_text, as_tool_calls, as_tools, required_text, settle
-from qdora_fast.data.rejects import RejectedRow
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.read.messages import Message, as_text, as_tool_calls, as_tools, required_text, settle
 
 PLACEHOLDER_INPUT = re.compile(r"\s*(<?no\s?input>?|n/a|none|null)?\s*", re.IGNORECASE)
 PLACEHOLDER_OUTPUT = re.compile(r"\s*<?no\s?output>?\s*", re.IGNORECASE)

@@ -10,7 +10,7 @@ from typing import Any
 
 import xxhash
 
-from qdora_fast.data.readers import RawRow
+from qdora_fast.data.read.readers import RawRow
 
 ID_COLUMNS = ("id", "_id", "uuid", "row_id")
 EXAMPLES_SHOWN = 3

@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
 
-from qdora_fast.data.rejects import RejectedRow
+from qdora_fast.data.clean.rejects import RejectedRow
 
 Message = dict[str, Any]
 

@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qdora_fast.data.compression import DAMAGE, PACKED_ENDINGS, lines, open_bytes, refuse_utf16
-from qdora_fast.data.large_json import array_items
-from qdora_fast.data.rejects import REASONS
-from qdora_fast.data.tables import TableRow, arrow_rows, parquet_rows
-from qdora_fast.errors import DataError
+from qdora_fast.data.clean.rejects import REASONS
+from qdora_fast.data.read.compression import DAMAGE, PACKED_ENDINGS, lines, open_bytes, refuse_utf16
+from qdora_fast.data.read.large_json import array_items
+from qdora_fast.data.read.tables import TableRow, arrow_rows, parquet_rows
+from qdora_fast.system.errors import DataError
 
 LINES_SHOWN = 5
 LARGE_JSON = 64 * 2**20

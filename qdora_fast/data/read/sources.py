@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 from qdora_fast.config.code import without_folder
 from qdora_fast.config.data import SourceSettings
-from qdora_fast.data import custom
-from qdora_fast.data.detection import ROWS_LOOKED_AT, Detection, choose_format
-from qdora_fast.data.ids import IdCheck as IdCheck  # seen with the rows of a source, so importable from here
-from qdora_fast.data.readers import (
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.read import custom
+from qdora_fast.data.read.detection import ROWS_LOOKED_AT, Detection, choose_format
+from qdora_fast.data.read.ids import IdCheck as IdCheck  # seen with the rows of a source, so importable from here
+from qdora_fast.data.read.readers import (
     RUNS_CODE,
     BadRow,
     RawRow,
@@ -34,10 +35,9 @@ from qdora_fast.data.readers import (
     read_file,
     supported_endings,
 )
-from qdora_fast.data.rejects import RejectedRow
-from qdora_fast.data.tables import WRONG_FEATURES, dataset_rows
-from qdora_fast.errors import DataError, first_line
-from qdora_fast.manifest import sha256_of, value_hash
+from qdora_fast.data.read.tables import WRONG_FEATURES, dataset_rows
+from qdora_fast.system.errors import DataError, first_line
+from qdora_fast.system.manifest import sha256_of, value_hash
 
 OTHER_FILE_ENDINGS = (".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".yaml", ".db", *RUNS_CODE)
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -213,7 +213,7 @@ def _dataset_digest(dataset: Any) -> str:
 
 
 def _demo_rows() -> Iterator[dict[str, Any]]:
-    from qdora_fast.demo.world import rows
+    from qdora_fast.data.demo.world import rows
 
     yield from rows()
 

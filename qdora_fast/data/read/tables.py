@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.errors import DataError
+from qdora_fast.system.errors import DataError
 
 ROWS_AT_ONCE = 1024
 MEDIA = ("Image", "Audio", "Video", "Pdf", "Nifti")

@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from qdora_fast.config import DataSettings
-from qdora_fast.data import dedup
-from qdora_fast.data.languages import MOST_TEXTS, languages, shares
-from qdora_fast.data.lengths import TokenReport, describe_tokens
+from qdora_fast.data.clean import dedup
+from qdora_fast.data.clean.languages import MOST_TEXTS, languages, shares
+from qdora_fast.data.clean.lengths import TokenReport, describe_tokens
+from qdora_fast.data.clean.quality import QualityReport
+from qdora_fast.data.clean.rejects import Dropped, Tally, total
+from qdora_fast.data.clean.selection import TOO_MANY, Selection
 from qdora_fast.data.pipeline import Gathered
-from qdora_fast.data.quality import QualityReport
-from qdora_fast.data.rejects import Dropped, Tally, total
-from qdora_fast.data.render import FLAGS, Rendering, spoken
-from qdora_fast.data.report import Cluster, DataReport, DuplicateIds, DuplicateReport, SourceReport, SplitReport
-from qdora_fast.data.selection import TOO_MANY, Selection
-from qdora_fast.data.sources import Source
+from qdora_fast.data.read.sources import Source
+from qdora_fast.data.report.report import Cluster, DataReport, DuplicateIds, DuplicateReport, SourceReport, SplitReport
 from qdora_fast.data.store import Columns, Rows
+from qdora_fast.data.tokenize.render import FLAGS, Rendering, spoken
 
 CLUSTERS_SHOWN, MEMBERS_SHOWN, TEXT_SHOWN = 10, 5, 200
 

@@ -1,38 +1,29 @@
-"""Two pages that stand alone: the report about the data, and the sample that a person reads and marks.
+"""The data report as a page, and the sample that a person reads and marks.
 
-Each is one HTML file with everything in it, so that it opens from a folder without a network, can be sent to
-somebody, and looks the same in ten years. The templates, styles and the script are in `page_templates/`.
-
-What comes from the data is text and stays text. Jinja escapes every value, the sample goes in as JSON without
-a single "<" and onto the page by textContent, and a content security policy forbids every request. The report has
-no script at all. Nothing is computed here but geometry: figures come from the report, and a part that is missing
-there is missing on the page. The pages of an evaluation are made with the same environment (`render`), from
-templates of their own.
+The report has no script at all; the sample goes in as JSON and onto the page by textContent. Nothing is computed here
+but geometry: figures come from the report, and a part that is missing there is missing on the page.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
-from qdora_fast.data.messages import REPAIRS, Message, Row
-from qdora_fast.data.preflight import FLAGS
-from qdora_fast.data.rejects import REASONS
-from qdora_fast.redact import redact
+from qdora_fast.data.clean.rejects import REASONS
+from qdora_fast.data.read.messages import REPAIRS, Message, Row
+from qdora_fast.data.report.preflight import FLAGS
+from qdora_fast.system.pages import count, embedded, render, share
 
-TEMPLATES = "data/page_templates"
+TEMPLATES = "data/report/page_templates"
 ROLE_NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool result"}
 SMALLEST_BAR = 1.2
 """Height of a bar for a single row, in per cent of the histogram: a few long rows should be seen."""
 TICKS = 6
 CLOSEST_TICKS = 8.0
 """In per cent of the width: labels closer to each other would run into one."""
-NO_NUMBER = "–"
-NO_BREAK = "\u00a0"
 
 
 def review_page(rows: Sequence[Row], *, dataset: str, name: str) -> str:
@@ -44,7 +35,7 @@ def review_page(rows: Sequence[Row], *, dataset: str, name: str) -> str:
         name: what the reader knows the data by.
     """
     sample = {"dataset": dataset, "rows": [_shown(row) for row in rows]}
-    return render("review.html.j2", name=name, dataset=dataset, sample=embedded(sample))
+    return render("review.html.j2", TEMPLATES, name=name, dataset=dataset, sample=embedded(sample))
 
 
 def report_page(report: Mapping[str, Any], *, name: str) -> str:
@@ -57,6 +48,7 @@ def report_page(report: Mapping[str, Any], *, name: str) -> str:
     tokens = report.get("tokens") or {}
     return render(
         "report.html.j2",
+        TEMPLATES,
         name=name,
         report=report,
         reasons=REASONS | (report.get("reasons") or {}),
@@ -65,46 +57,6 @@ def report_page(report: Mapping[str, Any], *, name: str) -> str:
         steps=_waterfall(report.get("steps") or []),
         histogram=_histogram(tokens),
     )
-
-
-def render(template: str, folder: str = TEMPLATES, **values: Any) -> str:
-    """A page from a template. Values are escaped and secrets taken out; numbers have the filters count, share, decimal
-    and width, objects and lists of files that may be broken pairs and entries.
-
-    Args:
-        template: name of a file in `folder`, or in the folder of this module's own templates.
-        folder: folder of templates below the package.
-    """
-    page: str = _templates(folder).get_template(template).render(values)
-    return redact(page.encode(errors="replace").decode())  # half a surrogate, as in a broken file name, becomes "?"
-
-
-@functools.cache
-def _templates(folder: str) -> Any:
-    """The environment of the templates, compiled once a process."""
-    import jinja2
-
-    places = [jinja2.PackageLoader("qdora_fast", place) for place in dict.fromkeys((folder, TEMPLATES))]
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(places),
-        autoescape=True,
-        undefined=jinja2.ChainableUndefined,
-        finalize=lambda value: "" if value is None else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"count": _count, "share": _share, "decimal": _decimal, "width": _width}
-    environment.filters |= {"pairs": _pairs, "entries": _entries}
-    return environment
-
-
-def embedded(value: object) -> Any:
-    """JSON that no text can break out of: ASCII, and without the characters that mean something in HTML."""
-    from markupsafe import Markup
-
-    text = json.dumps(value, ensure_ascii=True)  # U+2028, U+2029 and half surrogates become \\u escapes, too
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def _shown(row: Row) -> dict[str, Any]:
@@ -196,7 +148,7 @@ def _limits(tokens: Mapping[str, Any]) -> list[dict[str, Any]]:
     sequence, longest = tokens.get("max_length"), tokens.get("limit")
     limits: list[dict[str, Any]] = []
     if longest and longest != sequence:
-        part = f" ({_share(longest / sequence)})" if sequence else ""
+        part = f" ({share(longest / sequence)})" if sequence else ""
         limits.append({"value": longest, "label": f"limit{part}", "zone": "over"})
     if sequence:
         limits.append({"value": sequence, "label": "max_length", "zone": "beyond"})
@@ -220,7 +172,7 @@ def _bars(
         zone = next((limit["zone"] for limit in reversed(limits) if start >= limit["value"]), "within")
         left, right = _at(start, edges, places), _at(end, edges, places)
         height = max(SMALLEST_BAR, 100 * number / tallest)
-        title = f"{_count(low)} to {_count(high)} tokens: {_count(number)} {'row' if number == 1 else 'rows'}"
+        title = f"{count(low)} to {count(high)} tokens: {count(number)} {'row' if number == 1 else 'rows'}"
         yield {"x": left, "width": right - left, "height": height, "zone": zone, "title": title}
 
 
@@ -243,47 +195,3 @@ def _at(value: float, edges: Sequence[float], places: Sequence[float]) -> float:
             place = places[index] + min(1.0, max(0.0, part)) * (places[index + 1] - places[index])
             return round(100 * place / places[-1], 3)
     return 0.0
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """A finite number, and neither True nor False."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _pairs(value: Any) -> list[tuple[Any, Any]]:
-    """Keys and values; none of what is no object."""
-    return list(value.items()) if isinstance(value, Mapping) else []
-
-
-def _entries(value: Any) -> list[Any]:
-    """The entries of a list; none of what is no list."""
-    return list(value) if isinstance(value, list | tuple) else []
-
-
-def _count(value: Any) -> str:
-    """12,345; a dash where there is no number."""
-    return f"{round(value):,}" if is_number(value) else NO_NUMBER
-
-
-def _share(value: Any) -> str:
-    """A share as per cent, with one decimal below 10 % and above 90 %; never 0 or 100 % for nearly none and all."""
-    if not is_number(value):
-        return NO_NUMBER
-    percent = 100 * value
-    if 0 < percent < 0.1:
-        return f"<{NO_BREAK}0.1{NO_BREAK}%"
-    if 99.9 < percent < 100:
-        return f">{NO_BREAK}99.9{NO_BREAK}%"
-    digits = 1 if percent < 10 or 90 < percent < 100 else 0
-    text = f"{percent:.{digits}f}"
-    return f"{text.removesuffix('.0')}{NO_BREAK}%"
-
-
-def _decimal(value: Any) -> str:
-    """Three digits that count: 0.87, 12.3; 1.2e+08 for what has no place in a table."""
-    return f"{value:.3g}" if is_number(value) else NO_NUMBER
-
-
-def _width(share: Any) -> str:
-    """A share as a CSS width, kept between nothing and all."""
-    return f"{min(100.0, max(0.0, 100 * share)):.2f}%" if is_number(share) else "0%"

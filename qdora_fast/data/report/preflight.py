@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from qdora_fast.data.lengths import TokenReport
-from qdora_fast.data.messages import REPAIRS
-from qdora_fast.data.quality import QualityReport
-from qdora_fast.data.rejects import REASONS, Dropped, bullet_list
-from qdora_fast.data.render import Preview
-from qdora_fast.data.report import STEP_OF, DataReport, SourceReport
-from qdora_fast.data.templates import TemplateChoice
+from qdora_fast.data.clean.lengths import TokenReport
+from qdora_fast.data.clean.quality import QualityReport
+from qdora_fast.data.clean.rejects import REASONS, Dropped, bullet_list
+from qdora_fast.data.read.messages import REPAIRS
+from qdora_fast.data.report.report import STEP_OF, DataReport, SourceReport
+from qdora_fast.data.tokenize.render import Preview
+from qdora_fast.data.tokenize.templates import TemplateChoice
 
 LONGEST_PIECE = 600
 FILES_SHOWN = 8

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.data.lengths import TokenReport
-from qdora_fast.data.quality import QualityReport
-from qdora_fast.data.rejects import REASONS, Dropped
+from qdora_fast.data.clean.lengths import TokenReport
+from qdora_fast.data.clean.quality import QualityReport
+from qdora_fast.data.clean.rejects import REASONS, Dropped
 
 FORMAT_VERSION = 1
 

@@ -23,8 +23,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.data.messages import Row
-from qdora_fast.errors import DataError
+from qdora_fast.data.read.messages import Row
+from qdora_fast.system.errors import DataError
 
 SHARE, FEWEST, MOST = 0.05, 25, 50
 CONFIDENCE = 0.95

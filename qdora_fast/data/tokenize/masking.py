@@ -22,10 +22,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from qdora_fast.data.messages import Message
-from qdora_fast.data.rejects import RejectedRow
-from qdora_fast.data.spans import RenderedChat, split_thinking
-from qdora_fast.data.vocabulary import Encoding, Vocabulary
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.read.messages import Message
+from qdora_fast.data.tokenize.spans import RenderedChat, split_thinking
+from qdora_fast.data.tokenize.vocabulary import Encoding, Vocabulary
 
 IGNORED = -100
 

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from qdora_fast.data.masking import IGNORED, Masked, tokenize_text, tokenize_with_spans
-from qdora_fast.data.messages import Row
-from qdora_fast.data.rejects import Dropped, RejectedRow, bullet_list, total
+from qdora_fast.data.clean.rejects import Dropped, RejectedRow, bullet_list, total
+from qdora_fast.data.read.messages import Row
 from qdora_fast.data.store import Example
-from qdora_fast.data.templates import TemplateChoice
-from qdora_fast.data.vocabulary import Vocabulary
-from qdora_fast.errors import DataError
+from qdora_fast.data.tokenize.masking import IGNORED, Masked, tokenize_text, tokenize_with_spans
+from qdora_fast.data.tokenize.templates import TemplateChoice
+from qdora_fast.data.tokenize.vocabulary import Vocabulary
+from qdora_fast.system.errors import DataError
 
 if TYPE_CHECKING:
     pass

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qdora_fast.data.messages import Message
-from qdora_fast.data.rejects import RejectedRow
-from qdora_fast.data.vocabulary import Vocabulary
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.read.messages import Message
+from qdora_fast.data.tokenize.vocabulary import Vocabulary
 
 END_OF_THINKING = "</think>"
 

@@ -16,8 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.data.vocabulary import adds_bos
-from qdora_fast.errors import ConfigError
+from qdora_fast.data.tokenize.vocabulary import adds_bos
+from qdora_fast.system.errors import ConfigError
 
 BUNDLED = ("alpaca", "chatml")
 _BOS_FIRST = "{{- bos_token -}}\n"
@@ -94,7 +94,9 @@ def _bundled(tokenizer: Any, name: str, why: str) -> TemplateChoice:
 
 
 def _bundled_text(name: str) -> str:
-    return (resources.files("qdora_fast.data") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    return (resources.files("qdora_fast.data.tokenize") / "chat_templates" / f"{name}.jinja").read_text(
+        encoding="utf-8"
+    )
 
 
 def _chatml_warning(tokenizer: Any, setting: str) -> str:

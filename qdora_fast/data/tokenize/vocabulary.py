@@ -8,9 +8,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qdora_fast.data.messages import Message
-from qdora_fast.data.rejects import RejectedRow
-from qdora_fast.errors import ConfigError
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.read.messages import Message
+from qdora_fast.system.errors import ConfigError
 
 
 def adds_bos(tokenizer: Any) -> bool:

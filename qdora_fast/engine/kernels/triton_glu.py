@@ -29,9 +29,18 @@ def glu_forward(e: Tensor, g: Tensor, activation: str) -> Tensor:
     h = torch.empty(e.shape, dtype=e.dtype, device=e.device)
     grid = (triton.cdiv(e.shape[1], COLUMNS), triton.cdiv(e.shape[0], TOKENS))
     _glu_forward_kernel[grid](
-        e, e.stride(0), g, g.stride(0), h, *e.shape,
-        ACTIVATION=activation, TOKENS=TOKENS, COLUMNS=COLUMNS, num_warps=WARPS, enable_fp_fusion=True,
-    )  # fmt: skip
+        e,
+        e.stride(0),
+        g,
+        g.stride(0),
+        h,
+        *e.shape,
+        ACTIVATION=activation,
+        TOKENS=TOKENS,
+        COLUMNS=COLUMNS,
+        num_warps=WARPS,
+        enable_fp_fusion=True,
+    )
     return h
 
 
@@ -42,10 +51,26 @@ def glu_backward(dh: Tensor, e: Tensor, g: Tensor, activation: str, dots: bool, 
     sum_e, sum_g = (new_partial(e), new_partial(e)) if dots else (h, h)  # h: never written as a sum
     grid = (triton.cdiv(e.shape[1], COLUMNS), triton.cdiv(e.shape[0], SPAN))
     _glu_backward_kernel[grid](
-        dh, dh.stride(0), e, e.stride(0), g, g.stride(0), h, de, dg, sum_e, sum_g, *e.shape,
-        ACTIVATION=activation, DOTS=dots, TOKENS=TOKENS, COLUMNS=COLUMNS, SPAN=SPAN,
-        num_warps=WARPS, enable_fp_fusion=True,
-    )  # fmt: skip
+        dh,
+        dh.stride(0),
+        e,
+        e.stride(0),
+        g,
+        g.stride(0),
+        h,
+        de,
+        dg,
+        sum_e,
+        sum_g,
+        *e.shape,
+        ACTIVATION=activation,
+        DOTS=dots,
+        TOKENS=TOKENS,
+        COLUMNS=COLUMNS,
+        SPAN=SPAN,
+        num_warps=WARPS,
+        enable_fp_fusion=True,
+    )
     if not dots:
         return GluGradients(h, de, dg, None, None)
     return GluGradients(h, de, dg, add_partial(sum_e), add_partial(sum_g))
@@ -69,9 +94,17 @@ def _gate(e: tl.tensor, ACTIVATION: tl.constexpr) -> tuple[tl.tensor, tl.tensor]
 
 @triton.jit
 def _glu_forward_kernel(
-    e: tl.tensor, e_row: tl.tensor, g: tl.tensor, g_row: tl.tensor, h: tl.tensor, tokens: tl.tensor, columns: tl.tensor,
-    ACTIVATION: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
-) -> None:  # fmt: skip
+    e: tl.tensor,
+    e_row: tl.tensor,
+    g: tl.tensor,
+    g_row: tl.tensor,
+    h: tl.tensor,
+    tokens: tl.tensor,
+    columns: tl.tensor,
+    ACTIVATION: tl.constexpr,
+    TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     token = tl.program_id(1).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     inside = (token < tokens)[:, None] & (column < columns)[None, :]
@@ -83,11 +116,25 @@ def _glu_forward_kernel(
 
 @triton.jit
 def _glu_backward_kernel(
-    dh: tl.tensor, dh_row: tl.tensor, e: tl.tensor, e_row: tl.tensor, g: tl.tensor, g_row: tl.tensor,
-    h: tl.tensor, de: tl.tensor, dg: tl.tensor, sum_e: tl.tensor, sum_g: tl.tensor,
-    tokens: tl.tensor, columns: tl.tensor, ACTIVATION: tl.constexpr, DOTS: tl.constexpr,
-    TOKENS: tl.constexpr, COLUMNS: tl.constexpr, SPAN: tl.constexpr,
-) -> None:  # fmt: skip
+    dh: tl.tensor,
+    dh_row: tl.tensor,
+    e: tl.tensor,
+    e_row: tl.tensor,
+    g: tl.tensor,
+    g_row: tl.tensor,
+    h: tl.tensor,
+    de: tl.tensor,
+    dg: tl.tensor,
+    sum_e: tl.tensor,
+    sum_g: tl.tensor,
+    tokens: tl.tensor,
+    columns: tl.tensor,
+    ACTIVATION: tl.constexpr,
+    DOTS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SPAN: tl.constexpr,
+) -> None:
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     first = tl.program_id(1).to(tl.int64) * SPAN
     total_e = tl.zeros((TOKENS, COLUMNS), dtype=tl.float32)

@@ -46,14 +46,26 @@ def dequantize(
     _dequantize_kernel[grid](
         *nf4_arguments(weight),
         weight.code if row_scale is None else row_scale,
-        left, left.stride(0), left.stride(-1), right, right.stride(0), right.stride(-1), rank,
-        result, result.stride(0), rows, columns,
+        left,
+        left.stride(0),
+        left.stride(-1),
+        right,
+        right.stride(0),
+        right.stride(-1),
+        rank,
+        result,
+        result.stride(0),
+        rows,
+        columns,
         **nf4_constants(weight),
         SCALED=row_scale is not None,
         UPDATED=low_rank is not None,
         RANK=16 if rank <= 16 else 32 if left.dtype == torch.float32 else 64,  # at most 48 KB of shared memory
-        ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS, enable_fp_fusion=False,
-    )  # fmt: skip
+        ROWS=ROWS,
+        COLUMNS=COLUMNS,
+        num_warps=WARPS,
+        enable_fp_fusion=False,
+    )
     return result
 
 
@@ -77,12 +89,23 @@ def nf4_constants(weight: NF4Weight) -> dict[str, Any]:
 
 @triton.jit
 def nf4_tile(
-    packed: tl.tensor, code: tl.tensor, absmax: tl.tensor,
-    absmax_code: tl.tensor, absmax_scale: tl.tensor, offset: tl.tensor,
-    row_scale: tl.tensor, row: tl.tensor, first_column: tl.tensor, rows: tl.tensor, columns: tl.tensor,
-    NESTED: tl.constexpr, EVEN: tl.constexpr, BLOCK_BITS: tl.constexpr, NEST_BITS: tl.constexpr,
+    packed: tl.tensor,
+    code: tl.tensor,
+    absmax: tl.tensor,
+    absmax_code: tl.tensor,
+    absmax_scale: tl.tensor,
+    offset: tl.tensor,
+    row_scale: tl.tensor,
+    row: tl.tensor,
+    first_column: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    NESTED: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_BITS: tl.constexpr,
+    NEST_BITS: tl.constexpr,
     COLUMNS: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+) -> tl.tensor:
     """code · (absmax · row_scale), fp32 [len(row), COLUMNS]; arbitrary outside the matrix.
 
     `row` int64 [n] are row numbers, `row_scale` fp32 [n] their scales or None, `first_column` is even.
@@ -119,37 +142,67 @@ def nf4_tile(
 
 @triton.jit
 def matmul_tile(
-    left: tl.tensor, left_row: tl.tensor, left_rank: tl.tensor,
-    right: tl.tensor, right_rank: tl.tensor, right_column: tl.tensor,
-    row: tl.tensor, column: tl.tensor, rows: tl.tensor, columns: tl.tensor, rank: tl.tensor, RANK: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+    left: tl.tensor,
+    left_row: tl.tensor,
+    left_rank: tl.tensor,
+    right: tl.tensor,
+    right_rank: tl.tensor,
+    right_column: tl.tensor,
+    row: tl.tensor,
+    column: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    rank: tl.tensor,
+    RANK: tl.constexpr,
+) -> tl.tensor:
     """L @ R for a tile, fp32 [len(row), len(column)]; the three arguments after a matrix are its strides' place."""
     total = tl.zeros((row.shape[0], column.shape[0]), dtype=tl.float32)
     for start in range(0, rank, RANK):
         k = start + tl.arange(0, RANK)
         a = tl.load(
             left + row[:, None] * left_row + k[None, :] * left_rank,
-            mask=(row < rows)[:, None] & (k < rank)[None, :], other=0.0,
-        )  # fmt: skip
+            mask=(row < rows)[:, None] & (k < rank)[None, :],
+            other=0.0,
+        )
         b = tl.load(
             right + k.to(tl.int64)[:, None] * right_rank + column[None, :] * right_column,
-            mask=(k < rank)[:, None] & (column < columns)[None, :], other=0.0,
-        )  # fmt: skip
+            mask=(k < rank)[:, None] & (column < columns)[None, :],
+            other=0.0,
+        )
         total = tl.dot(a, b, total, input_precision="ieee")  # [ROWS, RANK] @ [RANK, COLUMNS]
     return total
 
 
 @triton.jit
 def _dequantize_kernel(
-    packed: tl.tensor, code: tl.tensor, absmax: tl.tensor,
-    absmax_code: tl.tensor, absmax_scale: tl.tensor, offset: tl.tensor,
-    row_scale: tl.tensor, left: tl.tensor, left_row: tl.tensor, left_rank: tl.tensor,
-    right: tl.tensor, right_rank: tl.tensor, right_column: tl.tensor, rank: tl.tensor,
-    result: tl.tensor, result_row: tl.tensor, rows: tl.tensor, columns: tl.tensor,
-    NESTED: tl.constexpr, EVEN: tl.constexpr, BLOCK_BITS: tl.constexpr, NEST_BITS: tl.constexpr,
-    SCALED: tl.constexpr, UPDATED: tl.constexpr, RANK: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-) -> None:  # fmt: skip
+    packed: tl.tensor,
+    code: tl.tensor,
+    absmax: tl.tensor,
+    absmax_code: tl.tensor,
+    absmax_scale: tl.tensor,
+    offset: tl.tensor,
+    row_scale: tl.tensor,
+    left: tl.tensor,
+    left_row: tl.tensor,
+    left_rank: tl.tensor,
+    right: tl.tensor,
+    right_rank: tl.tensor,
+    right_column: tl.tensor,
+    rank: tl.tensor,
+    result: tl.tensor,
+    result_row: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    NESTED: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_BITS: tl.constexpr,
+    NEST_BITS: tl.constexpr,
+    SCALED: tl.constexpr,
+    UPDATED: tl.constexpr,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
     first_column = tl.program_id(0) * COLUMNS
     row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = first_column + tl.arange(0, COLUMNS)
@@ -157,9 +210,23 @@ def _dequantize_kernel(
     if SCALED:
         scale = tl.load(row_scale + row, mask=row < rows, other=0.0).to(tl.float32)
     tile = nf4_tile(
-        packed, code, absmax, absmax_code, absmax_scale, offset, scale, row, first_column, rows, columns,
-        NESTED, EVEN, BLOCK_BITS, NEST_BITS, COLUMNS,
-    )  # fmt: skip
+        packed,
+        code,
+        absmax,
+        absmax_code,
+        absmax_scale,
+        offset,
+        scale,
+        row,
+        first_column,
+        rows,
+        columns,
+        NESTED,
+        EVEN,
+        BLOCK_BITS,
+        NEST_BITS,
+        COLUMNS,
+    )
     if UPDATED:
         tile += matmul_tile(
             left, left_row, left_rank, right, right_rank, right_column, row, column, rows, columns, rank, RANK

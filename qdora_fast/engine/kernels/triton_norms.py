@@ -38,35 +38,79 @@ def row_norms(weight: NF4Weight | Tensor, lora_a: Tensor | None, lora_b: Tensor 
     sizes = {"RANK": RANK, "ROWS": ROWS, "COLUMNS": COLUMNS, "SPAN": SPAN}
     if isinstance(weight, NF4Weight):
         _nf4_norms_kernel[grid](
-            *nf4_arguments(weight), *update, partial, rows, columns, **nf4_constants(weight),
-            **sizes, num_warps=WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
+            *nf4_arguments(weight),
+            *update,
+            partial,
+            rows,
+            columns,
+            **nf4_constants(weight),
+            **sizes,
+            num_warps=WARPS,
+            enable_fp_fusion=False,
+        )
     else:
         _dense_norms_kernel[grid](
-            weight, weight.stride(0), weight.stride(1), *update, partial, rows, columns,
-            **sizes, num_warps=WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
+            weight,
+            weight.stride(0),
+            weight.stride(1),
+            *update,
+            partial,
+            rows,
+            columns,
+            **sizes,
+            num_warps=WARPS,
+            enable_fp_fusion=False,
+        )
     return (partial[0] if partial.shape[0] == 1 else partial.sum(0)).sqrt_()
 
 
 @triton.jit(do_not_specialize=["rank"], do_not_specialize_on_alignment=["a", "b"])
 def _nf4_norms_kernel(
-    packed: tl.tensor, code: tl.tensor, absmax: tl.tensor,
-    absmax_code: tl.tensor, absmax_scale: tl.tensor, offset: tl.tensor,
-    a: tl.tensor, b: tl.tensor, rank: tl.tensor, scaling: tl.tensor,
-    partial: tl.tensor, rows: tl.tensor, columns: tl.tensor,
-    NESTED: tl.constexpr, EVEN: tl.constexpr, BLOCK_BITS: tl.constexpr, NEST_BITS: tl.constexpr,
-    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPAN: tl.constexpr,
-) -> None:  # fmt: skip
+    packed: tl.tensor,
+    code: tl.tensor,
+    absmax: tl.tensor,
+    absmax_code: tl.tensor,
+    absmax_scale: tl.tensor,
+    offset: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
+    rank: tl.tensor,
+    scaling: tl.tensor,
+    partial: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    NESTED: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_BITS: tl.constexpr,
+    NEST_BITS: tl.constexpr,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SPAN: tl.constexpr,
+) -> None:
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(1) * SPAN
     squares = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(first, min(first + SPAN, columns), COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         tile = nf4_tile(
-            packed, code, absmax, absmax_code, absmax_scale, offset, None, row, start, rows, columns,
-            NESTED, EVEN, BLOCK_BITS, NEST_BITS, COLUMNS,
-        )  # fmt: skip
+            packed,
+            code,
+            absmax,
+            absmax_code,
+            absmax_scale,
+            offset,
+            None,
+            row,
+            start,
+            rows,
+            columns,
+            NESTED,
+            EVEN,
+            BLOCK_BITS,
+            NEST_BITS,
+            COLUMNS,
+        )
         tile += scaling * matmul_tile(b, rank, 1, a, columns, 1, row, column, rows, columns, rank, RANK)
         inside = (row < rows)[:, None] & (column < columns)[None, :]
         squares += tl.where(inside, tile * tile, 0.0)
@@ -75,11 +119,21 @@ def _nf4_norms_kernel(
 
 @triton.jit(do_not_specialize=["rank"], do_not_specialize_on_alignment=["a", "b"])
 def _dense_norms_kernel(
-    weight: tl.tensor, weight_row: tl.tensor, weight_column: tl.tensor,
-    a: tl.tensor, b: tl.tensor, rank: tl.tensor, scaling: tl.tensor,
-    partial: tl.tensor, rows: tl.tensor, columns: tl.tensor,
-    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPAN: tl.constexpr,
-) -> None:  # fmt: skip
+    weight: tl.tensor,
+    weight_row: tl.tensor,
+    weight_column: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
+    rank: tl.tensor,
+    scaling: tl.tensor,
+    partial: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SPAN: tl.constexpr,
+) -> None:
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(1) * SPAN
     squares = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)

@@ -22,9 +22,19 @@ def column_dot(a: Tensor, b: Tensor) -> Tensor:
     partial = new_partial(a)
     grid = (triton.cdiv(columns, COLUMNS), partial.shape[0])
     _column_dot_kernel[grid](
-        a, a.stride(0), b, b.stride(0), partial, tokens, columns,
-        TOKENS=TOKENS, COLUMNS=COLUMNS, SPAN=SPAN, num_warps=WARPS, enable_fp_fusion=True,
-    )  # fmt: skip
+        a,
+        a.stride(0),
+        b,
+        b.stride(0),
+        partial,
+        tokens,
+        columns,
+        TOKENS=TOKENS,
+        COLUMNS=COLUMNS,
+        SPAN=SPAN,
+        num_warps=WARPS,
+        enable_fp_fusion=True,
+    )
     return add_partial(partial)
 
 
@@ -40,9 +50,17 @@ def add_partial(partial: Tensor) -> Tensor:
 
 @triton.jit
 def _column_dot_kernel(
-    a: tl.tensor, a_row: tl.tensor, b: tl.tensor, b_row: tl.tensor, partial: tl.tensor,
-    tokens: tl.tensor, columns: tl.tensor, TOKENS: tl.constexpr, COLUMNS: tl.constexpr, SPAN: tl.constexpr,
-) -> None:  # fmt: skip
+    a: tl.tensor,
+    a_row: tl.tensor,
+    b: tl.tensor,
+    b_row: tl.tensor,
+    partial: tl.tensor,
+    tokens: tl.tensor,
+    columns: tl.tensor,
+    TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SPAN: tl.constexpr,
+) -> None:
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     first = tl.program_id(1).to(tl.int64) * SPAN
     total = tl.zeros((TOKENS, COLUMNS), dtype=tl.float32)

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.evaluation.harness import Answers, Outcome, Reader, Tasks, harness_version
-from qdora_fast.evaluation.harness_tasks import describe
-from qdora_fast.evaluation.mmlu_subset import ids_hash
-from qdora_fast.manifest import value_hash
-from qdora_fast.staging import staged_file
+from qdora_fast.evaluation.mmlu.harness import Answers, Outcome, Reader, Tasks, harness_version
+from qdora_fast.evaluation.mmlu.harness_tasks import describe
+from qdora_fast.evaluation.mmlu.mmlu_subset import ids_hash
+from qdora_fast.system.atomic import staged_file
+from qdora_fast.system.manifest import value_hash
 
 
 def base_key(

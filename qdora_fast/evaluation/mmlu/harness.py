@@ -24,8 +24,8 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_st
 from dataclasses import dataclass, field
 from typing import Any
 
-from qdora_fast.errors import ConfigError, QdoraError, first_line
-from qdora_fast.out_of_memory import Batches, Lack, attempt
+from qdora_fast.models.out_of_memory import Batches, Lack, attempt
+from qdora_fast.system.errors import ConfigError, QdoraError, first_line
 
 INSTALL = '.venv/bin/pip install -c constraints.txt "qdora_fast[eval]"'
 FEW_SHOT_SEED = 1234

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.config.code import TASKS
-from qdora_fast.errors import ConfigError, DataError, first_line
-from qdora_fast.evaluation.harness import Tasks, harness_version, quiet
-from qdora_fast.own_code import require_folder_allowed
+from qdora_fast.config.own_code import require_folder_allowed
+from qdora_fast.evaluation.mmlu.harness import Tasks, harness_version, quiet
+from qdora_fast.system.errors import ConfigError, DataError, first_line
 
 DOWNLOAD = "hf download cais/mmlu --repo-type dataset --local-dir FOLDER"
 GROUP = "mmlu_of_qdora_fast"

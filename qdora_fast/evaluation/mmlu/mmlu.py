@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qdora_fast.config.evaluation import MmluSettings
-from qdora_fast.errors import DataError
 from qdora_fast.evaluation import statistics
-from qdora_fast.evaluation.base_answers import base_key, keep_base, read_base
-from qdora_fast.evaluation.harness import Answers, Reader, Tasks, harness_version
-from qdora_fast.evaluation.harness_tasks import load_mmlu, load_named, question_count
-from qdora_fast.evaluation.mmlu_subset import ids_hash, question_ids, subject_sizes
-from qdora_fast.out_of_memory import Batches
+from qdora_fast.evaluation.mmlu.base_answers import base_key, keep_base, read_base
+from qdora_fast.evaluation.mmlu.harness import Answers, Reader, Tasks, harness_version
+from qdora_fast.evaluation.mmlu.harness_tasks import load_mmlu, load_named, question_count
+from qdora_fast.evaluation.mmlu.mmlu_subset import ids_hash, question_ids, subject_sizes
+from qdora_fast.models.out_of_memory import Batches
+from qdora_fast.system.errors import DataError
 
 SEED = 0
 SAID = {"ok": "within the limits", "warn": "the model may have forgotten", "fail": "the model has forgotten"}

@@ -6,7 +6,7 @@ a larger number a subject only adds questions. The 36 a subject that are asked b
 a change of 2 points) are frozen in `mmlu_subset.json` beside this file, with the number of test questions of each
 subject in cais/mmlu. Made by
 
-    python -m qdora_fast.evaluation.mmlu_subset
+    python -m qdora_fast.evaluation.mmlu.mmlu_subset
 
 which draws them again from those numbers and says whether the file is still what the rule gives.
 """
@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from qdora_fast.manifest import value_hash
+from qdora_fast.system.manifest import value_hash
 
 FILE = Path(__file__).with_suffix(".json")
 SEED = 0

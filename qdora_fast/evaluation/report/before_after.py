@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
-from qdora_fast.data.pages import NO_BREAK, NO_NUMBER, is_number
-from qdora_fast.evaluation.run_parts import part
+from qdora_fast.evaluation.report.run_parts import part
+from qdora_fast.system.pages import NO_BREAK, NO_NUMBER, is_number
 
 MINUS = "−"
 

@@ -13,13 +13,21 @@ from typing import Any, Literal
 
 from qdora_fast.config import Config, RunSettings
 from qdora_fast.config.code import with_code, without_folder
-from qdora_fast.data.pages import is_number
-from qdora_fast.data.rejects import REASONS
-from qdora_fast.evaluation.before_after import before_after
-from qdora_fast.evaluation.markdown import code, escaped, fenced
-from qdora_fast.evaluation.run_parts import RunParts, base_name, base_on_hub, is_hub_id, part, public_name, read_run
-from qdora_fast.run_folder import RunFolder
-from qdora_fast.yaml_text import write_yaml
+from qdora_fast.config.yaml import write_yaml
+from qdora_fast.data.clean.rejects import REASONS
+from qdora_fast.evaluation.report.before_after import before_after
+from qdora_fast.evaluation.report.markdown import code, escaped, fenced
+from qdora_fast.evaluation.report.run_parts import (
+    RunParts,
+    base_name,
+    base_on_hub,
+    is_hub_id,
+    part,
+    public_name,
+    read_run,
+)
+from qdora_fast.system.pages import is_number
+from qdora_fast.system.run_folder import RunFolder
 
 Kind = Literal["adapter", "merged_16bit", "merged_4bit_forced"]
 

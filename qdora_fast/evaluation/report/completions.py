@@ -22,10 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qdora_fast.data.messages import Message
-from qdora_fast.data.pages import embedded, message_turns, render
-from qdora_fast.data.review import finishing_time, load_saved, one_line, plain, read_marks, short
-from qdora_fast.errors import DataError
+from qdora_fast.data.read.messages import Message
+from qdora_fast.data.report.pages import message_turns
+from qdora_fast.data.report.review import finishing_time, load_saved, one_line, plain, read_marks, short
+from qdora_fast.system.errors import DataError
+from qdora_fast.system.pages import embedded, render
 
 GENERAL: tuple[list[Message], ...] = (
     [{"role": "user", "content": "A shop sells pens at 3 for 4 euros. What do 12 pens cost? Show how you get there."}],
@@ -42,7 +43,7 @@ GENERAL: tuple[list[Message], ...] = (
 """Prompts that any assistant should master: arithmetic, a fact, a rewrite, an everyday request."""
 
 FILE, PAGE = "completions.jsonl", "completions.html"
-TEMPLATES = "evaluation/page_templates"
+TEMPLATES = "evaluation/report/page_templates"
 QUARTERS = 4
 KIND, VERSION = "qdora_fast.completions_review", 1
 MARKS = ("good", "bad", "same")

@@ -12,13 +12,14 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from qdora_fast.data.pages import is_number, message_turns, render
-from qdora_fast.data.rejects import REASONS
-from qdora_fast.evaluation.before_after import before_after, between, percent
-from qdora_fast.evaluation.completions import TEMPLATES
-from qdora_fast.evaluation.run_parts import RunParts, base_name, changed_settings, part, read_run
-from qdora_fast.evaluation.svg import Series, interval, line_chart, smooth
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.data.clean.rejects import REASONS
+from qdora_fast.data.report.pages import message_turns
+from qdora_fast.evaluation.report.before_after import before_after, between, percent
+from qdora_fast.evaluation.report.completions import TEMPLATES
+from qdora_fast.evaluation.report.run_parts import RunParts, base_name, changed_settings, part, read_run
+from qdora_fast.evaluation.report.svg import Series, interval, line_chart, smooth
+from qdora_fast.system.pages import is_number, render
+from qdora_fast.system.run_folder import RunFolder
 
 SHOWN_COMPLETIONS, SHOWN_GENERAL = 6, 2
 SHOWN_ROWS = 5

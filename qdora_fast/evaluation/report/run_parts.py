@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qdora_fast.config import Config
-from qdora_fast.config_file import make_config
-from qdora_fast.data.pages import is_number
-from qdora_fast.data.readers import is_supported
-from qdora_fast.data.sources import HUB_ID
-from qdora_fast.errors import ConfigError
+from qdora_fast.config.loader import make_config
+from qdora_fast.config.recorded import read_config
+from qdora_fast.data.read.readers import is_supported
+from qdora_fast.data.read.sources import HUB_ID
 from qdora_fast.evaluation.log import LOG
-from qdora_fast.run_folder import UNPROVEN, RunFolder
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.pages import is_number
+from qdora_fast.system.run_folder import UNPROVEN, RunFolder
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def read_run(folder: RunFolder) -> RunParts:
     """Read everything below a run's folder. Never fails for what is missing or broken."""
     reader = _Reader(folder.path)
     try:
-        config = folder.config()
+        config = read_config(folder)
     except ConfigError:
         config = None
         reader.unreadable.append("config.yaml")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qdora_fast.data.pages import is_number
+from qdora_fast.system.pages import is_number
 
 POINTS = 400
 """Of a curve at most: more than one for each pixel of a phone."""

@@ -2,7 +2,7 @@
 
 Checked are the form (architecture, blocks, width, number of weights, type) and what decides the tokens (chat template,
 EOS, whether BOS is put in front). Not checked are the weights' values: they are the converter's work, and with them how
-much a small type loses; `proof.py` has shown the folder that it read.
+much a small type loses; `weights.py` has shown the folder that it read.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.data.vocabulary import adds_bos
-from qdora_fast.errors import ProofError
-from qdora_fast.weights import WeightFolder, read_json
+from qdora_fast.data.tokenize.vocabulary import adds_bos
+from qdora_fast.models.weights import WeightFolder, read_json
+from qdora_fast.system.errors import ProofError
 
 MAGIC = b"GGUF"
 UNREADABLE = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, OSError)
@@ -90,15 +90,27 @@ def _compare(
     bos = said.get("tokenizer.ggml.add_bos_token")
     kind = file_types.get(said.get("general.file_type", -1))
     facts = [
-        ("architecture", form == (wanted.blocks, wanted.width),
-         f"{architecture}: {form[0]} blocks of width {form[1]} (trained: {wanted.blocks} of {wanted.width})"),
-        ("weights", weights == wanted.weights,
-         f"{weights:,} weights in {len(tensors)} tensors (merged model: {wanted.weights:,} weights)"),
+        (
+            "architecture",
+            form == (wanted.blocks, wanted.width),
+            f"{architecture}: {form[0]} blocks of width {form[1]} (trained: {wanted.blocks} of {wanted.width})",
+        ),
+        (
+            "weights",
+            weights == wanted.weights,
+            f"{weights:,} weights in {len(tensors)} tensors (merged model: {wanted.weights:,} weights)",
+        ),
         ("type", kind == wanted.kind, f"type {kind} (asked for: {wanted.kind})"),
-        ("chat_template", template == wanted.chat_template,
-         "chat template: " + ("the run's" if template == wanted.chat_template else "not the run's")),
+        (
+            "chat_template",
+            template == wanted.chat_template,
+            "chat template: " + ("the run's" if template == wanted.chat_template else "not the run's"),
+        ),
         ("eos", eos == wanted.eos_id, f"EOS token {eos} (trained: {wanted.eos_id})"),
-        ("bos", bos is None or bool(bos) == wanted.adds_bos,
-         f"BOS in front: {'left to llama.cpp' if bos is None else bool(bos)} (trained: {wanted.adds_bos})"),
-    ]  # fmt: skip
+        (
+            "bos",
+            bos is None or bool(bos) == wanted.adds_bos,
+            f"BOS in front: {'left to llama.cpp' if bos is None else bool(bos)} (trained: {wanted.adds_bos})",
+        ),
+    ]
     return [{"name": name, "passed": bool(passed), "words": words} for name, passed, words in facts]

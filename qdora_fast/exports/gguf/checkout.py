@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qdora_fast import child
-from qdora_fast.errors import ConfigError, QdoraError
+from qdora_fast.system import child
+from qdora_fast.system.errors import ConfigError, QdoraError
 
 CONVERTED = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5}
 """Types that the converter writes, with their bits per weight."""

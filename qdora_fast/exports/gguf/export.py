@@ -6,21 +6,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from qdora_fast import show
-from qdora_fast.backend import open_backend
 from qdora_fast.config import Config
-from qdora_fast.errors import IntegrityError, ProofError, RefusedError
-from qdora_fast.gguf import check, checkout
-from qdora_fast.gguf.modelfile import WITHOUT_TEMPLATE, go_template, modelfile
-from qdora_fast.manifest import sha256_of, write_manifest
-from qdora_fast.merged_export import export_run as export_merged_run
-from qdora_fast.merged_export import merged_folder
-from qdora_fast.remote_code import FLAG, code_of, remote_code_allowed, require_allowed
-from qdora_fast.run_folder import RunFolder, write_json
-from qdora_fast.staging import refuse_existing, require_space, staged_folder
-from qdora_fast.weights import read_json
+from qdora_fast.exports.gguf import check, checkout
+from qdora_fast.exports.gguf.modelfile import WITHOUT_TEMPLATE, go_template, modelfile
+from qdora_fast.exports.merged import export_run as export_merged_run
+from qdora_fast.exports.merged import merged_folder
+from qdora_fast.exports.report import print_report
+from qdora_fast.models.backend import open_backend
+from qdora_fast.models.run_info import read_run_info
+from qdora_fast.models.weights import read_json
+from qdora_fast.system import console
+from qdora_fast.system.atomic import refuse_existing, require_space, staged_folder
+from qdora_fast.system.errors import IntegrityError, ProofError, RefusedError
+from qdora_fast.system.manifest import sha256_of, write_manifest
+from qdora_fast.system.remote_code import FLAG, code_of, remote_code_allowed, require_allowed
+from qdora_fast.system.run_folder import RunFolder, write_json
 
 DEFAULT_TYPE = "q8_0"
 CHECKED = "form and tokens were checked, the values of the weights were not: they are llama.cpp's work"
@@ -33,7 +33,6 @@ def export_run(
     *,
     out: Path | None,
     overwrite: bool,
-    console: Console,
     merge_base: str | None = None,
     llama_cpp: str | Path | None = None,
     gguf_type: str = DEFAULT_TYPE,
@@ -60,9 +59,9 @@ def export_run(
     target = (out or folder.path / f"gguf-{kind}").absolute()
     if tools:
         refuse_existing(target, overwrite=overwrite)
-    require_allowed(folder.read_json("model.json"))
+    require_allowed(read_run_info(folder).own_code)
     base = merge_base or config.export.merge_base
-    merged = _proven_merged(folder, config, base, console).absolute()
+    merged = _proven_merged(folder, config, base).absolute()
     made = read_json(merged / "export.json")
     name = folder.path.resolve().name
     file = target / f"{name}-{kind}.gguf"
@@ -77,20 +76,20 @@ def export_run(
         "adapter_sha256": made["adapter_sha256"],
     }
     if made["merge_base"] == "dequant4":
-        show.note(console, "dequant4 carries the 4-bit noise of training into the file; original16 is the better start")
+        console.note("dequant4 carries the 4-bit noise of training into the file; original16 is the better start")
     if tools is None:
-        show.note(console, "no GGUF was made: name a llama.cpp checkout by --llama-cpp DIR, or run these commands")
+        console.note("no GGUF was made: name a llama.cpp checkout by --llama-cpp DIR, or run these commands")
         return {**report, "commands": checkout.printed(merged, file, kind, name)}
     open_backend()
     _refuse_own_code(merged)
     with staged_folder(target, overwrite=overwrite) as staging:
-        _convert(folder, config, merged, staging, tools, report, console)
+        _convert(folder, config, merged, staging, tools, report)
         write_json(staging / "export.json", report)
         about = {"kind": "export", "format": "gguf", "adapter_sha256": report["adapter_sha256"]}
         write_manifest(staging, about, known=report["sha256"])
-    show.exported(console, report)
+    print_report(report)
     if not report["ollama_template"]:
-        show.note(console, f"no TEMPLATE in the Modelfile: {WITHOUT_TEMPLATE}")
+        console.note(f"no TEMPLATE in the Modelfile: {WITHOUT_TEMPLATE}")
     return report
 
 
@@ -101,10 +100,9 @@ def _convert(
     staging: Path,
     tools: tuple[str, str],
     report: dict[str, Any],
-    console: Console,
 ) -> None:
     """Fill `staging` with the file and its Modelfile; the report learns what was found."""
-    from qdora_fast.base_tokenizer import read_tokenizer
+    from qdora_fast.models.tokenizer import read_tokenizer
 
     started = time.monotonic()
     kind, file, log = report["type"], staging / Path(report["file"]).name, staging / "llama.cpp.log"
@@ -113,13 +111,13 @@ def _convert(
     space = checkout.bytes_needed(wanted.weights, kind)
     require_space(staging, space)
     steps = checkout.steps(merged, file, kind, folder.path.resolve().name, *tools)
-    with show.writing(console, space, "converting") as on_bytes:
+    with console.counting_bytes(space, "converting") as on_bytes:
         for step in steps:
             checkout.run(step, log, on_bytes)
     for other in (log, *(step.makes for step in steps[:-1])):
         other.unlink()
     report["proof"] = _proof(check.check(file, wanted))
-    stops = folder.read_json("model.json")["stop_ids"]
+    stops = read_run_info(folder).stop_ids
     most: Any = read_json(merged / "config.json").get("max_position_embeddings", config.model.length)
     text = modelfile(file.name, tokenizer, stops, longest_row=config.model.length, most_positions=most)
     (staging / "Modelfile").write_text(text, encoding="utf-8")
@@ -146,19 +144,19 @@ def _proof(checks: list[dict[str, Any]] | None) -> dict[str, Any]:
     return {"passed": True, "checks": checks, "words": CHECKED}
 
 
-def _proven_merged(folder: RunFolder, config: Config, merge_base: str, console: Console) -> Path:
+def _proven_merged(folder: RunFolder, config: Config, merge_base: str) -> Path:
     """The run's merged model: the one that is there if it is proven and of this adapter, else a new one."""
     merged = merged_folder(folder, merge_base)
     wrong = _why_not(merged, folder, merge_base)
     if wrong:
-        show.note(console, f"{merged} {wrong}: it is made and proven first")
-        export_merged_run(folder, config, out=None, overwrite=True, console=console, merge_base=merge_base)
+        console.note(f"{merged} {wrong}: it is made and proven first")
+        export_merged_run(folder, config, out=None, overwrite=True, merge_base=merge_base)
     return merged
 
 
 def _why_not(merged: Path, folder: RunFolder, merge_base: str) -> str | None:
     """Why a merged model cannot be taken; None: it can."""
-    from qdora_fast.adapter import WEIGHTS_NAME
+    from qdora_fast.models.adapter import WEIGHTS_NAME
 
     if not merged.is_dir():
         return "is not there yet"

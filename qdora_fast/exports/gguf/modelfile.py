@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from qdora_fast.data.templates import bundled_name
+from qdora_fast.data.tokenize.templates import bundled_name
 
 USUAL_CONTEXT = 4096
 """Tokens. Ollama's own default; a model trained on shorter rows keeps what its base can do."""

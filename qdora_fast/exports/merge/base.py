@@ -24,9 +24,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qdora_fast.errors import ConfigError, IntegrityError
-from qdora_fast.nf4 import PackedWeight
-from qdora_fast.weights import TensorInfo, WeightFolder, read_json
+from qdora_fast.models.nf4 import PackedWeight
+from qdora_fast.models.weights import TensorInfo, WeightFolder, read_json
+from qdora_fast.system.errors import ConfigError, IntegrityError
 
 _PACKED_STATE = re.compile(r"(?P<tensor>.+)\.quant_state\.bitsandbytes__(nf4|fp4)")
 _BLOCK_WEIGHT = re.compile(r".*\.\d+\..+\.weight")

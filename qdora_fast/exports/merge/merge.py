@@ -3,7 +3,7 @@
 `merged_model.py` computes each tensor in blocks of rows as it is written. Everything that has no
 adapter is copied bit by bit, the shards keep their names and order, and the folder appears only
 when it is complete; an interrupted merge goes on from its finished shards (`shards.py`). That the
-result is the model that was trained is shown by `proof.py`, not assumed.
+result is the model that was trained is shown by `weights.py`, not assumed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 
 from qdora_fast import __version__
-from qdora_fast.adapter import CONFIG_NAME, WEIGHTS_NAME, sha256_of
-from qdora_fast.base_weights import MergeRecipe
-from qdora_fast.companions import copy_companions, has_tokenizer, output_config
-from qdora_fast.contained import refuse_links_out
-from qdora_fast.errors import ConfigError
-from qdora_fast.merged_model import MergedModel
-from qdora_fast.nf4 import quantization_config
-from qdora_fast.shards import close_ledger, write_shards
-from qdora_fast.staging import publish, refuse_existing
-from qdora_fast.weights import write_index
+from qdora_fast.exports.merge.base import MergeRecipe
+from qdora_fast.exports.merge.merged_model import MergedModel
+from qdora_fast.exports.merge.shards import close_ledger, write_shards
+from qdora_fast.exports.merge.sidecars import copy_companions, has_tokenizer, output_config
+from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME, sha256_of
+from qdora_fast.models.nf4 import quantization_config
+from qdora_fast.models.weights import write_index
+from qdora_fast.system.atomic import publish, refuse_existing
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.paths import refuse_links_out
 
 WORKERS = 2
 """Shards written at a time."""
@@ -148,8 +148,9 @@ def merged_config(model: MergedModel) -> dict[str, object]:
         skipped = {name.removesuffix(".weight") for name in dense} | {"lm_head"}  # a tied head is not in the files
         (dtype,) = {infos[name].dtype for name in model.packed}
         quantization = quantization_config(dtype, skipped)
-    return dict(output_config(model.weights.config, recipe.dtype and str(recipe.dtype).removeprefix("torch."),
-                              quantization))  # fmt: skip
+    return dict(
+        output_config(model.weights.config, recipe.dtype and str(recipe.dtype).removeprefix("torch."), quantization)
+    )
 
 
 def _work(model: MergedModel) -> str:

@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qdora_fast.adapter import Adapter, AdapterModule, read_adapter
-from qdora_fast.base_weights import BaseWeights, MergeRecipe
-from qdora_fast.errors import ConfigError, IntegrityError
-from qdora_fast.nf4 import PackedWeight, stored_infos
-from qdora_fast.weights import TensorInfo, one_thread, widest_first
+from qdora_fast.exports.merge.base import BaseWeights, MergeRecipe
+from qdora_fast.models.adapter import Adapter, AdapterModule, read_adapter
+from qdora_fast.models.nf4 import PackedWeight, stored_infos
+from qdora_fast.models.weights import TensorInfo, one_thread, widest_first
+from qdora_fast.system.errors import ConfigError, IntegrityError
 
 
 class MergedModel:

@@ -21,10 +21,10 @@ from typing import Any
 
 from torch import Tensor
 
-from qdora_fast.errors import DiskSpaceError
-from qdora_fast.manifest import sha256_of
-from qdora_fast.staging import disk_full, require_space
-from qdora_fast.weights import TensorInfo, write_shard
+from qdora_fast.models.weights import TensorInfo, write_shard
+from qdora_fast.system.atomic import disk_full, require_space
+from qdora_fast.system.errors import DiskSpaceError
+from qdora_fast.system.manifest import sha256_of
 
 LEDGER = "finished.json"
 

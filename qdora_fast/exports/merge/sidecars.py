@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.remote_code import remote_code_allowed
+from qdora_fast.system.remote_code import remote_code_allowed
 
 _MODEL_FILES = ("generation_config.json", "LICEN[CS]E*", "NOTICE*", "COPYING*", "USE_POLICY*")
 _TOKENIZER_FILES = (

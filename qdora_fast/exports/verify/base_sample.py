@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdora_fast.nf4 import BLOCK, codes_of
-from qdora_fast.staging import let_read
-from qdora_fast.weights import TensorInfo, WeightFolder
+from qdora_fast.models.nf4 import BLOCK, codes_of
+from qdora_fast.models.weights import TensorInfo, WeightFolder
+from qdora_fast.system.atomic import let_read
 
 RECORD = "base_sample.safetensors"
 BLOCKS = 32
@@ -149,8 +149,9 @@ def compare(sample: Sample, base: Path, dtype: torch.dtype | None, *, packed_els
         if name not in sample.others
     }
     if not packed_elsewhere:
-        shares |= {name: _other_differs(sample.values[name], files, name, size, dtype)
-                   for name, size in sample.others.items()}  # fmt: skip
+        shares |= {
+            name: _other_differs(sample.values[name], files, name, size, dtype) for name, size in sample.others.items()
+        }
     worst = max(shares, key=lambda name: shares[name])
     return BaseMatch(len(shares), shares[worst], worst.removesuffix(".weight"), packed_elsewhere)
 

@@ -2,20 +2,22 @@
 
 `record_trained` asks the model while it is loaded: at the end of training, or loaded again from the run
 (`record_saved`). `case_of` puts that, the run's records and an exported folder together for
-`export_proof.py`, which needs neither the run nor the training stack.
+`checks.py`, which needs neither the run nor the training stack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import Config
-from qdora_fast.errors import ConfigError, OutOfMemory, first_line
-from qdora_fast.export_proof import Case, Evidence
-from qdora_fast.out_of_memory import Lack, attempt, give_back, make_room
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.config.recorded import read_config
+from qdora_fast.exports.verify.checks import Case, Evidence
+from qdora_fast.models.out_of_memory import Lack, attempt, give_back, make_room
+from qdora_fast.models.run_info import RunInfo, read_run_info
+from qdora_fast.system.errors import ConfigError, OutOfMemory, first_line
+from qdora_fast.system.run_folder import RunFolder
 
 
 def record_trained(model: Any, folder: RunFolder) -> Evidence:
@@ -36,14 +38,14 @@ def record_trained(model: Any, folder: RunFolder) -> Evidence:
 
 
 def _record(model: Any, folder: RunFolder) -> Evidence:
-    from qdora_fast import base_sample
-    from qdora_fast.adapter import WEIGHTS_NAME
-    from qdora_fast.adapter_guard import unsaved
-    from qdora_fast.behaviour import record
+    from qdora_fast.exports.verify import base_sample
+    from qdora_fast.exports.verify.recording import record
+    from qdora_fast.models.adapter import WEIGHTS_NAME
+    from qdora_fast.models.adapter_guard import unsaved
 
     sample = base_sample.load(folder.path)
     if sample is None:  # of an imported adapter, or an older run
-        sample = base_sample.take(model, folder.read_json("model.json")["targets"])
+        sample = base_sample.take(model, read_run_info(folder).targets)
     rows = folder.read_json("data/proof_rows.json")["rows"]
     tuned = record(model, rows)
     with model.disable_adapter():
@@ -53,12 +55,12 @@ def _record(model: Any, folder: RunFolder) -> Evidence:
 
 def record_saved(folder: RunFolder, config: Config) -> Evidence:
     """Load the run's adapter on its base and record both."""
-    from qdora_fast.behaviour import release_memory
-    from qdora_fast.model import load_trained
-    from qdora_fast.trainer import choose_precision
+    from qdora_fast.exports.verify.recording import release_memory
+    from qdora_fast.models.loading import load_trained
+    from qdora_fast.training.trainer import choose_precision
 
-    made = folder.read_json("model.json")
-    _, model = load_trained(made["base"], config, folder.adapter, precision=choose_precision(config.train))
+    info = read_run_info(folder)
+    _, model = load_trained(info.base, config, folder.adapter, precision=choose_precision(config.train))
     evidence = record_trained(model, folder)
     del model
     release_memory()
@@ -75,42 +77,42 @@ def case_of(
     measure: bool = False,
 ) -> Case:
     """An exported folder of a run with all that it is held against; see `export_proof.Case`."""
-    from qdora_fast.output_proof import Models
-    from qdora_fast.token_identity import RECORD
+    from qdora_fast.exports.verify.outputs import Models
+    from qdora_fast.exports.verify.token_identity import RECORD
 
-    config, made = folder.config(), folder.read_json("model.json")
+    config, info = read_config(folder), read_run_info(folder)
     models = Models(
         exported=exported,
         adapter=folder.adapter,
-        base=base_folder(made, config),
+        base=base_folder(info, config),
         recipe=recipe,
-        trained_base=_weights_folder(made["base"], made["revision"]),
-        quantized=frozenset(made["quantized_modules"]),
-        precision=_dtype(made["precision"]),
+        trained_base=_weights_folder(info.base, info.revision),
+        quantized=frozenset(info.quantized_modules),
+        precision=_dtype(info.precision),
     )
     recorded = folder.read_json(RECORD) if (folder.path / RECORD).is_file() else None
     held_out = folder.read_json("data/proof_rows.json")["held_out"]
     return Case(models, evidence, held_out, recorded, tuple(added_stops), measure)
 
 
-def base_folder(made: Mapping[str, Any], config: Config) -> Path:
+def base_folder(info: RunInfo, config: Config) -> Path:
     """The folder of the base's 16-bit weights; downloaded to the hub cache when the base has a hub name.
 
     Raises:
         ConfigError: neither a folder nor reachable.
     """
-    name = config.model.base_16bit or made["base"]
-    return _weights_folder(name, made["revision"] if name == made["base"] else None)
+    name = config.model.base_16bit or info.base
+    return _weights_folder(name, info.revision if name == info.base else None)
 
 
-def recipe_of(to: str, merge_base: str, made: Mapping[str, Any]) -> Any:
+def recipe_of(to: str, merge_base: str, info: RunInfo) -> Any:
     """How a run is merged into a format; a `MergeRecipe`."""
-    from qdora_fast.base_weights import MergeRecipe
+    from qdora_fast.exports.merge.base import MergeRecipe
 
     return MergeRecipe(
         merge_base=merge_base,  # type: ignore[arg-type]
-        quantized_modules=frozenset(made["quantized_modules"]) or None,  # after training on 16 bits: all in the blocks
-        trained_dtype=_dtype(made["precision"]),
+        quantized_modules=frozenset(info.quantized_modules) or None,  # after training on 16 bits: all in the blocks
+        trained_dtype=_dtype(info.precision),
         nf4=to != "merged_16bit",
     )
 

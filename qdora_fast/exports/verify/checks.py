@@ -5,15 +5,15 @@ Proven, tightly; a check that fails fails the export:
     adapter             what was saved is what was trained, bit for bit
     base                the named base is the one that was trained on                       `base_sample.py`
     config              config.json is the base's, but for what the recipe changes
-    weights             every stored value is PEFT's merge, all others are the base's       `proof.py`
-    trained_function    the trained model computes PEFT's function of the saved adapter     `output_proof.py`
-    exported_function   the folder, opened by plain readers, computes PEFT's merge          `output_proof.py`
+    weights             every stored value is PEFT's merge, all others are the base's       `weights.py`
+    trained_function    the trained model computes PEFT's function of the saved adapter     `outputs.py`
+    exported_function   the folder, opened by plain readers, computes PEFT's merge          `outputs.py`
     tokens              text becomes the tokens that were trained on                        `token_identity.py`
 
 Measured and reported: how far the exported function is from the trained one (`distance.py`), which decides
 `merge_base: auto` and, for an export in 4 bits alone, whether enough of the gain is left.
 
-`plain_reader.py` has a case examined in a process of its own, where nothing of the training stack has replaced parts of
+`fresh_process.py` has a case examined in a process of its own, where nothing of the training stack has replaced parts of
 Transformers or PEFT. `examine` is what that process does.
 """
 
@@ -29,16 +29,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from qdora_fast import base_sample
-from qdora_fast.behaviour import Recording, Rows, release_memory
-from qdora_fast.distance import Distance
-from qdora_fast.errors import first_line
-from qdora_fast.merge import merged_config
-from qdora_fast.merged_model import MergedModel
-from qdora_fast.output_proof import Models, OutputProof, OutputRecorder, judge
-from qdora_fast.proof import WeightProof, prove_weights
-from qdora_fast.token_identity import describe_folder, differences
-from qdora_fast.weights import read_json
+from qdora_fast.exports.merge.merge import merged_config
+from qdora_fast.exports.merge.merged_model import MergedModel
+from qdora_fast.exports.verify import base_sample
+from qdora_fast.exports.verify.distance import Distance
+from qdora_fast.exports.verify.outputs import Models, OutputProof, OutputRecorder, judge
+from qdora_fast.exports.verify.recording import Recording, Rows, release_memory
+from qdora_fast.exports.verify.token_identity import describe_folder, differences
+from qdora_fast.exports.verify.weights import WeightProof, prove_weights
+from qdora_fast.models.weights import read_json
+from qdora_fast.system.errors import first_line
 
 OnPhase = Callable[[str], None]
 """Told what is being done now."""
@@ -159,8 +159,13 @@ class UnreadableError(Exception):
 
 def _failed(name: str, words: str) -> dict[str, Any]:
     """A proof that ended at its first check."""
-    return {"passed": False, "kl": None, "top1": None, "checks": [{"name": name, "passed": False, "words": words}],
-            "warnings": []}  # fmt: skip
+    return {
+        "passed": False,
+        "kl": None,
+        "top1": None,
+        "checks": [{"name": name, "passed": False, "words": words}],
+        "warnings": [],
+    }
 
 
 def _stored_in_4bit(base: Path) -> bool:

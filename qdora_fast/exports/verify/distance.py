@@ -4,7 +4,7 @@ Training in 4 bits learns around the rounding error of its base. Merged into the
 (`original16`) the update meets weights without that error: usually better ones, sometimes not, and always
 another function. Merged into the 4-bit weights (`dequant4`) it is the trained function, whose 4-bit noise stays
 for good. That is a choice, not a fault, so it is measured on held-out rows and reported with its interval; what
-must hold whatever is chosen is proven by `proof.py` and `output_proof.py`.
+must hold whatever is chosen is proven by `weights.py` and `outputs.py`.
 
 `merged_4bit_forced` is the exception: rounding the merged weights to 4 bits can undo a light tune, and a model
 that is surely nearer the base than the trained one is refused.
@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qdora_fast.behaviour import Agreement, Recording, compare
 from qdora_fast.evaluation.statistics import Interval, interval_of_mean
+from qdora_fast.exports.verify.recording import Agreement, Recording, compare
 
 LEAST_KEPT = 0.5
 """With less than half of the gain an export in 4 bits is nearer the base than the trained model: refused."""
@@ -56,8 +56,9 @@ class Distance:
         differences = [(theirs - ours, count) for ours, theirs, count in pairs if count]
         sums, sizes = zip(*differences, strict=True)
         interval = interval_of_mean(sums, sizes)
-        return cls(agreement.mean_kl, agreement.top1, base.loss, trained.loss, exported.loss, interval, len(sums),
-                   held_out)  # fmt: skip
+        return cls(
+            agreement.mean_kl, agreement.top1, base.loss, trained.loss, exported.loss, interval, len(sums), held_out
+        )
 
     @property
     def gain(self) -> float:

@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-from qdora_fast import child, errors
-from qdora_fast.base_sample import Sample
-from qdora_fast.base_weights import MergeRecipe
-from qdora_fast.behaviour import Recording
-from qdora_fast.errors import ProofError, QdoraError
-from qdora_fast.export_proof import Case, Evidence, OnPhase, examine
-from qdora_fast.output_proof import Models
-from qdora_fast.remote_code import allow_remote_code, remote_code_allowed
+from qdora_fast.exports.merge.base import MergeRecipe
+from qdora_fast.exports.verify.base_sample import Sample
+from qdora_fast.exports.verify.checks import Case, Evidence, OnPhase, examine
+from qdora_fast.exports.verify.outputs import Models
+from qdora_fast.exports.verify.recording import Recording
+from qdora_fast.system import child, errors
+from qdora_fast.system.errors import ProofError, QdoraError
+from qdora_fast.system.remote_code import allow_remote_code, remote_code_allowed
 
 _PHASE = "phase: "
 """How a line begins that tells what is being done."""
@@ -43,7 +43,7 @@ def examine_in_new_process(case: Case, on_phase: OnPhase = lambda phase: None) -
     with tempfile.TemporaryDirectory(prefix="qdora-fast-proof-") as name:
         scratch = Path(name)
         save_case(case, scratch)
-        command = child.python("-m", "qdora_fast.plain_reader", name)
+        command = child.python("-m", "qdora_fast.exports.verify.fresh_process", name)
         environment = child.environment(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
         with (scratch / "stderr").open("w+", encoding="utf-8") as trouble:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=trouble, text=True, env=environment)
@@ -106,8 +106,9 @@ def load_case(folder: Path) -> Case:
     tuned, base = (Recording.load(folder / f"{name}.safetensors") for name in ("tuned", "base"))
     sample = Sample.load(folder / "sample.safetensors")
     evidence = Evidence(facts["rows"], tuned, base, sample, tuple(facts["adapter_faults"]))
-    return Case(_models(facts["models"]), evidence, facts["held_out"], facts["tokens"], facts["added_stops"],
-                facts["auto"])  # fmt: skip
+    return Case(
+        _models(facts["models"]), evidence, facts["held_out"], facts["tokens"], facts["added_stops"], facts["auto"]
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
     trained model, recorded live     =  PEFT's function on the base as training held it        `trained_function`
     folder, opened by plain readers  =  PEFT's merge into the named base, rounded as stored    `exported_function`
 
-The weights proof (`proof.py`) ties the second to the first: what is stored is PEFT's merge, value by value. All
+The weights proof (`weights.py`) ties the second to the first: what is stored is PEFT's merge, value by value. All
 of it is run in fp32, one layer at a time (`streamed.py`), PEFT's function being x Wᵀ with the rows that PEFT
 merges. So both sides of the second comparison differ by the order of summation alone, and its limit is that
 of fp32. The first is recorded in the precision of training: in bf16 or fp16 PEFT's own function, computed in that
@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from qdora_fast.adapter import read_adapter
-from qdora_fast.base_weights import BaseWeights, MergeRecipe
-from qdora_fast.behaviour import Agreement, Recording, Rows, compare, release_memory
-from qdora_fast.merged_model import MergedModel
-from qdora_fast.peft_layers import merged_by_peft
-from qdora_fast.streamed import Linear, computed_with, open_streamed, record_streamed
-from qdora_fast.weights import TensorInfo
+from qdora_fast.exports.merge.base import BaseWeights, MergeRecipe
+from qdora_fast.exports.merge.merged_model import MergedModel
+from qdora_fast.exports.verify.peft_layers import merged_by_peft
+from qdora_fast.exports.verify.recording import Agreement, Recording, Rows, compare, release_memory
+from qdora_fast.exports.verify.streamed import Linear, computed_with, open_streamed, record_streamed
+from qdora_fast.models.adapter import read_adapter
+from qdora_fast.models.weights import TensorInfo
 
 EXACT_KL = 1e-6
 """Nats per position. What two fp32 computations of one function may differ by; measured: see LOG.md."""

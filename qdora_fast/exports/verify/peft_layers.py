@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdora_fast.adapter import WEIGHTS_NAME, Adapter
+from qdora_fast.models.adapter import WEIGHTS_NAME, Adapter
 
 
 def merged_by_peft(update: Adapter, layer: str, weight: Tensor, start: int) -> Tensor:

@@ -3,7 +3,7 @@
 A `Recording` holds a model's loss on every trained position of each row and its full next-token
 distribution on some of them. Recordings are plain tensors on the CPU, so that models can be loaded one after
 the other and need never be in memory together, and they can be handed to another process.
-What distance is allowed is the business of `output_proof.py`; what it means for the user that of `distance.py`.
+What distance is allowed is the business of `outputs.py`; what it means for the user that of `distance.py`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from qdora_fast.errors import ProofError
 from qdora_fast.evaluation.logits import logits_at
-from qdora_fast.remote_code import remote_code_allowed
+from qdora_fast.system.errors import ProofError
+from qdora_fast.system.remote_code import remote_code_allowed
 
 BUDGET_BYTES = 256 * 2**20
 """Host memory for the distributions of one recording: with 16 rows and 128k tokens, 32 positions a row."""

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdora_fast.behaviour import BUDGET_BYTES, Recording, RowRecorder, Rows, reopen
 from qdora_fast.evaluation.logits import logits_of
-from qdora_fast.remote_code import remote_code_allowed
+from qdora_fast.exports.verify.recording import BUDGET_BYTES, Recording, RowRecorder, Rows, reopen
+from qdora_fast.system.remote_code import remote_code_allowed
 
 TOKENS = 8192
 """Of a batch, padding included; a longer row is a batch of its own."""

@@ -16,11 +16,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.base_tokenizer import load_tokenizer
-from qdora_fast.data.rejects import RejectedRow
-from qdora_fast.data.render import Renderer, Rendering, spoken
-from qdora_fast.data.vocabulary import Vocabulary
-from qdora_fast.manifest import value_hash
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.tokenize.render import Renderer, Rendering, spoken
+from qdora_fast.data.tokenize.vocabulary import Vocabulary
+from qdora_fast.models.tokenizer import load_tokenizer
+from qdora_fast.system.manifest import value_hash
 
 RECORD = "data/tokens.json"
 ROWS = 3

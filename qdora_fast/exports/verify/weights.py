@@ -7,7 +7,7 @@ values that lie so near the middle between two neighbours that both orders are r
 merge is computed once more from base and adapter, and everything stored must be that, bit for bit: merged
 layers, tensors that should not have changed, and the parts of weights in NF4. Together they find
 any wrong value, whether the merge was wrong or what was written is not what was merged.
-Outputs are `output_proof.py`'s business.
+Outputs are `outputs.py`'s business.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdora_fast.adapter import AdapterModule
-from qdora_fast.base_weights import MergeRecipe
-from qdora_fast.merged_model import MergedModel
-from qdora_fast.nf4 import stored_infos
-from qdora_fast.peft_layers import merged_by_peft
-from qdora_fast.weights import TensorInfo, WeightFolder, one_thread
+from qdora_fast.exports.merge.base import MergeRecipe
+from qdora_fast.exports.merge.merged_model import MergedModel
+from qdora_fast.exports.verify.peft_layers import merged_by_peft
+from qdora_fast.models.adapter import AdapterModule
+from qdora_fast.models.nf4 import stored_infos
+from qdora_fast.models.weights import TensorInfo, WeightFolder, one_thread
 
 UNIT = 2.0**-24
 """Unit roundoff of fp32."""

@@ -1,11 +1,7 @@
-"""Numbers for `train.batch_size: auto` and `model.max_length: auto`. choice.py decides, words.py says why.
+"""Numbers for `train.batch_size: auto` and `model.max_length: auto`. choice.py decides, words.py says why."""
 
-cap.py holds a process to `train.vram`.
-"""
-
-from qdora_fast.fitting.cap import cap_memory
-from qdora_fast.fitting.choice import adopt, asked_for, measuring, settle, this_machine
-from qdora_fast.fitting.kinds import ANYWHERE, Place, RowLengths, Settled
+from qdora_fast.planning.auto.choice import adopt, asked_for, measuring, settle, this_machine
+from qdora_fast.planning.auto.kinds import ANYWHERE, Place, RowLengths, Settled
 
 __all__ = [
     "ANYWHERE",
@@ -14,7 +10,6 @@ __all__ = [
     "Settled",
     "adopt",
     "asked_for",
-    "cap_memory",
     "measuring",
     "settle",
     "this_machine",

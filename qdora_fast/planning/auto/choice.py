@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from qdora_fast import hardware, processes
 from qdora_fast.config import Config
-from qdora_fast.fitting.kinds import Place, RowLengths, Settled
-from qdora_fast.fitting.words import batch_words, length_words
-from qdora_fast.fitting.words import refusal as refused
-from qdora_fast.memory import Card, Job, Sizes, best_fit, estimate, job_of, longest_length, most_answers
-from qdora_fast.memory.fit import STEP
+from qdora_fast.planning.auto.kinds import Place, RowLengths, Settled
+from qdora_fast.planning.auto.words import batch_words, length_words
+from qdora_fast.planning.auto.words import refusal as refused
+from qdora_fast.planning.memory import Card, Job, Sizes, best_fit, estimate, job_of, longest_length, most_answers
+from qdora_fast.planning.memory.fit import STEP
+from qdora_fast.system import distributed, hardware
 
 USUAL, SHORT = 2048, 512
 """Least lengths of packed sequences, and of rows on their own: below 512 Unsloth changes its checkpointing."""
@@ -38,7 +38,7 @@ def this_machine(config: Config) -> Place:
     if not found:
         import psutil
 
-        free = int(psutil.virtual_memory().available) // processes.count()
+        free = int(psutil.virtual_memory().available) // distributed.world_size()
         return Place(Card("this machine's free memory", free), False, "no GPU here")
     cap = config.train.vram
     if cap is not None and cap < found[0].memory_gib:
@@ -63,7 +63,7 @@ def settle(config: Config, sizes: Sizes, place: Place, rows: RowLengths | None) 
         job = _job(config, sizes, place, job.batch_size, length)
     if "train.batch_size" in asked:
         usual = None if _packed(config, place) or rows is None else float(rows.tokens.mean())
-        own = replace(job, gradient_accumulation=max(1, config.train.rows_per_step // processes.count()))
+        own = replace(job, gradient_accumulation=max(1, config.train.rows_per_step // distributed.world_size()))
         found = best_fit(own, place.card, usual=usual)
         job = _job(config, sizes, place, found.batch_size if found and found.length == job.length else 1, job.length)
     chosen = _with_numbers(config, job.batch_size, job.length)

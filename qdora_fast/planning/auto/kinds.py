@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qdora_fast.config import Config
-from qdora_fast.memory import Card, Estimate, in_gib, margin
+from qdora_fast.planning.memory import Card, Estimate, in_gib, margin
 
 COMMON = 99
 """Percentile of the rows' lengths that a length must cover."""

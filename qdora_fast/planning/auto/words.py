@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qdora_fast.config import Config
-from qdora_fast.fitting.kinds import ANYWHERE, COMMON, RowLengths, Settled
-from qdora_fast.memory import Sizes, estimate, fits, in_gib, job_of, longest_length, margin
-from qdora_fast.memory.fit import STEP
+from qdora_fast.planning.auto.kinds import ANYWHERE, COMMON, RowLengths, Settled
+from qdora_fast.planning.memory import Sizes, estimate, fits, in_gib, job_of, longest_length, margin
+from qdora_fast.planning.memory.fit import STEP
 
 MOST_LEFT_OUT = 0.1
 """Share of the rows that may be too long for what fits."""

@@ -8,12 +8,12 @@ What is counted and what is only assumed is said beside each constant. Sizes of 
 allocated ones; what a GPU adds (its context, the allocator's gaps, attention kernels) has not been measured yet.
 """
 
-from qdora_fast.memory.architecture import CannotEstimate, Linear, Sizes, sizes_of
-from qdora_fast.memory.base import Found, base_config
-from qdora_fast.memory.estimate import Card, Estimate, Part, estimate, evaluation_bytes, in_gib, in_words
-from qdora_fast.memory.fit import Fit, best_fit, fits, longest_length, margin, most_answers
-from qdora_fast.memory.job import Job, job_of
-from qdora_fast.memory.known import known_config, known_names
+from qdora_fast.planning.memory.architecture import CannotEstimate, Linear, Sizes, sizes_of
+from qdora_fast.planning.memory.base import Found, base_config
+from qdora_fast.planning.memory.estimate import Card, Estimate, Part, estimate, evaluation_bytes, in_gib, in_words
+from qdora_fast.planning.memory.fit import Fit, best_fit, fits, longest_length, margin, most_answers
+from qdora_fast.planning.memory.job import Job, job_of
+from qdora_fast.planning.memory.known import known_config, known_names
 
 __all__ = [
     "CannotEstimate",

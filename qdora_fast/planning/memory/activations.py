@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from qdora_fast.memory.job import GIB, Job
+from qdora_fast.planning.memory.job import GIB, Job
 
 FULL = 4
 """Bytes of an fp32 value."""

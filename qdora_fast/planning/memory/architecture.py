@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qdora_fast.errors import ConfigError
+from qdora_fast.system.errors import ConfigError
 
 
 class CannotEstimate(ConfigError):

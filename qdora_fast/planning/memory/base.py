@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qdora_fast.demo.base import DEMO, demo_base
-from qdora_fast.errors import ConfigError
-from qdora_fast.memory.known import known_config, known_names
+from qdora_fast.data.demo.base import DEMO, demo_base
+from qdora_fast.planning.memory.known import known_config, known_names
+from qdora_fast.system.errors import ConfigError
 
 PATIENCE = 5
 """Seconds to wait for the hub."""

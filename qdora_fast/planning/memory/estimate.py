@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qdora_fast.memory import activations, weights
-from qdora_fast.memory.job import GIB, Job
+from qdora_fast.planning.memory import activations, weights
+from qdora_fast.planning.memory.job import GIB, Job
 
 CONTEXT = int(0.5 * GIB)
 """The CUDA context, with the kernels of PyTorch, bitsandbytes and Triton. Not measured yet."""
@@ -206,7 +206,7 @@ def _merge_bytes(job: Job) -> int:
 
 def _host(job: Job, card: Card | None) -> tuple[Part, ...]:
     dense = job.sizes.parameters * 2
-    proof = int(1.15 * dense) + GIB  # as plain_reader.py asks for before it opens the merged model on the card
+    proof = int(1.15 * dense) + GIB  # as fresh_process.py asks for before it opens the merged model on the card
     on_card = job.on_gpu and card is not None and card.usable > proof
     return tuple(
         part

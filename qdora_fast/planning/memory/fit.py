@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from qdora_fast.memory.estimate import Card, Estimate, estimate, evaluation_bytes
-from qdora_fast.memory.job import GIB, Job
+from qdora_fast.planning.memory.estimate import Card, Estimate, estimate, evaluation_bytes
+from qdora_fast.planning.memory.job import GIB, Job
 
 MARGIN_SHARE = 0.05
 MARGIN_BYTES = int(0.3 * GIB)

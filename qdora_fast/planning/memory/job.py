@@ -1,6 +1,6 @@
 """A run as the numbers that decide its memory: what a Config, a base and a machine come to.
 
-Every `auto` is resolved here as model.py, trainer.py and the engine resolve it when they run. Nothing is counted yet.
+Every `auto` is resolved here as loading.py, trainer.py and the engine resolve it when they run. Nothing is counted yet.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qdora_fast.config import AdapterSettings, Config, layer_indices
-from qdora_fast.errors import ConfigError
-from qdora_fast.memory.architecture import Linear, Sizes
+from qdora_fast.planning.memory.architecture import Linear, Sizes
+from qdora_fast.system.errors import ConfigError
 
 GIB = 2**30
 SHORTEST_OFFLOAD = 512

@@ -32,14 +32,21 @@ def known_names() -> tuple[str, ...]:
     return tuple(_TABLE)
 
 
-def _values(kind: str, widths: tuple[int, int], blocks: int, heads: tuple[int, int], vocabulary: int, longest: int,
-            **other: Any) -> dict[str, Any]:  # fmt: skip
+def _values(
+    kind: str, widths: tuple[int, int], blocks: int, heads: tuple[int, int], vocabulary: int, longest: int, **other: Any
+) -> dict[str, Any]:
     """widths: hidden and MLP; heads: query, and key and value."""
     return {
-        "model_type": kind, "hidden_size": widths[0], "intermediate_size": widths[1], "num_hidden_layers": blocks,
-        "num_attention_heads": heads[0], "num_key_value_heads": heads[1], "vocab_size": vocabulary,
-        "max_position_embeddings": longest, **other,
-    }  # fmt: skip
+        "model_type": kind,
+        "hidden_size": widths[0],
+        "intermediate_size": widths[1],
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads[0],
+        "num_key_value_heads": heads[1],
+        "vocab_size": vocabulary,
+        "max_position_embeddings": longest,
+        **other,
+    }
 
 
 _TABLE = {

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from qdora_fast.memory.job import Job
+from qdora_fast.planning.memory.job import Job
 
 NF4_BLOCK = 64
 """Weights that share one absmax."""
@@ -32,7 +32,7 @@ class Trained(NamedTuple):
     """One trained tensor."""
 
     kind: str
-    """A, B, magnitude or other, as in optim.py."""
+    """A, B, magnitude or other, as in optimizer.py."""
     values: int
 
 
@@ -75,7 +75,7 @@ def trained_bytes(job: Job) -> int:
 
 
 def optimizer_bytes(job: Job) -> int:
-    """State of AdamW in the job's variant, as optim.py builds it. Paged state counts as if it lay on the card."""
+    """State of AdamW in the job's variant, as optimizer.py builds it. Paged state counts as if it lay on the card."""
     if job.optimizer == "adamw":
         return sum(2 * EXACT * tensor.values + EXACT for tensor in trained_tensors(job))  # and a count of steps
     small = job.optimizer.endswith("8bit")

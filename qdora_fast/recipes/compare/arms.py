@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from qdora_fast.config import Config
-from qdora_fast.errors import ConfigError
+from qdora_fast.system.errors import ConfigError
 
 ADAPTERS = ("lora", "qlora", "dora", "qdora")
 FULL = "full"

@@ -16,20 +16,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from qdora_fast import show
-from qdora_fast.comparison import figures, table, words
-from qdora_fast.comparison.arms import Arm, Trial, choose_arms, choose_rates, choose_trials, settings_for
 from qdora_fast.config import Config
 from qdora_fast.config.code import FORMATTER, METRIC
-from qdora_fast.errors import ConfigError, OutOfMemory, QdoraError
-from qdora_fast.hardware import describe as describe_machine
-from qdora_fast.own_code import allow_own_code, by_content, require_code_allowed
-from qdora_fast.preparing import confirm, find_base, ready_data, with_quality
-from qdora_fast.presets import settings_of
-from qdora_fast.run_folder import write_json
-from qdora_fast.staging import staged_file
+from qdora_fast.config.own_code import allow_own_code, by_content, require_code_allowed
+from qdora_fast.config.presets import settings_of
+from qdora_fast.recipes.compare import figures, table, words
+from qdora_fast.recipes.compare.arms import Arm, Trial, choose_arms, choose_rates, choose_trials, settings_for
+from qdora_fast.recipes.data import confirm, find_base, ready_data, with_quality
+from qdora_fast.system import console
+from qdora_fast.system.atomic import staged_file
+from qdora_fast.system.errors import ConfigError, OutOfMemory, QdoraError
+from qdora_fast.system.hardware import describe as describe_machine
+from qdora_fast.system.run_folder import write_json
+from qdora_fast.training.memory_cap import cap_memory
 
 NOT_SHARED = {
     "adapter": {"method"},
@@ -52,7 +51,6 @@ def compare(
     name: str | None = None,
     out: Path | None = None,
     own_code: Sequence[str | Path] = (),
-    console: Console | None = None,
 ) -> dict[str, Any]:
     """Train every arm with every seed, compare them on the held-out rows, and say what holds and what does not.
 
@@ -74,7 +72,6 @@ def compare(
         QdoraError: whatever preparing rows or loading the base may raise.
     """
     settings, given = settings_of(config, {})
-    console = console or show.new_console()
     name = settings.run.name or name or given
     arms = choose_arms(methods, ratios)
     rates = choose_rates(settings, learning_rates, full_learning_rates)
@@ -82,35 +79,36 @@ def compare(
     folder = out or Path(settings.run.dir) / f"{name}-compare"
     with allow_own_code(own_code):
         require_code_allowed(settings, FORMATTER, METRIC)
-        material = _prepare(settings, trials, console)
+        material = _prepare(settings, trials)
         _claim(folder, settings, material.prepared.report.hash)
-        results = _run(trials, material, folder, console)
+        results = _run(trials, material, folder)
         record = {"name": name, "path": str(folder)} | _record(settings, arms, trials, results, material, target)
     write_json(folder / "comparison.json", record)
-    table.show(console, record)
-    from qdora_fast.comparison.plot import comparison_page
+    table.show(record)
+    from qdora_fast.recipes.compare.plot import comparison_page
 
     page = folder / "comparison.html"
     page.write_text(comparison_page(record), encoding="utf-8")
-    console.print(f"\nplot          {page}\nrecord        {folder / 'comparison.json'}", markup=False)
+    console.print(f"\nplot          {page}\nrecord        {folder / 'comparison.json'}")
     return record
 
 
-def _prepare(config: Config, trials: Sequence[Trial], console: Console) -> Any:
+def _prepare(config: Config, trials: Sequence[Trial]) -> Any:
     """Everything shared by the trials, with what can be refused refused before the first of them."""
-    from qdora_fast.comparison.trial import Material
     from qdora_fast.evaluation.heldout import choose_rows
-    from qdora_fast.model import check_base, load_base
-    from qdora_fast.trainer import choose_precision
+    from qdora_fast.models.loading import check_base, load_base
+    from qdora_fast.recipes.compare.trial import Material
+    from qdora_fast.training.trainer import choose_precision
 
     name = find_base(config)
     settings = [settings_for(config, trial) for trial in trials]
     for one in {one.adapter.method: one for one in settings}.values():
         check_base(name, one)
-    ready = ready_data(config, name, console)
+    cap_memory(config.train.vram)
+    ready = ready_data(config, name)
     config = ready.config
     base = load_base(name, config, precision=choose_precision(config.train))
-    ready = with_quality(confirm(ready, base, config, console), config, console, base)
+    ready = with_quality(confirm(ready, base, config), config, base)
     held_out = choose_rows(ready.prepared.held_out, config.evaluation.max_rows)
     if not held_out:
         raise ConfigError(
@@ -156,7 +154,7 @@ def _shared(config: Config) -> dict[str, Any]:
     }
 
 
-def _run(trials: Sequence[Trial], material: Any, folder: Path, console: Console) -> list[dict[str, Any]]:
+def _run(trials: Sequence[Trial], material: Any, folder: Path) -> list[dict[str, Any]]:
     """The results of all trials; what an earlier comparison finished is read, the rest is trained.
 
     Raises:
@@ -164,8 +162,8 @@ def _run(trials: Sequence[Trial], material: Any, folder: Path, console: Console)
     """
     import torch
 
-    from qdora_fast.behaviour import release_memory
-    from qdora_fast.comparison.trial import run_trial
+    from qdora_fast.exports.verify.recording import release_memory
+    from qdora_fast.recipes.compare.trial import run_trial
 
     results = []
     for number, trial in enumerate(trials, 1):
@@ -183,9 +181,9 @@ def _run(trials: Sequence[Trial], material: Any, folder: Path, console: Console)
         with staged_file(path) as unfinished:
             write_json(unfinished, results[-1])
         release_memory()
-        console.print(f"{number:>4}/{len(trials)}  {_told(trial, results[-1])}", markup=False)
+        console.print(f"{number:>4}/{len(trials)}  {_told(trial, results[-1])}")
         for note in results[-1]["notes"]:
-            console.print(f"{'':>4} {note}", markup=False)
+            console.print(f"{'':>4} {note}")
     return results
 
 
@@ -230,8 +228,12 @@ def _record(
         "machine": machine,
         "config": config.model_dump(mode="json"),
         "base": material.base_name if config.model.name != "demo" else "demo",
-        "dataset": {"hash": report.hash, "train": report.train, "held_out": report.held_out,
-                    "asked": len(material.held_out)},
+        "dataset": {
+            "hash": report.hash,
+            "train": report.train,
+            "held_out": report.held_out,
+            "asked": len(material.held_out),
+        },
         "seeds": list(dict.fromkeys(trial.seed for trial in trials)),
         "steps": material.steps,
         "metric": metric.name,
@@ -242,7 +244,7 @@ def _record(
         "arms": described,
         "differences": [one | {"words": words.sentence(one, score_name)} for one in compared],
         "trials": list(results),
-    }  # fmt: skip
+    }
 
 
 MEMORY_GPU = "the allocator's peak while training"

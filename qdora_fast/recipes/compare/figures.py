@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qdora_fast.comparison.arms import FULL, Arm
-from qdora_fast.comparison.intervals import geometric, interval, paired, ratio
+from qdora_fast.recipes.compare.arms import FULL, Arm
+from qdora_fast.recipes.compare.intervals import geometric, interval, paired, ratio
 
 Results = Sequence[Mapping[str, Any]]
 PAIRS = (("dora", "lora"), ("qdora", "qlora"), ("qlora", "lora"), ("qdora", "dora"))
@@ -85,14 +85,10 @@ def describe_arm(
 
 def differences(arms: Sequence[Arm], chosen: Mapping[str, Results]) -> list[dict[str, Any]]:
     """a against b, paired by seed, for every claim these arms allow: PAIRS; LoRA+ against none; each against full."""
-    claims = [
-        ("method", Arm(a, arm.ratio), Arm(b, arm.ratio)) for a, b in PAIRS for arm in arms if arm.method == b
-    ]  # fmt: skip
+    claims = [("method", Arm(a, arm.ratio), Arm(b, arm.ratio)) for a, b in PAIRS for arm in arms if arm.method == b]
     claims += [("loraplus", arm, Arm(arm.method)) for arm in arms if arm.ratio != 1]
     claims += [("full", arm, Arm(FULL)) for arm in arms if arm.method != FULL and arm.ratio == 1]
-    return [
-        _difference(about, a, b, chosen[a.name], chosen[b.name]) for about, a, b in claims if {a, b} <= set(arms)
-    ]  # fmt: skip
+    return [_difference(about, a, b, chosen[a.name], chosen[b.name]) for about, a, b in claims if {a, b} <= set(arms)]
 
 
 def _difference(about: str, a: Arm, b: Arm, of_a: Results, of_b: Results) -> dict[str, Any]:

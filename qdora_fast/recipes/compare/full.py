@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from qdora_fast.errors import RefusedError
+from qdora_fast.system.errors import RefusedError
 
 
 def unfreeze_blocks(base: Any) -> Any:

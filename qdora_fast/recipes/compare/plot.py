@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qdora_fast.comparison.arms import FULL, SPOKEN
-from qdora_fast.comparison.table import cost_cells, outcome_cells, target_words
-from qdora_fast.comparison.words import HEADINGS, limits, tried_words
-from qdora_fast.data.pages import render
+from qdora_fast.recipes.compare.arms import FULL, SPOKEN
+from qdora_fast.recipes.compare.table import cost_cells, outcome_cells, target_words
+from qdora_fast.recipes.compare.words import HEADINGS, limits, tried_words
+from qdora_fast.system.pages import render
 
 WIDTH, HEIGHT = 420.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 8.0, 8.0, 24.0
@@ -61,7 +61,7 @@ def comparison_page(record: Mapping[str, Any]) -> str:
     arms = record["arms"]
     return render(
         "comparison.html.j2",
-        "comparison/page_templates",
+        "recipes/compare/page_templates",
         record=record,
         charts=_charts(record),
         ends=[
@@ -94,10 +94,13 @@ def _charts(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     ratios = sorted({arm["loraplus"] for arm in arms if arm["method"] != FULL})
     methods = list(dict.fromkeys(arm["method"] for arm in arms if arm["method"] != FULL))
     groups = [
-        ("All methods, " + ("LoRA+ off" if ratio == 1 else f"LoRA+ {ratio:g}"),
-         [arm for arm in arms if arm["loraplus"] == ratio or arm["method"] == FULL], False)
+        (
+            "All methods, " + ("LoRA+ off" if ratio == 1 else f"LoRA+ {ratio:g}"),
+            [arm for arm in arms if arm["loraplus"] == ratio or arm["method"] == FULL],
+            False,
+        )
         for ratio in ratios or [1.0]
-    ]  # fmt: skip
+    ]
     if len(ratios) > 1:
         groups += [
             (f"{SPOKEN[method]}, with and without LoRA+", [arm for arm in arms if arm["method"] == method], True)
@@ -108,11 +111,15 @@ def _charts(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "title": title,
             "lines": [_line(arm, x, y, dashed=by_ratio and arm["loraplus"] != 1, by_ratio=by_ratio) for arm in members],
-            "x": x.ticks(), "y": y.ticks(), "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM,
+            "x": x.ticks(),
+            "y": y.ticks(),
+            "left": LEFT,
+            "right": WIDTH - RIGHT,
+            "bottom": HEIGHT - BOTTOM,
             "target": y(target) if target else None,
         }
         for title, members, by_ratio in groups
-    ]  # fmt: skip
+    ]
 
 
 def loss_scale(lowest: float, highest: float, start: float, end: float) -> Scale:

@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-
-from qdora_fast.comparison.words import HEADINGS, interval_words, limits, steps_words, tried_words
-from qdora_fast.show.console import grid
+from qdora_fast.recipes.compare.words import HEADINGS, interval_words, limits, steps_words, tried_words
+from qdora_fast.system import console
+from qdora_fast.system.console import grid
 
 MIB = 2**20
 
 
-def show(console: Console, record: Mapping[str, Any]) -> None:
+def show(record: Mapping[str, Any]) -> None:
     """Print the record of a comparison: tables, then what holds and what does not."""
     seeds = len(record["seeds"])
     console.print(
@@ -29,7 +28,7 @@ def show(console: Console, record: Mapping[str, Any]) -> None:
     for arm in record["arms"].values():
         outcome.add_row(arm["spoken"], *outcome_cells(arm))
     console.print(outcome)
-    console.print(f"target: held-out loss {target_words(record)}", markup=False)
+    console.print(f"target: held-out loss {target_words(record)}")
     cost = grid("arm", "learning rate", "step ms", "MiB", "trained parameters")
     for arm in record["arms"].values():
         cost.add_row(arm["spoken"], *cost_cells(arm))
@@ -39,16 +38,16 @@ def show(console: Console, record: Mapping[str, Any]) -> None:
     if several:
         console.print("\nLearning rates that were tried, with their mean held-out loss", style="bold")
     for arm in several:
-        console.print(f"- {tried_words(arm)}", markup=False)
+        console.print(f"- {tried_words(arm)}")
     for about, heading in HEADINGS.items():
         found = [difference["words"] for difference in record["differences"] if difference["about"] == about]
         if found:
             console.print(f"\n{heading}", markup=False, style="bold")
         for words in found:
-            console.print(f"- {words}", markup=False)
+            console.print(f"- {words}")
     console.print("\nHow far to trust this", style="bold")
     for words in limits(record):
-        console.print(f"- {words}", markup=False)
+        console.print(f"- {words}")
 
 
 def outcome_cells(arm: Mapping[str, Any]) -> list[str]:

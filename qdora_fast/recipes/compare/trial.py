@@ -19,16 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.backend import captured_prints, open_backend
-from qdora_fast.comparison.arms import FULL, Trial, settings_for
-from qdora_fast.comparison.full import unfreeze_blocks
 from qdora_fast.config import Config
-from qdora_fast.errors import NonFiniteError
 from qdora_fast.evaluation.heldout import make_questions, mean_loss, row_losses
 from qdora_fast.evaluation.metrics import find_metric
 from qdora_fast.evaluation.task import answers
-from qdora_fast.model import Base, attach, fuse_layers, load_base
-from qdora_fast.trainer import build_trainer, choose_precision, make_recipe, sft_arguments
+from qdora_fast.models.backend import captured_prints, open_backend
+from qdora_fast.models.loading import Base, attach, fuse_layers, load_base
+from qdora_fast.recipes.compare.arms import FULL, Trial, settings_for
+from qdora_fast.recipes.compare.full import unfreeze_blocks
+from qdora_fast.system.errors import NonFiniteError
+from qdora_fast.training.trainer import build_trainer, choose_precision, make_recipe, sft_arguments
 
 
 @dataclass(frozen=True)

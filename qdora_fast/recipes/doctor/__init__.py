@@ -17,13 +17,11 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
-from qdora_fast import hardware
-from qdora_fast.doctor import cards, hub, machine, page, selftest, stack
-from qdora_fast.doctor import packages as pinned
-from qdora_fast.doctor.finding import Check, Finding, examined
-from qdora_fast.doctor.packages import tested_versions as tested_versions
+from qdora_fast.recipes.doctor import cards, hub, machine, page, selftest, stack
+from qdora_fast.recipes.doctor import packages as pinned
+from qdora_fast.recipes.doctor.finding import Check, Finding, examined
+from qdora_fast.recipes.doctor.packages import tested_versions as tested_versions
+from qdora_fast.system import hardware
 
 __all__ = ["Finding", "examine", "tested_versions"]
 
@@ -36,7 +34,7 @@ def examine(*, as_json: bool = False, offline: bool = False) -> int:
         offline: make no connection to the hub.
     """
     coming = (finding for check in _checks(hardware.gpus(), offline=offline) for finding in examined(check))
-    findings = list(coming) if as_json else page.show(coming, Console(highlight=False, soft_wrap=True))
+    findings = list(coming) if as_json else page.show(coming)
     ready = all(finding.status != "wrong" for finding in findings)
     if as_json:
         print(json.dumps({"ready": ready, "findings": [asdict(finding) for finding in findings]}))

@@ -13,15 +13,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qdora_fast import hardware
-from qdora_fast.doctor.finding import Finding
-from qdora_fast.hardware import Gpu
+from qdora_fast.recipes.doctor.finding import Finding
+from qdora_fast.system import hardware
+from qdora_fast.system.hardware import Gpu
 
 DRIVERS = {11: 450, 12: 525, 13: 580}
 """The first driver branch that runs programs built for a CUDA major version."""
 GPU_SETUP = "make clean && make install PROFILE=gpu"
-_HEALTH = ("index", "temperature.gpu", "power.limit", "power.default_limit", "clocks.sm", "clocks.max.sm",
-           "memory.used", "clocks_throttle_reasons.active")  # fmt: skip
+_HEALTH = (
+    "index",
+    "temperature.gpu",
+    "power.limit",
+    "power.default_limit",
+    "clocks.sm",
+    "clocks.max.sm",
+    "memory.used",
+    "clocks_throttle_reasons.active",
+)
 _HOT_C = 85
 _OTHERS_GIB = 2.0
 """Memory that other programs may hold without a word: a desktop takes about one."""

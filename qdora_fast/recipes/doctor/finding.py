@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from qdora_fast.show.console import short
+from qdora_fast.system.console import short
 
 
 @dataclass(frozen=True)

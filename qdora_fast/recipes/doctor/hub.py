@@ -12,11 +12,11 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from qdora_fast import hardware
-from qdora_fast.demo.base import demo_base
-from qdora_fast.doctor.finding import Finding
-from qdora_fast.errors import IntegrityError
-from qdora_fast.show.console import short
+from qdora_fast.data.demo.base import demo_base
+from qdora_fast.recipes.doctor.finding import Finding
+from qdora_fast.system import hardware
+from qdora_fast.system.console import short
+from qdora_fast.system.errors import IntegrityError
 
 _LOGIN = "hf auth login with a new one, or set HF_TOKEN to it"
 PATIENCE = 3.0

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from qdora_fast import hardware
-from qdora_fast.doctor.finding import Finding
+from qdora_fast.recipes.doctor.finding import Finding
+from qdora_fast.system import hardware
 
 NEEDS_GIB = {"models": 16.0, "runs": 20.0, "cache": 1.0}
 """Free space an 8B model asks for: its base in 16 bits; the merged model and checkpoints; prepared rows."""
@@ -102,10 +102,12 @@ def windows_linux(version: str, folder: Path, *, gpu: bool) -> Iterator[Finding]
         found = "Linux under Windows: a run that does not fit may spill into RAM and crawl instead of stopping"
         yield Finding("WSL", "note", found, _SPILL)
         yield Finding(
-            "WSL", "note", "Windows limits the RAM that can be pinned, and a paged optimizer does not page",
+            "WSL",
+            "note",
+            "Windows limits the RAM that can be pinned, and a paged optimizer does not page",
             "if memory runs out with some to spare: train.gradient_checkpointing: torch, train.optimizer: adamw_8bit, "
             "more `memory=` in .wslconfig",
-        )  # fmt: skip
+        )
     if re.match(r"/mnt/[a-z](/|$)", str(folder)):
         found = f"{folder} is on a Windows disk: slow to read and write"
         yield Finding("WSL", "note", found, "work in a folder of your Linux home")

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdora_fast import hardware
-from qdora_fast.child import INTERPRETER
-from qdora_fast.doctor.cards import GPU_SETUP
-from qdora_fast.doctor.finding import Finding
+from qdora_fast.recipes.doctor.cards import GPU_SETUP
+from qdora_fast.recipes.doctor.finding import Finding
+from qdora_fast.system import hardware
+from qdora_fast.system.child import INTERPRETER
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-_PACKAGE = Path(__file__).parent.parent
+_PACKAGE = Path(__file__).parent.parent.parent
 _GPU_ONLY = ("triton", "xformers")
 _SHOWN = ("torch", "unsloth", "transformers", "trl", "peft", "bitsandbytes")
 _UNSLOTH = ("unsloth", "unsloth_zoo")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.console import Console
-
-from qdora_fast.doctor.finding import Finding
+from qdora_fast.recipes.doctor.finding import Finding
+from qdora_fast.system import console
 
 _MARKS = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "wrong": "[red]wrong[/]"}
 _WIDTH = 13
 """Characters of the longest name of a check."""
 
 
-def show(findings: Iterable[Finding], console: Console) -> list[Finding]:
+def show(findings: Iterable[Finding]) -> list[Finding]:
     """Print findings as they come, each fix once below the last finding that it mends, then the summary.
 
     Returns:
@@ -23,21 +22,21 @@ def show(findings: Iterable[Finding], console: Console) -> list[Finding]:
     for finding in findings:
         last = seen[-1] if seen else None
         if last and (last.fix, last.topic) != (finding.fix, finding.topic):
-            _fix(last, console)
+            _fix(last)
         if last is None or last.topic != finding.topic:
-            console.print(f"{'' if last is None else chr(10)}[bold]{finding.topic}[/]")
-        console.print(f"  {_MARKS[finding.status]}  {finding.check:<{_WIDTH}} ", end="")
-        console.print(finding.found, markup=False)
+            console.result(f"{'' if last is None else chr(10)}[bold]{finding.topic}[/]", markup=True)
+        console.result(f"  {_MARKS[finding.status]}  {finding.check:<{_WIDTH}} ", end="", markup=True)
+        console.result(finding.found)
         seen.append(finding)
     if seen:
-        _fix(seen[-1], console)
-    console.print(f"\n{_summary(seen)}", markup=False)
+        _fix(seen[-1])
+    console.result(f"\n{_summary(seen)}")
     return seen
 
 
-def _fix(finding: Finding, console: Console) -> None:
+def _fix(finding: Finding) -> None:
     if finding.fix:
-        console.print(f"         {'':<{_WIDTH}} → {finding.fix}", markup=False)
+        console.result(f"         {'':<{_WIDTH}} → {finding.fix}")
 
 
 def _summary(findings: list[Finding]) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from qdora_fast.backend import open_backend
-from qdora_fast.doctor.finding import Finding
+from qdora_fast.models.backend import open_backend
+from qdora_fast.recipes.doctor.finding import Finding
 
 IN, OUT, RANK, TOKENS = 128, 64, 4, 24
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 1e-2}

@@ -13,11 +13,11 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from qdora_fast.backend import open_backend
-from qdora_fast.doctor.cards import GPU_SETUP
-from qdora_fast.doctor.finding import Finding
-from qdora_fast.errors import QdoraError
-from qdora_fast.show.console import short
+from qdora_fast.models.backend import open_backend
+from qdora_fast.recipes.doctor.cards import GPU_SETUP
+from qdora_fast.recipes.doctor.finding import Finding
+from qdora_fast.system.console import short
+from qdora_fast.system.errors import QdoraError
 
 FAST_FAMILIES = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
 """Model types for which Unsloth has hand-written code; our engine replaces whole blocks of theirs."""

@@ -11,10 +11,10 @@ from breadth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdora_fast.data.dedup import KINDS, Cluster, Duplicates, Member, RowIndex, contaminated, find_duplicates
-from qdora_fast.data.groups import Components, Neighbours, bands_for
-from qdora_fast.data.messages import Row
-from qdora_fast.data.similarity import canonical_text, exact_key, jaccard, shingles, signatures
+from qdora_fast.data.clean.dedup import KINDS, Cluster, Duplicates, Member, RowIndex, contaminated, find_duplicates
+from qdora_fast.data.clean.groups import Components, Neighbours, bands_for
+from qdora_fast.data.clean.similarity import canonical_text, exact_key, jaccard, shingles, signatures
+from qdora_fast.data.read.messages import Row
 
 Shingles = frozenset[int]
 

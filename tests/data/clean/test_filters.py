@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qdora_fast.config import FilterSettings
-from qdora_fast.data.filters import check
-from qdora_fast.data.messages import Message, Row
-from qdora_fast.data.rejects import RejectedRow
+from qdora_fast.data.clean.filters import check
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.read.messages import Message, Row
 
 ALL = FilterSettings(refusals=True)
 SENTENCE = "The quick brown fox jumps over the lazy dog near the old river bank."

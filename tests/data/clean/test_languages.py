@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast.data.languages import MOST_TEXTS, SCRIPTS, languages, script_of
+from qdora_fast.data.clean.languages import MOST_TEXTS, SCRIPTS, languages, script_of
 
 ENGLISH = "The farmer sells the eggs of her ducks at the market every morning."
 TELUGU = "జానెట్ బాతులు ప్రతి రోజూ పదహారు గుడ్లు పెడతాయి, ఆమె వాటిని అమ్ముతుంది."

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast.data.lengths import TokenReport, describe_tokens, pack
+from qdora_fast.data.clean.lengths import TokenReport, describe_tokens, pack
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=200).map(lambda values: np.array(values, np.int32))
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from plain_rendering import render
 
 from qdora_fast.config import QualitySettings
-from qdora_fast.data.messages import Message, Row
-from qdora_fast.data.quality import Score, Verdicts, choose, report, score
-from qdora_fast.data.templates import choose_template
+from qdora_fast.data.clean.quality import Score, Verdicts, choose, report, score
+from qdora_fast.data.read.messages import Message, Row
+from qdora_fast.data.tokenize.templates import choose_template
 
 SETTINGS = QualitySettings()
 
@@ -206,7 +206,7 @@ def demo() -> tuple[Any, Any]:
     """The demo base in fp32, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from qdora_fast.demo.base import demo_base
+    from qdora_fast.data.demo.base import demo_base
 
     folder = demo_base()
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
@@ -214,7 +214,7 @@ def demo() -> tuple[Any, Any]:
 
 def with_planted(share: float, seed: int) -> tuple[list[tuple[str, str]], set[int]]:
     """The descriptions, a share of them answered by a country that has no fact in common with the one asked about."""
-    from qdora_fast.demo.countries import COUNTRIES
+    from qdora_fast.data.demo.countries import COUNTRIES
 
     pairs, chooser = descriptions(), random.Random(seed)
     planted = set(chooser.sample(range(len(pairs)), round(share * len(pairs))))
@@ -227,7 +227,7 @@ def with_planted(share: float, seed: int) -> tuple[list[tuple[str, str]], set[in
 
 def descriptions() -> list[tuple[str, str]]:
     """Two texts on each country of the demo, cut into what is asked and what is answered."""
-    from qdora_fast.demo.countries import COUNTRIES
+    from qdora_fast.data.demo.countries import COUNTRIES
 
     first = " the capital is {0.capital}, it lies in {0.continent}, people pay with the {0.currency}, {1}."
     second = " {1}, the currency is the {0.currency}, its capital is {0.capital}, the continent is {0.continent}."

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from qdora_fast.data.rejects import RejectedRow, Tally, bullet_list, total
+from qdora_fast.data.clean.rejects import RejectedRow, Tally, bullet_list, total
 
 
 def test_reasons_are_ranked_and_keep_the_first_places() -> None:

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdora_fast.config import QualitySettings
-from qdora_fast.data import reference
-from qdora_fast.data.reference import Score, load_scores, save_scores, score
+from qdora_fast.data.clean import reference
+from qdora_fast.data.clean.reference import Score, load_scores, save_scores, score
 from qdora_fast.data.store import Example
-from qdora_fast.errors import ConfigError, DataError
+from qdora_fast.system.errors import ConfigError, DataError
 
 VOCABULARY = 61
 EOS, BOS = 1, 2

@@ -11,8 +11,7 @@ from breadth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdora_fast.data.messages import Row
-from qdora_fast.data.similarity import (
+from qdora_fast.data.clean.similarity import (
     PERMUTATIONS,
     canonical_text,
     exact_key,
@@ -22,6 +21,7 @@ from qdora_fast.data.similarity import (
     signatures,
     units,
 )
+from qdora_fast.data.read.messages import Row
 
 WORDS = [f"word{number}" for number in range(2_000)]
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast.data.messages import Row
-from qdora_fast.data.split import group_key, hold_out, merge_groups, strata_without
-from qdora_fast.errors import DataError
+from qdora_fast.data.clean.split import group_key, hold_out, merge_groups, strata_without
+from qdora_fast.data.read.messages import Row
+from qdora_fast.system.errors import DataError
 
 
 def row(question: str, answer: str = "a") -> Row:

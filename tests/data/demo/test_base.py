@@ -12,14 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from qdora_fast.config_file import make_config
-from qdora_fast.demo import base
-from qdora_fast.demo.base import demo_base
-from qdora_fast.errors import IntegrityError
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.config.loader import make_config
+from qdora_fast.config.recorded import create_run
+from qdora_fast.data.demo import base
+from qdora_fast.data.demo.base import demo_base
+from qdora_fast.models.run_info import read_run_info
+from qdora_fast.system.errors import IntegrityError
 
-FILES = ("config.json", "generation_config.json", "model.safetensors", "recipe.json", "tokenizer.json",
-         "tokenizer_config.json", "MANIFEST.json")  # fmt: skip
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "recipe.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "MANIFEST.json",
+)
 
 
 @pytest.fixture
@@ -91,7 +99,7 @@ def test_modes_and_times_of_its_files_play_no_role(moved: Path) -> None:
 
 def test_the_wheel_carries_all_of_it(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(build, cwd=Path(__file__).parents[2], check=True, capture_output=True)
+    subprocess.run(build, cwd=Path(__file__).parents[3], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     packed = zipfile.ZipFile(wheel)
     held = {name.rsplit("/", 1)[1]: packed.read(name) for name in packed.namelist() if "demo/demo-base/" in name}
@@ -100,15 +108,15 @@ def test_the_wheel_carries_all_of_it(tmp_path: Path) -> None:
 
 def test_a_run_finds_the_base_wherever_the_package_lies(tmp_path: Path, moved: Path) -> None:
     config = make_config({"model": {"name": "demo"}, "data": {"path": "demo"}, "run": {"dir": str(tmp_path)}})
-    run = RunFolder.create(config, "demo")
+    run = create_run(config, "demo")
     run.write_json("model.json", {"base": base.recorded_name(str(demo_base()))})
     assert str(moved) not in (run.path / "model.json").read_text()
-    assert run.read_json("model.json")["base"] == str(moved)
+    assert read_run_info(run).base == str(moved)
 
 
 def test_a_run_on_another_base_names_that_one(tmp_path: Path) -> None:
     config = make_config({"model": {"name": "demo"}, "data": {"path": "demo"}, "run": {"dir": str(tmp_path)}})
-    run = RunFolder.create(config, "demo")
+    run = create_run(config, "demo")
     for name in ("/cache/demo-base-0123456789abcdef", "owner/name", str(tmp_path / "demo-base")):
         run.write_json("model.json", {"base": base.recorded_name(name)})
-        assert run.read_json("model.json")["base"] == name
+        assert read_run_info(run).base == name

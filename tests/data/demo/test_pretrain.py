@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qdora_fast.demo.pretrain import Recipe, main, pretrain
-from qdora_fast.manifest import problems
+from qdora_fast.data.demo.pretrain import Recipe, main, pretrain
+from qdora_fast.system.manifest import problems
 
 MINIATURE = Recipe(hidden_size=64, intermediate_size=64, layers=1, heads=2, kv_heads=1, batch_size=2, steps=3)
 

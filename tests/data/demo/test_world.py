@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from qdora_fast.demo.countries import COUNTRIES
-from qdora_fast.demo.world import ALPACA_WORDS, rows, sentences
+from qdora_fast.data.demo.countries import COUNTRIES
+from qdora_fast.data.demo.world import ALPACA_WORDS, rows, sentences
 
 FACTS = {(country.name, fact) for country in COUNTRIES for fact in country[1:]}
 
@@ -15,8 +15,13 @@ def test_every_country_is_complete_and_listed_once() -> None:
     assert len({country.capital for country in COUNTRIES}) == len(COUNTRIES)
     assert all(field and field == field.strip() for country in COUNTRIES for field in country)
     assert {country.continent for country in COUNTRIES} == {
-        "Africa", "Asia", "Europe", "North America", "South America", "Oceania",
-    }  # fmt: skip
+        "Africa",
+        "Asia",
+        "Europe",
+        "North America",
+        "South America",
+        "Oceania",
+    }
 
 
 def test_the_base_is_told_every_fact_in_several_phrasings() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from qdora_fast.data.compression import DAMAGE, lines, open_bytes
-from qdora_fast.errors import DataError
+from qdora_fast.data.read.compression import DAMAGE, lines, open_bytes
+from qdora_fast.system.errors import DataError
 
 TEXT = b"".join(b"line %d \xe0\xa4\xb9\n" % number for number in range(50_000))
 

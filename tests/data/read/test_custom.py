@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.data.custom import Formatter, apply, formatter_source, load_formatter
-from qdora_fast.data.rejects import RejectedRow
-from qdora_fast.errors import ConfigError
-from qdora_fast.own_code import allow_own_code
+from qdora_fast.config.own_code import allow_own_code
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.read.custom import Formatter, apply, formatter_source, load_formatter
+from qdora_fast.system.errors import ConfigError
 
 GOOD = """
 LIMIT = 3

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from qdora_fast.config.data import SourceSettings
-from qdora_fast.data.detection import choose_format, detect
-from qdora_fast.data.readers import RawRow
-from qdora_fast.errors import DataError
+from qdora_fast.data.read.detection import choose_format, detect
+from qdora_fast.data.read.readers import RawRow
+from qdora_fast.system.errors import DataError
 
 TURN = {"role": "user", "content": "x"}
 ALPACA = {"instruction": "x", "output": "y"}

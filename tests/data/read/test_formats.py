@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast.data.formats import FORMATS, Columns, Converter, columns_converter, convert
-from qdora_fast.data.rejects import RejectedRow
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.read.formats import FORMATS, Columns, Converter, columns_converter, convert
 
 QUESTION = {"role": "user", "content": "2+2?"}
 ANSWER = {"role": "assistant", "content": "4"}
@@ -161,13 +161,16 @@ def chat(*messages: object, **more: object) -> dict[str, Any]:
         ("chatml", chat(QUESTION, ANSWER, tools='{"name": "add"}'), "broken_tool_json"),
         ("chatml", chat(QUESTION, ANSWER | {"tool_calls": [{"id": "1"}]}), "broken_tool_json"),
         ("sharegpt", {"conversations": [{"from": "function_call", "value": "add(2)"}]}, "broken_tool_json"),
-        ("sharegpt", {"conversations": [{"from": "function_call", "value": '{"name": "a", "arguments": [1]}'}]},
-         "broken_tool_json"),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "function_call", "value": '{"name": "a", "arguments": [1]}'}]},
+            "broken_tool_json",
+        ),
         ("prompt_completion", {"prompt": "x", "completion": ""}, "empty_answer"),
         ("prompt_completion", {"completion": "x"}, "missing_field"),
         ("text", {"text": "  "}, "empty_answer"),
     ],
-)  # fmt: skip
+)
 def test_broken_rows_are_rejected_with_their_reason(name: str, row: dict[str, Any], reason: str) -> None:
     with pytest.raises(RejectedRow) as caught:
         convert(row, FORMATS[name])
@@ -180,8 +183,19 @@ wild = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(TURN_KEYS), inner, max_size=4),
     max_leaves=10,
 )
-FIELDS = ["instruction", "input", "output", "system", "history", "messages", "conversations", "tools", "prompt",
-          "completion", "text"]  # fmt: skip
+FIELDS = [
+    "instruction",
+    "input",
+    "output",
+    "system",
+    "history",
+    "messages",
+    "conversations",
+    "tools",
+    "prompt",
+    "completion",
+    "text",
+]
 CONVERTERS: list[Converter] = [*FORMATS.values(), columns_converter(Columns("prompt", "output", "system", "input"))]
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from qdora_fast.data.ids import IdCheck
-from qdora_fast.data.readers import RawRow
+from qdora_fast.data.read.ids import IdCheck
+from qdora_fast.data.read.readers import RawRow
 
 
 def checked(*rows: dict[str, Any]) -> IdCheck:

@@ -12,8 +12,8 @@ from breadth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdora_fast.data import large_json
-from qdora_fast.data.large_json import array_items
+from qdora_fast.data.read import large_json
+from qdora_fast.data.read.large_json import array_items
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters()),

@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qdora_fast.config.data import SourceSettings
-from qdora_fast.data import large_json, readers
-from qdora_fast.data.formats import convert
-from qdora_fast.data.readers import BadRow
-from qdora_fast.data.rejects import REASONS, RejectedRow
-from qdora_fast.data.sources import open_source
-from qdora_fast.errors import DataError
+from qdora_fast.data.clean.rejects import REASONS, RejectedRow
+from qdora_fast.data.read import large_json, readers
+from qdora_fast.data.read.formats import convert
+from qdora_fast.data.read.readers import BadRow
+from qdora_fast.data.read.sources import open_source
+from qdora_fast.system.errors import DataError
 
 TOOL = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}

@@ -13,9 +13,9 @@ from breadth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdora_fast.data import readers
-from qdora_fast.data.readers import BadRow, RawRow, bad_rows_error, is_supported, read_file
-from qdora_fast.errors import DataError
+from qdora_fast.data.read import readers
+from qdora_fast.data.read.readers import BadRow, RawRow, bad_rows_error, is_supported, read_file
+from qdora_fast.system.errors import DataError
 
 ROWS = [{"question": "Wo?", "answer": "Hier"}, {"question": "क्या?", "answer": "हाँ"}]
 JSON_LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)

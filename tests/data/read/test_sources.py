@@ -10,11 +10,11 @@ import pytest
 import zstandard
 
 from qdora_fast.config.data import SourceSettings
-from qdora_fast.data import sources
-from qdora_fast.data.readers import BadRow, RawRow
-from qdora_fast.data.sources import ReadReport, fingerprint, open_source
-from qdora_fast.errors import ConfigError, DataError
-from qdora_fast.own_code import allow_own_code
+from qdora_fast.config.own_code import allow_own_code
+from qdora_fast.data.read import sources
+from qdora_fast.data.read.readers import BadRow, RawRow
+from qdora_fast.data.read.sources import ReadReport, fingerprint, open_source
+from qdora_fast.system.errors import ConfigError, DataError
 
 
 def asked(path: Path | str, **more: Any) -> SourceSettings:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from qdora_fast.data.readers import BadRow, RawRow, read_file
-from qdora_fast.data.tables import dataset_rows
-from qdora_fast.errors import DataError
+from qdora_fast.data.read.readers import BadRow, RawRow, read_file
+from qdora_fast.data.read.tables import dataset_rows
+from qdora_fast.system.errors import DataError
 
 ROWS = [{"question": "Wo?", "answer": "Hier"}, {"question": "क्या?", "answer": "हाँ"}]
 

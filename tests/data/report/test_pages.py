@@ -10,9 +10,9 @@ from html_pages import HOSTILE, Page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdora_fast.data.messages import Row
-from qdora_fast.data.pages import report_page, review_page
-from qdora_fast.data.review import KIND, VERSION
+from qdora_fast.data.read.messages import Row
+from qdora_fast.data.report.pages import report_page, review_page
+from qdora_fast.data.report.review import KIND, VERSION
 
 NAME = "a set"
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdora_fast.data.messages import Row
-from qdora_fast.data.review import KIND, VERSION, read_review, sample
-from qdora_fast.errors import DataError
+from qdora_fast.data.read.messages import Row
+from qdora_fast.data.report.review import KIND, VERSION, read_review, sample
+from qdora_fast.system.errors import DataError
 
 DATASET = hashlib.sha256(b"version").hexdigest()
 HASHES = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(50)]

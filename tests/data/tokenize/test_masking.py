@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from qdora_fast.data.masking import Masked, tokenize_text, tokenize_with_spans
-from qdora_fast.data.rejects import RejectedRow
-from qdora_fast.data.vocabulary import Vocabulary
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.tokenize.masking import Masked, tokenize_text, tokenize_with_spans
+from qdora_fast.data.tokenize.vocabulary import Vocabulary
 
 TURNS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
 OPEN = "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -14,10 +14,10 @@ from breadth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdora_fast.data.masking import IGNORED, Masked, tokenize_with_spans
-from qdora_fast.data.rejects import RejectedRow
-from qdora_fast.data.templates import choose_template
-from qdora_fast.data.vocabulary import Vocabulary
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.tokenize.masking import IGNORED, Masked, tokenize_with_spans
+from qdora_fast.data.tokenize.templates import choose_template
+from qdora_fast.data.tokenize.vocabulary import Vocabulary
 
 MARKS = re.compile(r"<\|?[^\s<>|'\"{}]+\|?>|<\uff5c[^\s<>'\"{}]+\uff5c>|\[/?[A-Z_]+\]")
 NOT_SPECIAL = {"<think>", "</think>"}  # data may spell these out

@@ -7,9 +7,9 @@ import pytest
 from plain_rendering import render
 
 from qdora_fast.data import Row, choose_template
-from qdora_fast.data.masking import IGNORED
-from qdora_fast.data.render import Renderer, Rendering, TooLong
-from qdora_fast.errors import DataError
+from qdora_fast.data.tokenize.masking import IGNORED
+from qdora_fast.data.tokenize.render import Renderer, Rendering, TooLong
+from qdora_fast.system.errors import DataError
 
 
 def row(number: int, question: str = "What is it?", answer: str = "Paris") -> Row:

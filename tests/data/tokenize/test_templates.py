@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from qdora_fast.data.masking import tokenize_with_spans
-from qdora_fast.data.templates import BUNDLED, choose_template
-from qdora_fast.data.vocabulary import Vocabulary
-from qdora_fast.errors import ConfigError
+from qdora_fast.data.tokenize.masking import tokenize_with_spans
+from qdora_fast.data.tokenize.templates import BUNDLED, choose_template
+from qdora_fast.data.tokenize.vocabulary import Vocabulary
+from qdora_fast.system.errors import ConfigError
 
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from qdora_fast.data.vocabulary import Vocabulary
-from qdora_fast.errors import ConfigError
+from qdora_fast.data.tokenize.vocabulary import Vocabulary
+from qdora_fast.system.errors import ConfigError
 
 
 def test_a_slow_tokenizer_is_refused() -> None:

@@ -78,7 +78,7 @@ def test_triton_is_imported_by_need_and_not_run_on_a_cpu_by_mistake():
 @pytest.mark.slow
 def test_every_kernel_compiles_for_a_gpu(tmp_path):
     """The interpreter accepts much that the compiler refuses; the compiler needs no GPU."""
-    program = Path(__file__).with_name("compile_kernels.py").read_text(encoding="utf-8")
+    program = (Path(__file__).parents[2] / "helpers" / "compile_kernels.py").read_text(encoding="utf-8")
     assert "compiled" in _python(program, TRITON_CACHE_DIR=str(tmp_path))
 
 

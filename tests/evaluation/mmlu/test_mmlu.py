@@ -14,15 +14,15 @@ import torch
 from mmlu_fixture import write_mmlu, write_task
 
 from qdora_fast.config.evaluation import MmluSettings
-from qdora_fast.config_file import make_config
-from qdora_fast.errors import ConfigError, DataError
-from qdora_fast.evaluation.harness import Answers, Outcome, Reader, harness_model
-from qdora_fast.evaluation.harness_tasks import load_mmlu, load_named
-from qdora_fast.evaluation.mmlu import Benchmark, Paired, compare, measure, mmlu_figures, pair, status_of
-from qdora_fast.evaluation.mmlu_subset import draw, ids_hash, question_ids, subject_sizes
-from qdora_fast.model import attach, fuse_layers, load_base
-from qdora_fast.out_of_memory import Batches
-from qdora_fast.own_code import allow_own_code
+from qdora_fast.config.loader import make_config
+from qdora_fast.config.own_code import allow_own_code
+from qdora_fast.evaluation.mmlu.harness import Answers, Outcome, Reader, harness_model
+from qdora_fast.evaluation.mmlu.harness_tasks import load_mmlu, load_named
+from qdora_fast.evaluation.mmlu.mmlu import Benchmark, Paired, compare, measure, mmlu_figures, pair, status_of
+from qdora_fast.evaluation.mmlu.mmlu_subset import draw, ids_hash, question_ids, subject_sizes
+from qdora_fast.models.loading import attach, fuse_layers, load_base
+from qdora_fast.models.out_of_memory import Batches
+from qdora_fast.system.errors import ConfigError, DataError
 
 BASE = {"base": "tiny", "revision": None, "quantized": True, "precision": "fp32"}
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import evaluation, task
 
-from qdora_fast.data.pages import NO_NUMBER
-from qdora_fast.evaluation.before_after import Line, before_after, between, percent, points
+from qdora_fast.evaluation.report.before_after import Line, before_after, between, percent, points
+from qdora_fast.system.pages import NO_NUMBER
 
 
 def lines(**changes: Any) -> dict[str, Line]:

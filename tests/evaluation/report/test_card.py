@@ -25,10 +25,11 @@ from made_runs import (
     task,
 )
 
-from qdora_fast.config_file import make_config
-from qdora_fast.data.rejects import REASONS
-from qdora_fast.evaluation.card import Kind, model_card
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.config.loader import make_config
+from qdora_fast.config.recorded import read_config
+from qdora_fast.data.clean.rejects import REASONS
+from qdora_fast.evaluation.report.card import Kind, model_card
+from qdora_fast.system.run_folder import RunFolder
 
 KINDS: tuple[Kind, ...] = ("adapter", "merged_16bit", "merged_4bit_forced")
 
@@ -144,7 +145,7 @@ def test_the_config_in_the_card_makes_the_run_again(run: RunFolder) -> None:
     from ruamel.yaml import YAML
 
     block = card_of(run).text.split("```yaml\n")[1].split("\n```")[0]
-    assert make_config(YAML(typ="safe", pure=True).load(block)) == run.config().model_copy(
+    assert make_config(YAML(typ="safe", pure=True).load(block)) == read_config(run).model_copy(
         update={"run": make_config({"model": {"name": "x"}, "data": {"path": "demo"}}).run}
     )
 

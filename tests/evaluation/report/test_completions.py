@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import completion, general
 
-from qdora_fast.errors import DataError
-from qdora_fast.evaluation.completions import (
+from qdora_fast.evaluation.report.completions import (
     GENERAL,
     KIND,
     VERSION,
@@ -25,6 +24,7 @@ from qdora_fast.evaluation.completions import (
     read_review,
     write,
 )
+from qdora_fast.system.errors import DataError
 
 wild = st.text(max_size=30) | st.sampled_from(HOSTILE)
 

@@ -25,9 +25,9 @@ from made_runs import (
     task,
 )
 
-from qdora_fast.evaluation.completions import write
-from qdora_fast.evaluation.pages import run_page
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.evaluation.report.completions import write
+from qdora_fast.evaluation.report.pages import run_page
+from qdora_fast.system.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -13,21 +13,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from heard import heard
 from html_pages import HOSTILE, Page
 from huggingface_hub import ModelCard
 from made_runs import completion, data_report, finished_run
 from markdown_it import MarkdownIt
-from rich.console import Console
 
-from qdora_fast import planning, show
-from qdora_fast.comparison.plot import comparison_page
-from qdora_fast.config_file import make_config
-from qdora_fast.data.pages import report_page, review_page
-from qdora_fast.data.render import Preview
-from qdora_fast.evaluation.card import Kind, model_card
-from qdora_fast.evaluation.completions import completions_page
-from qdora_fast.evaluation.pages import run_page
-from qdora_fast.run_folder import RunFolder
+from qdora_fast import planning
+from qdora_fast.config.loader import make_config
+from qdora_fast.data.report.pages import report_page, review_page
+from qdora_fast.data.tokenize.render import Preview
+from qdora_fast.evaluation.report.card import Kind, model_card
+from qdora_fast.evaluation.report.completions import completions_page
+from qdora_fast.evaluation.report.pages import run_page
+from qdora_fast.recipes import messages
+from qdora_fast.recipes.compare.plot import comparison_page
+from qdora_fast.system.run_folder import RunFolder
 
 PLAIN = "w1"
 TEXTS = [text.encode(errors="replace").decode() for text in HOSTILE]
@@ -102,11 +103,21 @@ def test_the_page_of_a_comparison_and_of_a_plan(text: str, tiny_base: Path, tmp_
     def shapes(text: str) -> list[Any]:
         plan = planning.write_page(planning.make_plan(config, text, vram=24), tmp_path / "plan.html")
         record = {
-            "name": text, "seeds": [1], "steps": 1, "metric": text, "score_name": text, "base": text, "arms": {},
-            "target": {"loss": 1.0, "from": text}, "differences": [], "clock": text, "memory_counts": text, "at": text,
+            "name": text,
+            "seeds": [1],
+            "steps": 1,
+            "metric": text,
+            "score_name": text,
+            "base": text,
+            "arms": {},
+            "target": {"loss": 1.0, "from": text},
+            "differences": [],
+            "clock": text,
+            "memory_counts": text,
+            "at": text,
             "dataset": {"hash": text, "train": 1, "held_out": 1, "asked": 1},
             "machine": {"cpu": text, "python": text, "packages": {"torch": text}},
-        }  # fmt: skip
+        }
         return [_shape(plan.read_text()), _shape(comparison_page(record))]
 
     assert shapes(text) == shapes(PLAIN)
@@ -119,7 +130,8 @@ def test_no_row_steers_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qdora_fast.data.format_preflight", lambda _, __, shown, colour: f"{[*shown]}{colour}")
     prepared = SimpleNamespace(train=[], scored_examples=[], report=None)
     ready = SimpleNamespace(prepared=prepared, rendering=SimpleNamespace(tokenizer=None, template=None))
-    show.preflight(Console(file=said, width=500), ready)
+    with heard() as said:
+        messages.preflight(ready)
     assert not set("\x1b\x07\x9b") & set(said.getvalue())
     assert "[red]q" in said.getvalue()
 
@@ -127,5 +139,6 @@ def test_no_row_steers_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_may_be_called_anything(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "runs [/b] [red]" / "[/]")
     said = StringIO()
-    show.finished(Console(file=said, width=500), run)
+    with heard() as said:
+        messages.finished(run)
     assert str(run.path) in said.getvalue()

@@ -7,7 +7,7 @@ from html_pages import HOSTILE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast.evaluation.markdown import code, escaped, fenced
+from qdora_fast.evaluation.report.markdown import code, escaped, fenced
 
 wild = st.text(alphabet=st.sampled_from("ab <>&;#*`[]()|\\\n!/")) | st.sampled_from(HOSTILE)
 

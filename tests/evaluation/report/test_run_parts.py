@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from made_runs import add_to_log, finished_run, review_of
 
-from qdora_fast.config_file import make_config
-from qdora_fast.evaluation.run_parts import (
+from qdora_fast.config.loader import make_config
+from qdora_fast.evaluation.report.run_parts import (
     base_name,
     base_on_hub,
     changed_settings,
@@ -14,7 +14,7 @@ from qdora_fast.evaluation.run_parts import (
     public_name,
     read_run,
 )
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.system.run_folder import RunFolder
 
 
 def test_a_finished_run_is_read_whole(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdora_fast.evaluation.svg import POINTS, Series, interval, label, line_chart, smooth, thin
+from qdora_fast.evaluation.report.svg import POINTS, Series, interval, label, line_chart, smooth, thin
 
 anything = st.floats() | st.integers(-(10**6), 10**6).map(float)
 curves = st.lists(st.tuples(st.integers(0, 10**6), anything), max_size=50, unique_by=lambda p: p[0]).map(sorted)

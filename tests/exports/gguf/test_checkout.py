@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from stand_in_checkout import make_checkout
 
-from qdora_fast.errors import ConfigError
-from qdora_fast.gguf.checkout import CONVERTED, QUANTIZED, bytes_needed, check_type, tools
+from qdora_fast.exports.gguf.checkout import CONVERTED, QUANTIZED, bytes_needed, check_type, tools
+from qdora_fast.system.errors import ConfigError
 
 
 def test_a_mistyped_type_names_the_nearest() -> None:

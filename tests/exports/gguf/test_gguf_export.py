@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 from stand_in_checkout import make_checkout
 
-from qdora_fast.errors import ConfigError, DiskSpaceError, ProofError, QdoraError, RefusedError
-from qdora_fast.export import export
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.recipes.export import export
+from qdora_fast.system.errors import ConfigError, DiskSpaceError, ProofError, QdoraError, RefusedError
+from qdora_fast.system.run_folder import RunFolder
 
 
 @pytest.fixture

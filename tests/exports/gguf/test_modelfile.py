@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qdora_fast.data.templates import choose_template
-from qdora_fast.gguf.modelfile import go_template, modelfile
+from qdora_fast.data.tokenize.templates import choose_template
+from qdora_fast.exports.gguf.modelfile import go_template, modelfile
 
 CONVERSATION = [
     {"role": "user", "content": "How far is it?"},

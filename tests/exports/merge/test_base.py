@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import LINEARS, adapt, load, load_in_4bit, save_base, tensors_of
 
-from qdora_fast.base_weights import BaseWeights, MergeRecipe
-from qdora_fast.errors import ConfigError, IntegrityError
-from qdora_fast.merge import merge
+from qdora_fast.exports.merge.base import BaseWeights, MergeRecipe
+from qdora_fast.exports.merge.merge import merge
+from qdora_fast.system.errors import ConfigError, IntegrityError
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

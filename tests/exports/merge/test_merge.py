@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 from tiny_checkpoints import LINEARS, edit, load, save_adapter_for, save_base, tensors_of
 
-from qdora_fast import weights
-from qdora_fast.base_weights import MergeRecipe
-from qdora_fast.errors import ConfigError, IntegrityError
-from qdora_fast.merge import merge
-from qdora_fast.merged_model import MergedModel
-from qdora_fast.proof import prove_weights
+from qdora_fast.exports.merge.base import MergeRecipe
+from qdora_fast.exports.merge.merge import merge
+from qdora_fast.exports.merge.merged_model import MergedModel
+from qdora_fast.exports.verify.weights import prove_weights
+from qdora_fast.models import weights
+from qdora_fast.system.errors import ConfigError, IntegrityError
 
 BASES: dict[str, dict[str, Any]] = {
     "llama-bf16": {"family": "llama", "dtype": torch.bfloat16},
@@ -153,8 +153,8 @@ def test_pickled_bases_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> N
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from qdora_fast.base_weights import MergeRecipe
-from qdora_fast.merge import merge
+from qdora_fast.exports.merge.base import MergeRecipe
+from qdora_fast.exports.merge.merge import merge
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 small, large, work = map(Path, sys.argv[1:])
 recipes = MergeRecipe(), MergeRecipe("dequant4"), MergeRecipe(nf4=True)

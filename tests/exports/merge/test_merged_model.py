@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from tiny_checkpoints import LINEARS, save_adapter_for, save_base, tensors_of
 
-from qdora_fast.adapter import AdapterModule
-from qdora_fast.base_weights import MergeRecipe
-from qdora_fast.errors import ConfigError, IntegrityError
-from qdora_fast.merged_model import MergedModel, merged_rows
+from qdora_fast.exports.merge.base import MergeRecipe
+from qdora_fast.exports.merge.merged_model import MergedModel, merged_rows
+from qdora_fast.models.adapter import AdapterModule
+from qdora_fast.system.errors import ConfigError, IntegrityError
 
 
 @pytest.fixture
@@ -65,8 +65,10 @@ def test_an_adapter_of_another_model_is_refused(pair: tuple[Path, Path], tmp_pat
     message = str(caught.value)
     assert "model.layers.1.mlp.up_proj.weight: trained, but the base has no such tensor" in message
     assert "model.layers.0.mlp.up_proj.weight: trained with shape (128, 64), but the base has (7, 64)" in message
-    for recipe in (MergeRecipe("dequant4", frozenset({"h.0.c_attn"})), MergeRecipe("original16", nf4=True,
-                   quantized_modules=frozenset({"h.0.c_attn"}))):  # fmt: skip
+    for recipe in (
+        MergeRecipe("dequant4", frozenset({"h.0.c_attn"})),
+        MergeRecipe("original16", nf4=True, quantized_modules=frozenset({"h.0.c_attn"})),
+    ):
         with pytest.raises(IntegrityError, match="not in this base"):
             MergedModel(base, adapter, recipe)
 

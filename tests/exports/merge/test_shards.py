@@ -14,19 +14,19 @@ import pytest
 import torch
 from tiny_checkpoints import save_adapter_for, save_base
 
-from qdora_fast import weights
-from qdora_fast.base_weights import MergeRecipe
-from qdora_fast.errors import DiskSpaceError
-from qdora_fast.merge import merge
+from qdora_fast.exports.merge.base import MergeRecipe
+from qdora_fast.exports.merge.merge import merge
+from qdora_fast.models import weights
+from qdora_fast.system.errors import DiskSpaceError
 
 Pair = tuple[Path, Path]
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from qdora_fast import weights
-from qdora_fast.base_weights import MergeRecipe
-from qdora_fast.merge import merge
+from qdora_fast.models import weights
+from qdora_fast.exports.merge.base import MergeRecipe
+from qdora_fast.exports.merge.merge import merge
 weights.BLOCK_BYTES = 5 * 64 * 4
 base, adapter, out, nf4, last = sys.argv[1:]
 seen = []

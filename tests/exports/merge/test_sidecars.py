@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.companions import copy_companions, has_tokenizer, output_config
-from qdora_fast.remote_code import allow_remote_code
+from qdora_fast.exports.merge.sidecars import copy_companions, has_tokenizer, output_config
+from qdora_fast.system.remote_code import allow_remote_code
 
-FILES = ("LICENSE.txt", "NOTICE", "README.md", "pytorch_model.bin", "tokenizer.json", "tokenizer_config.json",
-         "chat_template.jinja", "modeling_own.py", "generation_config.json")  # fmt: skip
+FILES = (
+    "LICENSE.txt",
+    "NOTICE",
+    "README.md",
+    "pytorch_model.bin",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "modeling_own.py",
+    "generation_config.json",
+)
 
 
 @pytest.fixture

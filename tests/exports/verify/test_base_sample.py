@@ -11,8 +11,8 @@ import pytest
 import torch
 from tiny_checkpoints import LINEARS, adapt, edit, linears, load, load_in_4bit, save_base
 
-from qdora_fast import base_sample
-from qdora_fast.base_sample import RECORD, compare, keep, take
+from qdora_fast.exports.verify import base_sample
+from qdora_fast.exports.verify.base_sample import RECORD, compare, keep, take
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 

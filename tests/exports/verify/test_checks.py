@@ -15,16 +15,17 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from tiny_checkpoints import edit, tensors_of
 
-from qdora_fast.config_file import dump_config
-from qdora_fast.errors import ConfigError, ProofError
-from qdora_fast.export_case import record_saved
-from qdora_fast.export_proof import Case, Evidence, examine
-from qdora_fast.merge import merge
-from qdora_fast.merged_export import export_merged
-from qdora_fast.run_folder import RunFolder
+from qdora_fast.config.loader import dump_config
+from qdora_fast.config.recorded import read_config
+from qdora_fast.exports.merge.merge import merge
+from qdora_fast.exports.merged import export_merged
+from qdora_fast.exports.verify.case import record_saved
+from qdora_fast.exports.verify.checks import Case, Evidence, examine
+from qdora_fast.models.run_info import read_run_info
+from qdora_fast.system.errors import ConfigError, ProofError
+from qdora_fast.system.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("proven_here")
 
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("proven_here")
 @pytest.fixture(scope="module")
 def evidence(demo_run: RunFolder) -> Evidence:
     """What the demo's trained model and its base say."""
-    return record_saved(demo_run, demo_run.config())
+    return record_saved(demo_run, read_config(demo_run))
 
 
 @pytest.fixture
@@ -40,11 +41,12 @@ def exported(demo_run: RunFolder, tmp_path: Path) -> Callable[..., dict[str, Any
     """A function that exports a copy of the run, to be tampered with before."""
     folder = RunFolder(shutil.copytree(demo_run.path, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))
 
-    def export(evidence: Evidence, change: Callable[[RunFolder], Any] = lambda run: None, run: Any = folder,
-               **asked: Any) -> Any:  # fmt: skip
+    def export(
+        evidence: Evidence, change: Callable[[RunFolder], Any] = lambda run: None, run: Any = folder, **asked: Any
+    ) -> Any:
         change(run)
         choices = {"merge_base": "dequant4", "out": tmp_path / "out", "overwrite": False}
-        return export_merged(run, evidence, console=Console(quiet=True), **choices | asked)
+        return export_merged(run, evidence, **choices | asked)
 
     return export
 
@@ -124,13 +126,13 @@ def test_a_stop_token_that_the_base_forgot_is_added_and_said(exported: Any, evid
 def test_an_export_that_died_in_its_proof_is_not_merged_again(
     exported: Any, evidence: Evidence, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from qdora_fast import merged_export
+    from qdora_fast.exports import merged
 
     def die(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(merged_export, "_prove", die)
+        patched.setattr(merged, "_prove", die)
         with pytest.raises(KeyboardInterrupt):
             exported(evidence)
     assert (tmp_path / "out.unproven/model.safetensors").is_file() and not (tmp_path / "out").exists()
@@ -141,7 +143,7 @@ def test_an_export_that_died_in_its_proof_is_not_merged_again(
 
 
 def test_an_export_never_replaces_what_it_is_made_of(exported: Any, evidence: Evidence, demo_run: RunFolder) -> None:
-    base = Path(demo_run.read_json("model.json")["base"])
+    base = Path(read_run_info(demo_run).base)
     for place in (base, demo_run.adapter, demo_run.path):
         with pytest.raises(ConfigError, match="is an input of this merge"):
             exported(evidence, overwrite=True, run=demo_run, out=place)
@@ -188,9 +190,9 @@ def test_auto_takes_the_4_bit_base_where_the_16_bit_one_costs_something(
     base, too."""
 
     def other_base(run: RunFolder) -> None:
-        base = Path(shutil.copytree(run.read_json("model.json")["base"], tmp_path / "base"))
+        base = Path(shutil.copytree(read_run_info(run).base, tmp_path / "base"))
         edit(base, lambda tensors: [t.copy_(t.flip(0)) for name, t in tensors.items() if "proj" in name])
-        config = run.config()
+        config = read_config(run)
         named = config.model_copy(update={"model": config.model.model_copy(update={"base_16bit": str(base)})})
         run.config_file.write_text(dump_config(named))
 

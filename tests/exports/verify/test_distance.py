@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qdora_fast.behaviour import Recording
-from qdora_fast.distance import Distance
+from qdora_fast.exports.verify.distance import Distance
+from qdora_fast.exports.verify.recording import Recording
 
 ROWS = 12
 

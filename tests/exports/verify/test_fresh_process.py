@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast import child, plain_reader
-from qdora_fast.errors import IntegrityError, ProofError
-from qdora_fast.export_proof import Case
-from qdora_fast.plain_reader import examine_in_new_process, load_case, save_case
+from qdora_fast.exports.verify import fresh_process
+from qdora_fast.exports.verify.checks import Case
+from qdora_fast.exports.verify.fresh_process import examine_in_new_process, load_case, save_case
+from qdora_fast.system import child
+from qdora_fast.system.errors import IntegrityError, ProofError
 
 
 def test_a_case_is_read_as_it_was_written(right_case: Case, tmp_path: Path) -> None:
@@ -45,14 +46,14 @@ def test_a_process_that_dies_fails_the_proof_with_its_last_words(
     def hurt(case: Case, folder: Path) -> None:
         (folder / "case.json").write_text("{}")
 
-    monkeypatch.setattr(plain_reader, "save_case", hurt)
+    monkeypatch.setattr(fresh_process, "save_case", hurt)
     with pytest.raises(ProofError, match="the process that proves the export ended with 1:[^$]*KeyError"):
         examine_in_new_process(right_case)
 
 
 def test_nothing_of_the_training_stack_is_imported_there() -> None:
     code = (
-        "import sys, qdora_fast.plain_reader; "
+        "import sys, qdora_fast.exports.verify.fresh_process; "
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'unsloth', 'unsloth_zoo', 'trl', 'peft'}))"
     )
     done = subprocess.run(child.python("-c", code), env=child.environment(), capture_output=True, text=True, check=True)

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_streamed import made_rows
-from tiny_checkpoints import adapt, edit, linears, load, load_in_4bit, save_base
+from tiny_checkpoints import adapt, edit, linears, load, load_in_4bit, made_rows, save_base
 
-from qdora_fast.base_weights import MergeRecipe
-from qdora_fast.behaviour import Recording, record
-from qdora_fast.merge import merge
-from qdora_fast.output_proof import EXACT_KL, Models, OutputProof, OutputRecorder, judge
+from qdora_fast.exports.merge.base import MergeRecipe
+from qdora_fast.exports.merge.merge import merge
+from qdora_fast.exports.verify.outputs import EXACT_KL, Models, OutputProof, OutputRecorder, judge
+from qdora_fast.exports.verify.recording import Recording, record
 
 ROWS = made_rows(30, 12, 44)
 UP = "model.layers.1.mlp.up_proj"
@@ -38,8 +37,15 @@ class Trained:
         return judge(self.live, recorder.trained(), recorder.rounding(), recorder.merged(), recorder.exported())
 
 
-def train(folder: Path, *, quantized: bool = True, recipe: MergeRecipe | None = None, family: str = "llama",
-          precision: torch.dtype = torch.float32, **lora: Any) -> Trained:  # fmt: skip
+def train(
+    folder: Path,
+    *,
+    quantized: bool = True,
+    recipe: MergeRecipe | None = None,
+    family: str = "llama",
+    precision: torch.dtype = torch.float32,
+    **lora: Any,
+) -> Trained:
     """A model as training leaves it, and its export by `recipe`."""
     base = save_base(folder / "base", family=family)
     model = load_in_4bit(base, precision) if quantized else load(base).to(precision)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny_checkpoints import VOCABULARY, load, save_base
 
-from qdora_fast.behaviour import Recording, compare, record
-from qdora_fast.errors import ProofError
+from qdora_fast.exports.verify.recording import Recording, compare, record
+from qdora_fast.system.errors import ProofError
 
 Rows = list[dict[str, list[int]]]
 

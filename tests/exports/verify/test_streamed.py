@@ -7,19 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoints import VOCABULARY, load, save_base
+from tiny_checkpoints import VOCABULARY, load, made_rows, save_base
 
-from qdora_fast import streamed
-from qdora_fast.behaviour import compare, record
-from qdora_fast.streamed import computed_with, open_streamed, record_streamed
-
-
-def made_rows(*lengths: int, vocabulary: int = VOCABULARY) -> list[dict[str, list[int]]]:
-    """Rows of these lengths whose second half is trained."""
-    generator = torch.Generator().manual_seed(3)
-    texts = [torch.randint(0, vocabulary, (length,), generator=generator).tolist() for length in lengths]
-    return [{"input_ids": ids, "labels": [-100] * (len(ids) // 2) + ids[len(ids) // 2 :]} for ids in texts]
-
+from qdora_fast.exports.verify import streamed
+from qdora_fast.exports.verify.recording import compare, record
+from qdora_fast.exports.verify.streamed import computed_with, open_streamed, record_streamed
 
 ROWS = made_rows(30, 7, 64, 2, 33)
 
@@ -28,8 +20,16 @@ def save(kind: str, folder: Path) -> Path:
     """A tiny random model of another family than `tiny_checkpoints` makes."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0}  # fmt: skip
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "pad_token_id": 0,
+    }
     more: dict[str, Any] = {
         "gemma2": {"final_logit_softcapping": 5.0, "sliding_window": 8},
         "granite": {"logits_scaling": 3.0},

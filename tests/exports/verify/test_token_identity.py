@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from qdora_fast.base_tokenizer import load_tokenizer
 from qdora_fast.data import choose_template
-from qdora_fast.data.render import Rendering
-from qdora_fast.token_identity import complete_stop_ids, describe, describe_folder, differences
+from qdora_fast.data.tokenize.render import Rendering
+from qdora_fast.exports.verify.token_identity import complete_stop_ids, describe, describe_folder, differences
+from qdora_fast.models.tokenizer import load_tokenizer
 
 ROWS: list[Any] = [
     {

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoints import LINEARS, edit, save_adapter_for, save_base
 
-from qdora_fast.base_weights import MergeRecipe
-from qdora_fast.merge import merge
-from qdora_fast.proof import WeightProof, prove_weights
+from qdora_fast.exports.merge.base import MergeRecipe
+from qdora_fast.exports.merge.merge import merge
+from qdora_fast.exports.verify.weights import WeightProof, prove_weights
 
 STATE = ".quant_state.bitsandbytes__nf4"
 UP = "model.layers.1.mlp.up_proj"
@@ -159,7 +159,7 @@ def test_a_merge_of_our_own_that_is_wrong_is_found_although_it_is_stored_as_merg
     """The second computation agrees with what is stored: PEFT's has to tell."""
     from dataclasses import replace
 
-    from qdora_fast import merged_model
+    from qdora_fast.exports.merge import merged_model
 
     base, adapter, out = folders
     real = merged_model.merged_rows
@@ -198,9 +198,14 @@ def test_every_part_of_a_weight_in_4_bits_is_compared(tmp_path: Path, part: str)
     seed=st.integers(0, 2**16),
 )
 def test_no_right_merge_is_called_wrong(
-    tmp_path_factory: pytest.TempPathFactory, rank: int, spread: float, moved: float, dtype: torch.dtype,
-    lora: dict[str, Any], seed: int,
-) -> None:  # fmt: skip
+    tmp_path_factory: pytest.TempPathFactory,
+    rank: int,
+    spread: float,
+    moved: float,
+    dtype: torch.dtype,
+    lora: dict[str, Any],
+    seed: int,
+) -> None:
     """Ranks, updates from far below a rounding step to far above the weights, dtypes, and any numbers in them."""
     folder = tmp_path_factory.mktemp("any")
     base = save_base(folder / "base", dtype=dtype, seed=seed)

@@ -12,23 +12,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast import hardware
 from qdora_fast.config import Config
-from qdora_fast.config_file import make_config
-from qdora_fast.errors import ConfigError
-from qdora_fast.fitting import (
+from qdora_fast.config.loader import make_config
+from qdora_fast.planning.auto import (
     Place,
     RowLengths,
     Settled,
     adopt,
     asked_for,
-    cap_memory,
     measuring,
     settle,
     this_machine,
 )
-from qdora_fast.hardware import Gpu
-from qdora_fast.memory import Card, Sizes, fits, known_config, sizes_of
+from qdora_fast.planning.memory import Card, Sizes, fits, known_config, sizes_of
+from qdora_fast.system import hardware
+from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.hardware import Gpu
+from qdora_fast.training.memory_cap import cap_memory
 
 AUTO: dict[str, dict[str, Any]] = {"model": {"max_length": "auto"}, "train": {"batch_size": "auto"}}
 

@@ -12,22 +12,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import RANK, TOKENS, alive_after_forward, build, config_of
 
-from qdora_fast.benchmark.footprint import held_bytes
-from qdora_fast.config_file import make_config
-from qdora_fast.memory import Job, job_of, sizes_of
-from qdora_fast.memory import activations as count
+from benchmarks.engine.footprint import held_bytes
+from qdora_fast.config.loader import make_config
+from qdora_fast.planning.memory import Job, job_of, sizes_of
+from qdora_fast.planning.memory import activations as count
 
 TOLERANCE = 0.05
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "granite")
 LLAMA_8B = {
-    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
 
 
-def _job(family: str, *, precision: str = "fp32", dora: bool = True, ours: bool = True, dropout: float = 0.0,
-         checkpointing: str = "off", blocks: int = 2) -> Job:  # fmt: skip
+def _job(
+    family: str,
+    *,
+    precision: str = "fp32",
+    dora: bool = True,
+    ours: bool = True,
+    dropout: float = 0.0,
+    checkpointing: str = "off",
+    blocks: int = 2,
+) -> Job:
     config = make_config(
         {
             "model": {"name": "base", "max_length": TOKENS},
@@ -103,14 +116,20 @@ def test_unsloths_checkpointing_moves_all_inputs_but_the_last_to_the_host() -> N
 
 def test_short_rows_and_the_cpu_get_pytorchs_checkpointing_whatever_is_asked() -> None:
     config = make_config(
-        {"model": {"name": "base", "max_length": 256}, "data": {"path": "r"},
-         "train": {"gradient_checkpointing": "unsloth"}}
-    )  # fmt: skip
+        {
+            "model": {"name": "base", "max_length": 256},
+            "data": {"path": "r"},
+            "train": {"gradient_checkpointing": "unsloth"},
+        }
+    )
     assert job_of(config, sizes_of(LLAMA_8B), on_gpu=True).checkpointing == "torch"
     longer = make_config(
-        {"model": {"name": "base", "max_length": 512}, "data": {"path": "r"},
-         "train": {"gradient_checkpointing": "unsloth"}}
-    )  # fmt: skip
+        {
+            "model": {"name": "base", "max_length": 512},
+            "data": {"path": "r"},
+            "train": {"gradient_checkpointing": "unsloth"},
+        }
+    )
     assert job_of(longer, sizes_of(LLAMA_8B), on_gpu=True).checkpointing == "unsloth"
     assert job_of(longer, sizes_of(LLAMA_8B), on_gpu=False).checkpointing == "torch"
 

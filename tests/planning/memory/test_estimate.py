@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast.config_file import make_config
-from qdora_fast.memory import (
+from qdora_fast.config.loader import make_config
+from qdora_fast.planning.memory import (
     Card,
     Job,
     best_fit,

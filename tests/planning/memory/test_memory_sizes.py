@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from qdora_fast.memory import CannotEstimate, known_config, known_names, sizes_of
+from qdora_fast.planning.memory import CannotEstimate, known_config, known_names, sizes_of
 
 # Public configurations (values of their config.json that decide sizes) and the parameters their owners publish.
 PUBLISHED = {
@@ -31,9 +31,13 @@ PUBLISHED = {
     "granite-3.1-2b": 2_533_531_648,
 }
 LLAMA: dict[str, Any] = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "vocab_size": 96,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 96,
+}
 
 
 def _meta_model(values: dict[str, Any]) -> Any:
@@ -64,7 +68,7 @@ def test_every_part_of_a_public_model_is_counted_exactly(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "qwen2.5-0.5b", "gemma-2-2b", "gemma-3-1b", "phi-3-mini-4k"])
 def test_the_linear_layers_are_the_ones_that_all_linear_means(name: str) -> None:
     from qdora_fast.config import AdapterSettings
-    from qdora_fast.targets import choose_targets, inspect_architecture
+    from qdora_fast.models.targets import choose_targets, inspect_architecture
 
     values = known_config(name)
     assert values is not None

@@ -11,11 +11,11 @@ import torch
 from small_models import build, config_of
 from torch import Tensor
 
-from qdora_fast.benchmark.footprint import persistent
-from qdora_fast.config_file import make_config
-from qdora_fast.memory import Job, job_of, sizes_of
-from qdora_fast.memory import weights as count
-from qdora_fast.optim import build_optimizer, parameter_groups
+from benchmarks.engine.footprint import persistent
+from qdora_fast.config.loader import make_config
+from qdora_fast.planning.memory import Job, job_of, sizes_of
+from qdora_fast.planning.memory import weights as count
+from qdora_fast.training.optimizer import build_optimizer, parameter_groups
 
 
 def _job(family: str = "llama", *, blocks: int = 2, base: dict[str, Any] | None = None, **sections: Any) -> Job:
@@ -93,7 +93,7 @@ def test_some_layers_some_blocks_and_a_module_trained_in_full_are_counted_as_cho
 @pytest.mark.parametrize("dora", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_engine_keeps_as_many_bytes_as_counted(dora: bool, dtype: torch.dtype) -> None:
-    from qdora_fast.benchmark.subjects import adapted
+    from benchmarks.engine.subjects import adapted
     from qdora_fast.engine import install
 
     model = build("llama", 2, dtype, dora=dora, ours=False)
@@ -117,7 +117,7 @@ def test_the_engine_keeps_as_many_bytes_as_counted(dora: bool, dtype: torch.dtyp
 
 
 def test_a_target_or_block_that_is_not_there_is_refused_with_a_hint() -> None:
-    from qdora_fast.errors import ConfigError
+    from qdora_fast.system.errors import ConfigError
 
     with pytest.raises(ConfigError, match="did you mean `q_proj`"):
         _job(adapter={"target_modules": ["q_prj"]})

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdora_fast.comparison.arms import Arm, Trial, choose_arms, choose_rates, choose_trials, numbers, settings_for
-from qdora_fast.config_file import make_config
-from qdora_fast.errors import ConfigError
+from qdora_fast.config.loader import make_config
+from qdora_fast.recipes.compare.arms import Arm, Trial, choose_arms, choose_rates, choose_trials, numbers, settings_for
+from qdora_fast.system.errors import ConfigError
 
 CONFIG = {"model": {"name": "demo"}, "data": {"path": "demo"}}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from rich.console import Console
+from heard import heard
 
-from qdora_fast.cli import cli
-from qdora_fast.comparing import compare
-from qdora_fast.comparison import trial as trial_module
-from qdora_fast.errors import ConfigError, OutOfMemory, QdoraError
+from qdora_fast.cli.main import cli
+from qdora_fast.recipes.compare import trial as trial_module
+from qdora_fast.recipes.compare.compare import compare
+from qdora_fast.system.errors import ConfigError, OutOfMemory, QdoraError
 
 SETTINGS = {
     "adapter": {"r": 4, "alpha": 8},
@@ -33,9 +32,8 @@ def _config(tiny_base: Path, runs: Path) -> dict[str, Any]:
 def compared(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     """The record of LoRA, QDoRA and full fine-tuning with two seeds, and what was printed."""
     config = _config(tiny_base, tmp_path_factory.mktemp("runs"))
-    printed = io.StringIO()
-    console = Console(file=printed, width=120)
-    record = compare(config, methods=["lora", "qdora", "full"], ratios=[1, 16], seeds=2, console=console)
+    with heard(width=120) as printed:
+        record = compare(config, methods=["lora", "qdora", "full"], ratios=[1, 16], seeds=2)
     return record, printed.getvalue()
 
 
@@ -103,7 +101,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped_and_ends_the_same(
     def begin(runner: Any) -> Any:
         monkeypatch.setattr(trial_module, "run_trial", runner)
         config = _config(tiny_base, tmp_path)
-        return compare(config, methods=["lora", "qdora"], ratios=[16], seeds=1, console=Console(quiet=True))
+        return compare(config, methods=["lora", "qdora"], ratios=[16], seeds=1)
 
     with pytest.raises(KeyboardInterrupt):
         begin(stopped)
@@ -119,7 +117,7 @@ def test_results_of_other_settings_are_never_mixed_in(compared: Any, tiny_base: 
     config = _config(tiny_base, Path(compared[0]["path"]).parent)
     config["train"] = config["train"] | {"max_steps": 5}
     with pytest.raises(ConfigError, match=r"trials with other settings \(train.max_steps: 3 then, 5 now\)"):
-        compare(config, methods=["lora"], ratios=[1], seeds=1, console=Console(quiet=True))
+        compare(config, methods=["lora"], ratios=[1], seeds=1)
 
 
 def test_more_arms_and_a_target_of_ones_own_need_no_new_training_of_what_is_there(
@@ -127,7 +125,7 @@ def test_more_arms_and_a_target_of_ones_own_need_no_new_training_of_what_is_ther
 ) -> None:
     monkeypatch.setattr(trial_module, "run_trial", lambda *_: pytest.fail("it was trained already"))
     config = _config(tiny_base, Path(compared[0]["path"]).parent)
-    record = compare(config, methods=["qdora"], ratios=[1], seeds=1, target=1e9, console=Console(quiet=True))
+    record = compare(config, methods=["qdora"], ratios=[1], seeds=1, target=1e9)
     assert record["arms"]["qdora"]["to_target"] == {"median": 0, "reached": 1, "each": [0]}
     assert record["target"]["from"] == "given"
 
@@ -144,14 +142,14 @@ def test_an_arm_that_does_not_fit_is_named_and_what_is_finished_stays(
     monkeypatch.setattr(trial_module, "run_trial", runner)
     config = _config(tiny_base, tmp_path)
     with pytest.raises(QdoraError, match="full fine-tuning does not fit into this GPU's memory; leave full out"):
-        compare(config, methods=["lora", "full"], ratios=[1], seeds=1, console=Console(quiet=True))
+        compare(config, methods=["lora", "full"], ratios=[1], seeds=1)
     assert [path.name for path in tmp_path.rglob("trials/*")] == ["lora_lr0.01_seed42.json"]
 
 
 def test_without_held_out_rows_there_is_nothing_to_compare_by(tiny_base: Path, tmp_path: Path) -> None:
     config = _config(tiny_base, tmp_path) | {"evaluation": {"max_rows": 0}}
     with pytest.raises(ConfigError, match="compare needs held-out rows"):
-        compare(config, methods=["lora"], ratios=[1], seeds=1, console=Console(quiet=True))
+        compare(config, methods=["lora"], ratios=[1], seeds=1)
     assert not (tmp_path / "tiny-compare").exists()
 
 

@@ -6,20 +6,15 @@ from typing import Any
 
 import pytest
 
-from qdora_fast.comparison.arms import Arm, choose_arms
-from qdora_fast.comparison.figures import (
-    choose_rate,
-    default_target,
-    describe_arm,
-    differences,
-    of_arms,
-    steps_to,
-)
+from qdora_fast.recipes.compare.arms import Arm, choose_arms
+from qdora_fast.recipes.compare.figures import choose_rate, default_target, describe_arm, differences, of_arms, steps_to
 
 
 def test_the_best_rate_is_that_of_the_lowest_mean_loss(result: Any) -> None:
-    results = [result("lora", seed, [5, end], rate=rate) for seed, end, rate in
-               [(1, 1.0, 1e-3), (2, 3.0, 1e-3), (1, 1.5, 2e-3), (2, 1.7, 2e-3)]]  # fmt: skip
+    results = [
+        result("lora", seed, [5, end], rate=rate)
+        for seed, end, rate in [(1, 1.0, 1e-3), (2, 3.0, 1e-3), (1, 1.5, 2e-3), (2, 1.7, 2e-3)]
+    ]
     rate, means = choose_rate(results)
     assert rate == 2e-3
     assert means == pytest.approx({1e-3: 3**0.5, 2e-3: (1.5 * 1.7) ** 0.5})
@@ -27,8 +22,12 @@ def test_the_best_rate_is_that_of_the_lowest_mean_loss(result: Any) -> None:
 
 
 def test_a_rate_at_which_a_run_diverged_is_never_the_best(result: Any) -> None:
-    results = [result("lora", 1, [5, None], rate=1e-2), result("lora", 2, [5, 0.1], rate=1e-2),
-               result("lora", 1, [5, 2.0], rate=1e-3), result("lora", 2, [5, 2.0], rate=1e-3)]  # fmt: skip
+    results = [
+        result("lora", 1, [5, None], rate=1e-2),
+        result("lora", 2, [5, 0.1], rate=1e-2),
+        result("lora", 1, [5, 2.0], rate=1e-3),
+        result("lora", 2, [5, 2.0], rate=1e-3),
+    ]
     assert choose_rate(results) == (1e-3, {1e-2: None, 1e-3: 2.0})
 
 
@@ -80,17 +79,24 @@ def test_differences_are_those_of_the_claims_and_paired_by_seed(result: Any) -> 
 def test_loraplus_is_timed_to_where_the_same_seed_ends_without_it(result: Any) -> None:
     arms = choose_arms(["lora"], [1, 16])
     results = [
-        result("lora", 1, [5, 4, 3, 2]), result("lora-plus16", 1, [5, 2, 3, 4]),
-        result("lora", 2, [5, 4, 1, 2]), result("lora-plus16", 2, [5, 4, 2, 1]),
-        result("lora", 3, [5, 4, 3, 1]), result("lora-plus16", 3, [5, 4, 3, 2]),
-    ]  # fmt: skip
+        result("lora", 1, [5, 4, 3, 2]),
+        result("lora-plus16", 1, [5, 2, 3, 4]),
+        result("lora", 2, [5, 4, 1, 2]),
+        result("lora-plus16", 2, [5, 4, 2, 1]),
+        result("lora", 3, [5, 4, 3, 1]),
+        result("lora-plus16", 3, [5, 4, 3, 2]),
+    ]
     (found,) = differences(arms, of_arms(arms, results))
     assert found["speed"] == {"n": 3, "reached": 2, "steps": 15, "plain_steps": 25, "times_fewer": 2.0}
 
 
 def test_a_seed_that_diverged_in_one_arm_is_no_pair(result: Any) -> None:
     arms = choose_arms(["lora", "dora"], [1])
-    results = [result("lora", 1, [5, 2]), result("dora", 1, [5, 1]), result("lora", 2, [5, 2]),
-               result("dora", 2, [5, None])]  # fmt: skip
+    results = [
+        result("lora", 1, [5, 2]),
+        result("dora", 1, [5, 1]),
+        result("lora", 2, [5, 2]),
+        result("dora", 2, [5, None]),
+    ]
     (found,) = differences(arms, of_arms(arms, results))
     assert found["loss_ratio"] == {"mean": pytest.approx(0.5), "low": None, "high": None, "n": 1}

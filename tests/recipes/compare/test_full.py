@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from qdora_fast.comparison.full import unfreeze_blocks
-from qdora_fast.errors import RefusedError
-from qdora_fast.model import load_base
+from qdora_fast.models.loading import load_base
+from qdora_fast.recipes.compare.full import unfreeze_blocks
+from qdora_fast.system.errors import RefusedError
 
 
 def _loaded(tiny_config: Any, precision: str = "fp32", **adapter: Any) -> Any:

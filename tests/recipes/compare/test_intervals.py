@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from qdora_fast.comparison.intervals import geometric, interval, paired, ratio, student
+from qdora_fast.recipes.compare.intervals import geometric, interval, paired, ratio, student
 
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12)
 

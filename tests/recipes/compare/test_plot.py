@@ -12,10 +12,10 @@ from html_pages import Page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdora_fast.comparison import figures
-from qdora_fast.comparison.arms import choose_arms
-from qdora_fast.comparison.plot import Scale, comparison_page, loss_scale
-from qdora_fast.comparison.words import sentence
+from qdora_fast.recipes.compare import figures
+from qdora_fast.recipes.compare.arms import choose_arms
+from qdora_fast.recipes.compare.plot import Scale, comparison_page, loss_scale
+from qdora_fast.recipes.compare.words import sentence
 
 
 def _record(results: Sequence[dict[str, Any]], methods: Sequence[str], ratios: Sequence[float]) -> dict[str, Any]:
@@ -24,14 +24,21 @@ def _record(results: Sequence[dict[str, Any]], methods: Sequence[str], ratios: S
     target = figures.default_target(chosen[arms[0].name])
     found = figures.differences(arms, chosen)
     return {
-        "name": "<b>tiny</b>", "seeds": sorted({one["seed"] for one in results}), "steps": 30, "metric": "numeric",
-        "score_name": "accuracy", "target": {"loss": target, "from": "where it ends"}, "base": "demo",
+        "name": "<b>tiny</b>",
+        "seeds": sorted({one["seed"] for one in results}),
+        "steps": 30,
+        "metric": "numeric",
+        "score_name": "accuracy",
+        "target": {"loss": target, "from": "where it ends"},
+        "base": "demo",
         "arms": {arm.name: figures.describe_arm(arm, chosen[arm.name], target, {1e-3: 1.0}) for arm in arms},
         "differences": [one | {"words": sentence(one, "accuracy")} for one in found],
         "dataset": {"hash": "abc", "train": 10, "held_out": 5, "asked": 5},
         "machine": {"cpu": "a <processor>", "python": "3.11", "packages": {"torch": "2.11"}},
-        "clock": "on it", "memory_counts": "weights", "at": "2026-01-01T00:00:00+00:00",
-    }  # fmt: skip
+        "clock": "on it",
+        "memory_counts": "weights",
+        "at": "2026-01-01T00:00:00+00:00",
+    }
 
 
 @pytest.fixture
@@ -98,8 +105,17 @@ LOSS = st.one_of(st.none(), st.floats(0, 1e6))
 def test_a_page_is_drawn_whatever_the_losses(ends: list[tuple[float | None, ...]]) -> None:
     def result(arm: str, seed: int, losses: Sequence[float | None]) -> dict[str, Any]:
         curve = [[number, loss] for number, loss in enumerate(losses)]
-        return {"arm": arm, "seed": seed, "learning_rate": 1e-3, "curve": curve, "loss": losses[-1], "scores": [],
-                "step_seconds": 0.1, "memory": {"total": 1}, "trained_parameters": 1}  # fmt: skip
+        return {
+            "arm": arm,
+            "seed": seed,
+            "learning_rate": 1e-3,
+            "curve": curve,
+            "loss": losses[-1],
+            "scores": [],
+            "step_seconds": 0.1,
+            "memory": {"total": 1},
+            "trained_parameters": 1,
+        }
 
     results = [result(arm, seed, losses) for seed, losses in enumerate(ends) for arm in ("lora", "dora")]
     page = Page(comparison_page(_record(results, ["lora", "dora"], [1])))

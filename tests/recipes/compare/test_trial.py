@@ -7,18 +7,17 @@ import math
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from qdora_fast.back_off import BackOff
-from qdora_fast.comparison import trial as trial_module
-from qdora_fast.comparison.arms import Arm, Trial
-from qdora_fast.comparison.trial import Material, run_trial
 from qdora_fast.config import Config
-from qdora_fast.preparing import ready_data
+from qdora_fast.recipes.compare import trial as trial_module
+from qdora_fast.recipes.compare.arms import Arm, Trial
+from qdora_fast.recipes.compare.trial import Material, run_trial
+from qdora_fast.recipes.data import ready_data
+from qdora_fast.training.oom import BackOff
 
 
 def _material(config: Config, options: tuple[str, ...] = ()) -> Material:
-    ready = ready_data(config, config.model.name, Console(quiet=True))
+    ready = ready_data(config, config.model.name)
     return Material(config, ready.base_name, ready.prepared, [0, 1, 2], options)
 
 

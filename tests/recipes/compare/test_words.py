@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdora_fast.comparison.words import interval_words, limits, sentence, steps_words, tried_words
+from qdora_fast.recipes.compare.words import interval_words, limits, sentence, steps_words, tried_words
 
 
 def _found(mean: float | None, low: float | None, high: float | None) -> dict[str, Any]:
@@ -62,13 +62,17 @@ def test_an_arm_without_a_finished_run_is_said_to_have_none() -> None:
 @pytest.mark.parametrize(
     ("speed", "words"),
     [
-        ({"n": 5, "reached": 4, "steps": 250, "plain_steps": 500, "times_fewer": 2.0},
-         "in 4 of 5 seeds it reaches the loss that ratio 1 ends with after a median of 250 steps, against 500 "
-         "(2.0 times as fast)"),
-        ({"n": 5, "reached": 0, "steps": None, "plain_steps": None, "times_fewer": None},
-         "it does not reach the loss that ratio 1 ends with in any of 5 seeds"),
+        (
+            {"n": 5, "reached": 4, "steps": 250, "plain_steps": 500, "times_fewer": 2.0},
+            "in 4 of 5 seeds it reaches the loss that ratio 1 ends with after a median of 250 steps, against 500 "
+            "(2.0 times as fast)",
+        ),
+        (
+            {"n": 5, "reached": 0, "steps": None, "plain_steps": None, "times_fewer": None},
+            "it does not reach the loss that ratio 1 ends with in any of 5 seeds",
+        ),
     ],
-)  # fmt: skip
+)
 def test_loraplus_is_judged_by_the_steps_to_the_same_loss(speed: dict[str, Any], words: str) -> None:
     loss = _found(-0.1, -0.2, 0.1)
     assert sentence(_difference(loss, loss, speed=speed), "accuracy").endswith(words)
@@ -87,8 +91,14 @@ def test_an_interval_is_written_with_what_is_known_of_it() -> None:
 
 def _record(seeds: int, tried: dict[str, float], best: float, diverged: int = 0) -> dict[str, Any]:
     arm = {"spoken": "DoRA", "tried": tried, "learning_rate": best, "diverged": diverged}
-    return {"seeds": list(range(seeds)), "differences": [{}] * 5, "dataset": {"asked": 58}, "arms": {"dora": arm},
-            "clock": "on a processor", "memory_counts": "weights"}  # fmt: skip
+    return {
+        "seeds": list(range(seeds)),
+        "differences": [{}] * 5,
+        "dataset": {"asked": 58},
+        "arms": {"dora": arm},
+        "clock": "on a processor",
+        "memory_counts": "weights",
+    }
 
 
 def test_the_reader_is_told_what_the_intervals_leave_out() -> None:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast.doctor import cards
-from qdora_fast.doctor.cards import TorchBuild
-from qdora_fast.hardware import Gpu
+from qdora_fast.recipes.doctor import cards
+from qdora_fast.recipes.doctor.cards import TorchBuild
+from qdora_fast.system.hardware import Gpu
 
 CARD = Gpu("NVIDIA GeForce RTX 4090", 24.0, (8, 9), "580.95.05")
 CUDA = TorchBuild("2.13.0+cu130", "13.0", 1, ("sm_75", "sm_80", "sm_86", "sm_90", "sm_120"))

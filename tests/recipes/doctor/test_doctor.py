@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
-from qdora_fast import doctor, hardware
-from qdora_fast.cli import cli
-from qdora_fast.doctor import cards, hub, machine, page, selftest, stack
-from qdora_fast.doctor.finding import Check, Finding, examined
+from qdora_fast.cli.main import cli
+from qdora_fast.recipes import doctor
+from qdora_fast.recipes.doctor import cards, hub, machine, page, selftest, stack
+from qdora_fast.recipes.doctor.finding import Check, Finding, examined
+from qdora_fast.system import hardware
 
 LAZY = ("machine.python", "machine.disks", "packages.packages", "cards.torch_sees", "stack.nf4", "hub.hub")
 
 
-def _page(*findings: Finding) -> str:
-    written = io.StringIO()
-    page.show(findings, Console(file=written, soft_wrap=True))
-    return written.getvalue()
+def _page(capsys: pytest.CaptureFixture, *findings: Finding) -> str:
+    page.show(findings)
+    return capsys.readouterr().out
 
 
 def test_the_tested_environment_is_ready(capsys: pytest.CaptureFixture) -> None:
@@ -74,9 +72,14 @@ def test_no_check_can_stop_the_doctor(monkeypatch: pytest.MonkeyPatch, capsys: p
     hit = [finding for finding in findings if "could not be checked: MemoryError: of a kind" in finding["found"]]
     assert len(hit) == len(LAZY) + 1
     assert {finding["check"]: finding["status"] for finding in hit} == {
-        "Python": "note", "disk": "note", "packages": "note", "torch": "wrong", "NF4": "wrong", "engine": "wrong",
+        "Python": "note",
+        "disk": "note",
+        "packages": "note",
+        "torch": "wrong",
+        "NF4": "wrong",
+        "engine": "wrong",
         "hub": "note",
-    }  # fmt: skip
+    }
 
 
 def test_a_check_that_fails_half_way_keeps_what_it_had_found() -> None:
@@ -104,8 +107,9 @@ def test_a_gpu_without_a_torch_for_it_is_named_first(
     assert said.splitlines()[-1] == "first, torch: make clean && make install PROFILE=gpu"
 
 
-def test_a_fix_is_printed_once_for_the_findings_it_mends() -> None:
+def test_a_fix_is_printed_once_for_the_findings_it_mends(capsys: pytest.CaptureFixture) -> None:
     said = _page(
+        capsys,
         Finding("trl", "wrong", "not installed", "pip install both", "Packages"),
         Finding("peft", "note", "0.20.0", "pip install both", "Packages"),
         Finding("GPU", "ok", "RTX 4090", topic="GPU"),
@@ -115,16 +119,16 @@ def test_a_fix_is_printed_once_for_the_findings_it_mends() -> None:
     assert said.endswith("1 to mend before training; 1 note to read\nfirst, trl: pip install both\n")
 
 
-def test_what_is_found_is_printed_as_it_is() -> None:
-    assert "[red]odd[/] folder [name]" in _page(Finding("disk", "ok", "[red]odd[/] folder [name]", topic="Machine"))
+def test_what_is_found_is_printed_as_it_is(capsys: pytest.CaptureFixture) -> None:
+    assert "[red]odd[/] folder [name]" in _page(
+        capsys, Finding("disk", "ok", "[red]odd[/] folder [name]", topic="Machine")
+    )
 
 
-def test_a_line_is_printed_before_the_next_check_begins() -> None:
-    written = io.StringIO()
-
+def test_a_line_is_printed_before_the_next_check_begins(capsys: pytest.CaptureFixture) -> None:
     def findings():
         yield Finding("Python", "ok", "3.11", topic="Machine")
-        assert "3.11" in written.getvalue()
+        assert "3.11" in capsys.readouterr().out
         yield Finding("memory", "ok", "8 GiB", topic="Machine")
 
-    assert len(page.show(findings(), Console(file=written))) == 2
+    assert len(page.show(findings())) == 2

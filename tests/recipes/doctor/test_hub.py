@@ -8,8 +8,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from qdora_fast.doctor import hub
-from qdora_fast.doctor.finding import Finding
+from qdora_fast.recipes.doctor import hub
+from qdora_fast.recipes.doctor.finding import Finding
 
 SECRET = "hf_thisMustNeverBeShown"
 
@@ -149,7 +149,7 @@ def test_our_own_cache_tells_of_prepared_data(tmp_path: Path, monkeypatch) -> No
 
 
 def test_a_damaged_demo_base_is_named_with_its_fix(tmp_path: Path, monkeypatch) -> None:
-    from qdora_fast.demo import base
+    from qdora_fast.data.demo import base
 
     (whole,) = hub.demo()
     assert whole.status == "ok"

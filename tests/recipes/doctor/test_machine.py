@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from qdora_fast import hardware
-from qdora_fast.doctor import machine
+from qdora_fast.recipes.doctor import machine
+from qdora_fast.system import hardware
 
 WSL = "Linux version 5.15.167.4-microsoft-standard-WSL2 (root@build) (gcc (GCC) 11.2.0) #1 SMP"
 GIB = 2**30

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.doctor import packages as module
-from qdora_fast.doctor.finding import Finding
-from qdora_fast.doctor.packages import packages
+from qdora_fast.recipes.doctor import packages as module
+from qdora_fast.recipes.doctor.finding import Finding
+from qdora_fast.recipes.doctor.packages import packages
 
 
 def _tested(**changed: str | None) -> dict[str, str]:

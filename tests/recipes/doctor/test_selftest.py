@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from qdora_fast.doctor import selftest, stack
 from qdora_fast.engine.kernels import twins
+from qdora_fast.recipes.doctor import selftest, stack
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

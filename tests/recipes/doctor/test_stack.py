@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from qdora_fast.doctor import stack
-from qdora_fast.errors import QdoraError
+from qdora_fast.recipes.doctor import stack
+from qdora_fast.system.errors import QdoraError
 
 
 class ErrorHandlerMockBNBNativeLibrary:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qdora_fast.errors import ConfigError
-from qdora_fast.memory.estimate import CONTEXT
-from qdora_fast.memory.job import GIB
+from qdora_fast.planning.memory.estimate import CONTEXT
+from qdora_fast.planning.memory.job import GIB
+from qdora_fast.system.errors import ConfigError
 
 
 def cap_memory(vram: float | None) -> str:

@@ -1,0 +1,330 @@
+"""What recipes tell their user: one line a decision, warnings where they matter. Nothing is decided here.
+
+Reports that speak for themselves (the plan, the proof, the engine) are printed by `console.line` and `console.lines`
+where they arise; here is what belongs to a whole recipe.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from qdora_fast.config import AdapterSettings, Config
+from qdora_fast.system import console
+from qdora_fast.system.errors import QdoraError, first_line
+from qdora_fast.system.run_folder import RunFolder
+from qdora_fast.training.oom import Note
+from qdora_fast.training.resume import Start
+
+STEPS_SAID = 8
+"""Numbers of steps that one line names."""
+
+
+def chosen(path: Path, why: str | None) -> None:
+    """Which config, and why that one."""
+    console.line("config", f"{path}" + (f" ({why})" if why else ""))
+
+
+def started(folder: RunFolder, start: Start) -> None:
+    """Where the run's files go, and where it begins."""
+    console.line("run", f"{folder.path}" + (f", going on from {start.checkpoint.name}" if start.checkpoint else ""))
+    for said in start.said:
+        console.line("", said)
+
+
+def own_code(name: str, files: Sequence[str], *, runs: bool) -> None:
+    """Python files that came with the base: whether they are run; nothing where there are none."""
+    if files and runs:
+        console.line("warning", f"running code that came with {name}: {', '.join(files)}")
+    elif files:
+        console.line("base", f"{', '.join(files)} came with it and is not run; Transformers has classes for it")
+
+
+def code_elsewhere(paths: Sequence[str]) -> None:
+    """Code that the run has no copy of; nothing where there is none."""
+    for path in paths:
+        console.line(
+            "code",
+            f"{path} is not copied into the run; going on with the run and evaluating it need it there, unchanged",
+        )
+
+
+def settled(found: Any) -> None:
+    """What `auto` became, and why."""
+    console.lines("auto", filter(None, (*found.said, found.peak)))
+
+
+def adapter(settings: AdapterSettings, targets: Any, model: Any) -> None:
+    """What is trained."""
+    from qdora_fast.models.loading import parameter_report
+
+    scale = "alpha/sqrt(r)" if settings.rslora else "alpha/r"
+    base = "4-bit NF4 base" if settings.quantized else "16-bit base"
+    kind = "DoRA" if settings.decomposed else "LoRA"
+    console.line("adapter", f"{settings.method}: {kind} r={settings.r} alpha={settings.alpha:g} ({scale}) on a {base}")
+    console.line("", targets.said)
+    console.line("", str(parameter_report(model)))
+
+
+def engine(report: Any) -> None:
+    """How adapted layers are computed, and what was left to PEFT."""
+    console.lines("engine", report.lines())
+
+
+def engine_afterwards(model: Any) -> None:
+    """What changed while training: layer calls that PEFT's forward took, and memory that was given back."""
+    from qdora_fast.engine.patch import fallbacks, residency
+
+    for why, calls in fallbacks(model).items():
+        console.line("engine", f"{calls} layer calls ran PEFT's own forward: {why}")
+    kept = residency(model)
+    if kept is not None and kept.given_up:
+        console.line("engine", f"gave its kept weights back: {kept.given_up}; the run was slower from there on")
+
+
+def recipe(lines: Sequence[str]) -> None:
+    """What the training will do."""
+    console.lines("train", lines)
+
+
+def probed(found: Any) -> None:
+    """What the longest batch takes, tried before step 1."""
+    console.lines("memory", found.said())
+
+
+def trained(state: Any, notes: Sequence[Note]) -> None:
+    """Where training ended, and what happened on the way."""
+    losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+    best = f", best {min(losses):.4f}" if losses else ""
+    last = f"; held-out loss {losses[-1]:.4f}{best}" if losses else ""
+    console.line("trained", f"{state.global_step} steps{last}")
+    for kind in dict.fromkeys(each.kind for each in notes):
+        alike = [each for each in notes if each.kind == kind]
+        steps = list(dict.fromkeys(str(each.step) for each in alike))
+        numbers = f"step{'s' * (len(steps) > 1)} {', '.join(steps[:STEPS_SAID])}{' …' * (len(steps) > STEPS_SAID)}"
+        all_of_them = f" (the last of {len(alike)} notes; all are in metrics.jsonl)" if len(alike) > 1 else ""
+        console.line("", f"{numbers}: {alike[-1].said}{all_of_them}")
+
+
+def dry_run(targets: Any) -> None:
+    """What a real run would adapt; said in place of training."""
+    console.line("adapter", targets.said)
+    console.line("dry run", "everything checked; no weights were read and nothing was written")
+
+
+def not_evaluated(folder: RunFolder, error: Exception) -> None:
+    """The evaluation ended with an error, and the run goes on."""
+    said = str(error) if isinstance(error, QdoraError) else first_line(error)
+    console.line("warning", f"the model is not evaluated: {said}")
+    console.line("", f"the run goes on to its export; later: qdora-fast evaluate {folder.path}")
+
+
+def finished(folder: RunFolder) -> None:
+    """Where everything is, and what to do next."""
+    merged, completions = folder.path / "merged_16bit", folder.evaluation / "completions.html"
+    console.print()
+    if merged.is_dir():
+        console.print(f"merged model  {merged}  (load it with AutoModelForCausalLM)")
+    console.print(f"adapter       {folder.adapter}")
+    console.print(f"report        {folder.path / 'report.html'}")
+    if completions.is_file():
+        then = f"(mark them, save, then: qdora-fast review {folder.path} FILE)"
+        console.print(f"read answers  {completions}  {then}")
+    console.print(f"try it        qdora-fast chat {folder.path}")
+
+
+def presets(*, schema: bool) -> None:
+    """The shipped configs as a table, or the config schema as JSON on standard output."""
+    from qdora_fast.config import loader
+    from qdora_fast.config import presets as shipped
+    from qdora_fast.system import hardware
+    from qdora_fast.system.errors import ConfigError
+
+    if schema:
+        print(json.dumps(loader.json_schema(), indent=2, ensure_ascii=False))
+        return
+    for preset in shipped.list_presets():
+        print(f"{preset.name:<24} {preset.about}\n{'':<24} card: {preset.card}")
+    try:
+        path, why = shipped.choose_preset(hardware.gpus())
+        console.print(f"\nHere `qdora-fast train` takes {path.stem}: {why}.")
+    except ConfigError as error:
+        console.print(f"\n{error}")
+
+
+def preflight(ready: Any) -> None:
+    """What was read, what became of it, and two rows as the model will see them."""
+    from qdora_fast.data import format_preflight, previews
+
+    prepared, rendering = ready.prepared, ready.rendering
+    shown = map(_harmless, previews(prepared.train, prepared.scored_examples, rendering.tokenizer))
+    page = format_preflight(prepared.report, rendering.template, shown, colour=console.is_terminal())
+    console.page(page)
+
+
+def _harmless(row: Any) -> Any:
+    pieces = tuple((console.visible(text), trained) for text, trained in row.pieces)
+    return replace(row, place=console.visible(row.place), pieces=pieces)
+
+
+def quality(ready: Any) -> None:
+    """What the reference model said about the training rows; nothing where it was not asked."""
+    from qdora_fast.data.report.preflight import format_quality
+
+    if ready.prepared.report.quality:
+        console.page(format_quality(ready.prepared.report.quality))
+
+
+def prepared_data(folder: Path, review: Any | None) -> None:
+    """Where the prepared rows are, and what to do with them."""
+    console.print()
+    console.print(f"report        {folder / 'report.html'}")
+    console.print(f"read a sample {folder / 'review.html'}  (mark with the keys g and b, then save)")
+    if review is not None:
+        console.print(f"review        {review.sentence()}")
+
+
+def reviewed(review: Any, log: Path) -> None:
+    """What a person found in the sample."""
+    console.line("review", f"{review.sentence()}; recorded in {log}")
+
+
+def tokenizer_differs() -> None:
+    """The loader changed the tokenizer, so the rows are prepared again with what the model will use."""
+    console.line("data", "the loaded model's tokenizer gives other tokens; preparing the rows again with it")
+
+
+ANSWERS_SHOWN = 3
+
+
+def evaluation(found: dict[str, Any], answered: Any) -> None:
+    """The verdict, what it rests on, and a few answers side by side."""
+    task, loss, mmlu = found["task"], found["heldout_loss"], found["mmlu"]
+    console.print()
+    if task:
+        console.print(f"held-out answers ({task['metric']}): {task['words']}", style="bold", markup=False)
+        for name, other in task["more"].items():
+            console.print(f"  {name}: {other['words']}", markup=False)
+        for side in ("base", "tuned"):
+            if task["truncated"][side] > 0.05 or task["empty"][side] > 0.05:
+                console.print(
+                    f"  {side}: {task['truncated'][side]:.0%} of the answers were cut at "
+                    f"{task['decoding']['max_new_tokens']} tokens, {task['empty'][side]:.0%} are empty",
+                    markup=False,
+                )
+    if loss:
+        low, high = loss["ci95"]
+        console.print(
+            f"held-out loss: base {loss['base']:.4f}, tuned {loss['tuned']:.4f} "
+            f"(difference {loss['difference']:+.4f}, 95% interval {low:+.4f} to {high:+.4f})"
+        )
+    if mmlu:
+        console.print(f"MMLU: {mmlu['words']}", style="bold" if mmlu["status"] != "ok" else None, markup=False)
+    replies = zip(answered.questions, answered.replies.base, answered.replies.tuned, strict=True)
+    for question, base, tuned in islice(replies, ANSWERS_SHOWN):
+        console.print()
+        for label, text in (
+            ("question", question.shown),
+            ("expected", question.reference),
+            ("base", base.text),
+            ("tuned", tuned.text),
+        ):
+            console.print(f"  {label:<9} {console.short(text)}", markup=False)
+
+
+def review_recorded(found: dict[str, Any], path: Path) -> None:
+    """A person's verdict on the completions."""
+    console.line("review", f"{found['reviewer']}: {found['verdict']}; recorded in {path}")
+
+
+def evaluations(entries: Sequence[dict[str, Any]]) -> None:
+    """The evaluations of several runs as a table on standard output."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "when", "data", "method", "metric", "base", "tuned", "95% of gain", "loss", "MMLU", "review"):
+        table.add_column(name, overflow="fold")
+    for entry in entries:
+        task, loss, mmlu = entry["task"] or {}, entry["heldout_loss"] or {}, entry["mmlu"] or {}
+        interval = " to ".join(f"{100 * end:+.1f}" for end in task.get("ci95") or ())
+        table.add_row(
+            entry["run"],
+            str(entry["at"])[:16].replace("T", " "),
+            entry["dataset"]["hash"][:8],
+            entry["training"]["method"],
+            task.get("metric", "-"),
+            f"{task['base']:.1%}" if task else "-",
+            f"{task['tuned']:.1%}" if task else "-",
+            interval or "-",
+            f"{loss['base']:.3f} → {loss['tuned']:.3f}" if loss else "-",
+            f"{mmlu['delta_points']:+.1f} ({mmlu['status']})" if mmlu else "-",
+            entry["review"]["verdict"] if entry["review"] else "pending",
+        )
+    Console(highlight=False, width=None if Console().is_terminal else 160).print(table)
+
+
+@contextmanager
+def answering(total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar over generated answers."""
+    with console.progress() as progress:
+        task = progress.add_task("answering held-out questions, base and tuned", total=total, message="")
+        yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def asking_benchmark() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over a benchmark's requests."""
+    with console.progress() as progress:
+        task = progress.add_task("asking benchmark questions, base and tuned", total=None, message="")
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def adapter_found(adapter: Any, config: Config) -> None:
+    """Method, rank, layers, base."""
+    kind = "DoRA, each layer with A, B and magnitude" if adapter.use_dora else "LoRA, each layer with A and B"
+    scale = "alpha/sqrt(r)" if config.adapter.rslora else "alpha/r"
+    console.line("adapter", f"{kind}: r={adapter.r} alpha={adapter.alpha:g} ({scale})")
+    leaves = Counter(name.rsplit(".", 1)[-1] for name in adapter.modules)
+    console.line("layers", f"{len(adapter.modules)}: {', '.join(f'{name} × {n}' for name, n in leaves.items())}")
+    ranks = Counter(module.lora_a.shape[0] for module in adapter.modules.values())
+    if len(ranks) > 1:
+        console.line("", f"of ranks {', '.join(f'{rank} (× {n})' for rank, n in sorted(ranks.items()))}")
+    if adapter.saved_modules:
+        console.line("", f"and, trained in full: {', '.join(adapter.saved_modules)}")
+    console.line("base", config.model.name)
+
+
+def adapter_fits(shapes_compared: bool, *, guess: str | None) -> None:
+    """What was compared with the base; `guess`: the method that was assumed."""
+    if shapes_compared:
+        console.line("", "every layer has the shape that it has in the base's weights")
+    else:
+        console.line("", "its weights are not on this machine: layers were compared by name, not by shape")
+    if guess:
+        bits, other = ("4", guess.removeprefix("q")) if guess.startswith("q") else ("16", f"q{guess}")
+        console.line(
+            "method",
+            f"{guess}: trained on the base in {bits} bits, by all signs; if not, import it again "
+            f"with --set adapter.method={other}",
+        )
+
+
+def adapter_imported(report: dict[str, Any]) -> None:
+    """Template, rows, and what to do next."""
+    assumed = ": assumed, since none came with the adapter; another by --set data.template=FILE.jinja"
+    console.line("template", report["template"] + (assumed if report["template_assumed"] else ""))
+    given = f"{report['rows']} to prove exports on and to evaluate"
+    console.line(
+        "rows",
+        given if report["rows"] else "none: exports are proven on general prompts; --data FILE gives some",
+    )
+    console.line("run", report["path"])
+    console.print(f"\ntry it        qdora-fast chat {report['path']}")
+    console.print(f"deploy it     qdora-fast export {report['path']}")
