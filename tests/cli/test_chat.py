@@ -17,6 +17,8 @@ from click.testing import CliRunner, Result
 from qdora_fast.cli.main import cli
 from qdora_fast.system.run_folder import RunFolder
 
+MAIN = "from qdora_fast.cli.main import main; main()"
+
 
 def _chat(*arguments: str, typed: str = "", **environment: str) -> Result:
     return CliRunner(env=environment).invoke(cli, ["chat", *arguments], input=typed)
@@ -119,7 +121,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(demo_run: RunFolder) -> Non
     command = [
         sys.executable,
         "-c",
-        "from qdora_fast.cli.main import main; main()",
+        MAIN,
         "chat",
         str(demo_run.path),
         *options,

@@ -19,6 +19,8 @@ from qdora_fast.inference.serve import make_app, serve
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.run_folder import RunFolder
 
+MAIN = "from qdora_fast.cli.main import main; main()"
+
 
 @pytest.fixture(scope="module")
 def tuned(demo_run: RunFolder) -> Speaker:
@@ -99,7 +101,7 @@ def test_a_real_server_answers_and_ends_on_a_signal(demo_run: RunFolder, tuned: 
     command = [
         sys.executable,
         "-c",
-        "from qdora_fast.cli.main import main; main()",
+        MAIN,
         "serve",
         str(merged),
         "--port",

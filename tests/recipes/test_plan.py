@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner
 
 from qdora_fast import planning
-from qdora_fast.recipes import plan as recipe
 from qdora_fast.cli.main import cli
 from qdora_fast.config import Config, DataSettings
 from qdora_fast.config.loader import dump_config, load_config, make_config
@@ -20,6 +19,7 @@ from qdora_fast.config.presets import find_config, list_presets
 from qdora_fast.planning.memory import base_config, in_gib
 from qdora_fast.planning.rows import RowFacts, glance
 from qdora_fast.planning.text import bar
+from qdora_fast.recipes import plan as recipe
 from qdora_fast.system import hardware
 from qdora_fast.system.errors import ConfigError, DoesNotFit
 from qdora_fast.system.hardware import Gpu

@@ -137,7 +137,10 @@ def broken(*given):
     raise RuntimeError(SAID)
 """
 MAIN = "from qdora_fast.cli.main import main; main()"
-CRASH = f"import qdora_fast.recipes.train as run; run.prepare_run = lambda *given: __import__('rows').broken(*given); {MAIN}"
+CRASH = (
+    "import qdora_fast.recipes.train as run; "
+    f"run.prepare_run = lambda *given: __import__('rows').broken(*given); {MAIN}"
+)
 
 
 def test_no_secret_gets_into_a_run_or_out_of_it(tiny_base: Path, tmp_path: Path) -> None:

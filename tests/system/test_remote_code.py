@@ -9,7 +9,6 @@ import ast
 import json
 import shutil
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,6 @@ def test_where_transformers_has_the_classes_the_code_is_left_alone_said_and_not_
 ) -> None:
     folder = base_with_code(MODEL, TOKENIZER)
     config = tiny_config(model={"name": str(folder)})
-    said = StringIO()
     with heard() as said:
         prepare_run(config)
     assert "own.py came with it and is not run" in said.getvalue()

@@ -13,8 +13,8 @@ Proven, tightly; a check that fails fails the export:
 Measured and reported: how far the exported function is from the trained one (`distance.py`), which decides
 `merge_base: auto` and, for an export in 4 bits alone, whether enough of the gain is left.
 
-`fresh_process.py` has a case examined in a process of its own, where nothing of the training stack has replaced parts of
-Transformers or PEFT. `examine` is what that process does.
+`fresh_process.py` has a case examined in a process of its own, where nothing of the training stack has replaced parts
+of Transformers or PEFT. `examine` is what that process does.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,7 +123,6 @@ def test_the_page_of_a_comparison_and_of_a_plan(text: str, tiny_base: Path, tmp_
 
 
 def test_no_row_steers_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = StringIO()
     rows = [Preview("a\x1b[2Jb", (("[red]q\x1b]0;t\x07", False), ("a\x9b31m\n\tb", True)))]
     monkeypatch.setattr("qdora_fast.data.previews", lambda *_: rows)
     monkeypatch.setattr("qdora_fast.data.format_preflight", lambda _, __, shown, colour: f"{[*shown]}{colour}")
@@ -138,7 +136,6 @@ def test_no_row_steers_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_folder_may_be_called_anything(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "runs [/b] [red]" / "[/]")
-    said = StringIO()
     with heard() as said:
         messages.finished(run)
     assert str(run.path) in said.getvalue()
