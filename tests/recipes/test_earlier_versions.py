@@ -59,7 +59,7 @@ def test_it_is_evaluated_and_asked(earlier: Path) -> None:
     now = qdora_fast.evaluate(earlier)
     for side in ("base", "tuned"):
         assert now["heldout_loss"][side] == pytest.approx(before["heldout_loss"][side], rel=1e-4)
-    assert isinstance(answer(load(earlier), "Name the capital of Peru.").text, str)
+    assert isinstance(answer(load(earlier), [{"role": "user", "content": "Name the capital of Peru."}]).text, str)
 
 
 def test_its_rows_are_the_same_and_its_cache_does_no_harm(earlier: Path) -> None:
