@@ -60,7 +60,15 @@ def record_saved(folder: RunFolder, config: Config) -> Evidence:
     from qdora_fast.training.trainer import choose_precision
 
     info = read_run_info(folder)
-    _, model = load_trained(info.base, config, folder.adapter, precision=choose_precision(config.train))
+    _, model = load_trained(
+        info.base,
+        folder.adapter,
+        config.model,
+        config.adapter,
+        config.train,
+        config.engine,
+        precision=choose_precision(config.train),
+    )
     evidence = record_trained(model, folder)
     del model
     release_memory()
