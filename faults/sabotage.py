@@ -58,6 +58,11 @@ def _identity_is_not_compared() -> None:
         put(module, require_same=_nothing)
 
 
+def _disk_errors_are_not_translated() -> None:
+    for module in ("qdora_fast.training.checkpoint", "qdora_fast.recipes.train"):
+        put(module, disk_errors=lambda *_, **__: nullcontext())
+
+
 def _nobody_looks_at_numbers() -> None:
     for module in ("qdora_fast.training.checkpoint", "qdora_fast.training.nonfinite"):
         put(module, require_finite=_nothing)
@@ -97,7 +102,7 @@ SABOTAGES = {
     "words": Sabotage(
         "a full disk is a traceback",
         ("disk", 0, 0),
-        lambda: put("qdora_fast.training.checkpoint", _disk_errors=lambda folder: nullcontext()),
+        _disk_errors_are_not_translated,
     ),
     "finite": Sabotage("nobody looks whether weights are finite", ("nonfinite", 2, 2), _nobody_looks_at_numbers),
     "lock": Sabotage(

@@ -21,6 +21,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from qdora_fast.engine import hooks, kernels
+from qdora_fast.engine.frozen import set_repacking
 from qdora_fast.engine.layers import FUSED, FusedState, Unfusable, unsupported
 from qdora_fast.engine.norms import CLOCK, SCRATCH, follow
 from qdora_fast.engine.residency import Residency, Resident
@@ -243,10 +244,7 @@ def _fuse(name: str, module: Any, options: dict[str, Any]) -> str | None:
         return str(reason)
     module.__class__ = FUSED[type(module)]
     module.__dict__["fused"] = state
-    base = module.base_layer
-    if getattr(base, "support_avx512bf16_for_cpu", False):  # else it repacks its weight when asked without gradients
-        base.support_avx512bf16_for_cpu = False
-        state.repacks = True
+    state.repacks = bool(set_repacking(module.base_layer, False))
     return None
 
 
@@ -254,7 +252,7 @@ def _restore_class(module: Any) -> None:
     state: FusedState = module.__dict__.pop("fused")
     module.__class__ = next(theirs for theirs, ours in FUSED.items() if ours is type(module))
     if state.repacks:
-        module.base_layer.support_avx512bf16_for_cpu = True
+        set_repacking(module.base_layer, True)
     module.__dict__[_MAGNITUDES] = state.magnitudes_before
 
 

@@ -302,14 +302,12 @@ def _refuse_unsafe_files(name: str) -> None:
 
 
 def _linear4bit_names(model: Any) -> Iterator[str]:
-    """Names of all NF4 layers; also switches off bitsandbytes' CPU repacking.
-
-    On CPUs with AVX512-BF16, Linear4bit in eval mode repacks its weight into a private layout,
-    and every later `dequantize_4bit` of it (DoRA's norm, a merge) reads garbage.
-    """
+    """Names of all NF4 layers; also switches off bitsandbytes' CPU repacking."""
     from bitsandbytes.nn import Linear4bit
+
+    from qdora_fast.engine.frozen import set_repacking
 
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+            set_repacking(module, False)
             yield name

@@ -68,7 +68,8 @@ def give_back(model: Any) -> int:
 
     kept = residency(model)
     given = kept.release() if kept is not None else 0
-    _empty(model)
+    free_buffers(model)
+    release_memory()
     return given
 
 
@@ -80,7 +81,8 @@ def make_room(model: Any) -> None:
     if kept is not None:
         kept.make_room()
     model.zero_grad(set_to_none=True)
-    _empty(model)
+    free_buffers(model)
+    release_memory()
 
 
 class Batches:
@@ -139,10 +141,10 @@ class Batches:
             self._on_note(said)
 
 
-def _empty(model: Any) -> None:
+def release_memory() -> None:
+    """Give back what deleted models and tensors held, on the GPU too."""
     import torch
 
     gc.collect()
-    free_buffers(model)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -18,15 +18,15 @@ it replaces. What it does not do: choose the checkpoint to go on from (`resume.p
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qdora_fast.models.adapter import load_into, write_adapter
 from qdora_fast.system import distributed
-from qdora_fast.system.atomic import discard, disk_full, require_space, staged_folder
-from qdora_fast.system.errors import DiskSpaceError, NonFiniteError, QdoraError
+from qdora_fast.system.atomic import discard, require_space, staged_folder
+from qdora_fast.system.disk import disk_errors
+from qdora_fast.system.errors import NonFiniteError
 from qdora_fast.system.manifest import write_manifest
 from qdora_fast.system.run_folder import checkpoints_in, newest_checkpoint
 from qdora_fast.training.state import (
@@ -65,7 +65,9 @@ class DurableCheckpoints:
                 "micro_parts": getattr(self, "micro_parts", 1),
             }
             about = {"kind": "checkpoint", "step": step, "identity": dict(self.identity)}
-            with _disk_errors(folder):
+            saved = checkpoints_in(folder)
+            safe = f"{saved[-1]} is untouched" if saved else "there is no checkpoint yet"
+            with disk_errors(folder, saved=lambda: safe, again="run the same command again with --auto-resume"):
                 _write(folder / f"checkpoint-{step}", self.model, content, self.state.save_to_json, about)
                 rotate(folder, keep=self.args.save_total_limit, best=self.state.best_global_step)
         self.accelerator.wait_for_everyone()
@@ -169,21 +171,6 @@ def _remember(trainer: Any, folder: Path) -> None:
     for callback in [*trainer.callback_handler.callbacks, trainer.control]:
         if isinstance(callback, ExportableState):
             state.stateful_callbacks[type(callback).__name__] = callback.state()
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turn the system's errors of writing into ours, which say what is safe."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        good = checkpoints_in(folder)
-        safe = f"{good[-1]} is untouched: --resume goes on from there" if good else "there was no checkpoint yet"
-        said = getattr(error, "strerror", None) or str(error)
-        kind = DiskSpaceError if disk_full(error) else QdoraError
-        raise kind(f"{folder}: the checkpoint could not be written ({said}); {safe}") from error
 
 
 def _names(model: Any) -> dict[int, str]:

@@ -17,7 +17,6 @@ optimizer: that of the two steps stays, in pages that nobody touches again.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ import numpy as np
 
 from qdora_fast.config import TrainSettings
 from qdora_fast.models.backend import captured_prints
+from qdora_fast.models.out_of_memory import release_memory
 from qdora_fast.planning.memory import in_gib
 from qdora_fast.system.errors import OutOfMemory
 from qdora_fast.training.state import random_state, set_random_state
@@ -288,6 +288,4 @@ def _nothing_changes(model: Any) -> Iterator[None]:
             kept.later = undecided
         forget_fallbacks(model)
         set_random_state(before)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()

@@ -14,7 +14,7 @@ from typing import Any
 from qdora_fast.config import Config
 from qdora_fast.config.recorded import read_config
 from qdora_fast.exports.verify.checks import Case, Evidence
-from qdora_fast.models.out_of_memory import Lack, attempt, give_back, make_room
+from qdora_fast.models.out_of_memory import Lack, attempt, give_back, make_room, release_memory
 from qdora_fast.models.run_info import RunInfo, read_run_info
 from qdora_fast.system.errors import ConfigError, OutOfMemory, first_line
 from qdora_fast.system.run_folder import RunFolder
@@ -55,7 +55,6 @@ def _record(model: Any, folder: RunFolder) -> Evidence:
 
 def record_saved(folder: RunFolder, config: Config) -> Evidence:
     """Load the run's adapter on its base and record both."""
-    from qdora_fast.exports.verify.recording import release_memory
     from qdora_fast.models.loading import load_trained
     from qdora_fast.training.trainer import choose_precision
 
