@@ -24,7 +24,7 @@ from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.run_folder import RunFolder
 from qdora_fast.training.probe import Probed, meter_here, probe
 from qdora_fast.training.resume import identity, require_same
-from qdora_fast.training.throughput import Expected, ProcessorTime, Slow, Throughput, causes, look_around
+from qdora_fast.training.throughput import Expected, ProcessorTime, Slow, Throughput, causes, observe
 
 if TYPE_CHECKING:
     from qdora_fast.training.trainer import Recipe
@@ -50,7 +50,7 @@ def fit(
         Stopped: a signal ended it; a checkpoint was saved.
         NonFiniteError, OutOfMemory: see `nonfinite.py`, `oom.py` and `probe.py`.
     """
-    from qdora_fast.training.callbacks import keep_notes, training_callbacks
+    from qdora_fast.training.callbacks import record_notes, training_callbacks
     from qdora_fast.training.signals import listening, signal_callback
     from qdora_fast.training.trainer import build_trainer, describe, sft_arguments, trained_groups
 
@@ -83,8 +83,8 @@ def fit(
             arguments=arguments,
             callbacks=[*callbacks, signal_callback(requests)],
             identity=identity,
-            place_of=prepared.place_of,
-            on_note=keep_notes(folder.metrics),
+            source_of=prepared.place_of,
+            on_note=record_notes(folder.metrics),
         )
         if probed is not None:
             trainer.micro_parts, trainer.eval_parts = probed.parts, probed.eval_parts
@@ -159,7 +159,7 @@ def _expected(config: Config, folder: RunFolder) -> Expected | None:
 
 def _why_slow(model: Any, config: Config, ready: Ready, slow: Slow, *, packed: bool, since: ProcessorTime) -> list[str]:
     lengths, batch = ready.prepared.columns.tokens[ready.prepared.per_epoch], config.train.micro_batch
-    found = look_around(model, lengths, batch_size=batch, packed=packed, waiting=slow.waiting, since=since)
+    found = observe(model, lengths, batch_size=batch, packed=packed, waiting=slow.waiting, since=since)
     return causes(found)
 
 

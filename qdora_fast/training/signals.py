@@ -1,9 +1,9 @@
 """Ctrl-C, SIGTERM and SIGUSR1 while a model is trained.
 
 The first Ctrl-C or SIGTERM is a request: the step in hand is finished, a checkpoint is saved, and
-the process ends with 130 or 75 (run again to go on). The second is an order: the process ends at
+the process ends with 130 or 75 (the same command with --resume continues). The second is an order: the process ends at
 once; nothing is left half-written, because whatever is being saved does not have its name yet.
-SIGUSR1 saves a checkpoint and goes on. Handlers are set while training runs and put back after it.
+SIGUSR1 saves a checkpoint, and training continues. Handlers are set while training runs and put back after it.
 
 With several processes each gets the signal at its own time, or only one does; they agree at the end
 of every step, so that all stop at the same one.

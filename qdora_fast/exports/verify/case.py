@@ -14,7 +14,7 @@ from typing import Any
 from qdora_fast.config import Config
 from qdora_fast.config.recorded import read_config
 from qdora_fast.exports.verify.checks import Case, Evidence
-from qdora_fast.models.out_of_memory import Lack, attempt, give_back, make_room, release_memory
+from qdora_fast.models.out_of_memory import OutOfMemoryEvent, attempt, give_back, make_room, release_memory
 from qdora_fast.models.run_info import RunInfo, read_run_info
 from qdora_fast.system.errors import ConfigError, OutOfMemory, first_line
 from qdora_fast.system.run_folder import RunFolder
@@ -27,10 +27,10 @@ def record_trained(model: Any, folder: RunFolder) -> Evidence:
         OutOfMemory: not even one row fits beside the model; the adapter is saved.
     """
     make_room(model)  # the last answers' keys and values, too
-    while isinstance(evidence := attempt(lambda: _record(model, folder)), Lack):
+    while isinstance(evidence := attempt(lambda: _record(model, folder)), OutOfMemoryEvent):
         if not give_back(model):
             raise OutOfMemory(
-                f"memory ran out while the export's proof recorded what the trained model says ({evidence.why}).\n"
+                f"memory ran out while the export's proof recorded what the trained model says ({evidence.reason}).\n"
                 f"  The adapter is saved in {folder.adapter}; `qdora-fast export {folder.path}` exports it where more "
                 "memory is free"
             )
