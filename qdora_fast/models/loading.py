@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import AdapterSettings, EngineSettings, ModelSettings, TrainSettings
-from qdora_fast.models.adapter import assert_complete, guard_saves
+from qdora_fast.models.adapter import assert_complete
+from qdora_fast.models.adapter_guard import guard_saves
 from qdora_fast.models.backend import captured_prints, open_backend
 from qdora_fast.models.targets import Architecture, Targets, choose_targets, inspect_architecture
 from qdora_fast.models.tokenizer import load_tokenizer, require_fast, stop_token_ids
@@ -62,7 +63,7 @@ class ParameterReport:
     def __str__(self) -> str:
         parts = f"A {self.lora_a:,} + B {self.lora_b:,}"
         parts += f" + magnitudes {self.magnitude:,}" if self.magnitude else ""
-        parts += f" + whole modules {self.saved_modules:,}" if self.saved_modules else ""
+        parts += f" + modules trained in full {self.saved_modules:,}" if self.saved_modules else ""
         return f"{self.trainable:,} trained parameters ({parts}), {self.trainable / self.total:.2%} of the model"
 
 
@@ -285,7 +286,7 @@ def parameter_report(model: Any) -> ParameterReport:
 
 
 def checkpointing(train: TrainSettings) -> str | bool:
-    """`train.gradient_checkpointing` in Unsloth's words."""
+    """`train.gradient_checkpointing` as Unsloth takes it: "unsloth", True or False."""
     import torch
 
     choice = train.gradient_checkpointing

@@ -74,11 +74,11 @@ def publish(staging: Path, out: Path) -> None:
         if path.is_file():
             let_read(path)
         _flush(path)
-    take_place(staging, out)
+    _replace_folder(staging, out)
 
 
 def let_read(file: Path) -> None:
-    """Who may list the folder may read the file: safetensors keeps what it writes to its owner alone.
+    """Let everybody read a file who may list its folder; safetensors lets the owner alone.
 
     Where a file system has no such rights, nothing changes.
     """
@@ -88,7 +88,7 @@ def let_read(file: Path) -> None:
             file.chmod(mode | wanted)
 
 
-def take_place(staging: Path, out: Path) -> None:
+def _replace_folder(staging: Path, out: Path) -> None:
     """Rename `staging` to `out`; a folder already there is removed only after the new one stands."""
     replaced = out.with_name(out.name + ".replaced")
     shutil.rmtree(replaced, ignore_errors=True)
@@ -100,7 +100,7 @@ def take_place(staging: Path, out: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder that looks like a whole one: it loses its name first, so that no half of it keeps it."""
+    """Remove a folder that looks complete: it is renamed first, so that no half of it keeps its name."""
     removed = folder.with_name(folder.name + ".removed")
     shutil.rmtree(removed, ignore_errors=True)
     folder.rename(removed)
