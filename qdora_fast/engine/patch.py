@@ -21,9 +21,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from qdora_fast.engine import hooks, kernels
+from qdora_fast.engine.cache import CLOCK, SCRATCH, follow
 from qdora_fast.engine.frozen import set_repacking
 from qdora_fast.engine.layers import FUSED, FusedState, Unfusable, unsupported
-from qdora_fast.engine.norms import CLOCK, SCRATCH, follow
 from qdora_fast.engine.residency import Residency, Resident
 
 Impl = Literal["auto", "triton", "torch", "reference", "peft", "off"]

@@ -26,7 +26,7 @@ from typing import Literal
 import psutil
 import torch
 
-from qdora_fast.engine.norms import CLOCK, Slot
+from qdora_fast.engine.cache import CLOCK, Slot
 
 Resident = Literal["auto", "off"] | float
 """auto, off, or GiB."""
