@@ -50,7 +50,7 @@ def _lost_runs_start_from_zero() -> None:
 def _signals_are_not_heard() -> None:
     from qdora_fast.training.signals import Requests
 
-    put("qdora_fast.training.signals", listening=lambda say: nullcontext(Requests()))
+    put("qdora_fast.recipes.fit", listening=lambda say: nullcontext(Requests()))
 
 
 def _identity_is_not_compared() -> None:

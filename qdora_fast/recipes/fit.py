@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qdora_fast.config import Config
 from qdora_fast.models.backend import captured_prints
@@ -22,12 +22,12 @@ from qdora_fast.recipes.data import Ready
 from qdora_fast.system import console, distributed
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.run_folder import RunFolder
+from qdora_fast.training.callbacks import record_notes, training_callbacks
 from qdora_fast.training.probe import Probed, meter_here, probe
 from qdora_fast.training.resume import identity, require_same
+from qdora_fast.training.signals import listening, signal_callback
 from qdora_fast.training.throughput import Expected, ProcessorTime, Slow, Throughput, causes, observe
-
-if TYPE_CHECKING:
-    from qdora_fast.training.trainer import Recipe
+from qdora_fast.training.trainer import Recipe, build_trainer, describe, make_recipe, sft_arguments, trained_groups
 
 
 def fit(
@@ -50,10 +50,6 @@ def fit(
         Stopped: a signal ended it; a checkpoint was saved.
         NonFiniteError, OutOfMemory: see `nonfinite.py`, `oom.py` and `probe.py`.
     """
-    from qdora_fast.training.callbacks import record_notes, training_callbacks
-    from qdora_fast.training.signals import listening, signal_callback
-    from qdora_fast.training.trainer import build_trainer, describe, sft_arguments, trained_groups
-
     prepared, identity = ready.prepared, identity_of(config, ready, recipe)
     if checkpoint is not None:
         require_same(checkpoint, identity, ready.base_name)
@@ -178,7 +174,5 @@ def identity_of(config: Config, ready: Ready, recipe: Recipe) -> dict[str, Any]:
 
 def recipe_of(config: Config, ready: Ready, precision: str) -> Recipe:
     """What the settings come to with these rows, on this machine; `precision`: from `choose_precision`."""
-    from qdora_fast.training.trainer import make_recipe
-
     rows, tokens = ready.prepared.report.per_epoch, ready.prepared.train_tokens
     return make_recipe(config.train, rows=rows, tokens=tokens, max_length=config.model.length, precision=precision)

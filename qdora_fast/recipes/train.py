@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from qdora_fast.config import Config
 from qdora_fast.config.code import FORMATTER, of_evaluation
@@ -48,9 +48,7 @@ from qdora_fast.system.run_folder import FINISHED, RunFolder
 from qdora_fast.system.run_lock import locked
 from qdora_fast.training.memory_cap import cap_memory
 from qdora_fast.training.resume import require_same
-
-if TYPE_CHECKING:
-    from qdora_fast.training.trainer import Recipe
+from qdora_fast.training.trainer import Recipe, choose_precision
 
 
 def train(
@@ -91,8 +89,6 @@ def run_recipe(
 
     Runs in every process of a run; the first speaks, writes, compares and exports for all.
     """
-    from qdora_fast.training.trainer import choose_precision
-
     train = config.train
     distributed.accumulation_per_rank(train.rows_per_step if train.batch_size == "auto" else train.accumulation)
     disk = disk_errors(
