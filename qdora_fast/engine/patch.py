@@ -71,18 +71,18 @@ class EngineReport:
         if self.impl == "peft":
             return [f"peft: PEFT's own forward on {self.adapted} layers"]
         blocks = "".join(f", {count} {kind} blocks" for kind, count in self.blocks.items() if count)
-        said = [f"{self.impl}: {self.layers} of {self.adapted} layers fused{blocks}"]
+        lines = [f"{self.impl}: {self.layers} of {self.adapted} layers fused{blocks}"]
         if self.resident_layers:
             size = f"{self.resident_bytes / 2**20:,.0f} MiB"
-            said.append(f"keeps the merged weights of {self.resident_layers} layers between products ({size})")
+            lines.append(f"keeps the merged weights of {self.resident_layers} layers between products ({size})")
         if self.resident_later:
-            said.append("keeps merged weights between products where the first step leaves memory for it")
+            lines.append("keeps merged weights between products where the first step leaves memory for it")
         if self.rows_of_zeros:
-            said.append(f"{self.rows_of_zeros} rows of the base are all zeros: their scale stays 1")
+            lines.append(f"{self.rows_of_zeros} rows of the base are all zeros: their scale stays 1")
         for why, count in Counter(self.skipped.values()).items():
             first = next(name for name, reason in self.skipped.items() if reason == why)
-            said.append(f"left to PEFT: {count} × {why} (first: {first})")
-        return said
+            lines.append(f"left to PEFT: {count} × {why} (first: {first})")
+        return lines
 
 
 class EngineError(RuntimeError):
@@ -145,8 +145,9 @@ def install(
     if impl != "reference":
         _hook_blocks(model, report)
     model.__dict__[_HANDLE] = handle = _Handle(fused, "off" if impl == "reference" else resident, weight.device, form)
-    kept = handle.residency
-    report.resident_layers, report.resident_bytes, report.resident_later = kept.layers, kept.bytes, kept.later
+    report.resident_layers = handle.residency.layers
+    report.resident_bytes = handle.residency.bytes
+    report.resident_later = handle.residency.later
     return report
 
 
