@@ -64,9 +64,15 @@ def peft(spec: Spec) -> Spec:
 
     folder = RunFolder(Path(spec["run"]))
     config = read_config(folder)
-    plain = config.model_copy(update={"engine": config.engine.model_copy(update={"impl": "off"})})
-    name = read_run_info(folder).base
-    _, model = load_trained(name, plain, folder.adapter, precision=choose_precision(config.train))
+    _, model = load_trained(
+        read_run_info(folder).base,
+        folder.adapter,
+        config.model,
+        config.adapter,
+        config.train,
+        config.engine.model_copy(update={"impl": "off"}),
+        precision=choose_precision(config.train),
+    )
     evidence = record_trained(model, folder)
     begin = time.perf_counter()
     merged = model.merge_and_unload()

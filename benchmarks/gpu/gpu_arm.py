@@ -30,6 +30,7 @@ from benchmarks.engine.cases import Case
 from benchmarks.engine.measure import spread, synchronize
 from benchmarks.gpu.gpu_model import DTYPE
 from benchmarks.options import GpuOptions
+from qdora_fast.engine.frozen import set_repacking
 from qdora_fast.models.backend import captured_prints, open_backend
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -138,8 +139,7 @@ def load(arm: Arm, options: GpuOptions, folder: str) -> Any:
             random_state=options.seed,
         )
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        set_repacking(module, False)
     move_adapters(model, options.seed)
     return model.train()
 

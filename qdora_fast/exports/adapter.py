@@ -21,7 +21,7 @@ from qdora_fast.system import console
 from qdora_fast.system.atomic import staged_file, staged_folder
 from qdora_fast.system.errors import IntegrityError, RefusedError
 from qdora_fast.system.hardware import package_versions
-from qdora_fast.system.manifest import NAME, problems, write_manifest
+from qdora_fast.system.manifest import NAME, problems, sha256_of, write_manifest
 from qdora_fast.system.run_folder import RunFolder
 
 CARD = "README.md"
@@ -39,7 +39,7 @@ def export_run(
         IntegrityError: a tensor is missing or broken, or a file has changed since its manifest was written.
     """
     open_backend()
-    from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME, assert_complete, sha256_of
+    from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME, assert_complete
 
     info = read_run_info(folder)
     assert_complete(folder.adapter, decomposed=config.adapter.decomposed, expected_modules=info.targets)

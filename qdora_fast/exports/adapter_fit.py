@@ -39,7 +39,7 @@ def fit(adapter: Adapter, config: Config, base: str) -> Fit:
         IntegrityError: layers are missing from the adapter or from the base, or have other shapes.
         ConfigError, RefusedError: see `model.check_base`.
     """
-    architecture = read_architecture(base, config)
+    architecture = read_architecture(base, config.model, config.adapter, merge_base=config.export.merge_base)
     choose_targets(architecture, config.adapter)  # refuses
     from peft import LoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists

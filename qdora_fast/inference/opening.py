@@ -196,7 +196,15 @@ def _open_adapted(source: Source, config: Config) -> Any:
     from qdora_fast.training.trainer import choose_precision
 
     assert source.base is not None
-    _, model = load_trained(source.base, config, source.folder, precision=choose_precision(config.train))
+    _, model = load_trained(
+        source.base,
+        source.folder,
+        config.model,
+        config.adapter,
+        config.train,
+        config.engine,
+        precision=choose_precision(config.train),
+    )
     open_backend().FastLanguageModel.for_inference(model)
     return model
 

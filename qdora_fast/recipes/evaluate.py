@@ -191,7 +191,15 @@ def open_run(folder: RunFolder, config: Config) -> Subject:
     if not folder.adapter.is_dir():
         raise ConfigError(f"{folder.path} has no adapter yet: the run did not finish; run it again or --resume it")
     tokenizer = read_tokenizer(str(folder.adapter))
-    base, model = load_trained(info.base, config, folder.adapter, precision=choose_precision(config.train))
+    base, model = load_trained(
+        info.base,
+        folder.adapter,
+        config.model,
+        config.adapter,
+        config.train,
+        config.engine,
+        precision=choose_precision(config.train),
+    )
     template = choose_template(base.tokenizer, config.data.template)
     if template.text != tokenizer.chat_template:
         raise ConfigError(

@@ -14,7 +14,7 @@ from typing import Any
 from qdora_fast.config import Config
 from qdora_fast.config.recorded import read_config
 from qdora_fast.exports.verify.checks import Case, Evidence
-from qdora_fast.models.out_of_memory import Lack, attempt, give_back, make_room
+from qdora_fast.models.out_of_memory import OutOfMemoryEvent, attempt, give_back, make_room, release_memory
 from qdora_fast.models.run_info import RunInfo, read_run_info
 from qdora_fast.system.errors import ConfigError, OutOfMemory, first_line
 from qdora_fast.system.run_folder import RunFolder
@@ -27,10 +27,10 @@ def record_trained(model: Any, folder: RunFolder) -> Evidence:
         OutOfMemory: not even one row fits beside the model; the adapter is saved.
     """
     make_room(model)  # the last answers' keys and values, too
-    while isinstance(evidence := attempt(lambda: _record(model, folder)), Lack):
+    while isinstance(evidence := attempt(lambda: _record(model, folder)), OutOfMemoryEvent):
         if not give_back(model):
             raise OutOfMemory(
-                f"memory ran out while the export's proof recorded what the trained model says ({evidence.why}).\n"
+                f"memory ran out while the export's proof recorded what the trained model says ({evidence.reason}).\n"
                 f"  The adapter is saved in {folder.adapter}; `qdora-fast export {folder.path}` exports it where more "
                 "memory is free"
             )
@@ -55,12 +55,19 @@ def _record(model: Any, folder: RunFolder) -> Evidence:
 
 def record_saved(folder: RunFolder, config: Config) -> Evidence:
     """Load the run's adapter on its base and record both."""
-    from qdora_fast.exports.verify.recording import release_memory
     from qdora_fast.models.loading import load_trained
     from qdora_fast.training.trainer import choose_precision
 
     info = read_run_info(folder)
-    _, model = load_trained(info.base, config, folder.adapter, precision=choose_precision(config.train))
+    _, model = load_trained(
+        info.base,
+        folder.adapter,
+        config.model,
+        config.adapter,
+        config.train,
+        config.engine,
+        precision=choose_precision(config.train),
+    )
     evidence = record_trained(model, folder)
     del model
     release_memory()
