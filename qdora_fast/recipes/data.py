@@ -25,9 +25,12 @@ from qdora_fast.data.store import REJECTED
 from qdora_fast.data.tokenize.render import Renderer, Rendering
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import read_run_info
-from qdora_fast.planning.auto import ANYWHERE, RowLengths, Settled, asked_for, measuring, settle, this_machine
-from qdora_fast.planning.memory import base_config, sizes_of
+from qdora_fast.planning.auto.kinds import Resolved, RowLengths
+from qdora_fast.planning.cards import ANY_MACHINE, this_machine
+from qdora_fast.planning.memory.architecture import sizes_of
+from qdora_fast.planning.memory.base import base_config
 from qdora_fast.recipes import messages
+from qdora_fast.recipes.auto import has_auto, resolve, to_measure
 from qdora_fast.system import console
 from qdora_fast.system.errors import ConfigError, DoesNotFit
 from qdora_fast.system.run_folder import RunFolder, write_json
@@ -45,7 +48,7 @@ class Ready:
     base_name: str
     config: Config
     """What they were prepared by, without `auto`."""
-    settled: Settled | None = None
+    resolved: Resolved | None = None
     """What `auto` became, if there was any."""
 
 
@@ -130,10 +133,10 @@ def ready_data(config: Config, base_name: str, *, trains: bool = True) -> Ready:
         ConfigError: the base or its tokenizer is not there, the template does not fit.
         DoesNotFit: nothing that `auto` could become fits here.
     """
-    if asked_for(config):
-        settled = _settle(config, base_name, trains=trains)
-        messages.settled(settled)
-        return replace(ready_data(settled.config, base_name), settled=settled)
+    if has_auto(config):
+        config, resolved = _resolve_auto(config, base_name, trains=trains)
+        messages.resolved(resolved)
+        return replace(ready_data(config, base_name), resolved=resolved)
     from qdora_fast.data import prepare
     from qdora_fast.models.tokenizer import load_tokenizer
 
@@ -221,16 +224,17 @@ def record_review(folder: Path, review: Any) -> None:
     messages.reviewed(review, log.append(folder, "data_review", review.as_json()))
 
 
-def _settle(config: Config, base_name: str, *, trains: bool) -> Settled:
-    """What `auto` becomes, by the rows as long as the model can take them."""
+def _resolve_auto(config: Config, base_name: str, *, trains: bool) -> tuple[Config, Resolved]:
+    """The config with numbers in place of `auto`, chosen by the rows as long as the model can take them."""
     sizes = sizes_of(base_config(base_name, config.model.revision).values)
-    prepared = ready_data(measuring(config, sizes), base_name, trains=False).prepared
+    prepared = ready_data(to_measure(config, sizes), base_name, trains=False).prepared
     inside = np.concatenate([prepared.chosen, prepared.held])
     rows = RowLengths(prepared.columns.tokens[inside], beyond=prepared.report.dropped_for("too_long"))
-    settled = settle(config, sizes, this_machine(config) if trains else ANYWHERE, rows)
-    if settled.refusal:
-        raise DoesNotFit(settled.refusal)
-    return settled
+    machine = this_machine(config.train.vram) if trains else ANY_MACHINE
+    config, resolved = resolve(config, sizes, machine, rows)
+    if resolved.refusal:
+        raise DoesNotFit(resolved.refusal)
+    return config, resolved
 
 
 def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int]) -> Rendering:

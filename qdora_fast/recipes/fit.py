@@ -14,7 +14,7 @@ from typing import Any
 
 from qdora_fast.config import Config
 from qdora_fast.models.backend import captured_prints
-from qdora_fast.planning.history import earlier_speed
+from qdora_fast.planning.history import earlier_speed, shape_of
 from qdora_fast.recipes import messages
 from qdora_fast.recipes.data import Ready
 from qdora_fast.system import console, distributed
@@ -117,9 +117,11 @@ def _try_longest(
 
 
 def _expected(config: Config, folder: RunFolder) -> Expected | None:
-    """The speed of the newest run of this name and shape that has logged any; of this one if it is gone on with."""
-    found = earlier_speed(config, re.sub(r"-\d+$", "", folder.path.name))
-    return Expected(found.tokens_per_second, found.run) if found else None
+    """Tokens/s of the newest comparable run; when resuming, of this run. None if nothing was logged."""
+    shape = shape_of(config.model, config.adapter, config.data, config.train, config.engine)
+    name = config.run.name or re.sub(r"-\d+$", "", folder.path.name)
+    speed = earlier_speed(Path(config.run.dir), name, shape)
+    return Expected(speed.tokens_per_second, speed.run) if speed else None
 
 
 def _why_slow(model: Any, config: Config, ready: Ready, slow: Slow, *, packed: bool, since: ProcessorTime) -> list[str]:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qdora_fast.config import AdapterSettings, Config
+from qdora_fast.planning.auto.kinds import Resolved
 from qdora_fast.system import console
 from qdora_fast.system.errors import QdoraError, first_line
 from qdora_fast.system.run_folder import RunFolder
@@ -58,9 +59,9 @@ def code_elsewhere(paths: Sequence[str]) -> None:
         )
 
 
-def settled(found: Any) -> None:
+def resolved(report: Resolved) -> None:
     """What `auto` became, and why."""
-    console.lines("auto", filter(None, (*found.said, found.peak)))
+    console.lines("auto", report.lines())
 
 
 def adapter(settings: AdapterSettings, targets: Any, model: Any) -> None:

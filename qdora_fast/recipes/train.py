@@ -22,8 +22,8 @@ from qdora_fast.data.dataset import Prepared
 from qdora_fast.exports.verify import token_identity
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import RunInfo, write_run_info
-from qdora_fast.planning.auto import adopt
 from qdora_fast.recipes import messages
+from qdora_fast.recipes.auto import adopt
 from qdora_fast.recipes.data import (
     Ready,
     confirm,
@@ -264,8 +264,8 @@ def _describe_run(folder: RunFolder, config: Config, base: Any, ready: Ready, re
 
     (folder.path / FINISHED).unlink(missing_ok=True)
     folder.write_json("environment.json", describe_machine())
-    if ready.settled is not None:
-        folder.write_json("fit.json", ready.settled.as_dict())
+    if ready.resolved is not None:
+        folder.write_json("fit.json", ready.resolved.as_dict())
     write_data(ready.prepared, folder.data, name=folder.path.name, seed=config.train.seed, review=review)
     if review is not None:
         record_review(folder.path, review)

@@ -28,7 +28,11 @@ import numpy as np
 
 from qdora_fast.config import Config
 from qdora_fast.models.backend import captured_prints
-from qdora_fast.planning.memory import Card, base_config, estimate, in_gib, job_of, sizes_of
+from qdora_fast.planning.cards import Card
+from qdora_fast.planning.memory.architecture import sizes_of
+from qdora_fast.planning.memory.base import base_config
+from qdora_fast.planning.memory.estimate import estimate, in_gib
+from qdora_fast.planning.memory.job import JobSettings, job_of
 from qdora_fast.system.errors import ConfigError, OutOfMemory
 from qdora_fast.training.state import random_state, set_random_state
 from qdora_fast.training.trainer import Recipe, build_trainer, sft_arguments
@@ -284,7 +288,8 @@ def _estimated(config: Config, base_name: str, tokens: int, memory: int) -> int 
     """Bytes that were to be expected of a training step on such rows."""
     try:
         sizes = sizes_of(base_config(base_name, config.model.revision).values)
-        job = replace(job_of(config, sizes, on_gpu=True), length=tokens)
+        settings = JobSettings(config.adapter, config.train, config.engine)
+        job = replace(job_of(settings, sizes, length=config.model.length, on_gpu=True), length=tokens)
     except ConfigError:  # not counted; nothing depends on it
         return None
     return estimate(job, Card("", memory)).phases["step"]

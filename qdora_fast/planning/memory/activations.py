@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from qdora_fast.planning.memory.job import GIB, Job
+from qdora_fast.planning.cards import GIB
+from qdora_fast.planning.memory.job import Job
 
 FULL = 4
 """Bytes of an fp32 value."""

@@ -12,11 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from qdora_fast.planning.cards import CONTEXT, GIB, Card
 from qdora_fast.planning.memory import activations, weights
-from qdora_fast.planning.memory.job import GIB, Job
+from qdora_fast.planning.memory.job import Job
 
-CONTEXT = int(0.5 * GIB)
-"""The CUDA context, with the kernels of PyTorch, bitsandbytes and Triton. Not measured yet."""
 PROCESS = int(0.65 * GIB)
 """Without a GPU: Python with all libraries imported. Measured."""
 FRAGMENTATION = 0.05
@@ -27,25 +26,6 @@ MERGE_BLOCK = int(0.4 * GIB)
 """Host memory of the streaming merge beside the process itself: blocks of rows, in fp32."""
 LARGEST_SHARD = 5 * 10**9
 """Of a checkpoint on the hub. Read through the page cache; not all of it must be in memory at once."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """A graphics card's memory."""
-
-    name: str
-    memory: int
-    """Bytes that the driver reports."""
-
-    @classmethod
-    def of_gib(cls, gib: float, name: str = "") -> Card:
-        """A card of so many GiB."""
-        return cls(name or f"a {gib:g} GiB card", int(gib * GIB))
-
-    @property
-    def usable(self) -> int:
-        """What PyTorch can allocate: all but the CUDA context."""
-        return self.memory - CONTEXT
 
 
 @dataclass(frozen=True)

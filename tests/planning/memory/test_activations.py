@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from small_models import RANK, TOKENS, alive_after_forward, build, config_of
 
 from benchmarks.engine.footprint import held_bytes
+from qdora_fast.config import Config
 from qdora_fast.config.loader import make_config
-from qdora_fast.planning.memory import Job, job_of, sizes_of
 from qdora_fast.planning.memory import activations as count
+from qdora_fast.planning.memory.architecture import Sizes, sizes_of
+from qdora_fast.planning.memory.job import Job, job_of
+from qdora_fast.recipes.auto import job_settings
 
 TOLERANCE = 0.05
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -29,6 +32,10 @@ LLAMA_8B = {
     "num_key_value_heads": 8,
     "vocab_size": 128256,
 }
+
+
+def _job_of(config: Config, sizes: Sizes, *, on_gpu: bool) -> Job:
+    return job_of(job_settings(config), sizes, length=config.model.length, on_gpu=on_gpu)
 
 
 def _job(
@@ -50,12 +57,12 @@ def _job(
             "engine": {"impl": "auto" if ours else "peft"},
         }
     )
-    return job_of(config, sizes_of(config_of(family, blocks)), on_gpu=False)
+    return _job_of(config, sizes_of(config_of(family, blocks)), on_gpu=False)
 
 
 def _gpu_job(**changed: Any) -> Job:
     config = make_config({"model": {"name": "base"}, "data": {"path": "rows.jsonl"}})
-    return dataclasses.replace(job_of(config, sizes_of(LLAMA_8B), on_gpu=True), **changed)
+    return dataclasses.replace(_job_of(config, sizes_of(LLAMA_8B), on_gpu=True), **changed)
 
 
 @pytest.mark.parametrize("precision", DTYPES)
@@ -122,7 +129,7 @@ def test_short_rows_and_the_cpu_get_pytorchs_checkpointing_whatever_is_asked() -
             "train": {"gradient_checkpointing": "unsloth"},
         }
     )
-    assert job_of(config, sizes_of(LLAMA_8B), on_gpu=True).checkpointing == "torch"
+    assert _job_of(config, sizes_of(LLAMA_8B), on_gpu=True).checkpointing == "torch"
     longer = make_config(
         {
             "model": {"name": "base", "max_length": 512},
@@ -130,8 +137,8 @@ def test_short_rows_and_the_cpu_get_pytorchs_checkpointing_whatever_is_asked() -
             "train": {"gradient_checkpointing": "unsloth"},
         }
     )
-    assert job_of(longer, sizes_of(LLAMA_8B), on_gpu=True).checkpointing == "unsloth"
-    assert job_of(longer, sizes_of(LLAMA_8B), on_gpu=False).checkpointing == "torch"
+    assert _job_of(longer, sizes_of(LLAMA_8B), on_gpu=True).checkpointing == "unsloth"
+    assert _job_of(longer, sizes_of(LLAMA_8B), on_gpu=False).checkpointing == "torch"
 
 
 GRADIENT = 4096 * 4096 * 2
@@ -162,7 +169,7 @@ def test_a_head_that_is_trained_has_its_gradient_made_in_the_loss() -> None:
     config = make_config(
         {"model": {"name": "base"}, "data": {"path": "r"}, "adapter": {"modules_to_save": ["lm_head"]}}
     )
-    assert job_of(config, sizes_of(LLAMA_8B), on_gpu=True).head_trained
+    assert _job_of(config, sizes_of(LLAMA_8B), on_gpu=True).head_trained
 
 
 @pytest.mark.parametrize("vocabulary", [32000, 32768, 49152, 128256, 151936, 256000])
