@@ -193,7 +193,7 @@ def log(runs: tuple[str, ...], as_json: bool) -> None:
     from qdora_fast.recipes import messages
     from qdora_fast.recipes import review as recipe
 
-    evaluations = recipe.evaluations(runs)
+    evaluations = recipe.list_evaluations(runs)
     if as_json:
         click.echo(console.json_line({"evaluations": evaluations}))
     else:
@@ -207,7 +207,7 @@ def report(run: str) -> None:
     from qdora_fast.recipes import evaluate as recipe
     from qdora_fast.system.run_folder import RunFolder
 
-    click.echo(recipe.finish(RunFolder.open(run)))
+    click.echo(recipe.write_report(RunFolder.open(run)))
 
 
 @cli.command()
@@ -273,7 +273,7 @@ def doctor(offline: bool, as_json: bool) -> None:
 
     The kernels and the engine are tried, too. Exit code 0: ready.
     """
-    from qdora_fast.recipes.doctor import examine
+    from qdora_fast.recipes.doctor.examine import examine
 
     sys.exit(examine(as_json=as_json, offline=offline))
 

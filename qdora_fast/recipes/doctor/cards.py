@@ -141,7 +141,7 @@ def torch_sees(found: Sequence[Gpu], build: TorchBuild) -> Iterator[Finding]:
     elif build.cuda is None:
         yield Finding("torch", "wrong", f"{said}: it does not see the GPU", GPU_SETUP)
     elif not build.sees:
-        fix = f"mend the driver first if it is wrong; else check CUDA_VISIBLE_DEVICES and --gpus; else {GPU_SETUP}"
+        fix = f"fix the driver first if it is wrong; else check CUDA_VISIBLE_DEVICES and --gpus; else {GPU_SETUP}"
         yield Finding("torch", "wrong", f"{said}: it does not see the GPU", fix)
     elif missing:
         has = ", ".join(build.architectures)

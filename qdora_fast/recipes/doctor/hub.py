@@ -40,22 +40,24 @@ def hub(*, offline: bool, ask: Ask | None = None, token: str | None = None) -> I
         yield Finding("hub", "ok", f"not asked ({why}); models must be in the cache or in a folder")
         yield _token(known)
         return
-    place = constants.ENDPOINT
+    endpoint = constants.ENDPOINT
     try:
-        status = (ask or ask_hub)(place, known)
+        status = (ask or ask_hub)(endpoint, known)
     except OSError as problem:
         fix = "use models of the cache or a folder (HF_HUB_OFFLINE=1 saves the wait), or set HTTPS_PROXY or HF_ENDPOINT"
-        yield Finding("hub", "note", short(f"{place} cannot be reached: {problem}"), fix)
+        yield Finding("hub", "note", short(f"{endpoint} cannot be reached: {problem}"), fix)
         yield _token(known)
         return
     if known and status == 401:
-        yield Finding("hub", "ok", f"{place} answers")
+        yield Finding("hub", "ok", f"{endpoint} answers")
         yield Finding("token", "wrong", "refused by the hub, which then refuses every download", _LOGIN)
     elif status >= 500 or status in (403, 407):  # the hub is ill, or something between it and us says no
-        yield Finding("hub", "note", f"{place}: error {status}", "wait, look at HTTPS_PROXY, or use what the cache has")
+        yield Finding(
+            "hub", "note", f"{endpoint}: error {status}", "wait, look at HTTPS_PROXY, or use what the cache has"
+        )
         yield _token(known)
     else:
-        yield Finding("hub", "ok", f"{place} answers")
+        yield Finding("hub", "ok", f"{endpoint} answers")
         yield _token(known)
 
 
@@ -94,7 +96,7 @@ def own_cache() -> Iterator[Finding]:
     yield Finding("data cache", "ok", kept)
 
 
-def ask_hub(place: str, token: str | None) -> int:
+def ask_hub(endpoint: str, token: str | None) -> int:
     """One request to the hub, as its own library would make it; the HTTP status.
 
     Raises:
@@ -109,7 +111,7 @@ def ask_hub(place: str, token: str | None) -> int:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         try:
             path = "/api/whoami-v2" if token else "/"
-            answers.put(get_session().get(f"{place}{path}", headers=headers, timeout=PATIENCE).status_code)
+            answers.put(get_session().get(f"{endpoint}{path}", headers=headers, timeout=PATIENCE).status_code)
         except (OSError, ValueError, RuntimeError, httpx.HTTPError, httpx.InvalidURL) as problem:
             answers.put(problem)
 

@@ -52,30 +52,30 @@ def memory(*, gpu: bool, limit_file: Path = Path("/sys/fs/cgroup/memory.max")) -
     yield Finding("memory", "note" if fix else "ok", found, fix)
 
 
-def disks(places: Mapping[str, Path], *, gpu: bool) -> Iterator[Finding]:
+def disks(folders: Mapping[str, Path], *, gpu: bool) -> Iterator[Finding]:
     """Free space, once for each file system, against what the folders on it are for.
 
     Args:
-        places: what is kept (`models`, `runs`, `cache`) and where; the folders need not exist yet.
+        folders: by what they hold (`models`, `runs`, `cache`); they need not exist yet.
     """
     systems: dict[int, list[str]] = {}
-    for kept, folder in places.items():
-        systems.setdefault(hardware.nearest_folder(folder).stat().st_dev, []).append(kept)
-    for kept_here in systems.values():
-        free = hardware.free_disk_gib(places[kept_here[0]])
-        needed = sum((NEEDS_GIB if gpu else NEEDS_CPU_GIB)[kept] for kept in kept_here)
+    for what, folder in folders.items():
+        systems.setdefault(hardware.nearest_folder(folder).stat().st_dev, []).append(what)
+    for here in systems.values():
+        free = hardware.free_disk_gib(folders[here[0]])
+        needed = sum((NEEDS_GIB if gpu else NEEDS_CPU_GIB)[what] for what in here)
         found = f"{free:.{0 if free >= 10 else 1}f} GiB free for "
-        found += ", ".join(f"{kept} ({places[kept]})" for kept in kept_here)
+        found += ", ".join(f"{what} ({folders[what]})" for what in here)
         if free < 1:
-            yield Finding("disk", "wrong", f"full: {found}", _room(kept_here))
+            yield Finding("disk", "wrong", f"full: {found}", _room(here))
         elif free < needed:
-            what = "an 8B model" if gpu else "a small model"
-            yield Finding("disk", "note", found, f"{what} needs {needed:.0f} GiB here: {_room(kept_here)}")
+            model = "an 8B model" if gpu else "a small model"
+            yield Finding("disk", "note", found, f"{model} needs {needed:.0f} GiB here: {_room(here)}")
         else:
             yield Finding("disk", "ok", found)
-    for kept, folder in places.items():
+    for what, folder in folders.items():
         if not os.access(hardware.nearest_folder(folder), os.W_OK):
-            yield Finding("disk", "wrong", f"{folder} cannot be written to", _MOVES[kept])
+            yield Finding("disk", "wrong", f"{folder} cannot be written to", _MOVES[what])
 
 
 def cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -125,8 +125,8 @@ _MOVES = {
 }
 
 
-def _room(kept: list[str]) -> str:
-    return "free some space, or " + "; ".join(_MOVES[name] for name in kept)
+def _room(names: list[str]) -> str:
+    return "free some space, or " + "; ".join(_MOVES[name] for name in names)
 
 
 def _limit(path: Path) -> int:

@@ -1,7 +1,7 @@
 """The installed packages against two lists: what is accepted (pyproject.toml) and what is tested (constraints.txt).
 
 Outside what is accepted, or missing, is wrong; another version than the tested one is a note. However many differ,
-one command mends them all. Tools for working on this package itself (ruff, pytest) are passed over.
+one command fixes them all. Tools for working on this package itself (ruff, pytest) are passed over.
 """
 
 from __future__ import annotations
