@@ -55,7 +55,7 @@ class Ready:
 def prepare_data(
     config: str | Path | Mapping[str, Any] | Config, *, own_code: Sequence[str | Path] = (), **sections: Any
 ) -> Prepared:
-    """Prepare the rows of a config as `train` would, and say what became of them.
+    """Prepare the rows of a config as `train` would, and print what became of them.
 
     Args:
         config: name of a preset, path of a YAML file, a dictionary of sections, or a Config.
@@ -78,7 +78,7 @@ def prepare_data(
 
 
 def run_data(config: Config, *, name: str, out: Path | None, reviewed: Path | None) -> dict[str, Any]:
-    """Prepare, messages, and write the rows, the report and the page of the sample; returns the report as JSON."""
+    """Prepare the rows, print a summary, write rows, report and the page of the sample; returns the report as JSON."""
     require_code_allowed(config, FORMATTER)
     if config.data.quality.enabled:
         open_backend()
@@ -109,15 +109,15 @@ def find_base(config: Config, resumed: RunFolder | None = None) -> str:
     """The name of the base that loaders take: a hub id, or the absolute path of a folder.
 
     Args:
-        resumed: the run to go on with. One that began on another embedded base than this package's, as each machine
-            once made its own, goes on with that one where it still exists.
+        resumed: the run to resume. One that began on another embedded base than this package's, as each machine once
+            made its own, is resumed on that one where it still exists.
 
     Raises:
         IntegrityError: the embedded base is damaged.
     """
     if config.model.name == DEMO:
-        begun_on = Path(read_run_info(resumed).base) if resumed else None
-        return str(begun_on if begun_on and begun_on.is_dir() else demo_base())
+        first_base = Path(read_run_info(resumed).base) if resumed else None
+        return str(first_base if first_base and first_base.is_dir() else demo_base())
     folder = Path(config.model.name).expanduser()
     return str(folder.resolve()) if folder.is_dir() else config.model.name
 
@@ -173,14 +173,14 @@ def with_quality(ready: Ready, config: Config, base: Any | None = None) -> Ready
     from qdora_fast.data.clean import quality
 
     prepared = ready.prepared
-    kept = prepared.folder / f"scores-{_scorer(ready, config)}.npy"
-    scores = quality.load_scores(kept) if config.data.cache else None
+    cached = prepared.folder / f"scores-{_scorer(ready, config)}.npy"
+    scores = quality.load_scores(cached) if config.data.cache else None
     if scores is None:
         model, tokenizer = _reference(ready, config, base)
         with console.counting_rows("reading training rows with the reference model", len(prepared.train)) as tell:
             scores = quality.score(model, tokenizer, prepared.scored_examples or [], settings, on_rows=tell)
         if config.data.cache:
-            quality.save_scores(kept, scores)
+            quality.save_scores(cached, scores)
     verdicts = quality.choose(scores, prepared.scripts, settings)
     return replace(ready, prepared=prepared.without(verdicts, quality.report(prepared.train, scores, verdicts)))
 

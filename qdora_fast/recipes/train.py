@@ -1,7 +1,7 @@
-"""The recipe: the only place where the whole path from a config to a proven model is spelled out.
+"""The recipe of a run, from a config to a proven model.
 
-Read `train` from top to bottom; each line is one module's work, and what it decided is shown
-as it happens. Nothing is computed here.
+Read `run_recipe` from top to bottom: each line is one module's work, and what it decided is shown as it happens.
+Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from qdora_fast.recipes.data import (
     with_quality,
     write_data,
 )
-from qdora_fast.recipes.evaluate import Subject, check_questions, evaluate_model, finish, refuse_regression
+from qdora_fast.recipes.evaluate import EvalModel, check_questions, evaluate_model, refuse_regression, write_report
 from qdora_fast.recipes.fit import fit, identity_of
 from qdora_fast.system import console, distributed
 from qdora_fast.system.atomic import disk_trouble
@@ -59,7 +59,7 @@ def train(
 
     Args:
         config: name of a preset, path of a YAML file, a dictionary of sections, or a Config.
-        resume: go on from the newest whole checkpoint of the run of the same name; "auto": if that run was stopped.
+        resume: from the newest complete checkpoint of the run of the same name; "auto": if that run was stopped.
         own_code: files of code that may run where the config names them; `--own-code` of the command line.
         **sections: settings that replace the config's, for instance train={"epochs": 1}.
 
@@ -112,7 +112,7 @@ def run_recipe(
 
 
 def _begin(config: Config, name: str, resume: bool | Literal["auto"]) -> tuple[Config, Start]:
-    """Which run to go on with, if any, and the settings: its own choice where they say `auto`."""
+    """Which run to resume, if any, and the settings: with the numbers of that run where they say `auto`."""
     earlier = RunFolder.newest(Path(config.run.dir), config.run.name or name) if resume else None
     as_before = adopt(config, read_config(earlier)) if earlier else config
     start = NEW if not resume else go_on_if_stopped(as_before, name) if resume == "auto" else go_on(as_before, name)
@@ -191,7 +191,7 @@ def _export(evidence: Any, config: Config, folder: RunFolder, again: bool) -> No
             out = merged_folder(folder, merge_base)
             export_merged(folder, evidence, merge_base=merge_base, out=out, overwrite=again)
     finally:  # a proof that failed is in the report, too
-        finish(folder)
+        write_report(folder)
     folder.write_json(FINISHED, {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
@@ -230,10 +230,10 @@ def _evaluate(
         return {}
     try:
         open_backend().FastLanguageModel.for_inference(model)
-        subject = Subject(
+        tuned = EvalModel(
             model, base.tokenizer, base.stop_ids, prepared.held_out, prepared.held_out_examples, base.precision
         )
-        return evaluate_model(subject, config, folder)
+        return evaluate_model(tuned, config, folder)
     except Exception as error:  # noqa: BLE001 - training is over; it is raised when everything else is done
         messages.not_evaluated(folder, error)
         return without_frames(error)
