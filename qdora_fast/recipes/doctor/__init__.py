@@ -1,4 +1,4 @@
-"""Is this machine ready? Every check says what it found and, where it matters, the fix.
+"""Whether this machine is ready. Every check reports what it found and, where it matters, the fix.
 
     machine.py    Python, memory, disks, WSL                       cards.py     GPU, driver, torch, clocks
     packages.py   what is installed against what is tested         stack.py     Unsloth, bitsandbytes, Triton, attention

@@ -69,8 +69,8 @@ def model_cache(folder: Path | None = None) -> Iterator[Finding]:
     """
     folder = folder or hub_cache()
     models = [entry for entry in folder.glob("models--*") if entry.is_dir()] if folder.is_dir() else []
-    said = f"{len(models)} model{'s'[: len(models) != 1]}, {_gib(folder)}" if models else "no models yet"
-    yield Finding("model cache", "ok", f"{said}, in {folder}")
+    text = f"{len(models)} model{'s'[: len(models) != 1]}, {_gib(folder)}" if models else "no models yet"
+    yield Finding("model cache", "ok", f"{text}, in {folder}")
 
 
 def hub_cache() -> Path:
@@ -92,8 +92,8 @@ def own_cache() -> Iterator[Finding]:
     """The prepared data of earlier runs."""
     data = hardware.cache_folder() / "data"
     entries = [entry for entry in data.iterdir() if not entry.name.startswith(".")] if data.is_dir() else []
-    kept = f"{len(entries)} kept, {_gib(data)}, in {data}" if entries else f"none kept yet; will be in {data}"
-    yield Finding("data cache", "ok", kept)
+    text = f"{len(entries)} kept, {_gib(data)}, in {data}" if entries else f"none kept yet; will be in {data}"
+    yield Finding("data cache", "ok", text)
 
 
 def ask_hub(endpoint: str, token: str | None) -> int:

@@ -74,7 +74,7 @@ def test_what_blocks_leave_alive_is_what_the_hooks_find(family: str, ours: bool,
     alive_after_forward(model, DTYPES[precision])  # the first pass derives what is kept between steps
     model.zero_grad()
     measured = alive_after_forward(model, DTYPES[precision])
-    counted = count.kept_bytes(_job(family, precision=precision, dora=dora, ours=ours)).card
+    counted = count.saved_bytes(_job(family, precision=precision, dora=dora, ours=ours)).card
     assert counted == pytest.approx(measured, rel=TOLERANCE)
 
 
@@ -86,7 +86,7 @@ def test_dropout_costs_masks_and_copies(ours: bool, dora: bool, precision: str) 
     alive_after_forward(model, DTYPES[precision])
     model.zero_grad()
     measured = alive_after_forward(model, DTYPES[precision])
-    counted = count.kept_bytes(_job("llama", precision=precision, dora=dora, ours=ours, dropout=0.1)).card
+    counted = count.saved_bytes(_job("llama", precision=precision, dora=dora, ours=ours, dropout=0.1)).card
     assert counted == pytest.approx(measured, rel=TOLERANCE)
 
 
@@ -107,18 +107,18 @@ def test_checkpointing_leaves_the_input_of_each_block(family: str, ours: bool, p
     forward().backward()
     model.zero_grad()
     measured = held_bytes(SimpleNamespace(forward=forward))  # type: ignore[arg-type]
-    kept = count.kept_bytes(_job(family, precision=precision, ours=ours, checkpointing="torch", blocks=blocks))
+    kept = count.saved_bytes(_job(family, precision=precision, ours=ours, checkpointing="torch", blocks=blocks))
     assert kept.card == pytest.approx(measured, rel=TOLERANCE)
     assert kept.host == 0
 
 
 def test_unsloths_checkpointing_moves_all_inputs_but_the_last_to_the_host() -> None:
     one = 2 * 2048 * 4096 * 2
-    kept, on_card = (count.kept_bytes(_gpu_job(checkpointing=mode)) for mode in ("unsloth", "torch"))
+    kept, on_card = (count.saved_bytes(_gpu_job(checkpointing=mode)) for mode in ("unsloth", "torch"))
     assert kept.host == 31 * one
     assert on_card.card - kept.card == (32 - 3) * one  # the last input, and two buffers to bring the others back
     small = _gpu_job(batch_size=1, length=128)
-    assert count.kept_bytes(small).host == 0  # inputs of 1 MiB are not worth the way
+    assert count.saved_bytes(small).host == 0  # inputs of 1 MiB are not worth the way
 
 
 def test_short_rows_and_the_cpu_get_pytorchs_checkpointing_whatever_is_asked() -> None:
@@ -221,6 +221,6 @@ def test_more_tokens_never_take_less(batch: int, length: int, ours: bool, dora: 
     job = _gpu_job(batch_size=batch, length=length, ours=ours, decomposed=dora, checkpointing=checkpointing)
     longer, wider = dataclasses.replace(job, length=length + 1), dataclasses.replace(job, batch_size=batch + 1)
     for more in (longer, wider):
-        assert count.kept_bytes(more).card > count.kept_bytes(job).card
-        assert count.passing_bytes(more) > count.passing_bytes(job)
+        assert count.saved_bytes(more).card > count.saved_bytes(job).card
+        assert count.temporary_bytes(more) > count.temporary_bytes(job)
         assert count.answering_bytes(more, 4) >= count.answering_bytes(job, 4)
