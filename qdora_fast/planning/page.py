@@ -31,7 +31,12 @@ def page(plan: Plan) -> str:
         for part in plan.estimate.parts
     ]
     return render(
-        "plan.html.j2", TEMPLATES, plan=plan, verdict=verdict(plan), parts=parts, details="\n".join(_details(plan))
+        "plan.html.j2",
+        TEMPLATES,
+        plan=plan,
+        verdict=verdict(plan),
+        parts=parts,
+        details="\n".join(_details(plan)).strip(),
     )
 
 
