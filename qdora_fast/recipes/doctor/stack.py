@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from qdora_fast.models.backend import open_backend
+from qdora_fast.planning.memory.job import FAST_FAMILIES
 from qdora_fast.recipes.doctor.cards import GPU_SETUP
 from qdora_fast.recipes.doctor.finding import Finding
 from qdora_fast.system.console import short
 from qdora_fast.system.errors import QdoraError
 
-FAST_FAMILIES = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
-"""Model types for which Unsloth has hand-written code; our engine replaces whole blocks of theirs."""
 _COMPILER = "a C compiler and Python's headers are needed: apt install build-essential python3-dev"
 _NF4_STEP = 0.2
 """NF4's widest step is 0.3 of a block's largest value, so no value moves by more than half of that."""
