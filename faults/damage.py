@@ -81,7 +81,7 @@ def _lost(job: Job, file: Path) -> str | None:
 
 def _gone_on(lab: Lab, job: Job, file: Path) -> str | None:
     try:
-        ended = job.resume().require(0, saying=f"going on from checkpoint-{STEPS - 1}")
+        ended = job.resume().require(0, saying=f"resuming from checkpoint-{STEPS - 1}")
         require(f"passed over checkpoint-{STEPS}" in ended.said, "does not say what was passed over")
         require(job.adapter() == lab.untouched().adapter, "another adapter came out")
         job.require_whole()

@@ -35,7 +35,7 @@ def runs_out(trial: Trial) -> None:
         return
     ended.require(31, saying="checkpoint-")
     job.require_whole()
-    job.run().require(0, saying="going on from")
+    job.run().require(0, saying="resuming from")
     require(job.adapter() == trial.lab.untouched("undropped").adapter, "the adapter is not the uninterrupted run's")
 
 

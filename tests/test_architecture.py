@@ -128,6 +128,18 @@ def test_libraries_are_imported_where_they_belong(path: Path) -> None:
         )
 
 
+NO_CONFIG = {"planning", "engine", "system"}
+"""Folders whose functions take the sections or values that they need, never the whole Config."""
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if _module(path).split(".")[0] in NO_CONFIG], ids=_module)
+def test_the_whole_config_stays_above(path: Path) -> None:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert "Config" not in used | imported
+
+
 # What runs code that is found by name or made of text. A name that does not stand there, as text, may be given in the
 # door alone; one of this package (f"qdora_fast.{...}") anywhere.
 RUNNERS = {

@@ -1,8 +1,8 @@
 """The command line: what a user types, and nothing else. Each command calls one function.
 
-Imports are inside the commands, so that `--help` and a wrong config answer in milliseconds.
-A user's mistake ends in one message and the exit code of its kind (errors.py); `--debug`
-before the command shows the traceback.
+Imports are inside the commands, so that `--help` and a wrong config answer in milliseconds. The first sentence of a
+command's docstring is its summary in `--help`, where it must fit on one line of 80 columns. A user's mistake ends in
+one message and the exit code of its kind (errors.py); `--debug` before the command shows the traceback.
 """
 
 from __future__ import annotations
@@ -10,19 +10,43 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 import qdora_fast
 from qdora_fast.cli.chat import chat, serve
 from qdora_fast.cli.export import export, import_adapter, verify
-from qdora_fast.cli.options import FILE, OFFLINE, SET, runs_code
+from qdora_fast.cli.options import CARD, FILE, OFFLINE, RUN, SET, json_option, out_option, runs_code
 from qdora_fast.system import console
 from qdora_fast.system.redact import guard_output
 
+if TYPE_CHECKING:
+    from qdora_fast.planning.cards import Card
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+SECTIONS = {
+    "Before training": ("doctor", "presets", "plan", "data"),
+    "Training and evaluation": ("train", "evaluate", "review", "report", "log", "compare"),
+    "The trained model": ("chat", "serve", "export", "verify", "import-adapter"),
+}
+"""Commands in the order in which a user meets them, under the headings of `--help`."""
+
+
+class Commands(click.Group):
+    """A group whose help lists its commands under the headings of SECTIONS."""
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands with the first sentence of their help."""
+        width = max(map(len, self.commands))
+        for heading, names in SECTIONS.items():
+            with formatter.section(heading):
+                room = formatter.width - width - 6
+                rows = [(f"{name:<{width}}", self.commands[name].get_short_help_str(room)) for name in names]
+                formatter.write_dl(rows)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(qdora_fast.__version__, prog_name="qdora-fast")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
@@ -32,8 +56,8 @@ def cli(debug: bool) -> None:
 @cli.command()
 @click.argument("config", required=False)
 @SET
-@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint of this run.")
-@click.option("--auto-resume", is_flag=True, help="The same if the newest run of this name was stopped; else start.")
+@click.option("--resume", is_flag=True, help="Continue from the newest complete checkpoint of this run.")
+@click.option("--auto-resume", is_flag=True, help="Resume if the newest run of this name was stopped; else start.")
 @click.option("--dry-run", is_flag=True, help="Check settings, rows, masks and targets; read no weights.")
 @click.option("--reviewed", type=FILE, help="A person's marks on the sample of these rows, for the evaluation log.")
 @runs_code
@@ -69,39 +93,43 @@ def train(
 @cli.command()
 @click.argument("config", required=False)
 @SET
-@click.option("--vram", type=float, metavar="GIB", help="Plan for a card with so much memory. Default: this machine's.")
+@CARD
 @click.option("--presets", "all_presets", is_flag=True, help="All shipped presets as a table.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the plan as a page, too.")
 @OFFLINE
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@json_option("and nothing else")
 def plan(
     config: str | None,
     overrides: tuple[str, ...],
-    vram: float | None,
+    card: Card | None,
     all_presets: bool,
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Will a CONFIG fit, how long will it take, which method? Reads no weights. Exit code 10: it does not fit."""
+    """Tell whether a CONFIG fits a card, and how long it takes.
+
+    Also its disk space, and which method suits it. Reads no weights. Exit code 10: it does not fit.
+    """
     from qdora_fast.recipes import plan as recipe
 
     if all_presets:
-        recipe.answer_presets(vram=vram, as_json=as_json, say=click.echo)
+        recipe.show_preset_plans(card=card, as_json=as_json, say=click.echo)
     else:
-        recipe.answer(config, overrides, vram=vram, html=html, as_json=as_json, say=click.echo)
+        recipe.show_plan(config, overrides, card=card, html=html, as_json=as_json, say=click.echo)
 
 
 @cli.command()
 @click.argument("target", metavar="CONFIG|RUN")
 @SET
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: runs/NAME-data.")
+@out_option("runs/NAME-data")
 @click.option("--reviewed", type=FILE, help="Record a person's marks on the sample, saved from review.html.")
 @runs_code
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+@json_option()
 def data(target: str, overrides: tuple[str, ...], out: Path | None, reviewed: Path | None, as_json: bool) -> None:
-    """Prepare the rows of a CONFIG: filter, deduplicate, split, report. With a RUN, record a review of its rows.
+    """Prepare the rows of a CONFIG, and report on them.
 
-    No model is loaded, unless data.quality is switched on.
+    Rows are filtered, deduplicated and split. No model is loaded, unless data.quality is switched on. With a RUN and
+    --reviewed, record a review of its rows.
     """
     from qdora_fast.config import presets
     from qdora_fast.config.loader import load_config
@@ -119,30 +147,36 @@ def data(target: str, overrides: tuple[str, ...], out: Path | None, reviewed: Pa
 
 
 @cli.command()
-@click.argument("run")
+@RUN
 @SET
 @click.option("--mmlu", is_flag=True, help="Also ask MMLU, whatever the run's settings say.")
 @click.option("--allow-regression", is_flag=True, help="Report a fallen MMLU instead of failing.")
 @runs_code
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+@json_option()
 def evaluate(run: str, overrides: tuple[str, ...], mmlu: bool, allow_regression: bool, as_json: bool) -> None:
-    """Base against tuned on the held-out rows of a finished RUN; MMLU; completions to read; the log."""
+    """Compare a RUN with its base on held-out rows.
+
+    Also writes completions to read, asks MMLU if that is switched on, and adds to the run's evaluation log.
+    """
     from qdora_fast.recipes import evaluate as recipe
 
     changed = [*overrides, *(["evaluation.mmlu.enabled=true"] if mmlu else [])]
-    found = recipe.evaluate(run, overrides=changed, allow_regression=allow_regression)
+    evaluation = recipe.evaluate(run, overrides=changed, allow_regression=allow_regression)
     if as_json:
-        click.echo(console.json_line(found))
+        click.echo(console.json_line(evaluation))
 
 
 @cli.command()
-@click.argument("run")
+@RUN
 @click.argument("file", required=False, type=FILE)
 @click.option("--reviewer", metavar="NAME", help="Who has read the completions.")
 @click.option("--verdict", type=click.Choice(["pass", "fail", "needs-work"]))
 @click.option("--note", default="", help="Why.")
 def review(run: str, file: Path | None, reviewer: str | None, verdict: str | None, note: str) -> None:
-    """Record what a person thinks of a RUN's completions: FILE saved from completions.html, or name and verdict."""
+    """Record what a person thinks of a RUN's completions.
+
+    Give the FILE saved from completions.html, or --reviewer and --verdict.
+    """
     from qdora_fast.recipes import review as recipe
 
     recipe.review(run, file=file, reviewer=reviewer, verdict=verdict, note=note)
@@ -150,27 +184,30 @@ def review(run: str, file: Path | None, reviewer: str | None, verdict: str | Non
 
 @cli.command()
 @click.argument("runs", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line, and no table.")
+@json_option("as the last line, and no table")
 def log(runs: tuple[str, ...], as_json: bool) -> None:
-    """List and compare the evaluations of RUNS (run folders, or folders of runs)."""
+    """List the evaluations of RUNS side by side.
+
+    RUNS are run folders, or folders of runs.
+    """
     from qdora_fast.recipes import messages
     from qdora_fast.recipes import review as recipe
 
-    found = recipe.evaluations(runs)
+    evaluations = recipe.list_evaluations(runs)
     if as_json:
-        click.echo(console.json_line({"evaluations": found}))
+        click.echo(console.json_line({"evaluations": evaluations}))
     else:
-        messages.evaluations(found)
+        messages.evaluations(evaluations)
 
 
 @cli.command()
-@click.argument("run")
+@RUN
 def report(run: str) -> None:
-    """Write a RUN's report.html and model cards anew."""
+    """Write a RUN's report.html and model cards again."""
     from qdora_fast.recipes import evaluate as recipe
     from qdora_fast.system.run_folder import RunFolder
 
-    click.echo(recipe.finish(RunFolder.open(run)))
+    click.echo(recipe.write_report(RunFolder.open(run)))
 
 
 @cli.command()
@@ -188,9 +225,9 @@ def report(run: str) -> None:
 @click.option("--learning-rates", default="", metavar="A,B", help="Take the best for each arm. Default: the config's.")
 @click.option("--full-lr", default="", metavar="A,B", help="The same for full. Default: a tenth of the others.")
 @click.option("--target", type=float, help="Held-out loss to reach. Default: where the first arm's median run ends.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: runs/NAME-compare.")
+@out_option("runs/NAME-compare")
 @runs_code
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+@json_option()
 def compare(
     config: str,
     overrides: tuple[str, ...],
@@ -203,9 +240,9 @@ def compare(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Train a CONFIG with several methods and seeds on the same rows, and say what holds.
+    """Compare methods: train a CONFIG with each, several seeds.
 
-    Goes on where an earlier comparison stopped.
+    All of them train on the same rows. Continues where an earlier comparison stopped.
     """
     from qdora_fast.config import presets
     from qdora_fast.config.loader import load_config
@@ -230,10 +267,13 @@ def compare(
 
 @cli.command()
 @click.option("--offline", is_flag=True, help="Make no connection to the hub.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no page.")
+@json_option("and no page")
 def doctor(offline: bool, as_json: bool) -> None:
-    """Check this machine: packages, GPU, kernels, the engine, disks, the hub. Exit code 0: ready."""
-    from qdora_fast.recipes.doctor import examine
+    """Check this machine: GPU, packages, disks, the hub.
+
+    The kernels and the engine are tried, too. Exit code 0: ready.
+    """
+    from qdora_fast.recipes.doctor.examine import examine
 
     sys.exit(examine(as_json=as_json, offline=offline))
 
@@ -271,8 +311,8 @@ def main() -> None:
         if debug:
             raise
         if distributed.is_main() or not isinstance(error, ConfigError):  # a wrong request is wrong in all of them
-            place = f"[process {distributed.rank()}] " if distributed.world_size() > 1 else ""
-            click.echo(f"{place}error: {error}", err=True)
+            rank = f"[process {distributed.rank()}] " if distributed.world_size() > 1 else ""
+            click.echo(f"{rank}error: {error}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)

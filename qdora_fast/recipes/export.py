@@ -1,7 +1,7 @@
-"""A trained run in a form that others can load: one format, one function, and the table that finds it.
+"""A trained run in a format that others can load: one function for each format, and the table of formats.
 
-Every format is refused when it would be wrong, built beside its final place, and checked before
-it moves there. What is checked is the business of its module.
+A format that would be wrong for the run is refused. Files are built beside their final folder and checked before they
+move there; what is checked is the business of the format's module.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from qdora_fast.config.recorded import read_config
 from qdora_fast.exports import adapter, merged, merged_4bit
 from qdora_fast.exports.gguf import export as gguf_export
-from qdora_fast.recipes.evaluate import finish
+from qdora_fast.recipes.evaluate import write_report
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.run_folder import RunFolder
 from qdora_fast.system.run_lock import locked
@@ -70,22 +70,22 @@ def export(
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
     config = read_config(folder)
     asked = {name: value for name, value in options.items() if value is not None}
-    chosen = _find(to, asked)
-    place = Path(out) if out else None
-    alone = locked(folder.path) if chosen.writes_in_run or not place else nullcontext()
-    with alone:  # a run is not written to by two
-        report = chosen.write(folder, config, out=place, overwrite=overwrite, **asked)
-        if not place:
-            finish(folder)  # the run's report and model cards tell of it
+    chosen = _format(to, asked)
+    target = Path(out) if out else None
+    alone = locked(folder.path) if chosen.writes_in_run or not target else nullcontext()
+    with alone:  # no other process writes to the run meanwhile
+        report = chosen.write(folder, config, out=target, overwrite=overwrite, **asked)
+        if not target:
+            write_report(folder)  # the run's report and model cards tell of it
     return report
 
 
-def _find(to: str, options: dict[str, Any]) -> Format:
+def _format(to: str, options: dict[str, Any]) -> Format:
     if to not in FORMATS:
         raise ConfigError(f"--to {to}: unknown format; choose one of {', '.join(FORMATS)}")
     for name in options:
         if name not in FORMATS[to].options:
             takers = [other for other, each in FORMATS.items() if name in each.options]
-            fit = f"it belongs to {' and '.join(takers)}" if takers else "no format has it"
-            raise ConfigError(f"--{name.replace('_', '-')} means nothing for --to {to}: {fit}")
+            owners = f"it belongs to {' and '.join(takers)}" if takers else "no format has it"
+            raise ConfigError(f"--{name.replace('_', '-')} means nothing for --to {to}: {owners}")
     return FORMATS[to]

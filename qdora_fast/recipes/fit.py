@@ -15,8 +15,12 @@ from typing import Any
 
 from qdora_fast.config import Config
 from qdora_fast.models.backend import captured_prints
-from qdora_fast.planning.history import earlier_speed
-from qdora_fast.planning.memory import Card, base_config, estimate, job_of, sizes_of
+from qdora_fast.planning.cards import Card
+from qdora_fast.planning.history import earlier_speed, shape_of
+from qdora_fast.planning.memory.architecture import sizes_of
+from qdora_fast.planning.memory.base import base_config
+from qdora_fast.planning.memory.estimate import estimate
+from qdora_fast.planning.memory.job import job_of
 from qdora_fast.recipes import messages
 from qdora_fast.recipes.data import Ready
 from qdora_fast.system import console, distributed
@@ -141,16 +145,19 @@ def estimated_step(config: Config, base_name: str, tokens: int, memory: int) -> 
     """
     try:
         sizes = sizes_of(base_config(base_name, config.model.revision).values)
-        job = replace(job_of(config, sizes, on_gpu=True), length=tokens)
+        settings = JobSettings(config.adapter, config.train, config.engine)
+        job = replace(job_of(settings, sizes, length=config.model.length, on_gpu=True), length=tokens)
     except ConfigError:  # nothing depends on it
         return None
     return estimate(job, Card("", memory)).phases["step"]
 
 
 def _expected(config: Config, folder: RunFolder) -> Expected | None:
-    """The speed of the newest run of this name and shape that has logged any; a resumed run is its own newest."""
-    found = earlier_speed(config, re.sub(r"-\d+$", "", folder.path.name))
-    return Expected(found.tokens_per_second, found.run) if found else None
+    """Tokens/s of the newest comparable run; when resuming, of this run. None if nothing was logged."""
+    shape = shape_of(config.model, config.adapter, config.data, config.train, config.engine)
+    name = config.run.name or re.sub(r"-\d+$", "", folder.path.name)
+    speed = earlier_speed(Path(config.run.dir), name, shape)
+    return Expected(speed.tokens_per_second, speed.run) if speed else None
 
 
 def _why_slow(model: Any, config: Config, ready: Ready, slow: Slow, *, packed: bool, since: ProcessorTime) -> list[str]:

@@ -57,11 +57,11 @@ def import_adapter(
         own_code: files of code that may run where `overrides` names them; `--own-code` of the command line.
 
     Returns:
-        What was found: path (of the run), method, r, alpha, layers, base, ...
+        A report: path (of the run), method, r, alpha, layers, base, ...
 
     Raises:
         ConfigError: no adapter there, weights in a pickle, a kind that cannot be merged, or the base is not reachable.
-        IntegrityError: it is not whole, or does not fit its base.
+        IntegrityError: it is incomplete or corrupt, or does not fit its base.
         RefusedError: the base or the layers are of a kind that is refused for training, too.
     """
     folder = Path(source).expanduser()
@@ -72,18 +72,22 @@ def import_adapter(
     with allow_own_code(own_code):
         if config.data.path != UNKNOWN_DATA:
             require_code_allowed(config, FORMATTER)
-        return _checked(adapter, config, stated or _sets_method(overrides), folder)
+        return _make_run(adapter, config, bool(stated) or _sets_method(overrides), folder)
 
 
-def _checked(adapter: Adapter, config: Config, known: Any, folder: Path) -> dict[str, Any]:
-    """Compare the adapter with its base, and make the run; `known`: that the method was not guessed."""
+def _make_run(adapter: Adapter, config: Config, known: bool, folder: Path) -> dict[str, Any]:
+    """Compare the adapter with its base, and make the run.
+
+    Args:
+        known: the method was not guessed.
+    """
     messages.adapter_found(adapter, config)
     base_name = find_base(config)
-    found = fit(adapter, config, base_name)
-    messages.adapter_fits(found.shapes_compared, guess=None if known else config.adapter.method)
+    match = fit(adapter, config, base_name)
+    messages.adapter_fits(match.shapes_compared, guess=None if known else config.adapter.method)
     run = create_run(config, folder.resolve().name)
     try:
-        report = _fill(run, adapter, config, base_name, found)
+        report = _fill(run, adapter, config, base_name, match)
     except BaseException:
         shutil.rmtree(run.path)
         raise
@@ -96,7 +100,7 @@ def _sets_method(overrides: Sequence[str]) -> bool:
 
 
 def _read(folder: Path) -> Adapter:
-    """The adapter, whole. The usual loss gets a message of its own."""
+    """The complete adapter. The usual loss, DoRA without magnitudes, has a message of its own."""
     if (folder / "config.yaml").is_file() and (folder / "adapter").is_dir():
         raise ConfigError(f"{folder} is a run already; export, chat and evaluate take it as it is")
     if folder.is_dir():
@@ -154,7 +158,7 @@ def _settings(adapter: Adapter, base: str | None, data: str | None, stated: str 
     }
 
 
-def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, found: Fit) -> dict[str, Any]:
+def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, match: Fit) -> dict[str, Any]:
     """Write everything that a run's folder has and that is known here."""
     from qdora_fast.models.tokenizer import load_tokenizer
     from qdora_fast.training.trainer import choose_precision
@@ -171,8 +175,8 @@ def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, found: Fi
         base=base,
         revision=config.model.revision,
         method=config.adapter.method,
-        targets=[layer for layer in found.linears if layer in adapter.modules],
-        quantized_modules=[*found.linears, *found.elsewhere] if config.adapter.quantized else [],
+        targets=[layer for layer in match.linears if layer in adapter.modules],
+        quantized_modules=[*match.linears, *match.elsewhere] if config.adapter.quantized else [],
         precision=choose_precision(config.train),
         template=template,
         stop_ids=sorted({*stop_ids, tokenizer.eos_token_id}),
@@ -190,7 +194,7 @@ def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, found: Fi
         "layers": len(adapter.modules),
         "modules_to_save": sorted(adapter.saved_modules),
         "base": base,
-        "shapes_compared": found.shapes_compared,
+        "shapes_compared": match.shapes_compared,
         "template": template,
         "template_assumed": assumed,
         "rows": _write_rows(run, config, base, tokenizer),

@@ -1,7 +1,7 @@
-"""The recipe: the only place where the whole path from a config to a proven model is spelled out.
+"""The recipe of a run, from a config to a proven model.
 
-Read `train` from top to bottom; each line is one module's work, and what it decided is shown
-as it happens. Nothing is computed here.
+Read `run_recipe` from top to bottom: each line is one module's work, and what it decided is shown as it happens.
+Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from qdora_fast.exports.verify import token_identity
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import RunInfo, write_run_info
 from qdora_fast.models.targets import Targets
-from qdora_fast.planning.auto import adopt
 from qdora_fast.recipes import messages
+from qdora_fast.recipes.auto import adopt
 from qdora_fast.recipes.data import (
     Ready,
     confirm,
@@ -35,7 +35,7 @@ from qdora_fast.recipes.data import (
     with_quality,
     write_data,
 )
-from qdora_fast.recipes.evaluate import Subject, check_questions, evaluate_model, finish, refuse_regression
+from qdora_fast.recipes.evaluate import EvalModel, check_questions, evaluate_model, refuse_regression, write_report
 from qdora_fast.recipes.fit import fit, identity_of, recipe_of
 from qdora_fast.recipes.resume import NEW, Start, resume_if_unfinished, resume_run
 from qdora_fast.system import console, distributed
@@ -121,7 +121,7 @@ def run_recipe(
 
 
 def _begin(config: Config, name: str, resume: bool | Literal["auto"]) -> tuple[Config, Start]:
-    """Which run to resume, if any, and the settings: its own choice where they say `auto`."""
+    """Which run to resume, if any, and the settings: with the numbers of that run where they say `auto`."""
     earlier = RunFolder.newest(Path(config.run.dir), config.run.name or name) if resume else None
     as_before = adopt(config, read_config(earlier)) if earlier else config
     start = NEW
@@ -208,7 +208,7 @@ def _export(evidence: Any, config: Config, folder: RunFolder, again: bool) -> No
             out = merged_folder(folder, merge_base)
             export_merged(folder, evidence, merge_base=merge_base, out=out, overwrite=again)
     finally:  # a proof that failed is in the report, too
-        finish(folder)
+        write_report(folder)
     folder.write_json(FINISHED, {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
@@ -249,10 +249,10 @@ def _evaluate(
         return {}
     try:
         open_backend().FastLanguageModel.for_inference(model)
-        subject = Subject(
+        tuned = EvalModel(
             model, base.tokenizer, base.stop_ids, prepared.held_out, prepared.held_out_examples, base.precision
         )
-        return evaluate_model(subject, config, folder)
+        return evaluate_model(tuned, config, folder)
     except Exception as error:  # noqa: BLE001 - training is over; it is raised when everything else is done
         messages.not_evaluated(folder, error)
         return without_frames(error)
@@ -283,8 +283,8 @@ def _describe_run(folder: RunFolder, config: Config, base: Any, ready: Ready, re
 
     (folder.path / FINISHED).unlink(missing_ok=True)
     folder.write_json("environment.json", describe_machine())
-    if ready.settled is not None:
-        folder.write_json("fit.json", ready.settled.as_dict())
+    if ready.resolved is not None:
+        folder.write_json("fit.json", ready.resolved.as_dict())
     write_data(ready.prepared, folder.data, name=folder.path.name, seed=config.train.seed, review=review)
     if review is not None:
         record_review(folder.path, review)

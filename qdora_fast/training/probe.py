@@ -28,7 +28,7 @@ import numpy as np
 from qdora_fast.config import TrainSettings
 from qdora_fast.models.backend import captured_prints
 from qdora_fast.models.out_of_memory import release_memory
-from qdora_fast.planning.memory import in_gib
+from qdora_fast.planning.memory.estimate import in_gib
 from qdora_fast.system.errors import OutOfMemory
 from qdora_fast.training.state import random_state, set_random_state
 from qdora_fast.training.trainer import Recipe, build_trainer, sft_arguments

@@ -125,7 +125,7 @@ def test_one_answer_that_does_not_fit_costs_the_evaluation_and_not_the_run(
     assert not (run.evaluation / "evaluation.json").exists()
     said = " ".join(capsys.readouterr().err.split())
     assert "the model is not evaluated: memory ran out while questions were answered (CUDA out of memory)" in said
-    assert f"the run goes on to its export; later: qdora-fast evaluate {run.path}" in said
+    assert f"the run continues with its export; evaluate it later: qdora-fast evaluate {run.path}" in said
 
 
 def test_an_error_of_ours_in_the_evaluation_costs_no_export_either(

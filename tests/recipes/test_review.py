@@ -14,7 +14,7 @@ from qdora_fast.cli.main import cli
 from qdora_fast.evaluation import log
 from qdora_fast.evaluation.report.completions import VERDICTS
 from qdora_fast.evaluation.report.run_parts import read_run
-from qdora_fast.recipes.review import evaluations, require_review, review
+from qdora_fast.recipes.review import list_evaluations, require_review, review
 from qdora_fast.system.errors import ConfigError, DataError, RefusedError
 from qdora_fast.system.run_folder import RunFolder
 
@@ -82,7 +82,7 @@ def test_the_command_takes_the_verdicts_of_the_page() -> None:
 def test_the_log_lists_evaluations_of_several_runs_with_their_reviews(run: RunFolder) -> None:
     shutil.copytree(run.path, run.path.with_name("demo-2"))
     review(run.path, reviewer="Asha", verdict="pass")
-    found = evaluations([str(run.path.parent)])
+    found = list_evaluations([str(run.path.parent)])
     assert [Path(entry["path"]).name for entry in found] in (["demo", "demo-2"], ["demo-2", "demo"])
     assert {Path(entry["path"]).name: (entry["review"] or {}).get("verdict") for entry in found} == {
         "demo": "pass",
@@ -93,4 +93,4 @@ def test_the_log_lists_evaluations_of_several_runs_with_their_reviews(run: RunFo
     as_json = json.loads(invoke("log", run.path, "--json").stdout.splitlines()[-1])
     assert len(as_json["evaluations"]) == 1
     with pytest.raises(ConfigError, match="is not a run"):
-        evaluations([str(run.path.parent / "nowhere")])
+        list_evaluations([str(run.path.parent / "nowhere")])

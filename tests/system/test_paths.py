@@ -63,7 +63,7 @@ def test_a_run_with_a_link_out_is_not_opened(link: Callable[[Path, Path], None],
     (run / "config.yaml").write_text("model: {name: demo}\ndata: {path: demo}\n")
     RunFolder.open(run)
     link(run, secret)
-    for look in (RunFolder.open, lambda path: review.evaluations([str(path)])):
+    for look in (RunFolder.open, lambda path: review.list_evaluations([str(path)])):
         with pytest.raises(RefusedError, match="a link that leads out"):
             look(run)
 

@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tiny_config, capsys) -> N
     capsys.readouterr()
     resumed = train(tiny_config(train=settings), resume=True)
     said = capsys.readouterr().err
-    assert "going on from checkpoint-4" in said
+    assert "resuming from checkpoint-4" in said
     assert "passed over checkpoint-6" in said
     assert "training_state.safetensors: its content has changed" in said
     assert _adapter(resumed) == before

@@ -46,16 +46,16 @@ def engine(where: str, *, precision: str | None = None) -> Iterator[Finding]:
     ours = {"y": y.detach(), "x": x.grad, **{name: part.grad for name, part in _trained(layer).items()}}
     errors = {name: _distance(ours[name], exact) for name, exact in _exact(layer, x.detach(), dy).items()}
     worst = max(errors, key=lambda name: errors[name])
-    said = f"{report.impl} in {precision} on the {where}, worst error {errors[worst]:.1e}"
+    text = f"{report.impl} in {precision} on the {where}, worst error {errors[worst]:.1e}"
     left = fallbacks(model)
     uninstall(model)
     if left:
         yield Finding("engine", "wrong", f"the fused path was not taken: {next(iter(left))}", _FIX)
     elif errors[worst] <= TOLERANCE[precision]:
-        yield Finding("engine", "ok", f"a fused DoRA layer computes as the reference does ({said})")
+        yield Finding("engine", "ok", f"a fused DoRA layer computes as the reference does ({text})")
     else:
         what = "output" if worst == "y" else f"gradient of {worst}"
-        yield Finding("engine", "wrong", f"a fused DoRA layer is not the reference: {what} ({said})", _FIX)
+        yield Finding("engine", "wrong", f"a fused DoRA layer is not the reference: {what} ({text})", _FIX)
 
 
 _FIX = "make clean && make install; until then train with --set engine.impl=reference, and tell us"
