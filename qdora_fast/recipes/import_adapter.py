@@ -79,7 +79,7 @@ def _checked(adapter: Adapter, config: Config, known: Any, folder: Path) -> dict
     """Compare the adapter with its base, and make the run; `known`: that the method was not guessed."""
     messages.adapter_found(adapter, config)
     base_name = find_base(config)
-    found = fit(adapter, config, base_name)
+    found = fit(adapter, base_name, config.model, config.adapter, merge_base=config.export.merge_base)
     messages.adapter_fits(found.shapes_compared, guess=None if known else config.adapter.method)
     run = create_run(config, folder.resolve().name)
     try:

@@ -1,4 +1,4 @@
-"""The statistics against their closed forms and simulated truth: intervals that cover, verdicts that keep their promise."""
+"""The statistics against closed forms and simulated truth: intervals that cover, verdicts that keep their promise."""
 
 from __future__ import annotations
 

@@ -16,10 +16,9 @@ from qdora_fast.data.clean.rejects import REASONS
 from qdora_fast.data.report.pages import message_turns
 from qdora_fast.evaluation.report.before_after import before_after, between, percent
 from qdora_fast.evaluation.report.completions import TEMPLATES
-from qdora_fast.evaluation.report.run_parts import RunParts, base_name, changed_settings, part, read_run
+from qdora_fast.evaluation.report.run_parts import RunParts, base_name, part
 from qdora_fast.evaluation.report.svg import Series, interval, line_chart, smooth
 from qdora_fast.system.pages import is_number, render
-from qdora_fast.system.run_folder import RunFolder
 
 SHOWN_COMPLETIONS, SHOWN_GENERAL = 6, 2
 SHOWN_ROWS = 5
@@ -37,9 +36,8 @@ VERDICTS = {
 }
 
 
-def run_page(folder: RunFolder) -> str:
+def run_page(parts: RunParts) -> str:
     """A run's report.html, made of whatever lies in its folder. Never fails for what is missing."""
-    parts = read_run(folder)
     task = part(parts.evaluation, "task")
     state, said = VERDICTS.get(str(task.get("verdict")), ("open", "Not evaluated"))
     return render(
@@ -59,7 +57,7 @@ def run_page(folder: RunFolder) -> str:
         completions=[_completion(each) for each in _first_completions(parts.completions)],
         worst=_worst(parts.answers),
         fallen=_fallen(parts.answers),
-        changed=changed_settings(parts.config) if parts.config else [],
+        changed=parts.settings.changed if parts.settings else [],
         review=parts.review(),
         data_review=parts.data_review(),
         reasons=REASONS | part(parts.data, "reasons"),
