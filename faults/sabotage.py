@@ -35,16 +35,16 @@ def _written_in_place() -> None:
 
 
 def _lost_runs_start_from_zero() -> None:
+    from qdora_fast.recipes.resume import NEW, resume_run
     from qdora_fast.system.errors import CheckpointError
-    from qdora_fast.training.resume import NEW, go_on
 
     def quietly(*about: Any) -> Any:
         try:
-            return go_on(*about)
+            return resume_run(*about)
         except CheckpointError:
             return NEW
 
-    put("qdora_fast.recipes.train", go_on=quietly)
+    put("qdora_fast.recipes.train", resume_run=quietly)
 
 
 def _signals_are_not_heard() -> None:

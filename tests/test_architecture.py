@@ -26,6 +26,10 @@ FOLDERS = (
 )
 FOUNDATIONS = {"engine", "system"}
 
+# The folders that may name the whole Config, and those that still do; below, a function takes the section it needs.
+SEE_CONFIG = {"config", "cli", "recipes"}
+STILL_SEE_CONFIG = {"exports", "inference", "evaluation", "planning"}
+
 # Heavy or touchy libraries, and the only folders or modules that may import them at all.
 OWNERS = {
     "unsloth": {"models.backend"},
@@ -95,6 +99,18 @@ def test_imports_go_downwards(path: Path) -> None:
             other = name.split(".")[1]
             assert other == "__version__" or other in {folder, *below}, f"{module} may not import {name}"
         assert name.split(".")[0] not in ("benchmarks", "faults", "mutants", "proofs", "tests"), f"{module}: {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=_module)
+def test_the_whole_config_stops_at_the_recipes(path: Path) -> None:
+    module = _module(path)
+    if module.split(".")[0] in SEE_CONFIG | STILL_SEE_CONFIG:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qdora_fast.config"):
+            named = [alias.name for alias in node.names if alias.name in ("Config", "recorded")]
+            assert node.module != "qdora_fast.config.recorded", f"{module}: take the values, not the run's config"
+            assert not named, f"{module}: take the section that is needed, not the whole config"
 
 
 @pytest.mark.parametrize("path", FILES, ids=_module)

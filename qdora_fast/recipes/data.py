@@ -251,12 +251,16 @@ def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int]) -> Rend
 
 def _reference(ready: Ready, config: Config, base: Any | None) -> tuple[Any, Any]:
     """The model that scores: the base as it is tuned, or the sibling that was named."""
-    from qdora_fast.models.loading import load_base, load_reference
+    from qdora_fast.models.loading import check_base, load_base, load_reference
     from qdora_fast.training.trainer import choose_precision
 
     sibling = config.data.quality.model
     if sibling is None:
-        base = base or load_base(ready.base_name, config, precision=choose_precision(config.train))
+        if base is None:
+            sections = (config.model, config.adapter)
+            targets = check_base(ready.base_name, *sections, merge_base=config.export.merge_base)
+            precision = choose_precision(config.train)
+            base = load_base(ready.base_name, *sections, config.train, targets=targets, precision=precision)
         return base.model, base.tokenizer
     model, tokenizer = load_reference(sibling, setting="data.quality.model: ")
     wanted = ready.rendering.identity()["tokenizer"]

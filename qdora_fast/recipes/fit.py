@@ -8,24 +8,42 @@ carried out at the end.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qdora_fast.config import Config
 from qdora_fast.models.backend import captured_prints
 from qdora_fast.planning.history import earlier_speed
+from qdora_fast.planning.memory import Card, base_config, estimate, job_of, sizes_of
 from qdora_fast.recipes import messages
 from qdora_fast.recipes.data import Ready
 from qdora_fast.system import console, distributed
+from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.run_folder import RunFolder
 from qdora_fast.training.probe import Probed, meter_here, probe
 from qdora_fast.training.resume import identity, require_same
 from qdora_fast.training.throughput import Expected, ProcessorTime, Slow, Throughput, causes, look_around
 
+if TYPE_CHECKING:
+    from qdora_fast.training.trainer import Recipe
 
-def fit(model: Any, base: Any, config: Config, folder: RunFolder, ready: Ready, checkpoint: Path | None) -> None:
+
+def fit(
+    model: Any,
+    base: Any,
+    config: Config,
+    folder: RunFolder,
+    ready: Ready,
+    recipe: Recipe,
+    checkpoint: Path | None,
+) -> None:
     """Train `model` on the prepared rows, and say how.
+
+    Args:
+        recipe: from `recipe_of`, by these rows.
+        checkpoint: to resume from; None: from step 0.
 
     Raises:
         CheckpointError: the checkpoint is of another run.
@@ -36,7 +54,7 @@ def fit(model: Any, base: Any, config: Config, folder: RunFolder, ready: Ready, 
     from qdora_fast.training.signals import listening, signal_callback
     from qdora_fast.training.trainer import build_trainer, describe, sft_arguments, trained_groups
 
-    prepared, recipe, identity = ready.prepared, _recipe(config, ready), identity_of(config, ready)
+    prepared, identity = ready.prepared, identity_of(config, ready, recipe)
     if checkpoint is not None:
         require_same(checkpoint, identity, ready.base_name)
     messages.recipe(describe(recipe, config.train, trained_groups(model, config.train)))
@@ -49,7 +67,7 @@ def fit(model: Any, base: Any, config: Config, folder: RunFolder, ready: Ready, 
     )
     held_out = prepared.held_out_examples
     datasets = (prepared.tokens.dataset(), held_out.dataset() if held_out else None)
-    found = _try_longest(model, base.tokenizer, config, folder, ready, datasets)
+    probed = _try_longest(model, base.tokenizer, config, folder, ready, recipe, datasets)
     watching = training_callbacks(
         metrics=folder.metrics,
         throughput=Throughput(prepared.train_tokens, _expected(config, folder)),
@@ -68,8 +86,8 @@ def fit(model: Any, base: Any, config: Config, folder: RunFolder, ready: Ready, 
             place_of=prepared.place_of,
             on_note=keep_notes(folder.metrics),
         )
-        if found is not None:
-            trainer.micro_parts, trainer.eval_parts = found.parts, found.eval_parts
+        if probed is not None:
+            trainer.micro_parts, trainer.eval_parts = probed.parts, probed.eval_parts
         with captured_prints():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         requests.raise_if_stopped(f"checkpoint-{trainer.state.global_step} of {folder.path}")
@@ -83,10 +101,11 @@ def _try_longest(
     config: Config,
     folder: RunFolder,
     ready: Ready,
+    recipe: Recipe,
     datasets: tuple[Any, Any | None],
 ) -> Probed | None:
-    """What the longest batch takes, said and recorded; None where it is not tried. A run that is gone on with tries it
-    again: it may be on another card, or not alone on it."""
+    """What the longest batch takes, said and recorded; None where it is not tried. A resumed run tries it again: it may
+    be on another card, or not alone on it."""
     meter = meter_here()
     if meter is None or not config.train.probe:
         return None
@@ -97,27 +116,43 @@ def _try_longest(
     prepared = ready.prepared
     lengths = prepared.columns.tokens[prepared.per_epoch], prepared.columns.tokens[prepared.held]
     try:
-        found = probe(
+        probed = probe(
             model,
             tokenizer,
-            config,
-            _recipe(config, ready),
+            config.train,
+            recipe,
             datasets,
             lengths,
-            base_name=ready.base_name,
+            max_length=config.model.length,
             folder=folder.path / "checkpoints",
             meter=meter,
+            estimated=partial(estimated_step, config, ready.base_name),
         )
     except Exception as error:
         error.add_note("while the longest batch was tried; train.probe: false starts without that")
         raise
-    messages.probed(found)
-    folder.add_to_json("fit.json", {"probe": found.as_dict()})
-    return found
+    messages.probed(probed)
+    folder.add_to_json("fit.json", {"probe": probed.as_dict()})
+    return probed
+
+
+def estimated_step(config: Config, base_name: str, tokens: int, memory: int) -> int | None:
+    """Bytes to be expected of a training step; None: this architecture is not counted.
+
+    Args:
+        tokens: of a row, or of a packed sequence.
+        memory: bytes of the card.
+    """
+    try:
+        sizes = sizes_of(base_config(base_name, config.model.revision).values)
+        job = replace(job_of(config, sizes, on_gpu=True), length=tokens)
+    except ConfigError:  # nothing depends on it
+        return None
+    return estimate(job, Card("", memory)).phases["step"]
 
 
 def _expected(config: Config, folder: RunFolder) -> Expected | None:
-    """The speed of the newest run of this name and shape that has logged any; of this one if it is gone on with."""
+    """The speed of the newest run of this name and shape that has logged any; a resumed run is its own newest."""
     found = earlier_speed(config, re.sub(r"-\d+$", "", folder.path.name))
     return Expected(found.tokens_per_second, found.run) if found else None
 
@@ -128,19 +163,22 @@ def _why_slow(model: Any, config: Config, ready: Ready, slow: Slow, *, packed: b
     return causes(found)
 
 
-def identity_of(config: Config, ready: Ready) -> dict[str, Any]:
-    """What a checkpoint must share with this run to be gone on from; see `resume.py`."""
+def identity_of(config: Config, ready: Ready, recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint and this run must share for the run to be resumed from it; see `training/resume.py`."""
     return identity(
-        config,
+        config.model,
+        config.adapter,
+        config.train,
         base=ready.base_name,
         data=ready.prepared.report.hash,
         rendering=ready.rendering.identity(),
-        recipe=_recipe(config, ready),
+        recipe=recipe,
     )
 
 
-def _recipe(config: Config, ready: Ready) -> Any:
+def recipe_of(config: Config, ready: Ready, precision: str) -> Recipe:
+    """What the settings come to with these rows, on this machine; `precision`: from `choose_precision`."""
     from qdora_fast.training.trainer import make_recipe
 
     rows, tokens = ready.prepared.report.per_epoch, ready.prepared.train_tokens
-    return make_recipe(config.train, rows=rows, tokens=tokens, max_length=config.model.length)
+    return make_recipe(config.train, rows=rows, tokens=tokens, max_length=config.model.length, precision=precision)

@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from qdora_fast.config import AdapterSettings, Config
+from qdora_fast.recipes.resume import Start
 from qdora_fast.system import console
 from qdora_fast.system.errors import QdoraError, first_line
 from qdora_fast.system.run_folder import RunFolder
 from qdora_fast.training.oom import Note
-from qdora_fast.training.resume import Start
 
 STEPS_SAID = 8
 """Numbers of steps that one line names."""
@@ -37,8 +37,8 @@ def chosen(path: Path, why: str | None) -> None:
 def started(folder: RunFolder, start: Start) -> None:
     """Where the run's files go, and where it begins."""
     console.line("run", f"{folder.path}" + (f", going on from {start.checkpoint.name}" if start.checkpoint else ""))
-    for said in start.said:
-        console.line("", said)
+    for message in start.messages:
+        console.line("", message)
 
 
 def own_code(name: str, files: Sequence[str], *, runs: bool) -> None:

@@ -18,18 +18,18 @@ optimizer: that of the two steps stays, in pages that nobody touches again.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from qdora_fast.config import Config
+from qdora_fast.config import TrainSettings
 from qdora_fast.models.backend import captured_prints
-from qdora_fast.planning.memory import Card, base_config, estimate, in_gib, job_of, sizes_of
-from qdora_fast.system.errors import ConfigError, OutOfMemory
+from qdora_fast.planning.memory import in_gib
+from qdora_fast.system.errors import OutOfMemory
 from qdora_fast.training.state import random_state, set_random_state
 from qdora_fast.training.trainer import Recipe, build_trainer, sft_arguments
 
@@ -122,32 +122,35 @@ class Probed:
 def probe(
     model: Any,
     tokenizer: Any,
-    config: Config,
+    train: TrainSettings,
     recipe: Recipe,
     datasets: tuple[Any, Any | None],
     lengths: tuple[np.ndarray, np.ndarray],
     *,
-    base_name: str,
+    max_length: int,
     folder: Path,
     meter: Meter,
+    estimated: Callable[[int, int], int | None],
 ) -> Probed:
     """Try the longest batch.
 
     Args:
         datasets: training and held-out rows, as `build_trainer` takes them.
         lengths: their tokens, row by row.
-        base_name: of the base whose config.json says what was to be expected.
+        max_length: tokens of a packed sequence.
         folder: of the run's checkpoints; nothing is written into it.
+        estimated: bytes to be expected of a training step; asked with the tokens of a row and the bytes of the card,
+            None where the architecture is not counted.
 
     Raises:
         OutOfMemory: not even one row fits.
     """
     from qdora_fast.engine.patch import residency
 
-    chosen = _longest(config, recipe, datasets, lengths)
+    chosen = _longest(train, recipe, datasets, lengths, max_length)
     peaks: list[int] = []
     with _nothing_changes(model):
-        trainer = _still_trainer(model, tokenizer, config, recipe, chosen, folder)
+        trainer = _still_trainer(model, tokenizer, train, recipe, chosen, folder, max_length)
         trainer.add_callback(_after_steps(meter, peaks))
         trainer.on_note = lambda note: meter.begin() if note.kind == "memory" else None  # what failed does not count
         meter.begin()
@@ -156,40 +159,50 @@ def probe(
                 trainer.train()
         except OutOfMemory as error:
             raise OutOfMemory(f"the longest rows do not fit, so no step was made: {error}") from None
-        tokens = config.model.length if trainer.args.packing else int(lengths[0].max())
+        tokens = max_length if trainer.args.packing else int(lengths[0].max())
         found = Probed(
-            rows=min(config.train.micro_batch, len(trainer.train_dataset)),
+            rows=min(train.micro_batch, len(trainer.train_dataset)),
             tokens=tokens,
             parts=trainer.micro_parts,
             eval_parts=trainer.eval_parts,
             given_back=bool((kept := residency(model)) and kept.given_up),
             peak_bytes=max(*peaks, meter.peak()),
             total_bytes=(total := meter.total()),
-            estimated_bytes=_estimated(config, base_name, tokens, total),
+            estimated_bytes=estimated(tokens, total),
         )
         del trainer
     return found
 
 
 def _longest(
-    config: Config, recipe: Recipe, datasets: tuple[Any, Any | None], lengths: tuple[np.ndarray, np.ndarray]
+    train: TrainSettings,
+    recipe: Recipe,
+    datasets: tuple[Any, Any | None],
+    lengths: tuple[np.ndarray, np.ndarray],
+    max_length: int,
 ) -> tuple[Any, Any | None]:
     """The rows of the steps, and of one held-out batch."""
-    size = config.train.micro_batch
-    count = size * min(STEPS, config.train.accumulation) * STEPS
+    size = train.micro_batch
+    count = size * min(STEPS, train.accumulation) * STEPS
     wanted = (
-        longest_rows(lengths[0], count, config.model.length if recipe.packing else None),
+        longest_rows(lengths[0], count, max_length if recipe.packing else None),
         longest_rows(lengths[1], size, None),
     )
-    train, held_out = (  # in memory, so that packing them leaves no file beside the prepared ones
-        rows and rows.from_dict(rows[numbers], features=rows.features)
-        for rows, numbers in zip(datasets, wanted, strict=True)
+    rows, held_out = (  # in memory, so that packing them leaves no file beside the prepared ones
+        dataset and dataset.from_dict(dataset[numbers], features=dataset.features)
+        for dataset, numbers in zip(datasets, wanted, strict=True)
     )
-    return train, held_out
+    return rows, held_out
 
 
 def _still_trainer(
-    model: Any, tokenizer: Any, config: Config, recipe: Recipe, datasets: tuple[Any, Any | None], folder: Path
+    model: Any,
+    tokenizer: Any,
+    train: TrainSettings,
+    recipe: Recipe,
+    datasets: tuple[Any, Any | None],
+    folder: Path,
+    max_length: int,
 ) -> Any:
     """The run's trainer, for steps that move nothing, over rows in their order."""
     still = {
@@ -199,9 +212,9 @@ def _still_trainer(
         "tracker": "none",
         "max_nonfinite": STEPS + 1,  # a row with a NaN is the run's business
     }
-    train = config.train.model_copy(update=still)
+    train = train.model_copy(update=still)
     evaluates = datasets[1] is not None
-    arguments = sft_arguments(train, recipe, folder=folder, max_length=config.model.length, evaluates=evaluates)
+    arguments = sft_arguments(train, recipe, folder=folder, max_length=max_length, evaluates=evaluates)
     arguments |= {
         "max_steps": STEPS,
         "gradient_accumulation_steps": min(STEPS, train.accumulation),
@@ -278,13 +291,3 @@ def _nothing_changes(model: Any) -> Iterator[None]:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _estimated(config: Config, base_name: str, tokens: int, memory: int) -> int | None:
-    """Bytes that were to be expected of a training step on such rows."""
-    try:
-        sizes = sizes_of(base_config(base_name, config.model.revision).values)
-        job = replace(job_of(config, sizes, on_gpu=True), length=tokens)
-    except ConfigError:  # not counted; nothing depends on it
-        return None
-    return estimate(job, Card("", memory)).phases["step"]

@@ -67,13 +67,14 @@ def check_tracker(train: TrainSettings) -> None:
         )
 
 
-def make_recipe(train: TrainSettings, *, rows: int, tokens: int, max_length: int) -> Recipe:
+def make_recipe(train: TrainSettings, *, rows: int, tokens: int, max_length: int, precision: str) -> Recipe:
     """Resolve every `auto` and every count that depends on the machine or the data.
 
     Args:
         rows: training rows.
         tokens: their tokens together.
         max_length: tokens of a packed sequence.
+        precision: from `choose_precision`.
     """
     import torch
 
@@ -97,7 +98,7 @@ def make_recipe(train: TrainSettings, *, rows: int, tokens: int, max_length: int
     if train.early_stopping and save_steps % eval_steps:
         save_steps = eval_steps * max(1, round(save_steps / eval_steps))
         notes.append(f"save_steps set to {save_steps}: early stopping keeps the best of the evaluated checkpoints")
-    return Recipe(choose_precision(train), optimizer, packing, steps, eval_steps, save_steps, tuple(notes))
+    return Recipe(precision, optimizer, packing, steps, eval_steps, save_steps, tuple(notes))
 
 
 def sft_arguments(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loaded_models import loaded_base
 
 from qdora_fast.engine import patch
 from qdora_fast.engine.patch import residency
@@ -18,7 +19,7 @@ from qdora_fast.evaluation.heldout import generate, row_losses
 from qdora_fast.exports import merged
 from qdora_fast.exports.verify import recording
 from qdora_fast.models import loading as loading
-from qdora_fast.models.loading import attach, fuse_layers, load_base
+from qdora_fast.models.loading import attach, fuse_layers
 from qdora_fast.models.out_of_memory import Batches, give_back, make_room
 from qdora_fast.recipes import train as recipe
 from qdora_fast.recipes.train import train
@@ -173,7 +174,7 @@ def test_a_proof_that_cannot_be_recorded_says_how_to_export_later(
 @pytest.fixture
 def loaded(tiny_config: Any) -> Any:
     config = tiny_config(engine={"resident": 1.0})
-    base = load_base(config.model.name, config, precision="fp32")
+    base = loaded_base(config)
     model = attach(base, config.adapter, config.train)
     fuse_layers(model, config.engine)
     return base, model.eval()

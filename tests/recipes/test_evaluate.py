@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from loaded_models import loaded_base
 from plain_rendering import render
 
 from qdora_fast.cli.main import cli
 from qdora_fast.data import choose_template
 from qdora_fast.evaluation import log
 from qdora_fast.evaluation.record import Evaluation
-from qdora_fast.models.loading import attach, load_base
+from qdora_fast.models.loading import attach
 from qdora_fast.recipes.evaluate import Subject, evaluate, evaluate_model, finish, refuse_regression
 from qdora_fast.recipes.train import train
 from qdora_fast.system.errors import ConfigError, IntegrityError, RegressionError
@@ -27,7 +28,7 @@ def untrained(tiny_config: Any, folder: Path, *, change: float = 0.0) -> tuple[S
     """A run of no steps: base and adapter as attached, B moved by `change` times a random matrix."""
     config = tiny_config(evaluation={"max_rows": 12, "completions": 4})
     run = train(config)
-    base = load_base(config.model.name, config, precision="fp32")
+    base = loaded_base(config)
     choose_template(base.tokenizer, "auto")
     model = attach(base, config.adapter, config.train).eval()
     torch.manual_seed(0)

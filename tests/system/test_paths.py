@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loaded_models import checked_base
 from tiny_checkpoints import save_adapter_for, save_base
 
 from qdora_fast.exports.merge.merge import merge
-from qdora_fast.models.loading import check_base
 from qdora_fast.recipes import review
 from qdora_fast.system.errors import RefusedError
 from qdora_fast.system.paths import links_out, plain_file_name, refuse_links_out
@@ -42,7 +42,7 @@ def test_a_base_with_a_link_out_is_refused_before_training_and_before_merging(
     save_adapter_for(base, tmp_path / "adapter")
     (base / "LICENSE").symlink_to(secret)
     with pytest.raises(RefusedError, match="LICENSE: a link that leads out of"):
-        check_base(str(base), tiny_config())
+        checked_base(tiny_config(), str(base))
     with pytest.raises(RefusedError, match="LICENSE: a link that leads out of"):
         merge(base, tmp_path / "adapter", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

@@ -86,7 +86,7 @@ def test_auto_resume_starts_anew_where_there_is_nothing_to_go_on_with(tiny_confi
     capsys.readouterr()
     other = train(tiny_config(train={"learning_rate": 1e-3}), resume="auto")
     said = capsys.readouterr().err
-    assert "did not finish and is not gone on with" in said
+    assert "did not finish and is not resumed" in said
     assert "train.learning_rate: 0.01 then, 0.001 now" in said
     assert other.path.name == "tiny-4"
 
@@ -157,7 +157,7 @@ def test_without_a_whole_checkpoint_resume_is_an_error_and_never_a_new_start(tin
     run = train(tiny_config(train={"save_steps": 2}))
     for path in run.checkpoints():
         (path / "MANIFEST.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is whole:\n.*checkpoint-4.*\n.*checkpoint-2"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is complete:\n.*checkpoint-4.*\n.*checkpoint-2"):
         train(tiny_config(train={"save_steps": 2}), resume=True)
 
 

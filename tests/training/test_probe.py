@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from loaded_models import loaded_base
 
 from qdora_fast.config.loader import dump_config
 from qdora_fast.engine.patch import residency
 from qdora_fast.models import loading as loading
-from qdora_fast.models.loading import attach, fuse_layers, load_base
+from qdora_fast.models.loading import attach, fuse_layers
 from qdora_fast.recipes import fit
 from qdora_fast.recipes.train import train
 from qdora_fast.system.errors import OutOfMemory
@@ -55,14 +57,16 @@ class Trial:
 
     def __init__(self, make: Any, **train: Any) -> None:
         self.config = make(train={"max_steps": 3, "batch_size": 4, "gradient_accumulation": 2, **train})
-        base = load_base(self.config.model.name, self.config, precision=choose_precision(self.config.train))
+        base = loaded_base(self.config, precision=choose_precision(self.config.train))
         self.tokenizer = base.tokenizer
         self.model = attach(base, self.config.adapter, self.config.train)
         fuse_layers(self.model, self.config.engine)
         self.rows = Dataset.from_dict({"input_ids": ROWS, "labels": ROWS})
         self.held_out: Dataset | None = self.rows
         self.folder = Path(self.config.run.dir) / "checkpoints"
-        self.recipe = make_recipe(self.config.train, rows=len(ROWS), tokens=sum(LENGTHS), max_length=128)
+        self.recipe = make_recipe(
+            self.config.train, rows=len(ROWS), tokens=sum(LENGTHS), max_length=128, precision=base.precision
+        )
         self.seen: list[tuple[bool, tuple[int, int]]] = []
         self.limit = 10**9
         self.model.register_forward_pre_hook(self._look, with_kwargs=True)
@@ -78,13 +82,14 @@ class Trial:
         return probe(
             self.model,
             self.tokenizer,
-            self.config,
+            self.config.train,
             self.recipe,
             (self.rows, self.held_out),
             (lengths, lengths),
-            base_name=self.config.model.name,
+            max_length=self.config.model.length,
             folder=self.folder,
             meter=meter or Scale(*peaks),
+            estimated=partial(fit.estimated_step, self.config, self.config.model.name),
             **options,
         )
 

@@ -23,6 +23,7 @@ from qdora_fast.config.presets import settings_of
 from qdora_fast.recipes.compare import figures, table, words
 from qdora_fast.recipes.compare.arms import Arm, Trial, choose_arms, choose_rates, choose_trials, settings_for
 from qdora_fast.recipes.data import confirm, find_base, ready_data, with_quality
+from qdora_fast.recipes.fit import recipe_of
 from qdora_fast.system import console
 from qdora_fast.system.atomic import staged_file
 from qdora_fast.system.errors import ConfigError, OutOfMemory, QdoraError
@@ -101,20 +102,23 @@ def _prepare(config: Config, trials: Sequence[Trial]) -> Any:
     from qdora_fast.training.trainer import choose_precision
 
     name = find_base(config)
-    settings = [settings_for(config, trial) for trial in trials]
-    for one in {one.adapter.method: one for one in settings}.values():
-        check_base(name, one)
+    settings = {one.adapter.method: one for one in (settings_for(config, trial) for trial in trials)}
+    for one in settings.values():
+        check_base(name, one.model, one.adapter, merge_base=one.export.merge_base)
+    targets = check_base(name, config.model, config.adapter, merge_base=config.export.merge_base)  # by any method
     cap_memory(config.train.vram)
     ready = ready_data(config, name)
     config = ready.config
-    base = load_base(name, config, precision=choose_precision(config.train))
+    precision = choose_precision(config.train)
+    base = load_base(name, config.model, config.adapter, config.train, targets=targets, precision=precision)
     ready = with_quality(confirm(ready, base, config), config, base)
     held_out = choose_rows(ready.prepared.held_out, config.evaluation.max_rows)
     if not held_out:
         raise ConfigError(
             "compare needs held-out rows: set data.held_out or data.held_out_path, and evaluation.max_rows above 0"
         )
-    return Material(config, name, ready.prepared, held_out, _options(config, ready.prepared))
+    recipe = recipe_of(config, ready, precision)
+    return Material(config, name, targets, recipe, ready.prepared, held_out, _options(config, ready.prepared))
 
 
 def _options(config: Config, prepared: Any) -> Sequence[str]:
