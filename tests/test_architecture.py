@@ -244,6 +244,7 @@ def test_every_module_of_a_flat_folder_has_its_test() -> None:
         "exports.verify.peft_layers": "exports/verify/test_weights",
         "exports.verify.case": "exports/verify/test_checks",
         "models.run_info": "system/test_run_folder",
+        "models.trained": "exports/verify/test_checks",
         "training.memory_cap": "planning/auto/test_auto",
         "system.errors": "cli/test_main",
         "system.pages": "data/report/test_pages",

@@ -12,6 +12,7 @@ from pathlib import Path
 from qdora_fast.planning.memory import in_gib
 from qdora_fast.planning.plan import GIB, Plan
 from qdora_fast.planning.text import lines, verdict
+from qdora_fast.system.charts import bar
 from qdora_fast.system.redact import redact
 
 _COLOURS = (
@@ -62,7 +63,7 @@ def _bars(plan: Plan) -> Iterator[str]:
     for number, part in enumerate(plan.estimate.parts):
         tip = escape(f"{part.name}: {in_gib(part.bytes)}")
         colour = _COLOURS[number % len(_COLOURS)]
-        yield f'<div title="{tip}" style="width:{part.bytes / scale:.4%};background:{colour}"></div>'
+        yield f'<div title="{tip}" style="width:{bar(part.bytes, scale):.4f}%;background:{colour}"></div>'
 
 
 def _rows(plan: Plan) -> Iterator[str]:

@@ -3,7 +3,7 @@
 The verdict stands on top, below it the points that decide, each with what was found or that it was not looked at;
 then everything that they rest on. The page has no script, asks nothing of the network, and links only to files of the
 run itself. A run that stopped early has a page as well: what is missing is said, never guessed. Nothing is measured
-here; figures are those of the run's files (`run_parts.py`), drawn with `svg.py`.
+here; figures are those of the run's files (`run_parts.py`), drawn with `charts.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qdora_fast.data.report.pages import message_turns
 from qdora_fast.evaluation.report.before_after import before_after, between, percent
 from qdora_fast.evaluation.report.completions import TEMPLATES
 from qdora_fast.evaluation.report.run_parts import RunParts, base_name, part
-from qdora_fast.evaluation.report.svg import Series, interval, line_chart, smooth
+from qdora_fast.system.charts import Scale, Series, interval, line_chart, smooth
 from qdora_fast.system.pages import is_number, render
 
 SHOWN_COMPLETIONS, SHOWN_GENERAL = 6, 2
@@ -69,7 +69,7 @@ def _sides(task: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for name, side in (("Base", "base"), ("Tuned", "tuned")):
         bounds = task.get(f"{side}_ci95")
-        drawn = interval(task.get(side), bounds)
+        drawn = interval(task.get(side), bounds, Scale(0.0, 1.0))
         if drawn:
             found.append({"name": name, "kind": side, "said": percent(task[side]), "range": between(bounds), **drawn})
     return found
