@@ -130,12 +130,15 @@ def right_case(demo_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) ->
     from qdora_fast.exports.merge.merge import merge
     from qdora_fast.exports.verify.case import case_of, recipe_of, record_saved
     from qdora_fast.exports.verify.fresh_process import load_case, save_case
+    from qdora_fast.models.run_info import read_run_info
+    from qdora_fast.recipes.report import trained_model
 
     def make(folder: Path) -> None:
-        made = demo_run.read_json("model.json")
-        recipe = recipe_of("merged_16bit", "original16", made)
-        merge(Path(made["base"]), demo_run.adapter, folder / "out", recipe, tokenizer_from=demo_run.adapter)
-        save_case(case_of(demo_run, record_saved(demo_run, read_config(demo_run)), folder / "out", recipe), folder)
+        info = read_run_info(demo_run)
+        recipe, base = recipe_of("merged_16bit", "original16", info), Path(info.base)
+        merge(base, demo_run.adapter, folder / "out", recipe, tokenizer_from=demo_run.adapter)
+        evidence = record_saved(demo_run, trained_model(demo_run, read_config(demo_run)))
+        save_case(case_of(demo_run, evidence, folder / "out", recipe, base=base), folder)
 
     return load_case(made_once("right_case", tmp_path_factory.getbasetemp(), make))
 

@@ -35,11 +35,11 @@ def chat(
 
     Answers go to standard output, all else to standard error.
     """
-    from qdora_fast.inference import Asking
-    from qdora_fast.inference import chat as start
+    from qdora_fast.inference import SamplingParams
+    from qdora_fast.recipes.chat import chat as start
 
-    asking = Asking(max_new_tokens, temperature, top_p, seed)
-    start(run, once=once, system=system, compare=compare, asking=asking)
+    sampling = SamplingParams(max_new_tokens, temperature, top_p, seed)
+    start(run, once=once, system=system, compare=compare, sampling=sampling)
 
 
 @click.command()
@@ -52,6 +52,6 @@ def serve(run: str, host: str, port: int) -> None:
 
     Answers OpenAI's /v1/chat/completions until Ctrl-C. For trying a model, not for production.
     """
-    from qdora_fast.inference.serve import serve as start
+    from qdora_fast.recipes.chat import serve as start
 
     start(run, host=host, port=port)

@@ -120,7 +120,10 @@ def evaluate_model(tuned: EvalModel, config: Config, folder: RunFolder) -> dict[
     folder.write_rows(ANSWERS, _answer_lines(answered, right, losses, by_hash))
     completions = _completions(tuned, answered, config, folder, batches)
     mmlu = _mmlu(tuned, config, folder, batches)
-    record = make_record(folder, config, task=task, heldout_loss=loss, mmlu=mmlu, completions=completions)
+    every = config.model_dump(mode="json")
+    record = make_record(
+        folder, every, config.adapter, task=task, heldout_loss=loss, mmlu=mmlu, completions=completions
+    )
     folder.write_json(EVALUATION, record)
     log.append(folder.path, "evaluation", record)
     messages.evaluation(record, answered)
@@ -150,13 +153,15 @@ def write_report(folder: RunFolder) -> Path:
     """Write report.html and the model cards again, from the files of the run's folder; returns the report's path."""
     from qdora_fast.evaluation.report.card import Kind, model_card
     from qdora_fast.evaluation.report.pages import run_page
+    from qdora_fast.recipes.report import read_parts
 
+    parts = read_parts(folder)
     kinds: tuple[Kind, ...] = ("adapter", "merged_16bit", "merged_4bit_forced")
     for kind in kinds:
         if (folder.path / kind).is_dir():
-            (folder.path / kind / "README.md").write_text(redact(model_card(folder, kind=kind)), encoding="utf-8")
+            (folder.path / kind / "README.md").write_text(redact(model_card(parts, kind=kind)), encoding="utf-8")
     report = folder.path / "report.html"
-    report.write_text(run_page(folder), encoding="utf-8")
+    report.write_text(run_page(parts), encoding="utf-8")
     return report
 
 
@@ -179,8 +184,8 @@ def open_run(folder: RunFolder, config: Config) -> EvalModel:
     unsloth = open_backend()
     from qdora_fast.data import choose_template
     from qdora_fast.data.tokenize.render import Renderer, Rendering
-    from qdora_fast.models.loading import load_trained
     from qdora_fast.models.tokenizer import read_tokenizer
+    from qdora_fast.recipes.report import trained_model
     from qdora_fast.training.trainer import choose_precision
 
     info = read_run_info(folder)
@@ -194,15 +199,7 @@ def open_run(folder: RunFolder, config: Config) -> EvalModel:
     if not folder.adapter.is_dir():
         raise ConfigError(f"{folder.path} has no adapter yet: the run did not finish; run it again or --resume it")
     tokenizer = read_tokenizer(str(folder.adapter))
-    base, model = load_trained(
-        info.base,
-        folder.adapter,
-        config.model,
-        config.adapter,
-        config.train,
-        config.engine,
-        precision=choose_precision(config.train),
-    )
+    base, model = trained_model(folder, config).load(precision=choose_precision(config.train))
     template = choose_template(base.tokenizer, config.data.template)
     if template.text != tokenizer.chat_template:
         raise ConfigError(

@@ -20,7 +20,7 @@ from qdora_fast.planning.history import earlier_speed, shape_of
 from qdora_fast.planning.memory.architecture import sizes_of
 from qdora_fast.planning.memory.base import base_config
 from qdora_fast.planning.memory.estimate import estimate
-from qdora_fast.planning.memory.job import job_of
+from qdora_fast.planning.memory.job import JobSettings, job_of
 from qdora_fast.recipes import messages
 from qdora_fast.recipes.data import Ready
 from qdora_fast.system import console, distributed

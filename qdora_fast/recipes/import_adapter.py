@@ -83,7 +83,7 @@ def _make_run(adapter: Adapter, config: Config, known: bool, folder: Path) -> di
     """
     messages.adapter_found(adapter, config)
     base_name = find_base(config)
-    match = fit(adapter, config, base_name)
+    match = fit(adapter, base_name, config.model, config.adapter, merge_base=config.export.merge_base)
     messages.adapter_fits(match.shapes_compared, guess=None if known else config.adapter.method)
     run = create_run(config, folder.resolve().name)
     try:

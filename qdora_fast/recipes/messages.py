@@ -222,10 +222,10 @@ def evaluation(record: dict[str, Any], answered: Any) -> None:
                     markup=False,
                 )
     if loss:
-        low, high = loss["ci95"]
+        interval = ", 95% interval {:+.4f} to {:+.4f}".format(*loss["ci95"]) if loss["ci95"] else ""
         console.print(
             f"held-out loss: base {loss['base']:.4f}, tuned {loss['tuned']:.4f} "
-            f"(difference {loss['difference']:+.4f}, 95% interval {low:+.4f} to {high:+.4f})"
+            f"(difference {loss['difference']:+.4f}{interval})"
         )
     if mmlu:
         console.print(f"MMLU: {mmlu['words']}", style="bold" if mmlu["status"] != "ok" else None, markup=False)

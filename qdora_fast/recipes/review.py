@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.evaluation import log
-from qdora_fast.evaluation.report.run_parts import read_run
 from qdora_fast.recipes import messages
 from qdora_fast.recipes.evaluate import EVALUATION, write_report
+from qdora_fast.recipes.report import read_parts
 from qdora_fast.system.errors import ConfigError, RefusedError
 from qdora_fast.system.run_folder import RunFolder
 
@@ -57,7 +57,7 @@ def require_review(folder: RunFolder) -> None:
     Raises:
         RefusedError: nobody did, or the last verdict is another one.
     """
-    last = read_run(folder).review()
+    last = read_parts(folder).review()
     if last is None:
         raise RefusedError(
             f"--require-review: nobody has reviewed {folder.path} yet; read {folder.evaluation / 'completions.html'}, "

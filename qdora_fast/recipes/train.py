@@ -204,9 +204,9 @@ def _export(evidence: Any, config: Config, folder: RunFolder, again: bool) -> No
             from qdora_fast.models.out_of_memory import release_memory
 
             release_memory()
-            merge_base = config.export.merge_base
+            base, merge_base = config.model.base_16bit, config.export.merge_base
             out = merged_folder(folder, merge_base)
-            export_merged(folder, evidence, merge_base=merge_base, out=out, overwrite=again)
+            export_merged(folder, evidence, merge_base=merge_base, base_16bit=base, out=out, overwrite=again)
     finally:  # a proof that failed is in the report, too
         write_report(folder)
     folder.write_json(FINISHED, {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})

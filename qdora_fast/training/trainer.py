@@ -23,6 +23,7 @@ from qdora_fast.models.loading import checkpointing
 from qdora_fast.system import distributed
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.training.checkpoint import DurableCheckpoints
+from qdora_fast.training.eval_loss import TokenWeightedEvaluation
 from qdora_fast.training.nonfinite import SkipNonFinite
 from qdora_fast.training.oom import Note
 from qdora_fast.training.optimizer import build_optimizer, describe_groups, parameter_groups
@@ -176,7 +177,7 @@ def build_trainer(
     from transformers import EarlyStoppingCallback
     from trl import SFTConfig, SFTTrainer
 
-    class Trainer(SkipNonFinite, DurableCheckpoints, SFTTrainer):
+    class Trainer(TokenWeightedEvaluation, SkipNonFinite, DurableCheckpoints, SFTTrainer):
         """TRL's trainer with our steps and checkpoints."""
 
     with captured_prints(), _exact_weights(model):

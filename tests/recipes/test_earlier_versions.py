@@ -13,7 +13,8 @@ from earlier_run import unpack
 from safetensors.torch import load_file
 
 import qdora_fast
-from qdora_fast.inference import answer, load
+from qdora_fast.inference.conversation import answer
+from qdora_fast.recipes.chat import load
 from qdora_fast.recipes.verify import verify
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from qdora_fast.cli.main import cli
 from qdora_fast.evaluation import log
 from qdora_fast.evaluation.report.completions import VERDICTS
-from qdora_fast.evaluation.report.run_parts import read_run
+from qdora_fast.recipes.report import read_parts
 from qdora_fast.recipes.review import list_evaluations, require_review, review
 from qdora_fast.system.errors import ConfigError, DataError, RefusedError
 from qdora_fast.system.run_folder import RunFolder
@@ -29,7 +29,7 @@ def invoke(*arguments: object) -> Result:
 
 
 def test_an_export_waits_for_a_review_that_passes(run: RunFolder) -> None:
-    assert read_run(run).review() is None
+    assert read_parts(run).review() is None
     with pytest.raises(RefusedError, match=r"nobody has reviewed .*completions.html"):
         require_review(run)
     assert (
@@ -63,7 +63,7 @@ def test_the_file_of_the_page_is_a_review_of_these_completions_alone(run: RunFol
     path.write_text(json.dumps(content))
     found = review(run.path, file=path)
     assert (found["reviewer"], found["good"]) == ("Ravi", len(rows))
-    assert read_run(run).review() is not None
+    assert read_parts(run).review() is not None
     path.write_text(json.dumps(content | {"sha256": "0" * 64}))
     with pytest.raises(DataError):
         review(run.path, file=path)

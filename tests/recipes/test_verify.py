@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from qdora_fast.cli.main import cli
-from qdora_fast.inference import load
+from qdora_fast.recipes.chat import load
 from qdora_fast.recipes.verify import require_undamaged, verify
 from qdora_fast.system.errors import ConfigError, IntegrityError
 from qdora_fast.system.manifest import NAME, read_manifest

@@ -18,9 +18,9 @@ from qdora_fast.data.clean.quality import load_scores
 from qdora_fast.data.read.sources import open_source
 from qdora_fast.exports.merge.base import BaseWeights, MergeRecipe
 from qdora_fast.exports.verify.recording import reopen
-from qdora_fast.inference import load
 from qdora_fast.models.adapter import read_adapter
 from qdora_fast.models.loading import load_base
+from qdora_fast.recipes.chat import load
 from qdora_fast.recipes.train import train
 from qdora_fast.system.errors import QdoraError
 

@@ -20,8 +20,8 @@ from tiny_checkpoints import save_adapter_for
 import qdora_fast
 from qdora_fast.config.loader import load_config
 from qdora_fast.exports.merge.merge import merge
-from qdora_fast.inference import load
 from qdora_fast.models.tokenizer import load_tokenizer
+from qdora_fast.recipes.chat import load
 from qdora_fast.recipes.export import export
 from qdora_fast.recipes.train import prepare_run, train
 from qdora_fast.system.errors import ConfigError, RefusedError

@@ -8,20 +8,37 @@ no JSON object is passed over. Whoever shows the parts says what is not there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qdora_fast.config import Config
-from qdora_fast.config.loader import make_config
-from qdora_fast.config.recorded import read_config
+from qdora_fast.config import AdapterSettings, DataSettings, ModelSettings
 from qdora_fast.data.read.readers import is_supported
 from qdora_fast.data.read.sources import HUB_ID
 from qdora_fast.evaluation.log import LOG
-from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.pages import is_number
 from qdora_fast.system.run_folder import UNPROVEN, RunFolder
+
+
+class Changed(NamedTuple):
+    """A setting that is not the default. `default` is None also for what has none."""
+
+    key: str
+    value: Any
+    default: Any
+
+
+@dataclass(frozen=True)
+class ResolvedSettings:
+    """The settings of a run, every default filled in."""
+
+    model: ModelSettings
+    adapter: AdapterSettings
+    data: DataSettings
+    every: Mapping[str, Any]
+    """All sections, as JSON."""
+    changed: Sequence[Changed]
 
 
 @dataclass(frozen=True)
@@ -29,7 +46,7 @@ class RunParts:
     """All that a run left behind. A part that is not there is {} or []."""
 
     name: str
-    config: Config | None
+    settings: ResolvedSettings | None
     """None where config.yaml does not fit this version of the package."""
     evaluation: dict[str, Any]
     """evaluation/evaluation.json: see `record.Evaluation`."""
@@ -64,28 +81,21 @@ class RunParts:
         return of_these[-1] if of_these else part(self.data, "review") or None
 
 
-class Changed(NamedTuple):
-    """A setting that is not the default. `default` is None also for what has none."""
-
-    key: str
-    value: Any
-    default: Any
+LINKED = ("data/report.html", "data/review.html", "evaluation/completions.html", "config.yaml")
 
 
-LINKED = (*("data/report.html", "data/review.html", "evaluation/completions.html", "config.yaml"),)
+def read_run(folder: RunFolder, settings: ResolvedSettings | None) -> RunParts:
+    """Read everything below a run's folder. Never fails for what is missing or broken.
 
-
-def read_run(folder: RunFolder) -> RunParts:
-    """Read everything below a run's folder. Never fails for what is missing or broken."""
+    Args:
+        settings: what config.yaml says; None: it is not there, or cannot be read.
+    """
     reader = _Reader(folder.path)
-    try:
-        config = read_config(folder)
-    except ConfigError:
-        config = None
+    if settings is None:
         reader.unreadable.append("config.yaml")
     return RunParts(
         name=folder.path.resolve().name,
-        config=config,
+        settings=settings,
         evaluation=reader.object("evaluation/evaluation.json"),
         data=reader.object("data/report.json"),
         model=reader.object("model.json"),
@@ -109,7 +119,7 @@ def part(whole: Any, key: str) -> dict[str, Any]:
 
 def base_name(parts: RunParts) -> str:
     """The base for people: the hub id, the name of a local folder without its place, or the embedded demo base."""
-    named = parts.config.model.name if parts.config else str(parts.model.get("base") or "an unknown base")
+    named = parts.settings.model.name if parts.settings else str(parts.model.get("base") or "an unknown base")
     if named == "demo":
         return "the embedded demo base"
     return public_name(named)
@@ -117,7 +127,7 @@ def base_name(parts: RunParts) -> str:
 
 def base_on_hub(parts: RunParts) -> str | None:
     """The base's hub id; None for a local folder and for the embedded demo base."""
-    named = parts.config.model.name if parts.config else ""
+    named = parts.settings.model.name if parts.settings else ""
     read = parts.model.get("base", named)  # the place that it was read from: for a folder an absolute path
     return named if read == named and is_hub_id(named) else None
 
@@ -133,27 +143,6 @@ def is_hub_id(text: str) -> bool:
     """Of the form owner/name, no file's name, and nothing of that name lies here."""
     named = HUB_ID.fullmatch(text) is not None and "/" in text and not is_supported(Path(text))
     return named and not Path(text).exists()
-
-
-def changed_settings(config: Config) -> list[Changed]:
-    """Every setting that differs from the default, in the order of the config; where files go is left out."""
-    given = config.model_dump(mode="json")
-    least = make_config({"model": {"name": config.model.name}, "data": {"path": "demo"}}).model_dump(mode="json")
-    of_the_user = {"model.name", "data.path"}
-    before = dict(_leaves(least))
-    return [
-        Changed(key, value, None if key in of_the_user else before.get(key))
-        for key, value in _leaves(given)
-        if not key.startswith("run.") and (value if key in of_the_user else value != before.get(key))
-    ]
-
-
-def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 class _Reader:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.config import Config
-from qdora_fast.config.recorded import read_config
+from qdora_fast.exports.merge.base import MergeRecipe
 from qdora_fast.exports.verify.checks import Case, Evidence
 from qdora_fast.models.out_of_memory import OutOfMemoryEvent, attempt, give_back, make_room, release_memory
 from qdora_fast.models.run_info import RunInfo, read_run_info
+from qdora_fast.models.trained import TrainedModel
 from qdora_fast.system.errors import ConfigError, OutOfMemory, first_line
 from qdora_fast.system.run_folder import RunFolder
 
@@ -53,21 +53,11 @@ def _record(model: Any, folder: RunFolder) -> Evidence:
     return Evidence(rows, tuned, base, sample, tuple(unsaved(model, folder.adapter / WEIGHTS_NAME)))
 
 
-def record_saved(folder: RunFolder, config: Config) -> Evidence:
+def record_saved(folder: RunFolder, trained: TrainedModel) -> Evidence:
     """Load the run's adapter on its base and record both."""
-    from qdora_fast.models.loading import load_trained
     from qdora_fast.training.trainer import choose_precision
 
-    info = read_run_info(folder)
-    _, model = load_trained(
-        info.base,
-        folder.adapter,
-        config.model,
-        config.adapter,
-        config.train,
-        config.engine,
-        precision=choose_precision(config.train),
-    )
+    _, model = trained.load(precision=choose_precision(trained.train))
     evidence = record_trained(model, folder)
     del model
     release_memory()
@@ -78,20 +68,25 @@ def case_of(
     folder: RunFolder,
     evidence: Evidence,
     exported: Path,
-    recipe: Any,
+    recipe: MergeRecipe,
     *,
+    base: Path,
     added_stops: Sequence[int] = (),
     measure: bool = False,
 ) -> Case:
-    """An exported folder of a run with all that it is held against; see `export_proof.Case`."""
+    """An exported folder of a run with all that it is held against; see `checks.Case`.
+
+    Args:
+        base: folder of the weights that were merged into, see `base_folder`.
+    """
     from qdora_fast.exports.verify.outputs import Models
     from qdora_fast.exports.verify.token_identity import RECORD
 
-    config, info = read_config(folder), read_run_info(folder)
+    info = read_run_info(folder)
     models = Models(
         exported=exported,
         adapter=folder.adapter,
-        base=base_folder(info, config),
+        base=base,
         recipe=recipe,
         trained_base=_weights_folder(info.base, info.revision),
         quantized=frozenset(info.quantized_modules),
@@ -102,20 +97,21 @@ def case_of(
     return Case(models, evidence, held_out, recorded, tuple(added_stops), measure)
 
 
-def base_folder(info: RunInfo, config: Config) -> Path:
+def base_folder(info: RunInfo, base_16bit: str | None) -> Path:
     """The folder of the base's 16-bit weights; downloaded to the hub cache when the base has a hub name.
+
+    Args:
+        base_16bit: `model.base_16bit` of the run.
 
     Raises:
         ConfigError: neither a folder nor reachable.
     """
-    name = config.model.base_16bit or info.base
+    name = base_16bit or info.base
     return _weights_folder(name, info.revision if name == info.base else None)
 
 
-def recipe_of(to: str, merge_base: str, info: RunInfo) -> Any:
-    """How a run is merged into a format; a `MergeRecipe`."""
-    from qdora_fast.exports.merge.base import MergeRecipe
-
+def recipe_of(to: str, merge_base: str, info: RunInfo) -> MergeRecipe:
+    """How a run is merged into a format."""
     return MergeRecipe(
         merge_base=merge_base,  # type: ignore[arg-type]
         quantized_modules=frozenset(info.quantized_modules) or None,  # after training on 16 bits: all in the blocks

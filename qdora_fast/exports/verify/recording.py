@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from qdora_fast.data.loss import labelled, token_losses
 from qdora_fast.engine.frozen import set_repacking
 from qdora_fast.evaluation.logits import logits_at
 from qdora_fast.system.errors import ProofError
@@ -29,8 +29,6 @@ BUDGET_BYTES = 256 * 2**20
 
 NEAR_TIE = 0.1
 """Nats. Two candidates closer than this are a tie that 16-bit logits (spacing 0.125 at 16) cannot decide."""
-
-IGNORED = -100
 
 Rows = Sequence[Mapping[str, Sequence[int]]]
 
@@ -104,21 +102,22 @@ class RowRecorder:
 
     def __init__(self, rows: Rows, budget: int = BUDGET_BYTES) -> None:
         self._rows = rows
-        self._labels = [torch.tensor(list(row["labels"]))[1:] for row in rows]  # [T - 1]: what each position says next
+        self._labelled = [labelled(row["labels"]) for row in rows]
         self._budget = budget // max(1, len(rows))
         self._kept: list[list[Tensor]] = [[] for _ in rows]
         self._losses = [0.0] * len(rows)
 
     def trained(self, number: int) -> Tensor:
         """Positions of a row that say a trained token next, ascending."""
-        return (self._labels[number] != IGNORED).nonzero()[:, 0]
+        positions: Tensor = self._labelled[number][0]
+        return positions
 
     def add(self, number: int, positions: Tensor, logits: Tensor) -> None:
         """Take logits [n, V] at `positions` [n] of a row, some of `trained(number)`."""
         logits = logits.float()
-        labels = self._labels[number][positions].to(logits.device)
-        self._losses[number] += float(cross_entropy(logits, labels, reduction="none").double().sum())
-        trained = self.trained(number)
+        trained, tokens = self._labelled[number]
+        said = tokens[torch.searchsorted(trained, positions)]  # `trained` is ascending
+        self._losses[number] += float(token_losses(logits, said).sum())
         wanted = trained[_evenly(len(trained), self._budget // (4 * logits.shape[-1]))]
         chosen = torch.isin(positions, wanted).to(logits.device)
         self._kept[number].append(logits[chosen].log_softmax(dim=-1).cpu())

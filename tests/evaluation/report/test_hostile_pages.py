@@ -29,6 +29,7 @@ from qdora_fast.planning.page import write_page
 from qdora_fast.recipes import messages
 from qdora_fast.recipes.compare.plot import comparison_page
 from qdora_fast.recipes.plan import make_plan
+from qdora_fast.recipes.report import read_parts
 from qdora_fast.system.run_folder import RunFolder
 
 PLAIN = "w1"
@@ -71,10 +72,10 @@ def _filled(run: Path, out: Path, text: str) -> RunFolder:
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_runs_page_and_cards(text: str, whole_run: Path, tmp_path: Path) -> None:
     plain, hostile = _filled(whole_run, tmp_path / "plain", PLAIN), _filled(whole_run, tmp_path / "hostile", text)
-    assert _shape(run_page(hostile)) == _shape(run_page(plain))
+    assert _shape(run_page(read_parts(hostile))) == _shape(run_page(read_parts(plain)))
     kinds: tuple[Kind, ...] = ("adapter", "merged_16bit")
     for kind in kinds:
-        cards = [ModelCard(model_card(each, kind=kind)) for each in (plain, hostile)]
+        cards = [ModelCard(model_card(read_parts(each), kind=kind)) for each in (plain, hostile)]
         found, expected = (_shape(MarkdownIt().enable("table").render(card.text)) for card in cards)
         assert found == expected
 

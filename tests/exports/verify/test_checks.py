@@ -24,6 +24,7 @@ from qdora_fast.exports.merged import export_merged
 from qdora_fast.exports.verify.case import record_saved
 from qdora_fast.exports.verify.checks import Case, Evidence, examine
 from qdora_fast.models.run_info import read_run_info
+from qdora_fast.recipes.report import trained_model
 from qdora_fast.system.errors import ConfigError, ProofError
 from qdora_fast.system.run_folder import RunFolder
 
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("proven_here")
 @pytest.fixture(scope="module")
 def evidence(demo_run: RunFolder) -> Evidence:
     """What the demo's trained model and its base say."""
-    return record_saved(demo_run, read_config(demo_run))
+    return record_saved(demo_run, trained_model(demo_run, read_config(demo_run)))
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""What lies at a path, and how to open it: `find` reads no weights, `load` does.
+"""The three kinds of things that can be talked to, described without reading weights, and loaded.
 
-Three kinds can be talked to. A run's folder: its adapter on its base, at the precision it was trained in. An adapter's
+A run's folder: its adapter on its base, at the precision it was trained in. An adapter's
 folder from elsewhere: the same, on the base that it names. A merged model's folder: what plain Transformers makes of
 it, 16 bits or 4, as any server would. Template and stop tokens are the folder's own in every case; a conversation may
 grow as long as the base can read, longer than the rows it was trained on.
@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.config import Config
-from qdora_fast.config.loader import load_config, make_config
-from qdora_fast.config.recorded import read_config
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.backend import open_backend
-from qdora_fast.models.run_info import read_run_info
+from qdora_fast.models.run_info import RunInfo
 from qdora_fast.models.tokenizer import load_tokenizer, read_tokenizer
+from qdora_fast.models.trained import TrainedModel
 from qdora_fast.models.weights import shard_names
 from qdora_fast.system import remote_code
 from qdora_fast.system.errors import ConfigError
@@ -47,10 +45,8 @@ class Source:
     """Tokenizer with the chat template, and the stop tokens."""
     max_length: int
     """Tokens of a conversation, answer included."""
-    base: str | None = None
-    """Folder or hub id of the base; None: merged, the base is not in it."""
-    config: Config | None = None
-    """How the base is to be loaded."""
+    trained: TrainedModel | None = None
+    """The base with the adapter; None: merged, the base is not in it."""
 
     def prompt(self, messages: Sequence[Message], tools: list[Message] | None = None) -> list[int]:
         """Token ids of a conversation, ready to be continued.
@@ -73,41 +69,105 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Speaker:
+class ChatModel:
     """A loaded model one can talk to."""
 
     source: Source
     model: Any
 
 
-def load(path: str | Path) -> Speaker:
-    """Open what lies at a path.
+def load_source(source: Source) -> ChatModel:
+    """Read the weights.
 
     Raises:
-        ConfigError: see `find`; or the base cannot be read.
-        IntegrityError: the adapter is not whole.
+        ConfigError: the base cannot be read.
+        IntegrityError: the adapter is incomplete.
     """
-    return open_source(find(Path(path)))
+    model = _load_adapted(source.trained) if source.trained else _load_merged(source)
+    model.generation_config.eos_token_id = sorted(source.vocabulary.stop_ids)
+    model.generation_config.pad_token_id = source.vocabulary.tokenizer.pad_token_id
+    return ChatModel(source, model)
 
 
-def find(path: Path) -> Source:
-    """What lies at a path, without its weights.
+def run_source(run: RunFolder, info: RunInfo, trained: TrainedModel) -> Source:
+    """A run: its adapter on its base.
 
     Raises:
-        ConfigError: neither a finished run, nor an adapter, nor a merged model; or it has no chat template.
+        ConfigError: the run did not finish, its base has moved, or it has no chat template.
     """
-    open_backend()
-    if (path / "config.json").is_file():
-        source = _merged(path)
-    elif (path / "adapter_config.json").is_file():
-        run = path.parent
-        source = _run(RunFolder(run)) if (run / "model.json").is_file() else _adapter(path)
-    elif path.suffix == ".gguf" or any(path.glob("*.gguf")):
-        raise ConfigError(
-            f"{path}: GGUF is for llama.cpp (`llama-cli -m FILE`) and Ollama; name the run it was made from"
+    base = _require_there(info.base, run.path / "model.json")
+    if not run.adapter.is_dir():
+        raise ConfigError(f"{run.path} has no adapter yet: the run did not finish; run it again or --resume it")
+    remote_code.require_allowed(info.own_code)
+    longest = _longest(base, trained.model.revision)
+    return _with_template(
+        Source(
+            folder=run.adapter,
+            name=run.path.resolve().name,
+            about=f"{info.method} adapter on {_short(base)}",
+            vocabulary=Vocabulary(read_tokenizer(str(run.adapter)), info.stop_ids),
+            max_length=longest,
+            trained=_lengthened(trained, longest),
         )
-    else:
-        source = _run(RunFolder.open(path))
+    )
+
+
+def adapter_source(trained: TrainedModel, *, guessed: bool) -> Source:
+    """An adapter without its run.
+
+    Args:
+        guessed: nothing says how it was trained.
+
+    Raises:
+        ConfigError: its base is not named or has moved, or it has no chat template.
+    """
+    folder, base = trained.folder, _require_there(trained.base, trained.folder / "adapter_config.json")
+    tokenizer, stop_ids = load_tokenizer(base, None, setting="")
+    if (folder / "tokenizer_config.json").is_file():
+        tokenizer = read_tokenizer(str(folder))
+    longest = _longest(base, trained.model.revision)
+    doubt = ", in 4 bits (nothing says how it was trained)" if guessed else ""
+    return _with_template(
+        Source(
+            folder=folder,
+            name=folder.resolve().name,
+            about=f"{trained.adapter.method} adapter on {_short(base)}{doubt}",
+            vocabulary=Vocabulary(tokenizer, stop_ids),
+            max_length=longest,
+            trained=_lengthened(trained, longest),
+        )
+    )
+
+
+def merged_source(path: Path) -> Source:
+    """A merged model.
+
+    Raises:
+        ConfigError: it is none, or it has no chat template.
+    """
+    described = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if not described.get("architectures"):
+        raise ConfigError(f"{path} is not a merged model: its config.json names no architecture")
+    shard_names(path)
+    tokenizer, stop_ids = load_tokenizer(str(path), None, setting="")
+    full = path.resolve()
+    return _with_template(
+        Source(
+            folder=path,
+            name=f"{full.parent.name}/{full.name}" if (full.parent / "model.json").is_file() else full.name,
+            about=f"merged model{', 4-bit weights' if 'quantization_config' in described else ''}",
+            vocabulary=Vocabulary(tokenizer, stop_ids),
+            max_length=_longest(str(path)),
+        )
+    )
+
+
+def _with_template(source: Source) -> Source:
+    """The source, which must have a chat template.
+
+    Raises:
+        ConfigError: it has none.
+    """
     if not source.vocabulary.tokenizer.chat_template:
         raise ConfigError(
             f"{source.folder} has no chat template, so it is not known how to ask; put the chat_template.jinja of its "
@@ -116,100 +176,15 @@ def find(path: Path) -> Source:
     return source
 
 
-def open_source(source: Source) -> Speaker:
-    """Read the weights.
-
-    Raises:
-        ConfigError: the base cannot be read.
-        IntegrityError: the adapter is not whole.
-    """
-    model = _open_adapted(source, source.config) if source.config else _open_merged(source)
-    model.generation_config.eos_token_id = sorted(source.vocabulary.stop_ids)
-    model.generation_config.pad_token_id = source.vocabulary.tokenizer.pad_token_id
-    return Speaker(source, model)
-
-
-def _run(run: RunFolder) -> Source:
-    info, config = read_run_info(run), read_config(run)
-    base = _in_place(info.base, run.path / "model.json")
-    if not run.adapter.is_dir():
-        raise ConfigError(f"{run.path} has no adapter yet: the run did not finish; run it again or --resume it")
-    remote_code.require_allowed(info.own_code)
-    longest = _longest(base, config.model.revision)
-    return Source(
-        folder=run.adapter,
-        name=run.path.resolve().name,
-        about=f"{info.method} adapter on {_short(base)}",
-        vocabulary=Vocabulary(read_tokenizer(str(run.adapter)), info.stop_ids),
-        max_length=longest,
-        base=base,
-        config=_lengthened(config, longest),
-    )
-
-
-def _adapter(path: Path) -> Source:
-    """An adapter without its run: the config it was exported with, else method and base from PEFT's own."""
-    described = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-    base = _in_place(described.get("base_model_name_or_path") or "", path / "adapter_config.json")
-    recorded = (path / "config.yaml").is_file()
-    config = load_config(path / "config.yaml") if recorded else _likely_config(base, bool(described.get("use_dora")))
-    tokenizer, stop_ids = load_tokenizer(base, None, setting="")
-    if (path / "tokenizer_config.json").is_file():
-        tokenizer = read_tokenizer(str(path))
-    longest = _longest(base, config.model.revision)
-    doubt = "" if recorded else ", in 4 bits (nothing says how it was trained)"
-    return Source(
-        folder=path,
-        name=path.resolve().name,
-        about=f"{config.adapter.method} adapter on {_short(base)}{doubt}",
-        vocabulary=Vocabulary(tokenizer, stop_ids),
-        max_length=longest,
-        base=base,
-        config=_lengthened(config, longest),
-    )
-
-
-def _likely_config(base: str, dora: bool) -> Config:
-    """For an adapter that comes with none."""
-    no_rows = {"data": {"path": "none"}, "export": {"merge_base": "dequant4"}}  # neither trained nor merged here
-    return make_config({"model": {"name": base}, "adapter": {"method": "qdora" if dora else "qlora"}, **no_rows})
-
-
-def _merged(path: Path) -> Source:
-    described = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    if not described.get("architectures"):
-        raise ConfigError(f"{path} is not a merged model: its config.json names no architecture")
-    shard_names(path)
-    tokenizer, stop_ids = load_tokenizer(str(path), None, setting="")
-    whole = path.resolve()
-    return Source(
-        folder=path,
-        name=f"{whole.parent.name}/{whole.name}" if (whole.parent / "model.json").is_file() else whole.name,
-        about=f"merged model{', 4-bit weights' if 'quantization_config' in described else ''}",
-        vocabulary=Vocabulary(tokenizer, stop_ids),
-        max_length=_longest(str(path)),
-    )
-
-
-def _open_adapted(source: Source, config: Config) -> Any:
-    from qdora_fast.models.loading import load_trained
+def _load_adapted(trained: TrainedModel) -> Any:
     from qdora_fast.training.trainer import choose_precision
 
-    assert source.base is not None
-    _, model = load_trained(
-        source.base,
-        source.folder,
-        config.model,
-        config.adapter,
-        config.train,
-        config.engine,
-        precision=choose_precision(config.train),
-    )
+    _, model = trained.load(precision=choose_precision(trained.train))
     open_backend().FastLanguageModel.for_inference(model)
     return model
 
 
-def _open_merged(source: Source) -> Any:
+def _load_merged(source: Source) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
@@ -225,7 +200,7 @@ def _open_merged(source: Source) -> Any:
     return model.eval()
 
 
-def _in_place(base: str, record: Path) -> str:
+def _require_there(base: str, record: Path) -> str:
     """The base that a file names, if it is a hub id or a folder that is still there.
 
     Raises:
@@ -233,7 +208,7 @@ def _in_place(base: str, record: Path) -> str:
     """
     if not base or (Path(base).is_absolute() and not Path(base).is_dir()):
         raise ConfigError(
-            f"the base, {base or 'not named'}, is not there; put it back, or write its place into {record}"
+            f"the base, {base or 'not named'}, is not there; put it back, or write where it lies into {record}"
         )
     return base
 
@@ -251,9 +226,9 @@ def _longest(name: str, revision: str | None = None) -> int:
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH)
 
 
-def _lengthened(config: Config, longest: int) -> Config:
+def _lengthened(trained: TrainedModel, longest: int) -> TrainedModel:
     """Unsloth reads no more than it was told when loading, and a conversation grows longer than the rows it learned."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"max_length": longest})})
+    return replace(trained, model=trained.model.model_copy(update={"max_length": longest}))
 
 
 def _short(base: str) -> str:
