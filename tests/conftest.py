@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it: a test that reaches for the hub fails
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -28,14 +28,18 @@ from hypothesis import HealthCheck, settings
 from qdora_fast.config import Config
 from qdora_fast.config.loader import make_config
 from qdora_fast.config.recorded import read_config
-from qdora_fast.exports.verify.checks import Case
 from qdora_fast.models.backend import open_backend
 from qdora_fast.system.hardware import cpu_count
 from qdora_fast.system.run_folder import RunFolder
 
-_modules = {"left out": 0}
+if TYPE_CHECKING:
+    from qdora_fast.exports.verify.checks import Case
+
+_session = {"modules left out": 0, "light": False}
 SHARED = "PYTEST_XDIST_WORKER" in os.environ
 """This process is one of several that the tests are dealt to."""
+LIGHT = ("config", "docs", "data/read", "data/tokenize", "test_architecture.py", "test_locks.py")
+"""Folders and files whose tests need neither Unsloth nor a model."""
 MOST_PROCESSES = 4
 """Of `-n auto`: each holds torch and all libraries, 1 to 2 GiB."""
 
@@ -51,7 +55,8 @@ if not os.environ.get("HYPOTHESIS_SEARCH"):
 
 def pytest_configure(config: pytest.Config) -> None:
     """Import what must come first; not in the process that only hands out tests to others."""
-    if config.getoption("numprocesses", None):
+    _session["light"] = _asked_for_light_tests(config)
+    if config.getoption("numprocesses", None) or _session["light"]:
         return
     if SHARED:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start
@@ -65,6 +70,13 @@ def pytest_configure(config: pytest.Config) -> None:
     leave_out_of_collections()
 
 
+def _asked_for_light_tests(config: pytest.Config) -> bool:
+    """Whether only folders are asked for whose tests load no model: they begin ten seconds earlier."""
+    here = Path(__file__).parent
+    asked = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    return all(any(path.is_relative_to(here / folder) for folder in LIGHT) for path in asked)
+
+
 def leave_out_of_collections() -> None:
     """Keep what is alive now, the libraries above all, out of garbage collections: Transformers and Accelerate collect
     often, and looking through a million objects of imported modules each time took two fifths of a short training."""
@@ -74,9 +86,9 @@ def leave_out_of_collections() -> None:
 
 def pytest_runtest_logfinish() -> None:
     """Some libraries are imported by the first test that needs them; afterwards they are left out, too."""
-    if len(sys.modules) > _modules["left out"] + 200:
+    if len(sys.modules) > _session["modules left out"] + 200:
         leave_out_of_collections()
-        _modules["left out"] = len(sys.modules)
+        _session["modules left out"] = len(sys.modules)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -143,15 +155,17 @@ def right_case(demo_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) ->
     return load_case(made_once("right_case", tmp_path_factory.getbasetemp(), make))
 
 
-@pytest.fixture
-def proven_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are examined in this process instead of a new one, whose imports take most of a proof's time."""
-    from qdora_fast.exports.verify import checks, fresh_process
+@pytest.fixture(autouse=True)
+def _proven_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are examined in this process instead of a new one, whose imports take most of a proof's time. `demo_run`,
+    the commands and `exports/verify/test_fresh_process.py` start the new one."""
+    if not _session["light"]:
+        from qdora_fast.exports.verify import checks, fresh_process
 
-    def examine(case: Case, on_phase: Callable[[str], None] = lambda phase: None) -> dict[str, Any]:
-        return checks.examine(case, on_phase)
+        def examine(case: Case, on_phase: Callable[[str], None] = lambda phase: None) -> dict[str, Any]:
+            return checks.examine(case, on_phase)
 
-    monkeypatch.setattr(fresh_process, "examine_in_new_process", examine)
+        monkeypatch.setattr(fresh_process, "examine_in_new_process", examine)
 
 
 @pytest.fixture

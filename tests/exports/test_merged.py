@@ -16,8 +16,6 @@ from qdora_fast.recipes.export import export
 from qdora_fast.recipes.report import trained_model
 from qdora_fast.system.errors import ConfigError, ProofError, RefusedError
 
-pytestmark = pytest.mark.usefixtures("proven_here")
-
 
 @pytest.mark.parametrize("method", ["qdora", "dora", "qlora", "lora"])
 def test_every_method_exports_a_proven_model_that_plain_transformers_opens(short_run, method: str) -> None:

@@ -28,8 +28,6 @@ from qdora_fast.recipes.report import trained_model
 from qdora_fast.system.errors import ConfigError, ProofError
 from qdora_fast.system.run_folder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("proven_here")
-
 
 @pytest.fixture(scope="module")
 def evidence(demo_run: RunFolder) -> Evidence:
