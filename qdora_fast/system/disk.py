@@ -16,7 +16,8 @@ from pathlib import Path
 from qdora_fast.system.errors import DiskSpaceError, QdoraError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_BROKEN = (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+_BROKEN = (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENODEV, errno.ENXIO, errno.ESTALE)
+"""Damaged, not writable, or no longer there, as a network share may be."""
 
 
 @contextmanager

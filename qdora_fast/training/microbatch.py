@@ -39,7 +39,7 @@ def halves(batch: Batch) -> tuple[Batch, Batch]:
     """Two parts, as equal in rows (padded) or tokens (padding-free) as can be.
 
     Raises:
-        CannotSplit: one conversation, or something in the batch that cannot be cut to match.
+        CannotSplit: one conversation, or something in the batch that cannot be split to match.
     """
     rows, tokens = batch["input_ids"].shape
     if rows > 1:

@@ -26,7 +26,7 @@ def test_no_room_names_the_folder_what_is_safe_and_the_ways_out(tmp_path: Path, 
     )
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE])
 def test_what_a_disk_refuses_names_the_file_that_the_system_names(tmp_path: Path, number: int) -> None:
     with pytest.raises(QdoraError) as caught, disk_errors(tmp_path):
         raise OSError(number, "", str(tmp_path / "metrics.jsonl"))

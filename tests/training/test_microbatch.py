@@ -106,13 +106,13 @@ def test_one_part_is_the_batch_itself() -> None:
     [
         (_padded([[1, 2, 3]]), "one row of 3 tokens"),
         (_padding_free([[1, 2, 3]]), "one row of 3 tokens"),
-        (_padded([[1], [2]]) | {"pixel_values": torch.zeros(5, 3)}, "its pixel_values cannot be cut"),
-        (_padding_free([[1], [2]]) | {"cu_seq_lens_q": torch.tensor([0, 1, 2])}, "its cu_seq_lens_q cannot be cut"),
+        (_padded([[1], [2]]) | {"pixel_values": torch.zeros(5, 3)}, "its pixel_values cannot be split"),
+        (_padding_free([[1], [2]]) | {"cu_seq_lens_q": torch.tensor([0, 1, 2])}, "its cu_seq_lens_q cannot be split"),
         (_padding_free([[1], [2]]) | {"packed_seq_lengths": torch.tensor([2])}, "packed_seq_lengths say otherwise"),
-        (_padded([[1], [2]]) | {"names": ["a", "b"]}, "its names cannot be cut"),
+        (_padded([[1], [2]]) | {"names": ["a", "b"]}, "its names cannot be split"),
     ],
 )
-def test_what_cannot_be_cut_says_why_and_stays_one_part(batch, why: str) -> None:
+def test_what_cannot_be_split_says_why_and_stays_one_part(batch, why: str) -> None:
     with pytest.raises(CannotSplit, match=why):
         halves(batch)
     assert split(batch, 4) == [batch]
