@@ -1,6 +1,6 @@
 """The commands that talk to a trained model: `chat` in a terminal, `serve` for programs.
 
-Both take a run, an adapter or a merged model. As in main.py a command only checks what was typed and calls one
+Both take a run, an adapter or a merged model. As in training.py a command only checks what was typed and calls one
 function, which it imports when it is called.
 """
 

@@ -1,7 +1,7 @@
 """The commands about a model's files: `export` writes them, `verify` checks them, `import-adapter` takes them in.
 
-As in main.py a command only checks what was typed and calls one function, which it imports when it is called. A format
-that loses something is confirmed here, where there is a person to ask.
+As in training.py a command only checks what was typed and calls one function, which it imports when it is called. A
+format that loses something is confirmed here, where there is a person to ask.
 """
 
 from __future__ import annotations
