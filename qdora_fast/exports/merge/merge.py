@@ -2,7 +2,7 @@
 
 `merged_model.py` computes each tensor in blocks of rows as it is written. Everything that has no
 adapter is copied bit by bit, the shards keep their names and order, and the folder appears only
-when it is complete; an interrupted merge goes on from its finished shards (`shards.py`). That the
+when it is complete; an interrupted merge is resumed from its finished shards (`shards.py`). That the
 result is the model that was trained is shown by `weights.py`, not assumed.
 """
 
@@ -41,7 +41,7 @@ class MergeReport:
     merged: int
     """Layers with an adapter, merged."""
     replaced: int
-    """Tensors taken from the adapter whole (`modules_to_save`)."""
+    """Tensors that are the adapter's own (`modules_to_save`)."""
     round_tripped: int
     """Tensors without an adapter that now carry the 4-bit rounding training saw (dequant4)."""
     copied: int
@@ -114,7 +114,7 @@ def build(
     weights, update = model.weights, model.update
     for source in filter(None, (weights.folder, tokenizer_from)):
         refuse_links_out(source)
-    digests, found = write_shards(
+    digests, resumed = write_shards(
         folder, model.shards, model.stored, work=_work(model), workers=workers, on_bytes=on_bytes
     )
     if weights.indexed:
@@ -133,7 +133,7 @@ def build(
         packed=len(model.packed),
         bytes=model.total_bytes,
         sha256=digests,
-        resumed=len(found),
+        resumed=len(resumed),
         files=files,
         has_tokenizer=has_tokenizer(folder),
     )
