@@ -34,7 +34,7 @@ EVALUATION, ANSWERS = "evaluation/evaluation.json", "evaluation/held_out_answers
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalModel:
     """A trained model with its adapter, ready to be asked, and the held-out rows with their tokens."""
 
     model: Any
@@ -81,8 +81,8 @@ def evaluate(
     return found
 
 
-def evaluate_model(subject: Subject, config: Config, folder: RunFolder) -> dict[str, Any]:
-    """Measure, say, and write down; `subject.model` is used as it stands, its adapter switched off for the base.
+def evaluate_model(trained: EvalModel, config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Measure, say, and write down; `trained.model` is used as it stands, its adapter switched off for the base.
 
     Raises:
         OutOfMemory: not even one row at a time fits.
@@ -93,30 +93,30 @@ def evaluate_model(subject: Subject, config: Config, folder: RunFolder) -> dict[
     from qdora_fast.evaluation.task import ask, judge, measure_loss
 
     settings = config.evaluation
-    make_room(subject.model)
-    batches = Batches(subject.model, on_note=console.note)
-    chosen = choose_rows(subject.rows, settings.max_rows)
-    rows, examples = [subject.rows[i] for i in chosen], [subject.examples[i] for i in chosen]
-    questions = check_questions(rows, subject.tokenizer, config)
+    make_room(trained.model)
+    batches = Batches(trained.model, on_note=console.note)
+    chosen = choose_rows(trained.rows, settings.max_rows)
+    rows, examples = [trained.rows[i] for i in chosen], [trained.examples[i] for i in chosen]
+    questions = check_questions(rows, trained.tokenizer, config)
     options = _options(config, folder) if settings.metric == "choice" else ()
-    model, tokenizer = subject.model, subject.tokenizer
+    model, tokenizer = trained.model, trained.tokenizer
     with messages.answering(2 * len(questions)) as on_answer:
         answered = ask(
             model,
             tokenizer,
             questions,
             settings,
-            subject.stop_ids,
+            trained.stop_ids,
             options=options,
             on_answer=on_answer,
             batches=batches,
         )
     task, right = judge(answered, settings)
-    loss, losses = measure_loss(subject.model, examples, batches)
+    loss, losses = measure_loss(trained.model, examples, batches)
     by_hash = {row["meta"]["hash"]: number for number, row in enumerate(rows)}
     folder.write_rows(ANSWERS, _answer_lines(answered, right, losses, by_hash))
-    completions = _completions(subject, answered, config, folder, batches)
-    mmlu = _mmlu(subject, config, folder, batches)
+    completions = _completions(trained, answered, config, folder, batches)
+    mmlu = _mmlu(trained, config, folder, batches)
     every = config.model_dump(mode="json")
     found = make_record(folder, every, config.adapter, task=task, heldout_loss=loss, mmlu=mmlu, completions=completions)
     folder.write_json(EVALUATION, found)
@@ -170,7 +170,7 @@ def refuse_regression(found: Mapping[str, Any]) -> None:
         )
 
 
-def open_run(folder: RunFolder, config: Config) -> Subject:
+def open_run(folder: RunFolder, config: Config) -> EvalModel:
     """Load a run's base and adapter, its held-out rows, and their tokens as they were for training.
 
     Raises:
@@ -205,7 +205,7 @@ def open_run(folder: RunFolder, config: Config) -> Subject:
     unsloth.FastLanguageModel.for_inference(model)
     stop_ids = frozenset(info.stop_ids)
     renderer = Renderer(Rendering(tokenizer, config.model.length, config.data.train_on, config.data.on_long, stop_ids))
-    return Subject(model, tokenizer, stop_ids, rows, [renderer(row)[0] for row in rows], base.precision)
+    return EvalModel(model, tokenizer, stop_ids, rows, [renderer(row)[0] for row in rows], base.precision)
 
 
 def _changed(folder: RunFolder, overrides: Sequence[str]) -> Config:
@@ -243,7 +243,7 @@ def _answer_lines(answered: Any, right: Sequence[tuple[float, float]], losses: A
 
 
 def _completions(
-    subject: Subject, answered: Any, config: Config, folder: RunFolder, batches: Batches
+    trained: EvalModel, answered: Any, config: Config, folder: RunFolder, batches: Batches
 ) -> dict[str, Any] | None:
     """Answers for a person to read: some of the held-out ones, and general prompts that show what was forgotten."""
     from qdora_fast.evaluation.heldout import generate, of_both
@@ -252,11 +252,11 @@ def _completions(
     settings = config.evaluation
     if not settings.completions or settings.metric == "choice":
         return None
-    ask = partial(subject.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+    ask = partial(trained.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
     prompts = [ask(list(messages)) for messages in GENERAL]
     with messages.answering(2 * len(prompts)) as on_answer:
-        asked = (prompts, settings.max_new_tokens, settings.batch_size, subject.stop_ids, on_answer, batches)
-        general = of_both(subject.model, lambda: generate(subject.model, subject.tokenizer, *asked))
+        asked = (prompts, settings.max_new_tokens, settings.batch_size, trained.stop_ids, on_answer, batches)
+        general = of_both(trained.model, lambda: generate(trained.model, trained.tokenizer, *asked))
     kept = [
         completion(f"general-{number}", messages, messages[-1]["content"], None, general, number - 1)
         for number, messages in enumerate(GENERAL, 1)
@@ -271,7 +271,7 @@ def _completions(
     return {"n": len(kept), "path": str(written.path.relative_to(folder.path)), "sha256": written.sha256}
 
 
-def _mmlu(subject: Subject, config: Config, folder: RunFolder, batches: Batches) -> dict[str, Any] | None:
+def _mmlu(trained: EvalModel, config: Config, folder: RunFolder, batches: Batches) -> dict[str, Any] | None:
     settings = config.evaluation.mmlu
     if not settings.enabled:
         return None
@@ -281,13 +281,13 @@ def _mmlu(subject: Subject, config: Config, folder: RunFolder, batches: Batches)
     identity = {
         "base": base_fingerprint(info.base, info.revision),
         "quantized": config.adapter.quantized,
-        "precision": subject.precision,
+        "precision": trained.precision,
         "packages": {name: packages.get(name) for name in ("torch", "transformers", "bitsandbytes", "unsloth")},
     }
     with messages.asking_benchmark() as on_request:
         return measure(
-            subject.model,
-            subject.tokenizer,
+            trained.model,
+            trained.tokenizer,
             settings,
             identity=identity,
             cache=cache_folder() / "benchmarks",

@@ -35,7 +35,7 @@ from qdora_fast.recipes.data import (
     with_quality,
     write_data,
 )
-from qdora_fast.recipes.evaluate import Subject, check_questions, evaluate_model, finish, refuse_regression
+from qdora_fast.recipes.evaluate import EvalModel, check_questions, evaluate_model, finish, refuse_regression
 from qdora_fast.recipes.fit import fit, identity_of, recipe_of
 from qdora_fast.recipes.resume import NEW, Start, resume_if_unfinished, resume_run
 from qdora_fast.system import console, distributed
@@ -248,10 +248,10 @@ def _evaluate(
         return {}
     try:
         open_backend().FastLanguageModel.for_inference(model)
-        subject = Subject(
+        trained = EvalModel(
             model, base.tokenizer, base.stop_ids, prepared.held_out, prepared.held_out_examples, base.precision
         )
-        return evaluate_model(subject, config, folder)
+        return evaluate_model(trained, config, folder)
     except Exception as error:  # noqa: BLE001 - training is over; it is raised when everything else is done
         messages.not_evaluated(folder, error)
         return without_frames(error)

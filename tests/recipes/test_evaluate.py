@@ -17,14 +17,14 @@ from qdora_fast.data import choose_template
 from qdora_fast.evaluation import log
 from qdora_fast.evaluation.record import Evaluation
 from qdora_fast.models.loading import attach
-from qdora_fast.recipes.evaluate import Subject, evaluate, evaluate_model, finish, refuse_regression
+from qdora_fast.recipes.evaluate import EvalModel, evaluate, evaluate_model, finish, refuse_regression
 from qdora_fast.recipes.train import train
 from qdora_fast.system.errors import ConfigError, IntegrityError, RegressionError
 from qdora_fast.system.manifest import read_manifest, write_manifest
 from qdora_fast.system.run_folder import RunFolder
 
 
-def untrained(tiny_config: Any, folder: Path, *, change: float = 0.0) -> tuple[Subject, RunFolder, Any]:
+def untrained(tiny_config: Any, folder: Path, *, change: float = 0.0) -> tuple[EvalModel, RunFolder, Any]:
     """A run of no steps: base and adapter as attached, B moved by `change` times a random matrix."""
     config = tiny_config(evaluation={"max_rows": 12, "completions": 4})
     run = train(config)
@@ -38,7 +38,7 @@ def untrained(tiny_config: Any, folder: Path, *, change: float = 0.0) -> tuple[S
                 parameter.add_(change * torch.randn_like(parameter))
     rows = run.read_rows("data/held_out.jsonl")
     rendered = render(rows, base.tokenizer, max_length=config.model.max_length)
-    return Subject(model, base.tokenizer, base.stop_ids, rows, rendered.examples, "fp32"), run, config
+    return EvalModel(model, base.tokenizer, base.stop_ids, rows, rendered.examples, "fp32"), run, config
 
 
 def test_a_own_demo_run_gives_the_figures_it_ended_with(own_demo_run: RunFolder) -> None:

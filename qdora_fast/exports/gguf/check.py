@@ -22,7 +22,7 @@ UNREADABLE = (ValueError, IndexError, KeyError, TypeError, OverflowError, Memory
 
 
 @dataclass(frozen=True)
-class Expected:
+class GgufFacts:
     """What the file must say."""
 
     kind: str
@@ -36,11 +36,11 @@ class Expected:
     adds_bos: bool
 
 
-def expected(merged: Path, tokenizer: Any, kind: str) -> Expected:
+def expected_facts(merged: Path, tokenizer: Any, kind: str) -> GgufFacts:
     """Read off a merged model's folder and the run's tokenizer."""
     config = read_json(merged / "config.json")
     infos = WeightFolder(merged).infos.values()
-    return Expected(
+    return GgufFacts(
         kind=kind,
         weights=sum(math.prod(info.shape) for info in infos if not info.name.endswith("inv_freq")),
         blocks=int(str(config["num_hidden_layers"])),
@@ -51,7 +51,7 @@ def expected(merged: Path, tokenizer: Any, kind: str) -> Expected:
     )
 
 
-def check(file: Path, wanted: Expected) -> list[dict[str, Any]] | None:
+def check(file: Path, wanted: GgufFacts) -> list[dict[str, Any]] | None:
     """Compare a GGUF file with what it must say.
 
     Returns:
@@ -81,7 +81,7 @@ _BULKY = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.scor
 
 
 def _compare(
-    said: dict[str, Any], tensors: list[tuple[str, int]], file_types: dict[int, str], wanted: Expected
+    said: dict[str, Any], tensors: list[tuple[str, int]], file_types: dict[int, str], wanted: GgufFacts
 ) -> list[dict[str, Any]]:
     architecture = said.get("general.architecture")
     form = (said.get(f"{architecture}.block_count"), said.get(f"{architecture}.embedding_length"))

@@ -110,7 +110,7 @@ def _convert(
     started = time.monotonic()
     kind, file, log = report["type"], staging / Path(report["file"]).name, staging / "llama.cpp.log"
     tokenizer = read_tokenizer(str(folder.adapter))
-    wanted = check.expected(merged, tokenizer, kind)
+    wanted = check.expected_facts(merged, tokenizer, kind)
     space = checkout.bytes_needed(wanted.weights, kind)
     require_space(staging, space)
     steps = checkout.steps(merged, file, kind, folder.path.resolve().name, *tools)

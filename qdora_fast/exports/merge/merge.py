@@ -20,7 +20,7 @@ from qdora_fast import __version__
 from qdora_fast.exports.merge.base import MergeRecipe
 from qdora_fast.exports.merge.merged_model import MergedModel
 from qdora_fast.exports.merge.shards import close_ledger, write_shards
-from qdora_fast.exports.merge.sidecars import copy_companions, has_tokenizer, output_config
+from qdora_fast.exports.merge.sidecars import copy_sidecars, has_tokenizer, output_config
 from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME, sha256_of
 from qdora_fast.models.nf4 import quantization_config
 from qdora_fast.models.weights import write_index
@@ -120,7 +120,7 @@ def build(
     if weights.indexed:
         shard_of = {info.name: shard for shard, infos in model.shards.items() for info in infos}
         write_index(folder, shard_of, model.total_bytes)
-    files = copy_companions(weights.folder, merged_config(model), tokenizer_from, folder)
+    files = copy_sidecars(weights.folder, merged_config(model), tokenizer_from, folder)
     merged = {f"{name}.weight" for name in update.modules}
     touched = merged | update.saved_modules.keys() | weights.quantized | model.packed
     return MergeReport(

@@ -34,7 +34,7 @@ _PHASE = "phase: "
 
 
 def examine_in_new_process(case: Case, on_phase: OnPhase = lambda phase: None) -> dict[str, Any]:
-    """`export_proof.examine` in a fresh process with plain Transformers and PEFT.
+    """`checks.examine` in a fresh process with plain Transformers and PEFT.
 
     Raises:
         QdoraError: what `examine` raised.

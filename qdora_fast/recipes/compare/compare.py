@@ -4,7 +4,7 @@
 
 The seed of the config decides which rows are held out, and they stay the same; the seeds of the trials (the config's
 and those that follow it) decide how an adapter starts and in which order rows come. Each finished trial is a small file
-below `trials/`, so that a comparison that was stopped, or is asked again with more arms or seeds, goes on where it was.
+below `trials/`, so that a comparison that was stopped, or is asked again with more arms or seeds, resumes where it was.
 What this does not do: run trials side by side, or search for settings besides the learning rate.
 """
 
@@ -180,7 +180,7 @@ def _run(trials: Sequence[Trial], material: Any, folder: Path) -> list[dict[str,
         except (torch.OutOfMemoryError, OutOfMemory):
             raise QdoraError(
                 f"{trial.arm.spoken} does not fit into this GPU's memory; leave {trial.arm.method} out of --methods or "
-                "lower train.batch_size or model.max_length. What is finished stays: the same command goes on from here"
+                "lower train.batch_size or model.max_length. What is finished stays: the same command resumes from here"
             ) from None
         with staged_file(path) as unfinished:
             write_json(unfinished, results[-1])
