@@ -1,6 +1,6 @@
 """Memory that runs out: in a forward or backward pass, the optimizer's step, an evaluation, a save, an export.
 
-A pass is repeated in parts, or after kept weights were given back, and the losses stay what they were;
+A pass is repeated in parts, or after cached weights were released, and the losses stay what they were;
 what cannot be repeated ends with 31, and the run goes on from its last checkpoint.
 """
 

@@ -50,12 +50,17 @@ def _lost_runs_start_from_zero() -> None:
 def _signals_are_not_heard() -> None:
     from qdora_fast.training.signals import Requests
 
-    put("qdora_fast.training.signals", listening=lambda say: nullcontext(Requests()))
+    put("qdora_fast.recipes.fit", listening=lambda say: nullcontext(Requests()))
 
 
 def _identity_is_not_compared() -> None:
     for module in ("qdora_fast.recipes.train", "qdora_fast.recipes.fit"):
         put(module, require_same=_nothing)
+
+
+def _disk_errors_are_not_translated() -> None:
+    for module in ("qdora_fast.training.checkpoint", "qdora_fast.recipes.train"):
+        put(module, disk_errors=lambda *_, **__: nullcontext())
 
 
 def _nobody_looks_at_numbers() -> None:
@@ -97,7 +102,7 @@ SABOTAGES = {
     "words": Sabotage(
         "a full disk is a traceback",
         ("disk", 0, 0),
-        lambda: put("qdora_fast.training.checkpoint", _disk_errors=lambda folder: nullcontext()),
+        _disk_errors_are_not_translated,
     ),
     "finite": Sabotage("nobody looks whether weights are finite", ("nonfinite", 2, 2), _nobody_looks_at_numbers),
     "lock": Sabotage(

@@ -20,7 +20,7 @@ from qdora_fast.system import console
 from qdora_fast.system.atomic import staged_file, staged_folder
 from qdora_fast.system.errors import IntegrityError, RefusedError
 from qdora_fast.system.hardware import package_versions
-from qdora_fast.system.manifest import NAME, problems, write_manifest
+from qdora_fast.system.manifest import NAME, problems, sha256_of, write_manifest
 from qdora_fast.system.run_folder import RunFolder
 
 CARD = "README.md"
@@ -55,7 +55,7 @@ def export_adapter(
             "deploy it, or `--to adapter` for a complete DoRA adapter"
         )
     open_backend()
-    from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME, assert_complete, sha256_of
+    from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME, assert_complete
 
     info = read_run_info(folder)
     assert_complete(folder.adapter, decomposed=adapter.decomposed, expected_modules=info.targets)

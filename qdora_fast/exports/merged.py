@@ -34,7 +34,7 @@ from qdora_fast.system import console
 from qdora_fast.system.atomic import publish, refuse_existing
 from qdora_fast.system.errors import ProofError, RefusedError
 from qdora_fast.system.hardware import package_versions
-from qdora_fast.system.manifest import write_manifest
+from qdora_fast.system.manifest import sha256_of, write_manifest
 from qdora_fast.system.remote_code import require_allowed
 from qdora_fast.system.run_folder import UNPROVEN, RunFolder, write_json
 
@@ -199,7 +199,7 @@ def _build_and_prove(
     from qdora_fast.exports.merge.merge import build
     from qdora_fast.exports.merge.merged_model import MergedModel
     from qdora_fast.exports.merge.shards import close_ledger
-    from qdora_fast.models.adapter import WEIGHTS_NAME, sha256_of
+    from qdora_fast.models.adapter import WEIGHTS_NAME
 
     started = time.monotonic()
     info, unproven = read_run_info(folder), unproven_folder(out)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.inference.loading import ChatModel, Message, Source
-from qdora_fast.models.out_of_memory import Lack, attempt, give_back
+from qdora_fast.models.out_of_memory import OutOfMemoryEvent, attempt, give_back
 from qdora_fast.system.errors import ConfigError, OutOfMemory
 
 OnText = Callable[[str], None]
@@ -119,7 +119,7 @@ def answer(
     started = time.monotonic()
     with model.disable_adapter() if base else nullcontext(), torch.inference_mode():
         out = _write(chat_model, ids, min(sampling.max_new_tokens, room), sampling, on_text, stop)
-    if isinstance(out, Lack):
+    if isinstance(out, OutOfMemoryEvent):
         raise OutOfMemory(f"{len(prompt):,} tokens and their answer do not fit into memory: /new starts over")
     written = out[0, len(prompt) :].tolist()
     said = list(takewhile(lambda token: token not in vocabulary.stop_ids, written))
@@ -138,8 +138,8 @@ def _write(
     on_text: OnText | None,
     stop: threading.Event | None,
 ) -> Any:
-    """Tokens [1, prompt + answer], or Lack. Where memory runs out before a word is out, kept weights are given back and
-    it is tried again."""
+    """Tokens [1, prompt + answer], or OutOfMemoryEvent. Where memory runs out before the first word, cached weights are
+    freed and it is tried again."""
     import torch
 
     given: list[str] = []
@@ -160,7 +160,7 @@ def _write(
         )
 
     out = attempt(write)
-    if isinstance(out, Lack) and give_back(chat_model.model) and not given:
+    if isinstance(out, OutOfMemoryEvent) and give_back(chat_model.model) and not given:
         out = attempt(write)
     return out
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import AdapterSettings, EngineSettings, ModelSettings, TrainSettings
-from qdora_fast.models.adapter import assert_complete, guard_saves
+from qdora_fast.models.adapter import assert_complete
+from qdora_fast.models.adapter_guard import guard_saves
 from qdora_fast.models.backend import captured_prints, open_backend
 from qdora_fast.models.targets import Architecture, Targets, choose_targets, inspect_architecture
 from qdora_fast.models.tokenizer import load_tokenizer, require_fast, stop_token_ids
@@ -62,7 +63,7 @@ class ParameterReport:
     def __str__(self) -> str:
         parts = f"A {self.lora_a:,} + B {self.lora_b:,}"
         parts += f" + magnitudes {self.magnitude:,}" if self.magnitude else ""
-        parts += f" + whole modules {self.saved_modules:,}" if self.saved_modules else ""
+        parts += f" + modules trained in full {self.saved_modules:,}" if self.saved_modules else ""
         return f"{self.trainable:,} trained parameters ({parts}), {self.trainable / self.total:.2%} of the model"
 
 
@@ -285,7 +286,7 @@ def parameter_report(model: Any) -> ParameterReport:
 
 
 def checkpointing(train: TrainSettings) -> str | bool:
-    """`train.gradient_checkpointing` in Unsloth's words."""
+    """`train.gradient_checkpointing` as Unsloth takes it: "unsloth", True or False."""
     import torch
 
     choice = train.gradient_checkpointing
@@ -302,14 +303,12 @@ def _refuse_unsafe_files(name: str) -> None:
 
 
 def _linear4bit_names(model: Any) -> Iterator[str]:
-    """Names of all NF4 layers; also switches off bitsandbytes' CPU repacking.
-
-    On CPUs with AVX512-BF16, Linear4bit in eval mode repacks its weight into a private layout,
-    and every later `dequantize_4bit` of it (DoRA's norm, a merge) reads garbage.
-    """
+    """Names of all NF4 layers; also switches off bitsandbytes' CPU repacking."""
     from bitsandbytes.nn import Linear4bit
+
+    from qdora_fast.engine.frozen import set_repacking
 
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+            set_repacking(module, False)
             yield name

@@ -239,7 +239,7 @@ def _read_header(file: Path) -> list[TensorInfo]:
     except FileNotFoundError as error:
         raise IntegrityError(f"{file}: missing, though the index names it; copy or download it again") from error
     except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"{file}: not a whole safetensors file ({error}); copy or download it again") from error
+        raise IntegrityError(f"{file}: not a complete safetensors file ({error}); copy or download it again") from error
     return infos
 
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qdora_fast.config import Config
 from qdora_fast.models.backend import captured_prints
@@ -22,12 +22,12 @@ from qdora_fast.recipes.data import Ready
 from qdora_fast.system import console, distributed
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.run_folder import RunFolder
+from qdora_fast.training.callbacks import record_notes, training_callbacks
 from qdora_fast.training.probe import Probed, meter_here, probe
 from qdora_fast.training.resume import identity, require_same
-from qdora_fast.training.throughput import Expected, ProcessorTime, Slow, Throughput, causes, look_around
-
-if TYPE_CHECKING:
-    from qdora_fast.training.trainer import Recipe
+from qdora_fast.training.signals import listening, signal_callback
+from qdora_fast.training.throughput import Expected, ProcessorTime, Slow, Throughput, causes, observe
+from qdora_fast.training.trainer import Recipe, build_trainer, describe, make_recipe, sft_arguments, trained_groups
 
 
 def fit(
@@ -50,10 +50,6 @@ def fit(
         Stopped: a signal ended it; a checkpoint was saved.
         NonFiniteError, OutOfMemory: see `nonfinite.py`, `oom.py` and `probe.py`.
     """
-    from qdora_fast.training.callbacks import keep_notes, training_callbacks
-    from qdora_fast.training.signals import listening, signal_callback
-    from qdora_fast.training.trainer import build_trainer, describe, sft_arguments, trained_groups
-
     prepared, identity = ready.prepared, identity_of(config, ready, recipe)
     if checkpoint is not None:
         require_same(checkpoint, identity, ready.base_name)
@@ -83,8 +79,8 @@ def fit(
             arguments=arguments,
             callbacks=[*callbacks, signal_callback(requests)],
             identity=identity,
-            place_of=prepared.place_of,
-            on_note=keep_notes(folder.metrics),
+            source_of=prepared.place_of,
+            on_note=record_notes(folder.metrics),
         )
         if probed is not None:
             trainer.micro_parts, trainer.eval_parts = probed.parts, probed.eval_parts
@@ -159,7 +155,7 @@ def _expected(config: Config, folder: RunFolder) -> Expected | None:
 
 def _why_slow(model: Any, config: Config, ready: Ready, slow: Slow, *, packed: bool, since: ProcessorTime) -> list[str]:
     lengths, batch = ready.prepared.columns.tokens[ready.prepared.per_epoch], config.train.micro_batch
-    found = look_around(model, lengths, batch_size=batch, packed=packed, waiting=slow.waiting, since=since)
+    found = observe(model, lengths, batch_size=batch, packed=packed, waiting=slow.waiting, since=since)
     return causes(found)
 
 
@@ -178,7 +174,5 @@ def identity_of(config: Config, ready: Ready, recipe: Recipe) -> dict[str, Any]:
 
 def recipe_of(config: Config, ready: Ready, precision: str) -> Recipe:
     """What the settings come to with these rows, on this machine; `precision`: from `choose_precision`."""
-    from qdora_fast.training.trainer import make_recipe
-
     rows, tokens = ready.prepared.report.per_epoch, ready.prepared.train_tokens
     return make_recipe(config.train, rows=rows, tokens=tokens, max_length=config.model.length, precision=precision)

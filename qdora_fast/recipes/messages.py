@@ -71,7 +71,7 @@ def adapter(settings: AdapterSettings, targets: Any, model: Any) -> None:
     base = "4-bit NF4 base" if settings.quantized else "16-bit base"
     kind = "DoRA" if settings.decomposed else "LoRA"
     console.line("adapter", f"{settings.method}: {kind} r={settings.r} alpha={settings.alpha:g} ({scale}) on a {base}")
-    console.line("", targets.said)
+    console.line("", targets.summary)
     console.line("", str(parameter_report(model)))
 
 
@@ -88,7 +88,7 @@ def engine_afterwards(model: Any) -> None:
         console.line("engine", f"{calls} layer calls ran PEFT's own forward: {why}")
     kept = residency(model)
     if kept is not None and kept.given_up:
-        console.line("engine", f"gave its kept weights back: {kept.given_up}; the run was slower from there on")
+        console.line("engine", f"released its cached weights: {kept.given_up}; the run was slower from there on")
 
 
 def recipe(lines: Sequence[str]) -> None:
@@ -98,7 +98,7 @@ def recipe(lines: Sequence[str]) -> None:
 
 def probed(found: Any) -> None:
     """What the longest batch takes, tried before step 1."""
-    console.lines("memory", found.said())
+    console.lines("memory", found.summary())
 
 
 def trained(state: Any, notes: Sequence[Note]) -> None:
@@ -112,12 +112,12 @@ def trained(state: Any, notes: Sequence[Note]) -> None:
         steps = list(dict.fromkeys(str(each.step) for each in alike))
         numbers = f"step{'s' * (len(steps) > 1)} {', '.join(steps[:STEPS_SAID])}{' …' * (len(steps) > STEPS_SAID)}"
         all_of_them = f" (the last of {len(alike)} notes; all are in metrics.jsonl)" if len(alike) > 1 else ""
-        console.line("", f"{numbers}: {alike[-1].said}{all_of_them}")
+        console.line("", f"{numbers}: {alike[-1].message}{all_of_them}")
 
 
 def dry_run(targets: Any) -> None:
     """What a real run would adapt; said in place of training."""
-    console.line("adapter", targets.said)
+    console.line("adapter", targets.summary)
     console.line("dry run", "everything checked; no weights were read and nothing was written")
 
 

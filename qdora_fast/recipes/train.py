@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from qdora_fast.config import Config
 from qdora_fast.config.code import FORMATTER, of_evaluation
@@ -39,7 +39,7 @@ from qdora_fast.recipes.evaluate import EvalModel, check_questions, evaluate_mod
 from qdora_fast.recipes.fit import fit, identity_of, recipe_of
 from qdora_fast.recipes.resume import NEW, Start, resume_if_unfinished, resume_run
 from qdora_fast.system import console, distributed
-from qdora_fast.system.atomic import disk_trouble
+from qdora_fast.system.disk import disk_errors
 from qdora_fast.system.errors import without_frames
 from qdora_fast.system.hardware import describe as describe_machine
 from qdora_fast.system.manifest import write_manifest
@@ -48,9 +48,7 @@ from qdora_fast.system.run_folder import FINISHED, RunFolder
 from qdora_fast.system.run_lock import locked
 from qdora_fast.training.memory_cap import cap_memory
 from qdora_fast.training.resume import require_same
-
-if TYPE_CHECKING:
-    from qdora_fast.training.trainer import Recipe
+from qdora_fast.training.trainer import Recipe, choose_precision
 
 
 def train(
@@ -91,11 +89,14 @@ def run_recipe(
 
     Runs in every process of a run; the first speaks, writes, compares and exports for all.
     """
-    from qdora_fast.training.trainer import choose_precision
-
     train = config.train
     distributed.accumulation_per_rank(train.rows_per_step if train.batch_size == "auto" else train.accumulation)
-    with distributed.process_group(), disk_trouble(Path(config.run.dir)):
+    disk = disk_errors(
+        Path(config.run.dir),
+        saved=lambda: "what was finished before is complete",
+        again="run the same command again with --auto-resume",
+    )
+    with distributed.process_group(), disk:
         config, start = distributed.broadcast(_begin(config, name, resume) if distributed.is_main() else (config, NEW))
         ready, targets = _prepared(config, start.folder)
         config = ready.config
@@ -200,7 +201,7 @@ def _export(evidence: Any, config: Config, folder: RunFolder, again: bool) -> No
     try:
         if evidence is not None:
             from qdora_fast.exports.merged import export_merged, merged_folder
-            from qdora_fast.exports.verify.recording import release_memory
+            from qdora_fast.models.out_of_memory import release_memory
 
             release_memory()
             base, merge_base = config.model.base_16bit, config.export.merge_base

@@ -2,7 +2,7 @@
 
 A link in a model's folder or in a run that was sent along can stand for any file of this machine: a licence that is a
 private key would be copied into an export, a log that is a start-up file would be written to. So links must end inside
-the folder they are in. Two kinds lead out by design and are let be: a snapshot in the hub's cache is links into the
+the folder they are in. Two kinds lead out by design and are allowed: a snapshot in the hub's cache is links into the
 `blobs` beside it, and weights are often kept elsewhere (they are read as tensors and in no other way).
 
 What this does not do: restrict what a config names. A path in a config is read because its owner asked for it.
@@ -37,8 +37,8 @@ def links_out(folder: Path) -> Iterator[Path]:
     """The links below a folder that lead out of it."""
     root = folder.resolve()
     inside = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    for place, folders, files in os.walk(root):
-        for path in (Path(place, name) for name in (*folders, *files)):
+    for parent, folders, files in os.walk(root):
+        for path in (Path(parent, name) for name in (*folders, *files)):
             if path.is_symlink() and path.suffix != WEIGHTS:
                 end = path.resolve()
                 if not any(end.is_relative_to(each) for each in inside):

@@ -3,7 +3,7 @@
     runs/<name>/
       config.yaml        the resolved config, every default spelled out; load it to repeat the run
       environment.json   machine and package versions
-      fit.json           what `auto` became and why, where something was `auto`; what the longest batch took on a GPU
+      fit.json           what `auto` was resolved to and why, if anything was; the longest batch's memory on a GPU
       model.json         what was trained: base, revision, adapted and quantised layers, template
       base_sample.safetensors  some weights of that base, by which an export knows it again
       code/              copies of the files of code that the config names; run only where their user has allowed it
@@ -11,7 +11,7 @@
                          report.json and report.html, review.html (a sample to read and mark)
       metrics.jsonl      one line a log event: loss, learning rate, tokens/s, memory
       checkpoints/       for --resume; the newest two and the best
-      finished.json      written last: without it, the run was stopped on its way
+      finished.json      written last: without it, the run was stopped before its end
       adapter/           the trained adapter with its tokenizer and chat template
       merged_16bit/      the deployable model, with export.json beside its weights
       evaluation/        held-out answers of base and tuned model; log.jsonl, the evaluation log
@@ -33,7 +33,7 @@ from qdora_fast.system.redact import redacted
 
 FINISHED = "finished.json"
 UNPROVEN = ".unproven"
-"""How the folder of an export ends that did not pass its proof."""
+"""The suffix of the folder of an export that did not pass its proof."""
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,14 @@ class RunFolder:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The folders `checkpoint-<step>` below `folder`, oldest first, by step."""
-    found = (p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit())
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    checkpoints = (p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit())
+    return sorted(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def newest_checkpoint(folder: Path) -> str:
-    """Which checkpoint below `folder` a run can go on from, in words; none is saved that is not good."""
-    found = checkpoints_in(folder)
-    return f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+    """For messages: the checkpoint below `folder` from which a run can be resumed. Only good ones are saved."""
+    checkpoints = checkpoints_in(folder)
+    return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
 
 
 def write_json(path: Path, content: Any) -> Path:

@@ -1,4 +1,4 @@
-"""The longest batch, tried on the GPU before step 1: what does not fit is found out now, and not hours later.
+"""The longest batch, tried on the GPU before step 1: what does not fit shows now, and not hours later.
 
 Two steps and an evaluation are made on the longest rows with all that the run itself will use: trainer, engine,
 optimizer. At learning rate 0; and two steps, because only in the second are gradients and optimizer state all there.
@@ -6,8 +6,8 @@ Then weights, random generators, modes and the model's own attributes are put ba
 what the run learns is the same (tested to the bit, on the CPU).
 
 If memory runs out, the trainer computes each micro-batch in 2, 4, 8, … parts, down to one row (oom.py). That is
-halving the micro-batch and doubling the accumulation; the run begins with as many, and without the kept weights that
-the engine gave back. What does not fit even so ends with OutOfMemory, before anything was trained.
+halving the micro-batch and doubling the accumulation; the run begins with as many, and without the cached weights that
+the engine released. What does not fit even so ends with OutOfMemory, before anything was trained.
 
 What it does not do: answer questions or export, which come after training; run on the CPU, where memory does not run
 out with an error; or in several processes, where the others would wait for one that failed. With fp16 the scaler may
@@ -17,7 +17,6 @@ optimizer: that of the two steps stays, in pages that nobody touches again.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ import numpy as np
 
 from qdora_fast.config import TrainSettings
 from qdora_fast.models.backend import captured_prints
+from qdora_fast.models.out_of_memory import release_memory
 from qdora_fast.planning.memory import in_gib
 from qdora_fast.system.errors import OutOfMemory
 from qdora_fast.training.state import random_state, set_random_state
@@ -95,7 +95,7 @@ class Probed:
     """In which a micro-batch is computed, so that it fits."""
     eval_parts: int
     given_back: bool
-    """The engine's kept weights did not fit beside it."""
+    """The engine's cached weights did not fit beside it."""
     peak_bytes: int
     total_bytes: int
     estimated_bytes: int | None
@@ -105,17 +105,17 @@ class Probed:
         """For fit.json."""
         return asdict(self)
 
-    def said(self) -> list[str]:
-        """For the user."""
+    def summary(self) -> list[str]:
+        """Sentences for the user."""
         guess = f" ({in_gib(self.estimated_bytes)} estimated)" if self.estimated_bytes else ""
         left = in_gib(max(0, self.total_bytes - self.peak_bytes))
         what = f"the longest batch, {self.rows} x {self.tokens:,} tokens, was tried"
         lines = [f"{what}: peak {in_gib(self.peak_bytes)}{guess}, {left} left of {in_gib(self.total_bytes)}"]
         if self.given_back:
-            lines.append("it does not fit beside merged weights that are kept, so none are")
+            lines.append("it does not fit beside cached merged weights, so none are cached")
         for batches, parts in (("micro-batches", self.parts), ("held-out batches", self.eval_parts)):
             if parts > 1:
-                lines.append(f"{batches} are computed in {parts} parts: as they are they do not fit; same rows a step")
+                lines.append(f"{batches} are computed in {parts} parts: at once they do not fit; same rows a step")
         return lines
 
 
@@ -160,18 +160,18 @@ def probe(
         except OutOfMemory as error:
             raise OutOfMemory(f"the longest rows do not fit, so no step was made: {error}") from None
         tokens = max_length if trainer.args.packing else int(lengths[0].max())
-        found = Probed(
+        probed = Probed(
             rows=min(train.micro_batch, len(trainer.train_dataset)),
             tokens=tokens,
             parts=trainer.micro_parts,
             eval_parts=trainer.eval_parts,
-            given_back=bool((kept := residency(model)) and kept.given_up),
+            given_back=bool((resident := residency(model)) and resident.given_up),
             peak_bytes=max(*peaks, meter.peak()),
             total_bytes=(total := meter.total()),
             estimated_bytes=estimated(tokens, total),
         )
         del trainer
-    return found
+    return probed
 
 
 def _longest(
@@ -241,7 +241,7 @@ def longest_rows(lengths: Sequence[int] | np.ndarray, count: int, packed_into: i
 
 
 def _after_steps(meter: Meter, peaks: list[int]) -> Any:
-    """A callback that keeps the peak of the steps: an evaluation that has to be repeated would lose it."""
+    """A callback that records the peak of the steps: an evaluation that has to be repeated would lose it."""
     from transformers import TrainerCallback
 
     class AfterSteps(TrainerCallback):
@@ -258,7 +258,7 @@ def _after_steps(meter: Meter, peaks: list[int]) -> Any:
 def _nothing_changes(model: Any) -> Iterator[None]:
     """Put weights, gradients, modes, generators and the model's attributes back to what they were.
 
-    What the engine may keep on a GPU is decided by the run's own first step, as ever. The allocator's peak is left for
+    What the engine may cache on a GPU is decided by the run's own first step. The allocator's peak is left for
     that decision: it then knows what the longest batch needs.
     """
     import torch
@@ -269,10 +269,10 @@ def _nothing_changes(model: Any) -> Iterator[None]:
     trained = [(each, each.detach().to("cpu", copy=True)) for each in model.parameters() if each.requires_grad]
     modes = [(module, module.training) for module in model.modules()]
     attributes = dict(vars(model))  # Accelerate puts its autocast around `forward`, and the next trainer's around that
-    kept = residency(model)
-    undecided = kept is not None and kept.later
-    if kept is not None:
-        kept.later = False
+    resident = residency(model)
+    undecided = resident is not None and resident.later
+    if resident is not None:
+        resident.later = False
     try:
         yield
     finally:
@@ -284,10 +284,8 @@ def _nothing_changes(model: Any) -> Iterator[None]:
         vars(model).update(attributes)
         for module, mode in modes:
             module.training = mode
-        if kept is not None:
-            kept.later = undecided
+        if resident is not None:
+            resident.later = undecided
         forget_fallbacks(model)
         set_random_state(before)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()

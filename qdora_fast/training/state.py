@@ -6,7 +6,7 @@ tensors go into one, and the nest into the other, with a name where each tensor 
 is the same to the bit and of the same types, integers as keys and tuples included; so an optimizer
 takes it as if it had never been written.
 
-What this does not do: know what is in there, or whether the files are whole (`manifest.py`).
+What this does not do: know what is in there, or whether the files are complete (`manifest.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def write_state(folder: Path, content: Any) -> None:
     """Write a nest of plain values and tensors below `folder`.
 
     Raises:
-        TypeError: something that is neither; names its place.
+        TypeError: something that is neither; names its path in the state.
     """
     from safetensors.torch import save_file
 
@@ -102,22 +102,22 @@ def _page_again(optimizer: Any) -> None:
                 state[key] = optimizer.get_state_buffer(parameter, dtype=state[key].dtype).copy_(state[key])
 
 
-def _packed(value: Any, place: str, tensors: dict[str, Any]) -> Any:
+def _packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor):
-        tensors[place] = value.detach().cpu().contiguous().clone()  # two places may share memory; a file may not
-        return {"$tensor": place}
+        tensors[path] = value.detach().cpu().contiguous().clone()  # two tensors may share memory; a file may not
+        return {"$tensor": path}
     if isinstance(value, Mapping):
-        pairs = [[key, _packed(each, f"{place}.{key}", tensors)] for key, each in value.items()]
+        pairs = [[key, _packed(each, f"{path}.{key}", tensors)] for key, each in value.items()]
         plain = all(isinstance(key, str) and key not in _KINDS for key in value)
         return dict(pairs) if plain else {"$pairs": pairs}
     if isinstance(value, list | tuple):
-        items = [_packed(each, f"{place}.{number}", tensors) for number, each in enumerate(value)]
+        items = [_packed(each, f"{path}.{number}", tensors) for number, each in enumerate(value)]
         return items if isinstance(value, list) else {"$tuple": items}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"{place}: a {type(value).__name__} cannot be saved without a pickle")
+    raise TypeError(f"{path}: a {type(value).__name__} cannot be saved without a pickle")
 
 
 def _unpacked(value: Any, tensors: Mapping[str, Any]) -> Any:

@@ -101,7 +101,7 @@ def build(config: Any, folder: Path, **more: Any) -> Fit:
         recipe=recipe,
         arguments=arguments | more,
         callbacks=[],
-        place_of=lambda ids: f"row {ROWS.index(list(ids))}",
+        source_of=lambda ids: f"row {ROWS.index(list(ids))}",
         on_note=fit.notes.append,
     )
     return fit

@@ -189,7 +189,7 @@ def test_a_row_that_does_not_fit_beside_kept_weights_is_read_without_them(loaded
     hook = model.register_forward_pre_hook(lambda *_: _no_memory() if kept.bytes else None)
     found = row_losses(model, rows, Batches(model, notes.append))
     assert [loss.total for loss in found] == pytest.approx([loss.total for loss in whole], rel=1e-4)
-    assert len(notes) == 1 and "of kept weights, and the same is tried again" in notes[0]
+    assert len(notes) == 1 and "of cached weights, and the same is tried again" in notes[0]
     hook.remove()
     model.register_forward_pre_hook(_no_memory)
     with pytest.raises(OutOfMemory, match="while a held-out row was read"):

@@ -186,7 +186,7 @@ def test_the_peak_is_the_higher_of_steps_and_evaluation_and_is_held_against_the_
     first, second = trial.probe(5 * 2**30, 3 * 2**30), trial.probe(2 * 2**30, 4 * 2**30)
     assert (first.peak_bytes, second.peak_bytes) == (5 * 2**30, 4 * 2**30)
     assert first.estimated_bytes is not None and 2**29 < first.estimated_bytes < 2**30  # most of it the CUDA context
-    (said,) = first.said()
+    (said,) = first.summary()
     assert said.startswith(f"the longest batch, 4 x {max(LENGTHS)} tokens, was tried: peak 5.0 GiB (0.")
     assert said.endswith(" GiB estimated), 19.0 GiB left of 24.0 GiB")
     assert first.as_dict()["peak_bytes"] == first.peak_bytes
@@ -199,12 +199,12 @@ def test_what_does_not_fit_is_computed_in_parts_of_the_same_effective_batch(tiny
     meter = Scale(5)
     found = trial.probe(meter=meter)
     assert (found.parts, found.eval_parts, found.given_back) == (2, 2, True)
-    assert meter.begun == 4  # at first, and after each lack: kept weights, halves, halves of the evaluation
-    _, *said = found.said()
+    assert meter.begun == 4  # at first, and after each lack of memory: cached weights, halves, halves of the evaluation
+    _, *said = found.summary()
     assert said == [
-        "it does not fit beside merged weights that are kept, so none are",
-        "micro-batches are computed in 2 parts: as they are they do not fit; same rows a step",
-        "held-out batches are computed in 2 parts: as they are they do not fit; same rows a step",
+        "it does not fit beside cached merged weights, so none are cached",
+        "micro-batches are computed in 2 parts: at once they do not fit; same rows a step",
+        "held-out batches are computed in 2 parts: at once they do not fit; same rows a step",
     ]
     assert all(_same(value, trial.state()[part]) for part, value in before.items())
 

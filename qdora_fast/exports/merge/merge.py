@@ -21,11 +21,12 @@ from qdora_fast.exports.merge.base import MergeRecipe
 from qdora_fast.exports.merge.merged_model import MergedModel
 from qdora_fast.exports.merge.shards import close_ledger, write_shards
 from qdora_fast.exports.merge.sidecars import copy_sidecars, has_tokenizer, output_config
-from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME, sha256_of
+from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME
 from qdora_fast.models.nf4 import quantization_config
 from qdora_fast.models.weights import write_index
 from qdora_fast.system.atomic import publish, refuse_existing
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.manifest import sha256_of
 from qdora_fast.system.paths import refuse_links_out
 
 WORKERS = 2

@@ -22,8 +22,8 @@ from typing import Any
 from torch import Tensor
 
 from qdora_fast.models.weights import TensorInfo, write_shard
-from qdora_fast.system.atomic import disk_full, require_space
-from qdora_fast.system.errors import DiskSpaceError
+from qdora_fast.system.atomic import require_space
+from qdora_fast.system.disk import disk_errors
 from qdora_fast.system.manifest import sha256_of
 
 LEDGER = "written_shards.json"
@@ -73,16 +73,17 @@ def write_shards(
             digests[name] = digest
             _write_ledger(folder, work, digests)
 
-    try:
-        _in_threads(left, write, workers, tell)
-    except BaseException as error:
-        _give_up(folder)
-        if disk_full(error):
-            raise DiskSpaceError(
-                f"{folder}: the disk is full with {len(digests)} of {len(shards)} shards finished, which stay there. "
-                "Free some space and run the same command again: it resumes from them"
-            ) from None
-        raise
+    disk = disk_errors(
+        folder,
+        saved=lambda: f"{len(digests)} of {len(shards)} shards are finished and stay there",
+        again="run the same command again: it resumes from them",
+    )
+    with disk:
+        try:
+            _in_threads(left, write, workers, tell)
+        except BaseException:
+            _give_up(folder)
+            raise
     return digests, resumed
 
 

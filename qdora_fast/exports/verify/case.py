@@ -13,7 +13,7 @@ from typing import Any
 
 from qdora_fast.exports.merge.base import MergeRecipe
 from qdora_fast.exports.verify.checks import Case, Evidence
-from qdora_fast.models.out_of_memory import Lack, attempt, give_back, make_room
+from qdora_fast.models.out_of_memory import OutOfMemoryEvent, attempt, give_back, make_room, release_memory
 from qdora_fast.models.run_info import RunInfo, read_run_info
 from qdora_fast.models.trained import TrainedModel
 from qdora_fast.system.errors import ConfigError, OutOfMemory, first_line
@@ -27,10 +27,10 @@ def record_trained(model: Any, folder: RunFolder) -> Evidence:
         OutOfMemory: not even one row fits beside the model; the adapter is saved.
     """
     make_room(model)  # the last answers' keys and values, too
-    while isinstance(evidence := attempt(lambda: _record(model, folder)), Lack):
+    while isinstance(evidence := attempt(lambda: _record(model, folder)), OutOfMemoryEvent):
         if not give_back(model):
             raise OutOfMemory(
-                f"memory ran out while the export's proof recorded what the trained model says ({evidence.why}).\n"
+                f"memory ran out while the export's proof recorded what the trained model says ({evidence.reason}).\n"
                 f"  The adapter is saved in {folder.adapter}; `qdora-fast export {folder.path}` exports it where more "
                 "memory is free"
             )
@@ -55,7 +55,6 @@ def _record(model: Any, folder: RunFolder) -> Evidence:
 
 def record_saved(folder: RunFolder, trained: TrainedModel) -> Evidence:
     """Load the run's adapter on its base and record both."""
-    from qdora_fast.exports.verify.recording import release_memory
     from qdora_fast.training.trainer import choose_precision
 
     _, model = trained.load(precision=choose_precision(trained.train))

@@ -34,9 +34,10 @@ from qdora_fast.exports.merge.merged_model import MergedModel
 from qdora_fast.exports.verify import base_sample
 from qdora_fast.exports.verify.distance import Distance
 from qdora_fast.exports.verify.outputs import Models, OutputProof, OutputRecorder, judge
-from qdora_fast.exports.verify.recording import Recording, Rows, release_memory
+from qdora_fast.exports.verify.recording import Recording, Rows
 from qdora_fast.exports.verify.token_identity import describe_folder, differences
 from qdora_fast.exports.verify.weights import WeightProof, prove_weights
+from qdora_fast.models.out_of_memory import release_memory
 from qdora_fast.models.weights import read_json
 from qdora_fast.system.errors import first_line
 

@@ -8,7 +8,6 @@ What distance is allowed is the business of `outputs.py`; what it means for the 
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from qdora_fast.data.loss import labelled, token_losses
+from qdora_fast.engine.frozen import set_repacking
 from qdora_fast.evaluation.logits import logits_at
 from qdora_fast.system.errors import ProofError
 from qdora_fast.system.remote_code import remote_code_allowed
@@ -209,18 +209,10 @@ def reopen(folder: Path, *, device: str, dtype: torch.dtype | None = None, **opt
         **{"device_map": {"": device}, **options},
     )
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' Linear4bit
-            module.support_avx512bf16_for_cpu = False  # a private packing, with scales in bfloat16
-            if isinstance(chosen, torch.dtype):
-                module.compute_dtype = module.weight.quant_state.dtype = chosen
+        four_bit = set_repacking(module, False) is not None
+        if four_bit and isinstance(chosen, torch.dtype):
+            module.compute_dtype = module.weight.quant_state.dtype = chosen
     return model.eval()
-
-
-def release_memory() -> None:
-    """Give back what deleted models held, on the GPU too."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _evenly(count: int, most: int) -> Tensor:

@@ -166,7 +166,7 @@ def _run(trials: Sequence[Trial], material: Any, folder: Path) -> list[dict[str,
     """
     import torch
 
-    from qdora_fast.exports.verify.recording import release_memory
+    from qdora_fast.models.out_of_memory import release_memory
     from qdora_fast.recipes.compare.trial import run_trial
 
     results = []

@@ -108,7 +108,7 @@ def run_trial(trial: Trial, material: Material) -> dict[str, Any]:
         "trained_parameters": sum(parameter.numel() for parameter in trained),
         "memory": {"total": watch.peak} if watch.peak else _memory(model, trained, trainer.optimizer),
         "seconds": round(time.monotonic() - begun, 1),
-        "notes": [f"step {note.step}: {note.said}" for note in trainer.notes],
+        "notes": [f"step {note.step}: {note.message}" for note in trainer.notes],
     }
 
 

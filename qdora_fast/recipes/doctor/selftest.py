@@ -67,10 +67,12 @@ def _layer(where: str, dtype: Any) -> tuple[Any, Any]:
     from bitsandbytes.nn import Linear4bit, Params4bit
     from peft import LoraConfig, get_peft_model
 
+    from qdora_fast.engine.frozen import set_repacking
+
     base = Linear4bit(IN, OUT, bias=False, quant_type="nf4", compress_statistics=True, compute_dtype=dtype)
     weight = torch.randn(OUT, IN).to(dtype) * 0.1
     base.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True)
-    base.support_avx512bf16_for_cpu = False  # it would repack the weight for inference
+    set_repacking(base, False)
     model = torch.nn.Sequential(base).to(where)
     adapted = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=["0"], use_dora=True))
     layer = adapted.base_model.model[0]

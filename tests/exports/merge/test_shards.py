@@ -158,7 +158,7 @@ def test_a_full_disk_keeps_what_is_finished_and_says_so(pair: Pair, tmp_path: Pa
         if len(seen) >= 140:
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(DiskSpaceError, match=r"disk is full with \d+ of \d+ shards finished.*resumes from them"):
+    with pytest.raises(DiskSpaceError, match=r"No space left.*; \d+ of \d+ shards are finished.*resumes from them"):
         merge(*pair, tmp_path / "out", workers=workers, on_bytes=full_disk)
     left = tmp_path / "out.incomplete"
     assert not left.exists() or not list(left.glob("*.part"))
