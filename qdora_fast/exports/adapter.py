@@ -16,11 +16,11 @@ from qdora_fast.evaluation.report.card import public_config
 from qdora_fast.exports.report import print_report
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import RunInfo, read_run_info
-from qdora_fast.models.weights import read_json
 from qdora_fast.system import console
 from qdora_fast.system.atomic import staged_file, staged_folder
 from qdora_fast.system.errors import IntegrityError, RefusedError
 from qdora_fast.system.hardware import package_versions
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import NAME, problems, write_manifest
 from qdora_fast.system.run_folder import RunFolder
 
@@ -54,7 +54,7 @@ def export_run(
             shutil.copytree(folder.adapter, staging, dirs_exist_ok=True)
             _describe(staging, config, info)
             assert_complete(staging, decomposed=config.adapter.decomposed, expected_modules=info.targets)
-    base = read_json(target / CONFIG_NAME).get("base_model_name_or_path")
+    base = read_object(target / CONFIG_NAME).get("base_model_name_or_path")
     report = {
         "format": to,
         "path": str(target),

@@ -8,7 +8,6 @@ grow as long as the base can read, longer than the rows it was trained on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,13 @@ from qdora_fast.config.recorded import read_config
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.backend import open_backend
+from qdora_fast.models.model_config import read_model_config
 from qdora_fast.models.run_info import read_run_info
 from qdora_fast.models.tokenizer import load_tokenizer, read_tokenizer
 from qdora_fast.models.weights import shard_names
 from qdora_fast.system import remote_code
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.run_folder import RunFolder
 
 Message = dict[str, Any]
@@ -101,7 +102,7 @@ def find(path: Path) -> Source:
         source = _merged(path)
     elif (path / "adapter_config.json").is_file():
         run = path.parent
-        source = _run(RunFolder(run)) if (run / "model.json").is_file() else _adapter(path)
+        source = _run(RunFolder.open(run)) if (run / "model.json").is_file() else _adapter(path)
     elif path.suffix == ".gguf" or any(path.glob("*.gguf")):
         raise ConfigError(
             f"{path}: GGUF is for llama.cpp (`llama-cli -m FILE`) and Ollama; name the run it was made from"
@@ -149,7 +150,7 @@ def _run(run: RunFolder) -> Source:
 
 def _adapter(path: Path) -> Source:
     """An adapter without its run: the config it was exported with, else method and base from PEFT's own."""
-    described = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    described = read_object(path / "adapter_config.json", {"base_model_name_or_path?": str | None})
     base = _in_place(described.get("base_model_name_or_path") or "", path / "adapter_config.json")
     recorded = (path / "config.yaml").is_file()
     config = load_config(path / "config.yaml") if recorded else _likely_config(base, bool(described.get("use_dora")))
@@ -176,7 +177,7 @@ def _likely_config(base: str, dora: bool) -> Config:
 
 
 def _merged(path: Path) -> Source:
-    described = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    described = read_model_config(path / "config.json")
     if not described.get("architectures"):
         raise ConfigError(f"{path} is not a merged model: its config.json names no architecture")
     shard_names(path)
@@ -204,7 +205,7 @@ def _open_adapted(source: Source, config: Config) -> Any:
 def _open_merged(source: Source) -> Any:
     from transformers import AutoModelForCausalLM
 
-    try:
+    with remote_code.foreign_files("safetensors weights", str(source.folder), setting=""):
         model = AutoModelForCausalLM.from_pretrained(
             source.folder,
             dtype="auto",
@@ -212,8 +213,6 @@ def _open_merged(source: Source) -> Any:
             use_safetensors=True,
             trust_remote_code=remote_code.remote_code_allowed(),
         )
-    except (OSError, ValueError) as error:
-        raise remote_code.unreadable("safetensors weights", str(source.folder), None, error, setting="") from None
     return model.eval()
 
 
@@ -234,12 +233,10 @@ def _longest(name: str, revision: str | None = None) -> int:
     """Tokens that a model can read, as its own config has it."""
     from transformers import AutoConfig
 
-    try:
+    with remote_code.foreign_files("config", name, revision, setting=""):
         config = AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=remote_code.remote_code_allowed()
         )
-    except (OSError, ValueError) as error:
-        raise remote_code.unreadable("config", name, revision, error, setting="") from None
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH)
 
 

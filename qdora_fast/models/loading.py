@@ -21,7 +21,7 @@ from qdora_fast.models.weights import shard_names
 from qdora_fast.system.errors import ConfigError, QdoraError, RefusedError
 from qdora_fast.system.manifest import require_unchanged
 from qdora_fast.system.paths import refuse_links_out
-from qdora_fast.system.remote_code import remote_code_allowed, unreadable
+from qdora_fast.system.remote_code import foreign_files, remote_code_allowed, unreadable
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,10 @@ def read_architecture(name: str, config: Config) -> Architecture:
     open_backend()
     from transformers import AutoConfig
 
-    try:
+    with foreign_files("config", name, config.model.revision):
         model_config = AutoConfig.from_pretrained(
             name, revision=config.model.revision, trust_remote_code=remote_code_allowed()
         )
-    except (OSError, ValueError) as error:
-        raise unreadable("config", name, config.model.revision, error) from None
     prequantized = getattr(model_config, "quantization_config", None) is not None
     if prequantized and not config.adapter.quantized:
         raise RefusedError(f"`{name}` exists in 4 bits; method `{config.adapter.method}` needs a 16-bit base")
@@ -116,15 +114,13 @@ def load_reference(name: str, *, setting: str) -> tuple[Any, Any]:
 
     tokenizer, _ = load_tokenizer(name, None, setting=setting)
     gpu = torch.cuda.is_available()
-    try:
+    with foreign_files("safetensors weights", name, setting=setting):
         model = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=torch.bfloat16 if gpu else torch.float32,
             use_safetensors=True,
             trust_remote_code=remote_code_allowed(),
         )
-    except (OSError, ValueError) as error:
-        raise unreadable("safetensors weights", name, None, error, setting=setting) from None
     return model.to("cuda" if gpu else "cpu").eval(), tokenizer
 
 

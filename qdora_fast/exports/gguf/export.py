@@ -14,10 +14,10 @@ from qdora_fast.exports.merged import merged_folder
 from qdora_fast.exports.report import print_report
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import read_run_info
-from qdora_fast.models.weights import read_json
 from qdora_fast.system import console
 from qdora_fast.system.atomic import refuse_existing, require_space, staged_folder
 from qdora_fast.system.errors import IntegrityError, ProofError, RefusedError
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import sha256_of, write_manifest
 from qdora_fast.system.remote_code import FLAG, code_of, remote_code_allowed, require_allowed
 from qdora_fast.system.run_folder import RunFolder, write_json
@@ -62,7 +62,7 @@ def export_run(
     require_allowed(read_run_info(folder).own_code)
     base = merge_base or config.export.merge_base
     merged = _proven_merged(folder, config, base).absolute()
-    made = read_json(merged / "export.json")
+    made = read_object(merged / "export.json", {"merge_base": str, "adapter_sha256": str})
     name = folder.path.resolve().name
     file = target / f"{name}-{kind}.gguf"
     report: dict[str, Any] = {
@@ -118,7 +118,7 @@ def _convert(
         other.unlink()
     report["proof"] = _proof(check.check(file, wanted))
     stops = read_run_info(folder).stop_ids
-    most: Any = read_json(merged / "config.json").get("max_position_embeddings", config.model.length)
+    most: Any = read_object(merged / "config.json").get("max_position_embeddings", config.model.length)
     text = modelfile(file.name, tokenizer, stops, longest_row=config.model.length, most_positions=most)
     (staging / "Modelfile").write_text(text, encoding="utf-8")
     report |= {
@@ -161,7 +161,7 @@ def _why_not(merged: Path, folder: RunFolder, merge_base: str) -> str | None:
     if not merged.is_dir():
         return "is not there yet"
     try:
-        said: dict[str, Any] = read_json(merged / "export.json")
+        said: dict[str, Any] = read_object(merged / "export.json")
         if not said["proof"]["passed"]:
             return "did not pass its proof"
         if said["adapter_sha256"] != sha256_of(folder.adapter / WEIGHTS_NAME):

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from qdora_fast.models.weights import TensorInfo, write_shard
 from qdora_fast.system.atomic import disk_full, require_space
-from qdora_fast.system.errors import DiskSpaceError
+from qdora_fast.system.errors import DiskSpaceError, IntegrityError
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import sha256_of
 
 LEDGER = "finished.json"
@@ -141,9 +142,8 @@ def _tidy(folder: Path, kept: Collection[str]) -> None:
 
 def _read_ledger(folder: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((folder / LEDGER).read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError):
+        return read_object(folder / LEDGER, {"work?": str, "finished?": dict})
+    except IntegrityError:
         return {}
 
 
