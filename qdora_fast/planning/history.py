@@ -6,10 +6,9 @@ nor does one that ended after a few steps.
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 from qdora_fast.config import Config
 from qdora_fast.config.recorded import read_config
 from qdora_fast.system import hardware
-from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.errors import ConfigError, IntegrityError
+from qdora_fast.system.json_files import read_lines, read_object
 from qdora_fast.system.run_folder import RunFolder
 
 FEWEST = 5
@@ -81,35 +81,28 @@ def _shape(config: Config) -> tuple[Any, ...]:
 
 def _here(folder: RunFolder) -> bool:
     """Whether a run was made by this machine, as far as it says."""
-    machine = _json(folder.path / "environment.json")
+    machine = _json(folder.path / "environment.json", {"gpus?": [{"name?": str}]})
     cards = [card.name for card in hardware.gpus()]
     same = machine.get("cpu", hardware.cpu_name()) == hardware.cpu_name()
     return same and [card.get("name") for card in machine.get("gpus", [])] == (cards if machine else [])
 
 
 def _peak(folder: RunFolder) -> Peak | None:
-    probe = _json(folder.path / "fit.json").get("probe") or {}
+    probe = _json(folder.path / "fit.json", {"probe?": dict | None}).get("probe") or {}
     measured = probe.get("peak_bytes")
     return Peak(folder.path.name, measured, probe.get("estimated_bytes")) if isinstance(measured, int) else None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path, shape)
+    except IntegrityError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _speed(folder: RunFolder) -> Speed | None:
-    records = []
-    for line in folder.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # the last line of a run that was killed
-            continue
-        if isinstance(record, dict) and record.get("tokens_per_second") and {"step", "seconds"} <= set(record):
-            records.append(record)
+    shape = {"step": int, "seconds": int | float, "tokens_per_second": int | float}
+    records = [record for record in read_lines(folder.metrics, shape, skip_bad=True) if record["tokens_per_second"]]
     gaps = [
         (late["seconds"] - early["seconds"]) / (late["step"] - early["step"])
         for early, late in pairwise(records)

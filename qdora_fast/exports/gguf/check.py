@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.data.tokenize.vocabulary import adds_bos
-from qdora_fast.models.weights import WeightFolder, read_json
+from qdora_fast.models.weights import WeightFolder
 from qdora_fast.system.errors import ProofError
+from qdora_fast.system.json_files import read_object
 
 MAGIC = b"GGUF"
 UNREADABLE = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, OSError)
@@ -38,7 +39,7 @@ class GgufFacts:
 
 def expected_facts(merged: Path, tokenizer: Any, kind: str) -> GgufFacts:
     """Read off a merged model's folder and the run's tokenizer."""
-    config = read_json(merged / "config.json")
+    config = read_object(merged / "config.json")
     infos = WeightFolder(merged).infos.values()
     return GgufFacts(
         kind=kind,

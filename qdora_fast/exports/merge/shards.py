@@ -24,6 +24,8 @@ from torch import Tensor
 from qdora_fast.models.weights import TensorInfo, write_shard
 from qdora_fast.system.atomic import require_space
 from qdora_fast.system.disk import disk_errors
+from qdora_fast.system.errors import IntegrityError
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import sha256_of
 
 LEDGER = "written_shards.json"
@@ -143,9 +145,8 @@ def _tidy(folder: Path, finished: Collection[str]) -> None:
 
 def _read_ledger(folder: Path) -> dict[str, Any]:
     try:
-        ledger: dict[str, Any] = json.loads((folder / LEDGER).read_text(encoding="utf-8"))
-        return ledger
-    except (OSError, ValueError):
+        return read_object(folder / LEDGER, {"work?": str, "finished?": dict})
+    except IntegrityError:
         return {}
 
 
