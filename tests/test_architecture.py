@@ -206,6 +206,14 @@ def test_the_scan_for_code_run_by_name_sees_it(text: str, caught: bool) -> None:
     assert bool(list(_runs_by_name(ast.parse(text)))) == caught
 
 
+@pytest.mark.parametrize("path", FILES, ids=_module)
+def test_json_files_are_read_in_one_place(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        call = ast.unparse(node) if isinstance(node, ast.Call) else ""
+        from_file = call.startswith("json.load(") or (call.startswith("json.loads(") and ".read" in call)
+        assert not from_file or _module(path) == "system.json_files", f"{call}: use system.json_files"
+
+
 LONG_FILE, TOO_LONG_FILE = 300, 450
 LONG_FUNCTION, TOO_LONG_FUNCTION = 60, 100
 
@@ -258,6 +266,7 @@ def test_every_module_of_a_flat_folder_has_its_test() -> None:
         "models.trained": "exports/verify/test_checks",
         "training.memory_cap": "planning/auto/test_auto",
         "system.errors": "cli/test_main",
+        "system.limits": "system/test_json_files",
         "system.pages": "data/report/test_pages",
     }
     tests = PACKAGE.parent / "tests"

@@ -6,7 +6,6 @@ a key changes its meaning. Figures that were not measured are null, never 0.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -79,9 +78,13 @@ def make_record(
     """
     from qdora_fast.models.adapter import WEIGHTS_NAME
 
-    info, data = read_run_info(folder), folder.read_json("data/report.json")
-    machine = folder.read_json("environment.json")
-    train, held_out = ([row["meta"]["hash"] for row in folder.read_rows(f"data/{side}.jsonl")] for side in SIDES)
+    info = read_run_info(folder)
+    data = folder.read_json("data/report.json", {"hash": str, "content_hash": str, "settings_hash": str})
+    machine = folder.read_json("environment.json", {"packages": dict})
+    row_shape = {"meta": {"hash": str}}
+    train, held_out = (
+        [row["meta"]["hash"] for row in folder.read_rows(f"data/{side}.jsonl", row_shape)] for side in SIDES
+    )
     steps, final = _training_end(folder)
     return Evaluation(
         id=datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ"),
@@ -115,9 +118,7 @@ def make_record(
 
 def _training_end(folder: RunFolder) -> tuple[int | None, float | None]:
     """The last step of the run, and the last training loss that was logged."""
-    if not folder.metrics.is_file():
-        return None, None
-    lines = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines() if line]
+    lines = folder.read_rows("metrics.jsonl", {"step?": int})
     losses = [line["loss"] for line in lines if "loss" in line]
     steps = [line["step"] for line in lines if "step" in line]
     return (max(steps) if steps else None), (losses[-1] if losses else None)

@@ -15,11 +15,11 @@ from qdora_fast.config import AdapterSettings
 from qdora_fast.exports.report import print_report
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import RunInfo, read_run_info
-from qdora_fast.models.weights import read_json
 from qdora_fast.system import console
 from qdora_fast.system.atomic import staged_file, staged_folder
 from qdora_fast.system.errors import IntegrityError, RefusedError
 from qdora_fast.system.hardware import package_versions
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import NAME, problems, sha256_of, write_manifest
 from qdora_fast.system.run_folder import RunFolder
 
@@ -70,7 +70,7 @@ def export_adapter(
             shutil.copytree(folder.adapter, staging, dirs_exist_ok=True)
             _describe(staging, public_config, info)
             assert_complete(staging, decomposed=adapter.decomposed, expected_modules=info.targets)
-    base = read_json(target / CONFIG_NAME).get("base_model_name_or_path")
+    base = read_object(target / CONFIG_NAME).get("base_model_name_or_path")
     report = {
         "format": to,
         "path": str(target),

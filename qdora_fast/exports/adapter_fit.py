@@ -13,8 +13,8 @@ from qdora_fast.config import AdapterSettings, ModelSettings
 from qdora_fast.models.adapter import CONFIG_NAME, Adapter
 from qdora_fast.models.loading import read_architecture
 from qdora_fast.models.targets import choose_targets
-from qdora_fast.models.weights import read_json
 from qdora_fast.system.errors import IntegrityError
+from qdora_fast.system.json_files import read_object
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,6 @@ def _compare_shapes(adapter: Adapter, base: str, model: ModelSettings) -> bool:
             return False
     if not list(Path(source).glob("*.safetensors")):
         return False  # the hub's cache holds its config and tokenizer alone
-    packed = "quantization_config" in read_json(Path(source) / "config.json")
+    packed = "quantization_config" in read_object(Path(source) / "config.json")
     check_fit(BaseWeights(Path(source), MergeRecipe(merge_base="dequant4" if packed else "original16")), adapter)
     return True

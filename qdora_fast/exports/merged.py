@@ -34,6 +34,7 @@ from qdora_fast.system import console
 from qdora_fast.system.atomic import publish, refuse_existing
 from qdora_fast.system.errors import ProofError, RefusedError
 from qdora_fast.system.hardware import package_versions
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import sha256_of, write_manifest
 from qdora_fast.system.remote_code import require_allowed
 from qdora_fast.system.run_folder import UNPROVEN, RunFolder, write_json
@@ -173,11 +174,9 @@ MEASURE = "measured"
 
 def _before_measuring(base: Path, info: RunInfo) -> tuple[str, str]:
     """What `merge_base: auto` takes first, and why: `MEASURE` where only the result can tell."""
-    from qdora_fast.models.weights import read_json
-
     if not info.quantized_modules:
         return "original16", "training saw the 16-bit weights"
-    if read_json(base / "config.json").get("quantization_config") is not None:
+    if read_object(base / "config.json").get("quantization_config") is not None:
         return "dequant4", "the base exists in 4 bits alone; name its 16-bit weights as model.base_16bit to compare"
     return "original16", MEASURE
 

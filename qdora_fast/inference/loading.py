@@ -8,7 +8,6 @@ grow as long as the base can read, longer than the rows it was trained on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.backend import open_backend
+from qdora_fast.models.model_config import read_model_config
 from qdora_fast.models.run_info import RunInfo
 from qdora_fast.models.tokenizer import load_tokenizer, read_tokenizer
 from qdora_fast.models.trained import TrainedModel
@@ -145,7 +145,7 @@ def merged_source(path: Path) -> Source:
     Raises:
         ConfigError: it is none, or it has no chat template.
     """
-    described = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    described = read_model_config(path / "config.json")
     if not described.get("architectures"):
         raise ConfigError(f"{path} is not a merged model: its config.json names no architecture")
     shard_names(path)
@@ -187,7 +187,7 @@ def _load_adapted(trained: TrainedModel) -> Any:
 def _load_merged(source: Source) -> Any:
     from transformers import AutoModelForCausalLM
 
-    try:
+    with remote_code.foreign_files("safetensors weights", str(source.folder), setting=""):
         model = AutoModelForCausalLM.from_pretrained(
             source.folder,
             dtype="auto",
@@ -195,8 +195,6 @@ def _load_merged(source: Source) -> Any:
             use_safetensors=True,
             trust_remote_code=remote_code.remote_code_allowed(),
         )
-    except (OSError, ValueError) as error:
-        raise remote_code.unreadable("safetensors weights", str(source.folder), None, error, setting="") from None
     return model.eval()
 
 
@@ -217,12 +215,10 @@ def _longest(name: str, revision: str | None = None) -> int:
     """Tokens that a model can read, as its own config has it."""
     from transformers import AutoConfig
 
-    try:
+    with remote_code.foreign_files("config", name, revision, setting=""):
         config = AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=remote_code.remote_code_allowed()
         )
-    except (OSError, ValueError) as error:
-        raise remote_code.unreadable("config", name, revision, error, setting="") from None
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH)
 
 

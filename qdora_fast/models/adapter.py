@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from qdora_fast.models.adapter_guard import complete_in_memory, module_problems, raise_broken
-from qdora_fast.models.weights import WeightFolder, read_json, read_rows
+from qdora_fast.models.weights import WeightFolder, read_rows
 from qdora_fast.system.atomic import staged_folder
 from qdora_fast.system.errors import ConfigError, IntegrityError
+from qdora_fast.system.json_files import read_object
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -105,7 +106,7 @@ def read_adapter(folder: Path) -> Adapter:
         IntegrityError: tensors missing, misshapen, not finite, or magnitudes not positive.
     """
     _require_files(folder)
-    config = read_json(folder / CONFIG_NAME)
+    config = read_object(folder / CONFIG_NAME)
     _refuse_unmergeable(folder, config)
     parts, saved = _split_keys(folder)
     decomposed = bool(config.get("use_dora"))

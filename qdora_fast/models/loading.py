@@ -22,7 +22,7 @@ from qdora_fast.models.weights import shard_names
 from qdora_fast.system.errors import ConfigError, QdoraError, RefusedError
 from qdora_fast.system.manifest import require_unchanged
 from qdora_fast.system.paths import refuse_links_out
-from qdora_fast.system.remote_code import remote_code_allowed, unreadable
+from qdora_fast.system.remote_code import foreign_files, remote_code_allowed, unreadable
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,10 @@ def read_architecture(name: str, model: ModelSettings, adapter: AdapterSettings,
     open_backend()
     from transformers import AutoConfig
 
-    try:
+    with foreign_files("config", name, model.revision):
         model_config = AutoConfig.from_pretrained(
             name, revision=model.revision, trust_remote_code=remote_code_allowed()
         )
-    except (OSError, ValueError) as error:
-        raise unreadable("config", name, model.revision, error) from None
     prequantized = getattr(model_config, "quantization_config", None) is not None
     if prequantized and not adapter.quantized:
         raise RefusedError(f"`{name}` exists in 4 bits; method `{adapter.method}` needs a 16-bit base")
@@ -122,15 +120,13 @@ def load_reference(name: str, *, setting: str) -> tuple[Any, Any]:
 
     tokenizer, _ = load_tokenizer(name, None, setting=setting)
     gpu = torch.cuda.is_available()
-    try:
+    with foreign_files("safetensors weights", name, setting=setting):
         model = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=torch.bfloat16 if gpu else torch.float32,
             use_safetensors=True,
             trust_remote_code=remote_code_allowed(),
         )
-    except (OSError, ValueError) as error:
-        raise unreadable("safetensors weights", name, None, error, setting=setting) from None
     return model.to("cuda" if gpu else "cpu").eval(), tokenizer
 
 

@@ -6,19 +6,18 @@ nor does one that ended after a few steps.
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import AdapterSettings, DataSettings, EngineSettings, ModelSettings, TrainSettings
-from qdora_fast.config.recorded import read_config
 from qdora_fast.system import hardware
-from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.errors import ConfigError, IntegrityError
+from qdora_fast.system.json_files import read_lines, read_object
 from qdora_fast.system.run_folder import RunFolder
 
 FEWEST = 5
@@ -61,6 +60,9 @@ class Shape:
     """Precision, optimizer, checkpointing."""
 
 
+ShapeOfRun = Callable[[RunFolder], Shape]
+
+
 def shape_of(
     model: ModelSettings, adapter: AdapterSettings, data: DataSettings, train: TrainSettings, engine: EngineSettings
 ) -> Shape:
@@ -76,65 +78,59 @@ def shape_of(
     )
 
 
-def earlier_speed(runs: Path, name: str, shape: Shape) -> Speed | None:
+def earlier_speed(runs: Path, name: str, shape: Shape, shape_of_run: ShapeOfRun) -> Speed | None:
     """The speed of the newest run of this name and shape that logged enough steps; None: there is none.
 
     Args:
         runs: the folder of all runs.
+        shape_of_run: reads the settings of an earlier run.
     """
-    return next((speed for folder in _alike(runs, name, shape) if (speed := _speed(folder))), None)
+    return next((speed for folder in _alike(runs, name, shape, shape_of_run) if (speed := _speed(folder))), None)
 
 
-def earlier_peak(runs: Path, name: str, shape: Shape) -> Peak | None:
-    """The memory that the longest batch of the newest such run took; None: none tried it."""
-    return next((peak for folder in _alike(runs, name, shape) if (peak := _peak(folder))), None)
+def earlier_peak(runs: Path, name: str, shape: Shape, shape_of_run: ShapeOfRun) -> Peak | None:
+    """The memory that the longest batch of the newest such run took; None: none tried it. Arguments as there."""
+    return next((peak for folder in _alike(runs, name, shape, shape_of_run) if (peak := _peak(folder))), None)
 
 
-def _alike(runs: Path, name: str, shape: Shape) -> Iterator[RunFolder]:
+def _alike(runs: Path, name: str, shape: Shape, shape_of_run: ShapeOfRun) -> Iterator[RunFolder]:
     """Earlier runs of the same name and shape on this machine, the newest first."""
     ours = re.compile(re.escape(name) + r"(-\d+)?")  # as RunFolder.create numbers them
     folders = [path for path in runs.glob("*/") if ours.fullmatch(path.name) and (path / "metrics.jsonl").is_file()]
     for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         folder = RunFolder(path)
         try:
-            ran = read_config(folder)
+            ran = shape_of_run(folder)
         except (ConfigError, OSError):
             continue
-        if shape_of(ran.model, ran.adapter, ran.data, ran.train, ran.engine) == shape and _here(folder):
+        if ran == shape and _here(folder):
             yield folder
 
 
 def _here(folder: RunFolder) -> bool:
     """Whether a run was made by this machine, as far as it says."""
-    machine = _json(folder.path / "environment.json")
+    machine = _json(folder.path / "environment.json", {"gpus?": [{"name?": str}]})
     cards = [card.name for card in hardware.gpus()]
     same = machine.get("cpu", hardware.cpu_name()) == hardware.cpu_name()
     return same and [card.get("name") for card in machine.get("gpus", [])] == (cards if machine else [])
 
 
 def _peak(folder: RunFolder) -> Peak | None:
-    probe = _json(folder.path / "fit.json").get("probe") or {}
+    probe = _json(folder.path / "fit.json", {"probe?": dict | None}).get("probe") or {}
     measured = probe.get("peak_bytes")
     return Peak(folder.path.name, measured, probe.get("estimated_bytes")) if isinstance(measured, int) else None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path, shape)
+    except IntegrityError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _speed(folder: RunFolder) -> Speed | None:
-    records = []
-    for line in folder.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # the last line of a run that was killed
-            continue
-        if isinstance(record, dict) and record.get("tokens_per_second") and {"step", "seconds"} <= set(record):
-            records.append(record)
+    shape = {"step": int, "seconds": int | float, "tokens_per_second": int | float}
+    records = [record for record in read_lines(folder.metrics, shape, skip_bad=True) if record["tokens_per_second"]]
     gaps = [
         (late["seconds"] - early["seconds"]) / (late["step"] - early["step"])
         for early, late in pairwise(records)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from qdora_fast.config import Config
@@ -23,6 +22,7 @@ from qdora_fast.models.run_info import read_run_info
 from qdora_fast.models.trained import TrainedModel
 from qdora_fast.recipes.report import trained_model
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.run_folder import RunFolder
 
 
@@ -84,7 +84,7 @@ def find(path: Path) -> Source:
         return merged_source(path)
     if (path / "adapter_config.json").is_file():
         run = path.parent
-        return _run(RunFolder(run)) if (run / "model.json").is_file() else _adapter(path)
+        return _run(RunFolder.open(run)) if (run / "model.json").is_file() else _adapter(path)
     if path.suffix == ".gguf" or any(path.glob("*.gguf")):
         raise ConfigError(
             f"{path}: GGUF is for llama.cpp (`llama-cli -m FILE`) and Ollama; name the run it was made from"
@@ -98,7 +98,7 @@ def _run(run: RunFolder) -> Source:
 
 def _adapter(path: Path) -> Source:
     """An adapter without its run: the config it was exported with, else method and base from PEFT's own."""
-    described = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    described = read_object(path / "adapter_config.json", {"base_model_name_or_path?": str | None})
     base = described.get("base_model_name_or_path") or ""
     recorded = (path / "config.yaml").is_file()
     config = load_config(path / "config.yaml") if recorded else _likely_config(base, bool(described.get("use_dora")))

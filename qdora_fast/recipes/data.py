@@ -21,6 +21,7 @@ from qdora_fast.config.own_code import allow_own_code, require_code_allowed
 from qdora_fast.config.presets import settings_of
 from qdora_fast.data.dataset import DUPLICATES, Prepared
 from qdora_fast.data.demo.base import DEMO, demo_base
+from qdora_fast.data.read.messages import ROW_SHAPE
 from qdora_fast.data.store import REJECTED
 from qdora_fast.data.tokenize.render import Renderer, Rendering
 from qdora_fast.models.backend import open_backend
@@ -98,8 +99,8 @@ def review_run(folder: RunFolder, reviewed: Path) -> dict[str, Any]:
     """Record the review of a finished run's data in its evaluation log; returns the review as JSON."""
     from qdora_fast.data.report.review import read_review as read
 
-    report = folder.read_json("data/report.json")
-    hashes = {row["meta"]["hash"] for row in folder.read_rows("data/train.jsonl")}
+    report = folder.read_json("data/report.json", {"hash": str})
+    hashes = {row["meta"]["hash"] for row in folder.read_rows("data/train.jsonl", ROW_SHAPE)}
     review = read(reviewed, dataset=report["hash"], hashes=hashes)
     record_review(folder.path, review)
     return dict(review.as_json())

@@ -16,6 +16,7 @@ from qdora_fast.config import Config
 from qdora_fast.config.code import of_evaluation
 from qdora_fast.config.loader import load_config
 from qdora_fast.config.own_code import allow_own_code, require_code_allowed
+from qdora_fast.data.read.messages import ROW_SHAPE
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.out_of_memory import Batches, make_room
 from qdora_fast.models.run_info import read_run_info
@@ -190,7 +191,7 @@ def open_run(folder: RunFolder, config: Config) -> EvalModel:
 
     info = read_run_info(folder)
     require_allowed(info.own_code)
-    rows = folder.read_rows("data/held_out.jsonl")
+    rows = folder.read_rows("data/held_out.jsonl", ROW_SHAPE)
     if not rows:
         raise ConfigError(
             f"{folder.path} held no rows out (data.held_out: 0), so there is nothing to evaluate on; train with "
@@ -223,7 +224,7 @@ def _changed(folder: RunFolder, overrides: Sequence[str]) -> Config:
 def _options(config: Config, folder: RunFolder) -> Sequence[str]:
     from qdora_fast.evaluation.choices import options_of
 
-    return config.evaluation.choices or options_of(folder.read_rows("data/train.jsonl"))
+    return config.evaluation.choices or options_of(folder.read_rows("data/train.jsonl", ROW_SHAPE))
 
 
 def _answer_lines(answered: Any, right: Sequence[tuple[float, float]], losses: Any, by_hash: Mapping[str, int]) -> Any:
@@ -282,7 +283,7 @@ def _mmlu(tuned: EvalModel, config: Config, folder: RunFolder, batches: Batches)
         return None
     from qdora_fast.evaluation.mmlu.mmlu import measure
 
-    info, packages = read_run_info(folder), folder.read_json("environment.json")["packages"]
+    info, packages = read_run_info(folder), folder.read_json("environment.json", {"packages": dict})["packages"]
     identity = {
         "base": base_fingerprint(info.base, info.revision),
         "quantized": config.adapter.quantized,

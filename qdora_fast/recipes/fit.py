@@ -16,13 +16,14 @@ from typing import Any
 from qdora_fast.config import Config
 from qdora_fast.models.backend import captured_prints
 from qdora_fast.planning.cards import Card
-from qdora_fast.planning.history import earlier_speed, shape_of
+from qdora_fast.planning.history import earlier_speed
 from qdora_fast.planning.memory.architecture import sizes_of
 from qdora_fast.planning.memory.base import base_config
 from qdora_fast.planning.memory.estimate import estimate
 from qdora_fast.planning.memory.job import JobSettings, job_of
 from qdora_fast.recipes import messages
 from qdora_fast.recipes.data import Ready
+from qdora_fast.recipes.plan import shape_of_config, shape_of_run
 from qdora_fast.system import console, distributed
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.run_folder import RunFolder
@@ -154,9 +155,8 @@ def estimated_step(config: Config, base_name: str, tokens: int, memory: int) -> 
 
 def _expected(config: Config, folder: RunFolder) -> Expected | None:
     """Tokens/s of the newest comparable run; when resuming, of this run. None if nothing was logged."""
-    shape = shape_of(config.model, config.adapter, config.data, config.train, config.engine)
     name = config.run.name or re.sub(r"-\d+$", "", folder.path.name)
-    speed = earlier_speed(Path(config.run.dir), name, shape)
+    speed = earlier_speed(Path(config.run.dir), name, shape_of_config(config), shape_of_run)
     return Expected(speed.tokens_per_second, speed.run) if speed else None
 
 

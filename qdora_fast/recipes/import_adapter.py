@@ -24,11 +24,12 @@ from qdora_fast.exports.adapter_fit import Fit, fit
 from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import RunInfo, write_run_info
-from qdora_fast.models.weights import WeightFolder, read_json
+from qdora_fast.models.weights import WeightFolder
 from qdora_fast.recipes import messages
 from qdora_fast.recipes.data import find_base, ready_data, write_data
 from qdora_fast.system.errors import ConfigError, IntegrityError
 from qdora_fast.system.hardware import describe as describe_machine
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import NAME as MANIFEST
 from qdora_fast.system.manifest import problems, read_manifest, sha256_of
 from qdora_fast.system.paths import refuse_links_out
@@ -108,7 +109,7 @@ def _read(folder: Path) -> Adapter:
     if (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file():
         names = WeightFolder(folder, single=WEIGHTS_NAME).infos
         lost = not any("lora_magnitude_vector" in name for name in names)
-        if lost and read_json(folder / CONFIG_NAME).get("use_dora"):
+        if lost and read_object(folder / CONFIG_NAME).get("use_dora"):
             raise IntegrityError(
                 f"{folder}: {CONFIG_NAME} says use_dora: true, but the file holds A and B without any magnitude. Such "
                 "saves come from Unsloth's save_lora and from filtered state_dicts; PEFT loads them with a warning and "
@@ -141,7 +142,7 @@ def _settings(adapter: Adapter, base: str | None, data: str | None, stated: str 
     if base is None and Path(named).is_absolute() and not Path(named).is_dir():
         raise ConfigError(f"the adapter names its base by a path of another machine ({named}); give it by --base")
     described = Path(named).expanduser() / "config.json"
-    packed = described.is_file() and "quantization_config" in read_json(described)
+    packed = described.is_file() and "quantization_config" in read_object(described)
     in_4bit = packed or "4bit" in named.lower().replace("-", "")
     return {
         "model": {"name": named},

@@ -15,10 +15,11 @@ import numpy as np
 
 from qdora_fast.config import Config, presets
 from qdora_fast.config.loader import load_config
+from qdora_fast.config.recorded import read_config
 from qdora_fast.planning.advice import Advice, Facts, advise
 from qdora_fast.planning.auto.kinds import RowLengths
 from qdora_fast.planning.cards import GIB, Card, Machine, this_machine
-from qdora_fast.planning.history import earlier_peak, earlier_speed, shape_of
+from qdora_fast.planning.history import Shape, earlier_peak, earlier_speed, shape_of
 from qdora_fast.planning.memory.architecture import sizes_of
 from qdora_fast.planning.memory.base import base_config
 from qdora_fast.planning.memory.estimate import Estimate, Part, estimate
@@ -31,6 +32,7 @@ from qdora_fast.planning.text import lines, preset_table, what_to_do
 from qdora_fast.recipes.auto import job_settings, resolve
 from qdora_fast.system import hardware
 from qdora_fast.system.errors import ConfigError, DoesNotFit
+from qdora_fast.system.run_folder import RunFolder
 
 USUAL_CARD = 24.0
 """GiB of the card that is planned for where there is none."""
@@ -81,6 +83,20 @@ def preset_plans(card: Card | None = None) -> list[Plan]:
     ]
 
 
+def shape_of_config(config: Config) -> Shape:
+    """What decides the cost of a step in a run with this config."""
+    return shape_of(config.model, config.adapter, config.data, config.train, config.engine)
+
+
+def shape_of_run(folder: RunFolder) -> Shape:
+    """The same of a run that was started here.
+
+    Raises:
+        ConfigError: its config cannot be read.
+    """
+    return shape_of_config(read_config(folder))
+
+
 def make_plan(config: Config, name: str, *, card: Card | None = None) -> Plan:
     """Plan a run.
 
@@ -104,7 +120,7 @@ def make_plan(config: Config, name: str, *, card: Card | None = None) -> Plan:
     steps = optimizer_steps(config.train, config.data, rows, length=config.model.length, on_gpu=machine.on_gpu)
     better, longest = best_fit(job, machine.card), longest_length(job, machine.card)
     runs, name_of_runs = Path(config.run.dir), config.run.name or name
-    shape = shape_of(config.model, config.adapter, config.data, config.train, config.engine)
+    shape = shape_of_config(config)
     return Plan(
         name=name,
         model=config.model,
@@ -122,8 +138,8 @@ def make_plan(config: Config, name: str, *, card: Card | None = None) -> Plan:
         answers=most_answers(job, machine.card),
         rows=rows,
         steps=steps,
-        speed=earlier_speed(runs, name_of_runs, shape),
-        measured=earlier_peak(runs, name_of_runs, shape),
+        speed=earlier_speed(runs, name_of_runs, shape, shape_of_run),
+        measured=earlier_peak(runs, name_of_runs, shape, shape_of_run),
         disk=_disk(config, need),
         free_disk=int(hardware.free_disk_gib(runs.resolve()) * GIB),
         advice=_advice(config, machine, need, rows, steps, better, longest),

@@ -17,6 +17,12 @@ from qdora_fast.recipes.report import read_parts
 from qdora_fast.system.errors import ConfigError, RefusedError
 from qdora_fast.system.run_folder import RunFolder
 
+EVALUATION_SHAPE = {
+    **{"run": str, "dataset": {"hash": str}, "training": {"method": str}},
+    **{"task": dict | None, "heldout_loss": dict | None, "mmlu": dict | None, "completions": dict | None},
+}
+REVIEW_SHAPE = {"completions_sha256": str, "verdict": str, "reviewer": str}
+
 
 def review(
     run: str | Path,
@@ -33,7 +39,7 @@ def review(
         DataError: the file is about other completions.
     """
     folder = RunFolder.open(run)
-    completions = folder.read_json(EVALUATION)["completions"]
+    completions = folder.read_json(EVALUATION, {"completions": dict | None})["completions"]
     if not completions:
         raise ConfigError(f"{run} has no completions to review (evaluation.completions: 0); run `qdora-fast evaluate`")
     if file is not None:
@@ -85,8 +91,8 @@ def list_evaluations(paths: Sequence[str]) -> list[dict[str, Any]]:
             folders += [RunFolder(run) for run in inside]
     evaluations = []
     for folder in folders:
-        reviews = {entry["completions_sha256"]: entry for entry in log.entries(folder.path, "review")}
-        for entry in log.entries(folder.path, "evaluation"):
+        reviews = {entry["completions_sha256"]: entry for entry in log.entries(folder.path, "review", REVIEW_SHAPE)}
+        for entry in log.entries(folder.path, "evaluation", EVALUATION_SHAPE):
             completions = entry["completions"] or {}
             evaluations.append(entry | {"path": str(folder.path), "review": reviews.get(completions.get("sha256"))})
     return sorted(evaluations, key=lambda entry: str(entry["at"]))

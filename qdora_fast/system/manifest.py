@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qdora_fast.system.errors import IntegrityError
+from qdora_fast.system.json_files import parse_json, read_limited
 
 NAME = "MANIFEST.json"
 
@@ -50,15 +51,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / NAME
     try:
-        text = path.read_bytes().decode("utf-8")
-        entries = json.loads(text)
-        content = {"about": entries["about"], "files": entries["files"]}
-        intact = isinstance(content["about"], dict) and isinstance(content["files"], dict) and text == _text(content)
+        raw = read_limited(path)
+        written = parse_json(raw)
+        content = {"about": written["about"], "files": written["files"]}
+        unchanged = all(isinstance(part, dict) for part in content.values()) and raw == _text(content).encode()
     except OSError as error:
         raise IntegrityError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
-        intact = False
-    if not intact:
+        unchanged = False
+    if not unchanged:
         raise IntegrityError(f"{path}: damaged; it is not what was written")
     return content
 

@@ -22,16 +22,19 @@ A folder explains itself: exporting or chatting needs nothing but the folder and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.json_files import read_lines, read_object
 from qdora_fast.system.paths import refuse_links_out
 from qdora_fast.system.redact import redacted
 
 FINISHED = "finished.json"
+COPY_RUN = "copy the run again, or train it again"
+"""What to do about a damaged file of a run."""
 UNPROVEN = ".unproven"
 """The suffix of the folder of an export that did not pass its proof."""
 
@@ -126,18 +129,20 @@ class RunFolder:
         earlier = self.read_json(name) if (self.path / name).is_file() else {}
         return self.write_json(name, earlier | content)
 
-    def read_json(self, name: str) -> Any:
-        """Read a JSON file below the folder.
+    def read_json(self, name: str, shape: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Read a JSON object below the folder.
+
+        Args:
+            shape: the keys that it must have, see `json_files.Shape`.
 
         Raises:
             ConfigError: the run did not get that far.
+            IntegrityError: the file is damaged.
         """
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(
-                f"{self.path} has no {name}: the run did not finish; run it again or --resume it"
-            ) from None
+        path = self.path / name
+        if not path.exists():
+            raise ConfigError(f"{self.path} has no {name}: the run did not finish; run it again or --resume it")
+        return read_object(path, shape, fix=COPY_RUN)
 
     def write_rows(self, name: str, rows: Iterable[Any]) -> Path:
         """Write one JSON object a line below the folder."""
@@ -147,12 +152,17 @@ class RunFolder:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         return path
 
-    def read_rows(self, name: str) -> list[Any]:
-        """Read a file of one JSON object a line; [] where there is none."""
+    def read_rows(self, name: str, shape: Mapping[str, Any] | None = None) -> list[Any]:
+        """Read a file of one JSON object a line; [] where there is none.
+
+        Args:
+            shape: the keys that each must have, see `json_files.Shape`.
+
+        Raises:
+            IntegrityError: the file is damaged.
+        """
         path = self.path / name
-        if not path.is_file():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return read_lines(path, shape, fix=COPY_RUN) if path.exists() else []
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from qdora_fast.system import console, distributed
+from qdora_fast.system.json_files import end_last_line
 from qdora_fast.training.oom import Note
 from qdora_fast.training.throughput import Slow, Throughput
 
@@ -62,6 +63,7 @@ def _watch(metrics: Path, throughput: Throughput) -> Any:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.started = time.time()
+            end_last_line(metrics)  # a run that was killed may have left half a line
             self.progress = console.progress(
                 TextColumn("  {task.description}"),
                 BarColumn(bar_width=24),

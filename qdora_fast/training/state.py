@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qdora_fast.system.json_files import read_object
+
 NEST, TENSORS = "training_state.json", "training_state.safetensors"
 _KINDS = ("$tensor", "$tuple", "$pairs")
 
@@ -36,10 +38,14 @@ def write_state(folder: Path, content: Any) -> None:
 
 
 def read_state(folder: Path) -> Any:
-    """What `write_state` wrote; tensors are on the CPU."""
+    """What `write_state` wrote; tensors are on the CPU.
+
+    Raises:
+        IntegrityError: the JSON file is damaged.
+    """
     from safetensors.torch import load_file
 
-    return _unpacked(json.loads((folder / NEST).read_text(encoding="utf-8")), load_file(str(folder / TENSORS)))
+    return _unpacked(read_object(folder / NEST), load_file(str(folder / TENSORS)))
 
 
 def random_state() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from qdora_fast.config import Config
 from qdora_fast.config.loader import dump_config, make_config
 from qdora_fast.planning import history
 from qdora_fast.planning.history import Peak, Shape, Speed, shape_of
+from qdora_fast.recipes.plan import shape_of_run
 from qdora_fast.system import hardware
 from qdora_fast.system.hardware import Gpu
 
@@ -27,11 +28,11 @@ def _shape(config: Config) -> Shape:
 
 
 def _speed(config: Config, name: str) -> Speed | None:
-    return history.earlier_speed(Path(config.run.dir), name, _shape(config))
+    return history.earlier_speed(Path(config.run.dir), name, _shape(config), shape_of_run)
 
 
 def _peak(config: Config, name: str) -> Peak | None:
-    return history.earlier_peak(Path(config.run.dir), name, _shape(config))
+    return history.earlier_peak(Path(config.run.dir), name, _shape(config), shape_of_run)
 
 
 def _run(config: Config, name: str, seconds: list[float], *, age: float = 0, **files: Any) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -89,3 +90,10 @@ def test_the_hubs_cache_and_linked_weights_are_as_they_should_be(tmp_path: Path)
     (tmp_path / "elsewhere").symlink_to(linked)
     refuse_links_out(tmp_path / "elsewhere")
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_pipe_in_a_folder_is_refused_before_anybody_waits_for_it(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / "metrics.jsonl")
+    with pytest.raises(RefusedError, match=r"metrics\.jsonl: neither a file nor a folder"):
+        refuse_links_out(tmp_path / "run")

@@ -7,16 +7,18 @@ no JSON object is passed over. Whoever shows the parts says what is not there.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from qdora_fast.config import AdapterSettings, DataSettings, ModelSettings
 from qdora_fast.data.read.readers import is_supported
 from qdora_fast.data.read.sources import HUB_ID
 from qdora_fast.evaluation.log import LOG
+from qdora_fast.system.errors import IntegrityError
+from qdora_fast.system.json_files import read_lines, read_object
 from qdora_fast.system.pages import is_number
 from qdora_fast.system.run_folder import UNPROVEN, RunFolder
 
@@ -82,6 +84,9 @@ class RunParts:
 
 
 LINKED = ("data/report.html", "data/review.html", "evaluation/completions.html", "config.yaml")
+
+
+Content = TypeVar("Content")
 
 
 def read_run(folder: RunFolder, settings: ResolvedSettings | None) -> RunParts:
@@ -152,37 +157,23 @@ class _Reader:
         self.folder = folder
         self.unreadable: list[str] = []
 
-    def _text(self, name: str) -> str | None:
-        try:
-            return (self.folder / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError):
-            self.unreadable.append(name)
-            return None
-
     def object(self, name: str) -> dict[str, Any]:
         """The one object in a file."""
-        text = self._text(name)
-        if text is None:
-            return {}
-        found = _parsed(text)
-        if found is None:
-            self.unreadable.append(name)
-        return found or {}
+        return self._read(name, read_object, {})
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The objects of a file with one a line."""
-        text = self._text(name)
-        return [found for line in (text or "").split("\n") if (found := _parsed(line)) is not None]
+        """The objects of a file with one a line; other lines are left out."""
+        return self._read(name, partial(read_lines, skip_bad=True), [])
 
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+    def _read(self, name: str, read: Callable[[Path], Content], nothing: Content) -> Content:
+        path = self.folder / name
+        if not path.exists():
+            return nothing
+        try:
+            return read(path)
+        except IntegrityError:
+            self.unreadable.append(name)
+            return nothing
 
 
 def _exports(reader: _Reader) -> Iterator[dict[str, Any]]:

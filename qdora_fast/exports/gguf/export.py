@@ -13,10 +13,10 @@ from qdora_fast.exports.report import print_report
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import read_run_info
 from qdora_fast.models.trained import TrainedModel
-from qdora_fast.models.weights import read_json
 from qdora_fast.system import console
 from qdora_fast.system.atomic import refuse_existing, require_space, staged_folder
 from qdora_fast.system.errors import IntegrityError, ProofError, RefusedError
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import sha256_of, write_manifest
 from qdora_fast.system.remote_code import FLAG, code_of, remote_code_allowed, require_allowed
 from qdora_fast.system.run_folder import RunFolder, write_json
@@ -60,7 +60,7 @@ def export_gguf(
         refuse_existing(target, overwrite=overwrite)
     require_allowed(read_run_info(folder).own_code)
     merged = _proven_merged(folder, trained, merge_base).absolute()
-    made = read_json(merged / "export.json")
+    made = read_object(merged / "export.json", {"merge_base": str, "adapter_sha256": str})
     name = folder.path.resolve().name
     file = target / f"{name}-{kind}.gguf"
     report: dict[str, Any] = {
@@ -110,7 +110,7 @@ def _convert(
     started = time.monotonic()
     kind, file, log = report["type"], staging / Path(report["file"]).name, staging / "llama.cpp.log"
     tokenizer = read_tokenizer(str(folder.adapter))
-    wanted = check.expected(merged, tokenizer, kind)
+    wanted = check.expected_facts(merged, tokenizer, kind)
     space = checkout.bytes_needed(wanted.weights, kind)
     require_space(staging, space)
     steps = checkout.steps(merged, file, kind, folder.path.resolve().name, *tools)
@@ -121,7 +121,7 @@ def _convert(
         other.unlink()
     report["proof"] = _proof(check.check(file, wanted))
     stops = read_run_info(folder).stop_ids
-    most: Any = read_json(merged / "config.json").get("max_position_embeddings", longest_row)
+    most: Any = read_object(merged / "config.json").get("max_position_embeddings", longest_row)
     text = modelfile(file.name, tokenizer, stops, longest_row=longest_row, most_positions=most)
     (staging / "Modelfile").write_text(text, encoding="utf-8")
     report |= {
@@ -164,7 +164,7 @@ def _why_not(merged: Path, folder: RunFolder, merge_base: str) -> str | None:
     if not merged.is_dir():
         return "is not there yet"
     try:
-        said: dict[str, Any] = read_json(merged / "export.json")
+        said: dict[str, Any] = read_object(merged / "export.json")
         if not said["proof"]["passed"]:
             return "did not pass its proof"
         if said["adapter_sha256"] != sha256_of(folder.adapter / WEIGHTS_NAME):

@@ -19,6 +19,9 @@ from qdora_fast.models.trained import TrainedModel
 from qdora_fast.system.errors import ConfigError, OutOfMemory, first_line
 from qdora_fast.system.run_folder import RunFolder
 
+PROOF_ROWS = "data/proof_rows.json"
+PROOF_ROWS_SHAPE = {"held_out": bool, "rows": [{"input_ids": [int], "labels": [int]}]}
+
 
 def record_trained(model: Any, folder: RunFolder) -> Evidence:
     """Record a live trained model, and its base with the adapter switched off, on the run's proof rows.
@@ -46,7 +49,7 @@ def _record(model: Any, folder: RunFolder) -> Evidence:
     sample = base_sample.load(folder.path)
     if sample is None:  # of an imported adapter, or an older run
         sample = base_sample.take(model, read_run_info(folder).targets)
-    rows = folder.read_json("data/proof_rows.json")["rows"]
+    rows = folder.read_json(PROOF_ROWS, PROOF_ROWS_SHAPE)["rows"]
     tuned = record(model, rows)
     with model.disable_adapter():
         base = record(model, rows)
@@ -80,7 +83,7 @@ def case_of(
         base: folder of the weights that were merged into, see `base_folder`.
     """
     from qdora_fast.exports.verify.outputs import Models
-    from qdora_fast.exports.verify.token_identity import RECORD
+    from qdora_fast.exports.verify.token_identity import RECORD, RECORD_SHAPE
 
     info = read_run_info(folder)
     models = Models(
@@ -92,8 +95,8 @@ def case_of(
         quantized=frozenset(info.quantized_modules),
         precision=_dtype(info.precision),
     )
-    recorded = folder.read_json(RECORD) if (folder.path / RECORD).is_file() else None
-    held_out = folder.read_json("data/proof_rows.json")["held_out"]
+    recorded = folder.read_json(RECORD, RECORD_SHAPE) if (folder.path / RECORD).is_file() else None
+    held_out = folder.read_json(PROOF_ROWS, PROOF_ROWS_SHAPE)["held_out"]
     return Case(models, evidence, held_out, recorded, tuple(added_stops), measure)
 
 

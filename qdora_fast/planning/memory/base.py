@@ -6,11 +6,11 @@ the source of the values is returned with them.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qdora_fast.data.demo.base import DEMO, demo_base
+from qdora_fast.models.model_config import read_model_config
 from qdora_fast.planning.memory.known import known_config, known_names
 from qdora_fast.system.errors import ConfigError
 
@@ -73,12 +73,6 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"model.name: {path.parent} holds no config.json; it is not a model's folder") from None
-    except ValueError as error:
-        raise ConfigError(f"model.name: {path} is no JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"model.name: {path} holds no JSON object")
-    return values
+    if not path.is_file():
+        raise ConfigError(f"model.name: {path.parent} holds no config.json; it is not a model's folder")
+    return read_model_config(path)

@@ -4,13 +4,12 @@
 
 The seed of the config decides which rows are held out, and they stay the same; the seeds of the trials (the config's
 and those that follow it) decide how an adapter starts and in which order rows come. Each finished trial is a small file
-below `trials/`, so that a comparison that was stopped, or is asked again with more arms or seeds, goes on where it was.
+below `trials/`, so that a comparison that was stopped, or is asked again with more arms or seeds, resumes where it was.
 What this does not do: run trials side by side, or search for settings besides the learning rate.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +27,7 @@ from qdora_fast.system import console
 from qdora_fast.system.atomic import staged_file
 from qdora_fast.system.errors import ConfigError, OutOfMemory, QdoraError
 from qdora_fast.system.hardware import describe as describe_machine
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.run_folder import write_json
 from qdora_fast.training.memory_cap import cap_memory
 
@@ -129,6 +129,9 @@ def _options(config: Config, prepared: Any) -> Sequence[str]:
     return config.evaluation.choices or options_of(prepared.train)
 
 
+REMOVE = "remove it, and its trials are trained again"
+
+
 def _claim(folder: Path, config: Config, data: str) -> None:
     """Make the folder this comparison's own, or make sure that what lies there is of the same settings and rows.
 
@@ -140,7 +143,7 @@ def _claim(folder: Path, config: Config, data: str) -> None:
     if not path.is_file() or not any((folder / "trials").glob("*.json")):
         write_json(path, shared)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_object(path, fix=REMOVE)
     differing = [key for key in {**before, **shared} if before.get(key) != shared.get(key)]
     if differing:
         listed = "; ".join(f"{key}: {before.get(key)} then, {shared.get(key)} now" for key in differing)
@@ -173,14 +176,14 @@ def _run(trials: Sequence[Trial], material: Any, folder: Path) -> list[dict[str,
     for number, trial in enumerate(trials, 1):
         path = folder / "trials" / f"{trial.name}.json"
         if path.is_file():
-            results.append(json.loads(path.read_text(encoding="utf-8")))
+            results.append(read_object(path, fix=REMOVE))
             continue
         try:
             results.append(run_trial(trial, material))
         except (torch.OutOfMemoryError, OutOfMemory):
             raise QdoraError(
                 f"{trial.arm.spoken} does not fit into this GPU's memory; leave {trial.arm.method} out of --methods or "
-                "lower train.batch_size or model.max_length. What is finished stays: the same command goes on from here"
+                "lower train.batch_size or model.max_length. What is finished stays: the same command resumes from here"
             ) from None
         with staged_file(path) as unfinished:
             write_json(unfinished, results[-1])
