@@ -1,9 +1,9 @@
 """What mkdocs is told beyond mkdocs.yml: links that leave docs/, and a list of those that leave the repository.
 
-A page of docs/ may link to a file of the repository (`../../BENCHMARKS.md`): right for who reads it there. On the site
-BENCHMARKS.md, LOG.md and the other documents of the root are pages of their own, under `repository/`; a link to anything
-else of the repository (code, configs) becomes its path as text. External links are listed and not fetched: a build
-needs no network.
+A page of docs/ may link to a file of the repository (`../../BENCHMARKS.md`), for those who read it there. On the site
+BENCHMARKS.md, LOG.md and the other documents of the root are pages of their own, under `repository/`; a link to any
+other file of the repository (code, configs) becomes its text. External links are listed and not fetched: a build needs
+no network.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("BENCHMARKS.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "LOG.md", "examples/README.md")
+DOCUMENTS = ("BENCHMARKS.md", "CHANGELOG.md", "CONTRIBUTING.md", "LOG.md", "examples/README.md")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 
 _external: set[str] = set()

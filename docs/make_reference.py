@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,33 +37,30 @@ def cli_page() -> str:
     from benchmarks.cli import cli as benchmarks
     from qdora_fast.cli.main import cli
 
-    lines = [
-        NOTE.format(source="the commands and the Makefile"),
-        "# Command line",
+    summaries = [
+        (f"[`{name}`](#qdora-fast-{name})", _first(command.help or "")) for name, command in cli.commands.items()
+    ]
+    return _page(
+        "the commands and the Makefile",
+        "Command line",
         "`qdora-fast COMMAND --help` prints the same. `--debug` before a command shows the traceback of an error. "
         "What a command prints with `--json` is described in [JSON output](json.md), how it ends in "
         "[exit codes](exit-codes.md).",
-        "| command | what it does |\n| --- | --- |\n"
-        + "\n".join(
-            f"| [`{name}`](#qdora-fast-{name}) | {_cell(_first(command.help))} |"
-            for name, command in cli.commands.items()
-        ),
-    ]
-    for name, command in cli.commands.items():
-        lines += _command(f"qdora-fast {name}", command)
-    lines += [
+        _table(("command", "what it does"), summaries),
+        *(part for name, command in cli.commands.items() for part in _command("##", f"qdora-fast {name}", command)),
         "## make",
         "In a checkout. `make` sets up `.venv` first and only when something changed. `CONFIG=`, `DATA=` and `ARGS=` "
         'pass values on: `make train CONFIG=my.yaml DATA=my.jsonl ARGS="--set train.epochs=1"`.',
-        "| verb | what it does |\n| --- | --- |\n"
-        + "\n".join(f"| `make {verb}` | {_cell(about)} |" for verb, about in make_verbs().items()),
-        "## python -m benchmarks",
+        _table(("verb", "what it does"), [(f"`make {verb}`", about) for verb, about in make_verbs().items()]),
+        "## Benchmarks",
         "Measuring is not part of the installed package: it is run in a checkout, by `make bench`, `make bench-gpu`, "
-        "`make bench-data` and `make bench-export`.",
-    ]
-    for name, command in benchmarks.commands.items():
-        lines += _command(f"python -m benchmarks {name}", command, level=3)
-    return "\n\n".join(lines) + "\n"
+        "`make bench-data` and `make bench-export`, or by these commands.",
+        *(
+            part
+            for name, command in benchmarks.commands.items()
+            for part in _command("###", f"python -m benchmarks {name}", command)
+        ),
+    )
 
 
 def settings_page() -> str:
@@ -73,24 +70,15 @@ def settings_page() -> str:
     schema = Config.model_json_schema()
     parts = schema["$defs"]
     sections = list(_sections(schema, parts, ""))
-    lines = [
-        NOTE.format(source="qdora_fast/config/"),
-        "# Settings",
-        "One YAML file describes a run. Any setting is also `--set section.key=value` on the command line and a keyword "
-        "in Python, `train={\"epochs\": 1}`. All mistakes are reported at once, with line, value and what was probably "
-        "meant. `configs/schema.json` is the same as a JSON schema, for completion in editors.",
+    return _page(
+        "qdora_fast/config/",
+        "Settings",
+        "One YAML file describes a run. Any setting is also `--set section.key=value` on the command line and a "
+        'keyword in Python, `train={"epochs": 1}`. All mistakes are reported at once, with line, value and what was '
+        "probably meant. `configs/schema.json` is the same as a JSON schema, for completion in editors.",
         " · ".join(f"[`{name}`](#{_anchor(name)})" for name, _ in sections),
-    ]
-    for name, section in sections:
-        lines += [f"## {name}", _paragraph(section.get("description", ""))]
-        rows = [
-            f"| `{key}` | {_cell(_values(field, parts))} | {_default(key, field, section)} | "
-            f"{_cell(field.get('description', ''))} |"
-            for key, field in section["properties"].items()
-            if _part(field, parts) is None
-        ]
-        lines.append("\n".join(["| setting | values | default | meaning |", "| --- | --- | --- | --- |", *rows]))
-    return "\n\n".join(line for line in lines if line) + "\n"
+        *(part for name, section in sections for part in _section(name, section, parts)),
+    )
 
 
 def presets_page() -> str:
@@ -99,31 +87,22 @@ def presets_page() -> str:
     from qdora_fast.config.presets import choose_preset, list_presets
     from qdora_fast.system.hardware import Gpu
 
-    rows = [
-        f"| `{preset.name}` | {_cell(preset.about)} | {_cell(preset.card)} |"
-        for preset in list_presets()
-    ]
+    cards = [Gpu(f"{memory} GB", float(memory), None, "") for memory in (80, 24, 16)]
+    taken = ", ".join(f"{card.name}: `{choose_preset([card])[0].stem}`" for card in cards)
     planned = CliRunner().invoke(cli, ["plan", "--presets"], catch_exceptions=False).stdout
-    table = "\n".join(line for line in planned.splitlines() if line.startswith("|"))
-    taken = []
-    for memory in (80, 24, 16):
-        path, _ = choose_preset([Gpu(name=f"a {memory} GB card", memory_gib=float(memory), **_gpu_rest(Gpu))])
-        taken.append(f"{memory} GB: `{path.stem}`")
-    return "\n\n".join(
-        [
-            NOTE.format(source="configs/ and `qdora-fast plan --presets`"),
-            "# Presets",
-            "A preset is a YAML file in `configs/`, named by its file name: `qdora-fast train qwen3-8b-24gb`. "
-            "`qdora-fast presets` lists them and says what this machine would take.",
-            "\n".join(["| preset | what | card |", "| --- | --- | --- |", *rows]),
-            f"Without a config `make train` takes one by the card's memory: {', '.join(taken)}. "
-            "Without an NVIDIA GPU it takes `demo`.",
-            "## Estimated memory",
-            "What `qdora-fast plan --presets` says of each on its own card. **These peaks are estimates: none was "
-            "measured on a GPU yet.**",
-            table,
-        ]
-    ) + "\n"
+    return _page(
+        "configs/ and `qdora-fast plan --presets`",
+        "Presets",
+        "A preset is a YAML file in `configs/`, named by its file name: `qdora-fast train qwen3-8b-24gb`. "
+        "`qdora-fast presets` lists them and says what this machine would take.",
+        _table(("preset", "what", "card"), [(f"`{each.name}`", each.about, each.card) for each in list_presets()]),
+        f"Without a config `make train` takes one by the card's memory: {taken}. "
+        "Without an NVIDIA GPU it takes `demo`.",
+        "## Estimated memory",
+        "What `qdora-fast plan --presets` says of each on its own card. **These peaks are estimates: none was measured "
+        "on a GPU yet.**",
+        "\n".join(line for line in planned.splitlines() if line.startswith("|")),
+    )
 
 
 def exit_codes_page() -> str:
@@ -132,24 +111,21 @@ def exit_codes_page() -> str:
 
     rows = {
         0: "done",
-        1: "the run failed for a reason that is not foreseen; `qdora-fast --debug COMMAND` shows the traceback",
+        1: "the run failed (`qdora-fast --debug COMMAND` shows the traceback), or `doctor` found something to fix",
     }
-    for kind in sorted(_kinds(errors.QdoraError), key=lambda each: each.__name__):
-        if kind.__module__ == errors.__name__ and kind.exit_code != 1:
-            text = f"`{kind.__name__}`: {_paragraph(kind.__doc__ or '')}"
+    kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.QdoraError)]
+    for kind in kinds:
+        if kind is not errors.QdoraError:
+            text = f"`{kind.__name__}`: {_paragraphs(kind.__doc__ or '')}"
             rows[kind.exit_code] = f"{rows[kind.exit_code]} {text}" if kind.exit_code in rows else text
     rows[130] = "`Stopped`: the same after Ctrl-C; also a command that was stopped before anything was saved"
-    return "\n\n".join(
-        [
-            NOTE.format(source="qdora_fast/system/errors.py"),
-            "# Exit codes",
-            "Scripts can rely on these. A foreseen error ends in one message on standard error, which names the place "
-            "and the fix; its class is in `qdora_fast.system.errors`. `torchrun` has exit codes of its own.",
-            "\n".join(
-                ["| code | meaning |", "| ---: | --- |", *(f"| {code} | {_cell(rows[code])} |" for code in sorted(rows))]
-            ),
-        ]
-    ) + "\n"
+    return _page(
+        "qdora_fast/system/errors.py",
+        "Exit codes",
+        "Scripts can rely on these. A foreseen error ends in one message on standard error, which names the place and "
+        "the fix; its class is in `qdora_fast.system.errors`. `torchrun` has exit codes of its own.",
+        _table(("code", "meaning"), [(str(code), rows[code]) for code in sorted(rows)]),
+    )
 
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -166,16 +142,35 @@ def make_verbs() -> dict[str, str]:
     return dict(re.findall(r"^([a-z-]+):.*?## (.*)$", text, flags=re.MULTILINE))
 
 
-def _command(name: str, command: click.Command, *, level: int = 2) -> Iterator[str]:
+def _page(source: str, title: str, *parts: str) -> str:
+    return "\n\n".join([NOTE.format(source=source), f"# {title}", *filter(None, parts)]) + "\n"
+
+
+def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [heads, ("---",) * len(heads), *(tuple(map(_cell, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _command(marks: str, name: str, command: click.Command) -> Iterator[str]:
     context = click.Context(command, info_name=name)
-    yield f"{'#' * level} {name}"
+    yield f"{marks} {name}"
     yield f"```text\n{name} {' '.join(command.collect_usage_pieces(context))}\n```"
-    yield _paragraph(command.help or "")
-    records = [each.get_help_record(context) for each in command.params]
-    options = [record for record in records if record is not None and record[1]]
-    if options:
-        rows = [f"| `{_cell(flags)}` | {_cell(about)} |" for flags, about in options]
-        yield "\n".join(["| option | meaning |", "| --- | --- |", *rows])
+    yield _paragraphs(command.help or "")
+    options = [each for each in command.params if not isinstance(each, click.Argument)]
+    records = [record for each in options if (record := each.get_help_record(context)) is not None]
+    if records:
+        yield _table(("option", "meaning"), [(f"`{flags}`", about) for flags, about in records])
+
+
+def _section(name: str, section: Schema, parts: Schema) -> Iterator[str]:
+    yield f"## {name}"
+    yield _paragraphs(section.get("description", ""))
+    rows = [
+        (f"`{key}`", _values(field, parts), _default(key, field, section), field.get("description", ""))
+        for key, field in section["properties"].items()
+        if _part(field, parts) is None
+    ]
+    yield _table(("setting", "values", "default", "meaning"), rows)
 
 
 def _sections(schema: Schema, parts: Schema, path: str) -> Iterator[tuple[str, Schema]]:
@@ -233,31 +228,18 @@ def _default(key: str, field: Schema, section: Schema) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def _kinds(kind: type) -> Iterator[type]:
-    yield kind
-    for each in kind.__subclasses__():
-        yield from _kinds(each)
-
-
-def _gpu_rest(kind: type) -> dict[str, Any]:
-    """Values for what else a card has; a preset is chosen by its memory alone."""
-    names = [name for name in kind.__dataclass_fields__ if name not in ("name", "memory_gib")]  # type: ignore[attr-defined]
-    return dict.fromkeys(names)
-
-
 def _anchor(heading: str) -> str:
     """The anchor of a heading, as GitHub and the site make it of the names here."""
     return re.sub(r"[^a-z0-9_-]", "", heading.lower().replace(" ", "-"))
 
 
-def _first(text: str | None) -> str:
-    return _paragraph(text or "").split("\n")[0]
+def _first(text: str) -> str:
+    return _paragraphs(text).split("\n")[0]
 
 
-def _paragraph(text: str) -> str:
-    """A docstring as Markdown: its paragraphs, each on one line."""
-    paragraphs = re.split(r"\n\s*\n", text.replace("\b", "").strip())
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+def _paragraphs(text: str) -> str:
+    """A docstring as Markdown: each paragraph on one line."""
+    return "\n\n".join(" ".join(each.split()) for each in re.split(r"\n\s*\n", text.replace("\b", "").strip()))
 
 
 def _cell(text: str) -> str:
