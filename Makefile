@@ -28,7 +28,7 @@ TORCH_BY_UV = $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu "
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock train test test-all test-gpu bench bench-gpu bench-data bench-export benchmarks faults mutants \
-        proofs lint format clean
+        proofs docs docs-pictures lint format clean
 
 help: ## show these verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -76,6 +76,13 @@ mutants: $(STAMP) ## put single faults into the code, one at a time: do the test
 proofs: $(STAMP) ## export real runs rightly and wrongly and count false alarms and misses (ARGS="--size full")
 	$(BIN)/python -m proofs $(ARGS)
 
+docs: $(VENV)/installed-docs ## write the reference from the code and build the site into site/, every link checked
+	$(BIN)/python -m docs.make_reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
+docs-pictures: $(STAMP) ## take the pictures of docs/images anew (needs Chromium: CHROMIUM=/path/of/it)
+	$(if $(CHROMIUM),CHROMIUM="$(CHROMIUM)") $(BIN)/python -m docs.make_pictures
+
 lint: $(STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
@@ -83,7 +90,7 @@ format: $(STAMP) ## put imports and layout in order
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis unsloth_compiled_cache *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis unsloth_compiled_cache site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -117,6 +124,15 @@ else
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 endif
 	@rm -f $(VENV)/installed-* && touch $@
+
+# What builds the site, and nothing else needs.
+$(VENV)/installed-docs: $(STAMP) locks/docs.txt
+ifeq ($(HASHES),off)
+	$(PIP) install --quiet -c constraints.txt mkdocs-material mkdocstrings-python
+else
+	@$(call checked,docs.txt)
+endif
+	@touch $@
 
 checked = echo "$(LOCKED) -r locks/$(1)" && $(LOCKED) -r locks/$(1) || { echo "If hashes do not match, packages \
 	here are not the files that were tested; 'make install HASHES=off' takes the same versions unchecked."; exit 1; }

@@ -8,6 +8,7 @@ packages, which follow from torch.
 base.txt   what both profiles install, torch left out: its CPU build comes from elsewhere than its CUDA build
 gpu.txt    what PROFILE=gpu adds, torch among it
 build.txt  what builds the packages that come as source, and this one
+docs.txt   what builds the documentation site and is in none of the others
 uv.txt     uv itself, which finds the CPU build of torch and makes these files
 """
 
@@ -40,7 +41,7 @@ Lock = dict[str, tuple[str, list[str]]]
 
 
 def main() -> int:
-    """Write the four files, or say what is not pinned and write none."""
+    """Write the five files, or say what is not pinned and write none."""
     unsloth = _hashed(["unsloth", "unsloth_zoo"], "--no-deps")  # without what they ask for: see pyproject.toml
     on_cpu = _hashed(None, "--extra", "cpu", "--extra", "dev") | unsloth
     on_gpu = _hashed(None, "--extra", "gpu", "--extra", "dev")
@@ -48,10 +49,12 @@ def main() -> int:
     told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     build = _hashed([*told["build-system"]["requires"], "editables", "setuptools"])
     base = _without(on_cpu, cuda | build.keys())
+    docs = _without(_hashed(told["project"]["optional-dependencies"]["docs"]), base | build)
     files = {
         "base.txt": ("What both profiles install, apart from torch.", base),
         "gpu.txt": ("What PROFILE=gpu adds to base.txt; no GPU has run it yet.", _without(on_gpu, base | build)),
         "build.txt": ("What builds this package, and those that come as source.", build),
+        "docs.txt": ("What `make docs` adds to base.txt.", docs),
         "uv.txt": ("Finds the CPU build of torch, and makes the lock files.", _hashed(["uv"])),
     }
     pinned = _pins()

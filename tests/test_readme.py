@@ -1,4 +1,7 @@
-"""The README says what is true: its file map is the tree, its commands and presets exist."""
+"""The README says what is true: its layout is the tree, its commands and verbs exist, its figures were measured.
+
+Its links and blocks of code are tested with those of all pages, in tests/docs.
+"""
 
 from __future__ import annotations
 
@@ -6,50 +9,66 @@ import re
 import subprocess
 from pathlib import Path
 
-from click.testing import CliRunner
+import pytest
 
+from docs.make_reference import make_verbs
 from qdora_fast.cli.main import cli
-from qdora_fast.config.presets import list_presets
-from qdora_fast.system.errors import QdoraError
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BENCHMARKS = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
+ENGINE = (ROOT / "docs" / "concepts" / "engine.md").read_text(encoding="utf-8")
 
 
-def test_the_file_map_is_the_tree() -> None:
-    block = README.split("## File map")[1].split("```")[1]
-    mapped = set(re.findall(r"^  (\S+)", block, flags=re.MULTILINE))
+def test_it_can_be_read_in_one_go() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/development/architecture.md"])
+def test_the_layout_is_the_tree(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    listed = re.findall(r"^(?:  |\| `)(\w+)/(?:`|  )", text, flags=re.MULTILINE)
     package = ROOT / "qdora_fast"
-    real = {path.name for path in package.glob("*.py")}
-    real |= {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").is_file()}
-    assert mapped == real
+    real = {path.name for path in package.iterdir() if (path / "__init__.py").is_file()}
+    assert real <= set(listed)
+    assert all((package / name).is_dir() or (ROOT / name).is_dir() for name in listed)
 
 
-def test_every_preset_is_listed() -> None:
-    missing = [preset.name for preset in list_presets() if f"`{preset.name}`" not in README]
-    assert not missing
-
-
-def test_the_table_of_what_fits_is_what_plan_says() -> None:
-    said = CliRunner().invoke(cli, ["plan", "--presets"]).stdout
-    planned = dict(re.findall(r"^\| (`\S+`) \| (.*) \|$", said, flags=re.MULTILINE))
-    for name, (_, _, peak, _, longest) in ((name, row.split(" | ")) for name, row in planned.items()):
-        line = next(line for line in README.split("## Will it fit?")[1].splitlines() if line.startswith(f"| {name} "))
-        assert f"| {peak} | {longest} |" in line, f"{name}: plan says {peak} and {longest}"
-
-
-def test_every_exit_code_is_listed() -> None:
-    def kinds(kind: type[QdoraError]) -> list[type[QdoraError]]:
-        return [kind, *(child for each in kind.__subclasses__() for child in kinds(each))]
-
-    listed = README.split("## Exit codes")[1].split("## ")[0]
-    codes = {int(code) for code in re.findall(r"(?:^|· |·\n)(\d+) ", listed, flags=re.MULTILINE)}
-    assert {kind.exit_code for kind in kinds(QdoraError)} <= codes
+def test_every_command_it_names_exists() -> None:
+    table = README.split("## Commands")[1].split("## ")[0]
+    named = set(re.findall(r"`(?:qdora-fast )?([a-z][a-z-]+)(?: [A-Z]|`)", table)) - {"adapter"}
+    assert named
+    assert named <= cli.commands.keys()
 
 
 def test_the_make_verbs_it_names_exist() -> None:
     said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     verbs = set(re.findall(r"^  make (\S+)", said, flags=re.MULTILINE))
-    assert {"install", "train", "test", "test-gpu", "lint", "format", "clean", "help"} <= verbs
+    assert verbs == make_verbs().keys()
+    assert {"install", "train", "test", "test-gpu", "docs", "lint", "format", "clean", "help"} <= verbs
     for verb in re.findall(r"(?:^|`)make ([a-z-]+)", README, flags=re.MULTILINE):
         assert verb in verbs, verb
+
+
+def test_the_engines_figures_are_those_of_benchmarks_md() -> None:
+    def measured(case: str) -> tuple[str, str, str]:
+        """ours / PEFT QDoRA, ours / PEFT QLoRA, PEFT QDoRA / PEFT QLoRA of a case that BENCHMARKS.md has."""
+        table = BENCHMARKS.split(f"**{case}**")[1].split("\n\n")[1]
+        rows = {(cells := row.strip("| ").split(" | "))[0]: cells for row in table.splitlines()}
+        ours, peft = rows["qdora-ours"], rows["qdora-peft"]
+        return ours[4].strip(), ours[5].strip(), peft[5].strip()
+
+    seen = 0
+    for page in (README, ENGINE):
+        case = ""
+        for row in re.findall(r"^\| ((?:one layer|4-layer|the same).*) \|$", page, flags=re.MULTILINE):
+            name, *figures = row.split(" | ")
+            if match := re.match(r"one layer (\d+)², (.*)", name):
+                case = f"linear {match[1]}, {match[2]}"
+            elif match := re.match(r"4-layer Llama, width (\d+), (.*)", name):
+                case = f"model 4 x {match[1]}, {match[2]}"
+            else:
+                case = f"{case.rsplit(', ', 1)[0]}, {name.removeprefix('the same, ')}"
+            assert tuple(figures) == measured(case.replace("accumulation", "grad-accum"))[: len(figures)], name
+            seen += 1
+    assert seen == 9

@@ -55,7 +55,7 @@ class ModelSettings(Section):
         Literal["auto"] | Annotated[int, Field(ge=16, le=1_048_576)],
         auto_or("a number of tokens from 16 to 1,048,576", least=16, most=1_048_576),
     ] = 2048
-    """Longest row in tokens, prompt and answer together. auto: as long as the rows need, and as fits; see README."""
+    """Longest row in tokens, prompt and answer together. auto: as long as the rows need and as the card allows."""
 
     @property
     def length(self) -> int:

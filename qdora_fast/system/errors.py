@@ -51,7 +51,8 @@ class CheckpointError(QdoraError):
 
 
 class IntegrityError(QdoraError):
-    """Saved weights are incomplete or damaged (for DoRA: a magnitude is missing)."""
+    """Saved weights are incomplete or damaged (for DoRA: a magnitude is missing), or files have changed since they were
+    written."""
 
     exit_code = 41
 

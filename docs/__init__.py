@@ -1,0 +1,1 @@
+"""The documentation, and the modules that write parts of it from the code."""
