@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from heard import heard
 from hypothesis import given
 from hypothesis import strategies as st
 from loaded_models import loaded_base
@@ -385,8 +386,18 @@ train(sys.argv[1])
 """
 
 
+def test_with_several_processes_nothing_is_tried(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "meter_here", lambda: Scale(5 * 2**30))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    nothing: Any = None
+    with heard() as out:
+        assert fit._try_longest(nothing, nothing, tiny_config(), nothing, nothing, nothing, nothing) is None
+    assert "the longest batch is not tried before step 1 with several processes" in out.getvalue()
+
+
 @pytest.mark.slow
-def test_several_processes_are_told_that_nothing_is_tried(tiny_config: Any, tmp_path: Path) -> None:
+@pytest.mark.exhaustive
+def test_several_processes_are_told_once_that_nothing_is_tried(tiny_config: Any, tmp_path: Path) -> None:
     script, file = tmp_path / "several.py", tmp_path / "tiny.yaml"
     script.write_text(SEVERAL)
     file.write_text(dump_config(tiny_config(train={"gradient_accumulation": 2, "max_steps": 1})))
