@@ -30,7 +30,7 @@ socket.getaddrinfo = socket.gethostbyname = noted
 """
 COMMANDS = """
 import json, os, shutil, socket, sys
-from qdora_fast.cli import cli
+from qdora_fast.cli.main import cli
 
 assert socket.getaddrinfo.__name__ == "noted"
 
