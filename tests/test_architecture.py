@@ -113,6 +113,21 @@ def test_the_whole_config_stops_at_the_recipes(path: Path) -> None:
             assert not named, f"{module}: take the section that is needed, not the whole config"
 
 
+SECTIONS_ONLY = {"inference", "exports", "evaluation"}
+"""Folders whose functions take sections of the config, or values."""
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if _within(_module(path), SECTIONS_ONLY)], ids=_module)
+def test_the_whole_config_stays_in_the_recipes(path: Path) -> None:
+    names = {
+        alias.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qdora_fast.config")
+        for alias in node.names
+    }
+    assert not names & {"Config", "load_config", "make_config", "read_config"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=_module)
 def test_libraries_are_imported_where_they_belong(path: Path) -> None:
     module, tree = _module(path), ast.parse(path.read_text())
