@@ -28,7 +28,8 @@ FOUNDATIONS = {"engine", "system"}
 
 # The folders that may name the whole Config, and those that still do; below, a function takes the section it needs.
 SEE_CONFIG = {"config", "cli", "recipes"}
-STILL_SEE_CONFIG = {"exports", "inference", "evaluation", "planning"}
+STILL_SEE_CONFIG = {"planning"}
+NOT_BELOW = ("Config", "load_config", "make_config", "recorded")
 
 # Heavy or touchy libraries, and the only folders or modules that may import them at all.
 OWNERS = {
@@ -108,24 +109,9 @@ def test_the_whole_config_stops_at_the_recipes(path: Path) -> None:
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qdora_fast.config"):
-            named = [alias.name for alias in node.names if alias.name in ("Config", "recorded")]
+            named = [alias.name for alias in node.names if alias.name in NOT_BELOW]
             assert node.module != "qdora_fast.config.recorded", f"{module}: take the values, not the run's config"
             assert not named, f"{module}: take the section that is needed, not the whole config"
-
-
-SECTIONS_ONLY = {"inference", "exports", "evaluation"}
-"""Folders whose functions take sections of the config, or values."""
-
-
-@pytest.mark.parametrize("path", [path for path in FILES if _within(_module(path), SECTIONS_ONLY)], ids=_module)
-def test_the_whole_config_stays_in_the_recipes(path: Path) -> None:
-    names = {
-        alias.name
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qdora_fast.config")
-        for alias in node.names
-    }
-    assert not names & {"Config", "load_config", "make_config", "read_config"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=_module)
