@@ -14,6 +14,7 @@ from qdora_fast import unfuse
 from qdora_fast.config.loader import load_config
 from qdora_fast.config.recorded import read_config
 from qdora_fast.models.loading import load_trained
+from qdora_fast.models.run_info import read_run_info
 from qdora_fast.recipes.export import export
 from qdora_fast.system.errors import IntegrityError, RefusedError
 from qdora_fast.system.manifest import problems, read_manifest, write_manifest
@@ -58,16 +59,16 @@ assert not {name.split(".")[0] for name in sys.modules} & {"unsloth", "qdora_fas
 
 def test_plain_peft_in_a_fresh_process_computes_what_was_trained(demo_run: RunFolder, tmp_path: Path) -> None:
     """The 4-bit base and the exported adapter, with nothing of ours: the same logits, to the bit."""
-    made, rows = demo_run.read_json("model.json"), demo_run.path / "data" / "proof_rows.json"
+    base_name, rows = read_run_info(demo_run).base, demo_run.path / "data" / "proof_rows.json"
     export(demo_run, to="adapter", out=tmp_path / "adapter")
-    arguments = [made["base"], str(tmp_path / "adapter"), str(rows), str(tmp_path / "logits.pt")]
+    arguments = [base_name, str(tmp_path / "adapter"), str(rows), str(tmp_path / "logits.pt")]
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run([sys.executable, "-c", PLAIN_PEFT, *arguments], check=True, env=alone, cwd=tmp_path)
     theirs = torch.load(tmp_path / "logits.pt")
 
     config = read_config(demo_run)
     _, model = load_trained(
-        made["base"],
+        base_name,
         demo_run.adapter,
         config.model,
         config.adapter,

@@ -68,7 +68,7 @@ def test_a_relative_of_the_base_fails_the_export(exported: Any, evidence: Eviden
 
     def swap(run: RunFolder) -> None:
         made = run.read_json("model.json")
-        base = Path(shutil.copytree(made["base"], tmp_path / "base"))
+        base = Path(shutil.copytree(read_run_info(run).base, tmp_path / "base"))
         generator = torch.Generator().manual_seed(0)
 
         def add(tensors: dict[str, torch.Tensor]) -> None:
@@ -110,7 +110,7 @@ def test_a_stop_token_that_the_base_forgot_is_added_and_said(exported: Any, evid
 
     def forget(run: RunFolder) -> None:
         made = run.read_json("model.json")
-        base = Path(shutil.copytree(made["base"], tmp_path / "base"))
+        base = Path(shutil.copytree(read_run_info(run).base, tmp_path / "base"))
         config = json.loads((base / "generation_config.json").read_text())
         (base / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": 5}))
         run.write_json("model.json", made | {"base": str(base), "stop_ids": sorted({5, *made["stop_ids"]})})
