@@ -16,6 +16,7 @@ REASONS: dict[str, str] = {
     # reading a line
     "bad_json": "the line is not valid JSON",
     "not_an_object": "the line holds something other than an object {...}",
+    "line_too_long": "the line is longer than a row can be",
     "wrong_columns": "a table row has more or fewer values than there are columns",
     "formatter_failed": "data.formatter raised an error, or returned something other than a dictionary",
     "left_out": "data.formatter returned None",
@@ -60,8 +61,8 @@ REASONS: dict[str, str] = {
 """Every reason code with the sentence shown to people."""
 
 MALFORMED = frozenset(
-    ("bad_json", "not_an_object", "wrong_columns", "formatter_failed", "missing_field", "wrong_type", "not_text")
-) | {"broken_unicode", "unknown_role", "broken_tool_json"}
+    ("bad_json", "not_an_object", "line_too_long", "wrong_columns", "formatter_failed", "missing_field", "wrong_type")
+) | {"not_text", "broken_unicode", "unknown_role", "broken_tool_json"}
 """Rows that cannot be read at all: `data.on_bad_row` decides about them. All others can be read, and are unfit."""
 
 

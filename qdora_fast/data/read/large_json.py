@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any
 
+from qdora_fast.system.limits import VALUE_CHARACTERS
+
 WINDOW = 2**20
 """Characters read at a time."""
 CUT = 16
@@ -107,6 +109,8 @@ class _Scanner:
     def _more(self) -> bool:
         """Read on; twice as much when a value fills the window, so that long values are not parsed too often."""
         kept = self._text[self._at :]
+        if len(kept) > VALUE_CHARACTERS:
+            raise ValueError(f"a value of more than {VALUE_CHARACTERS / 1e6:,.0f} million characters")
         more = self._stream.read(max(WINDOW, len(kept)))
         if more:
             self._text, self._at = kept + more, 0

@@ -14,23 +14,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qdora_fast.data.clean.rejects import REASONS
-from qdora_fast.data.read.compression import DAMAGE, PACKED_ENDINGS, lines, open_bytes, refuse_utf16
+from qdora_fast.data.read.compression import DAMAGE, PACKED_ENDINGS, lines, open_bytes, refuse_bomb, refuse_utf16
 from qdora_fast.data.read.large_json import array_items
 from qdora_fast.data.read.tables import TableRow, arrow_rows, parquet_rows
 from qdora_fast.system.errors import DataError
+from qdora_fast.system.json_files import is_deep
+from qdora_fast.system.limits import JSON_DEPTH, LINE_BYTES, TABLE_COLUMNS, VALUE_CHARACTERS
 
 LINES_SHOWN = 5
 LARGE_JSON = 64 * 2**20
 """Bytes from which on a .json file is read piece by piece."""
-LONGEST_VALUE = 64 * 2**20
-"""Characters in one value of a table; more of them means a quote that is never closed."""
-DEEPEST = 100
-"""Levels of lists and objects in a row. Python's own limit is near 1,000, and each later stage has its own."""
 
 FIXES = {
     "bad_json": "each line must hold one JSON object",
@@ -64,6 +63,8 @@ def read_file(path: Path) -> Iterator[RawRow | BadRow]:
         DataError: unknown ending, UTF-16, or damaged in a way that leaves nothing to go on with.
     """
     reader = READERS[file_kind(path)]
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: cannot be read (a folder, a pipe or a device, not a file)")
     read = 0
     try:
         for row in reader(path):
@@ -160,8 +161,10 @@ def _read_json(path: Path) -> Iterator[RawRow | BadRow]:
 def _read_large_json(path: Path) -> Iterator[RawRow | BadRow]:
     read = 0
     try:
-        with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as text:
+        unpacked = open_bytes(path)
+        with io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline="") as text:
             for read, value in enumerate(array_items(text), 1):
+                refuse_bomb(path, unpacked.tell())
                 yield _checked(value, f"{path} row {read}")
     except (ValueError, RecursionError) as error:
         what = error.msg if isinstance(error, json.JSONDecodeError) else _json_problem(error)
@@ -171,6 +174,9 @@ def _read_large_json(path: Path) -> Iterator[RawRow | BadRow]:
 def _read_json_lines(path: Path) -> Iterator[RawRow | BadRow]:
     for number, line in lines(path):
         place = f"{path}:{number}"
+        if len(line) > LINE_BYTES:
+            yield BadRow("line_too_long", f"longer than {LINE_BYTES // 2**20} MiB", place)
+            continue
         try:
             text = line.decode().removeprefix("\ufeff").rstrip()  # the mark also stands where two files were joined
             if text:
@@ -185,19 +191,9 @@ def _checked(value: object, place: str, text: str | None = None) -> RawRow | Bad
     """A parsed value as a row; `text` is what it was parsed from, for a quick look at its depth."""
     if not isinstance(value, dict):
         return BadRow("not_an_object", f"{type(value).__name__} instead of an object {{...}}", place)
-    if (text is None or text.count("[") + text.count("{") > DEEPEST) and _is_deep(value):
-        return BadRow("bad_json", f"nested more than {DEEPEST} levels deep", place)
+    if (text is None or text.count("[") + text.count("{") > JSON_DEPTH) and is_deep(value):
+        return BadRow("bad_json", f"nested more than {JSON_DEPTH} levels deep", place)
     return RawRow(value, place)
-
-
-def _is_deep(value: object) -> bool:
-    level: list[Any] = [value]
-    for _ in range(DEEPEST):
-        level = [each for each in level if isinstance(each, dict | list)]
-        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
-        if not level:
-            return False
-    return True
 
 
 def _read_csv(path: Path) -> Iterator[RawRow | BadRow]:
@@ -210,7 +206,7 @@ def _read_tsv(path: Path) -> Iterator[RawRow | BadRow]:
 
 def _read_table(path: Path, delimiter: str) -> Iterator[RawRow | BadRow]:
     """First line: column names. Every value stays the string that it is."""
-    csv.field_size_limit(LONGEST_VALUE)  # the standard 128 KiB is less than a long document
+    csv.field_size_limit(VALUE_CHARACTERS)  # the standard 128 KiB is less than a long document
     undecodable: list[str] = []  # what is wrong with lines of the row that is being read
     reader = csv.reader(_decoded(path, undecodable), delimiter=delimiter, strict=True)
     names: list[str] = []
@@ -243,6 +239,8 @@ def _read_table(path: Path, delimiter: str) -> Iterator[RawRow | BadRow]:
 
 def _decoded(path: Path, undecodable: list[str]) -> Iterator[str]:
     for number, line in lines(path):
+        if len(line) > LINE_BYTES:
+            raise DataError(f"{path}:{number}: a line longer than {LINE_BYTES // 2**20} MiB; is it a table of text?")
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -251,8 +249,10 @@ def _decoded(path: Path, undecodable: list[str]) -> Iterator[str]:
 
 
 def _column_names(place: str, values: list[str], delimiter: str) -> list[str]:
+    if len(values) > TABLE_COLUMNS:
+        raise DataError(f"{place}: {len(values):,} columns; a table of rows to train on has at most {TABLE_COLUMNS:,}")
     names = [value.strip() or f"column {number}" for number, value in enumerate(values, 1)]
-    doubled = sorted({name for name in names if names.count(name) > 1})
+    doubled = sorted(name for name, count in Counter(names).items() if count > 1)
     if doubled:
         raise DataError(f"{place}: column {doubled[0]!r} stands twice; give every column its own name")
     other = next((mark for mark in (";", "\t", ",") if mark != delimiter and mark in names[0]), None)

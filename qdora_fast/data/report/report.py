@@ -19,7 +19,7 @@ from qdora_fast.data.clean.rejects import REASONS, Dropped
 FORMAT_VERSION = 1
 
 STEPS: dict[str, tuple[str, ...]] = {
-    "read": ("bad_json", "not_an_object", "wrong_columns", "formatter_failed", "left_out"),
+    "read": ("bad_json", "not_an_object", "line_too_long", "wrong_columns", "formatter_failed", "left_out"),
     "convert": (
         *("missing_field", "wrong_type", "not_text", "broken_unicode", "unknown_role", "system_not_first"),
         *("same_role_twice", "no_user_turn", "no_assistant_turn", "empty_prompt", "empty_answer"),

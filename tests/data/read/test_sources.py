@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
+from backports import zstd
 
 from qdora_fast.config.data import SourceSettings
 from qdora_fast.config.own_code import allow_own_code
@@ -37,7 +37,7 @@ def json_lines(path: Path, *values: int) -> Path:
 
 
 def test_a_folder_is_read_in_order_and_says_what_it_left_out(tmp_path: Path) -> None:
-    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(b'{"n": 3}\n'))
+    (tmp_path / "b.jsonl.zst").write_bytes(zstd.compress(b'{"n": 3}\n'))
     json_lines(tmp_path / "a.jsonl", 1, 2)
     (tmp_path / "README.md").write_text("about")
     (tmp_path / "model.pkl").write_text("never read")
