@@ -65,7 +65,7 @@ def fit(model: Any, base: Any, config: Config, folder: RunFolder, ready: Ready, 
             arguments=arguments,
             callbacks=[*callbacks, signal_callback(requests)],
             identity=identity,
-            place_of=prepared.place_of,
+            place_of=prepared.source_of,
             on_note=keep_notes(folder.metrics),
         )
         if found is not None:

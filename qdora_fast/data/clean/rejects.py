@@ -2,7 +2,7 @@
 
 A set of ten thousand rows nearly always holds a few broken ones. Stopping at the first would be
 useless, dropping them silently would be dishonest. So every stage raises `RejectedRow` with a reason
-code, the loop around it counts the codes in a `Tally`, and the frozen result goes into the stage's report.
+code, the loop around it counts the codes in a `DropCounter`, and `DropCounter.dropped` goes into the report.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class RejectedRow(Exception):
 
 @dataclass(frozen=True)
 class Dropped:
-    """How many rows fell to one reason, and the places of the first few."""
+    """How many rows were dropped for one reason, and the sources of the first few."""
 
     reason: str
     count: int
@@ -88,25 +88,25 @@ class Dropped:
         return f"{self.count} x {self.reason}: {REASONS[self.reason]} ({'; '.join(self.examples)})"
 
 
-class Tally:
-    """Counts rejected rows while a stage runs; `freeze` gives what its report keeps."""
+class DropCounter:
+    """Counts rejected rows while a stage runs; `dropped` gives the counts."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
 
-    def add(self, rejected: RejectedRow, place: str) -> None:
-        """Count one rejected row that stood at `place`."""
-        self.count(rejected.reason, place, rejected.detail)
+    def add(self, rejected: RejectedRow, source: str) -> None:
+        """Count one rejected row."""
+        self.count(rejected.reason, source, rejected.detail)
 
-    def count(self, reason: str, place: str, detail: str = "") -> None:
+    def count(self, reason: str, source: str, detail: str = "") -> None:
         """Count one row that was dropped for `reason`."""
         self._counts[reason] = self._counts.get(reason, 0) + 1
         examples = self._examples.setdefault(reason, [])
         if len(examples) < EXAMPLES_PER_REASON:
-            examples.append(f"{place}, {detail}" if detail else place)
+            examples.append(f"{source}, {detail}" if detail else source)
 
-    def freeze(self) -> tuple[Dropped, ...]:
+    def dropped(self) -> tuple[Dropped, ...]:
         """All reasons met, most frequent first."""
         ranked = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
         return tuple(Dropped(reason, count, tuple(self._examples[reason])) for reason, count in ranked)

@@ -1,11 +1,11 @@
-"""One file in, raw rows out, each with the place where it stands.
+"""One file in, raw rows out, each with its source: where it stands.
 
 The text formats are read line by line by hand instead of through `datasets.load_dataset`, for two
 reasons: a broken line is then named by its number, and CSV values stay the strings they are
 (pandas underneath turns the answers "NA", "null" and "007" into nothing, nothing and 7).
-No file is held in memory as a whole, but small .json arrays. Binary tables are `tables.py`'s business.
+Only small .json arrays are held in memory. Binary tables are `tables.py`'s business.
 
-A line that cannot be read is given as a `BadRow` in its place; what becomes of it is not decided here, nor is
+A line that cannot be read is given as a `BadRow` instead; what becomes of it is not decided here, nor is
 whether a row that can be read is of any use. A file that cannot be read (cut, of another encoding) is an error.
 """
 
@@ -38,22 +38,22 @@ FIXES = {
     "broken_unicode": "if the file is not UTF-8, convert it: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW_FILE",
     "formatter_failed": "data.formatter must return a dictionary or None for each row",
 }
-"""What mends the rows, by reason; for the message that ends a run."""
+"""How to fix the rows, by reason; for the message that ends a run."""
 
 
 class RawRow(NamedTuple):
-    """A row as it lies in the file, and where: "rows.jsonl:12" or "rows.parquet row 12" (from 1)."""
+    """A row as it lies in the file, and its source: "rows.jsonl:12" or "rows.parquet row 12" (from 1)."""
 
     row: dict[str, Any]
-    place: str
+    source: str
 
 
 class BadRow(NamedTuple):
-    """A row that cannot be read: the code from `REASONS`, what is wrong in words, and where."""
+    """A row that cannot be read: the code from `REASONS`, what is wrong, and its source."""
 
     reason: str
     detail: str
-    place: str
+    source: str
 
 
 def read_file(path: Path) -> Iterator[RawRow | BadRow]:
@@ -80,13 +80,13 @@ def read_file(path: Path) -> Iterator[RawRow | BadRow]:
 
 
 def bad_rows_error(bad: Sequence[BadRow], total: int) -> DataError:
-    """The one error that names bad rows: the first few with their places, how many more, and the fix.
+    """The one error that names bad rows: the first few with their sources, how many more, and the fix.
 
     Args:
         bad: the rows, or just the first of them.
         total: how many there are in all.
     """
-    shown = "".join(f"\n  {row.place}: {row.detail or REASONS[row.reason]}" for row in bad[:LINES_SHOWN])
+    shown = "".join(f"\n  {row.source}: {row.detail or REASONS[row.reason]}" for row in bad[:LINES_SHOWN])
     more = f"\n  and {total - LINES_SHOWN} more" if total > LINES_SHOWN else ""
     fixes = "; ".join(dict.fromkeys(FIXES[row.reason] for row in bad if row.reason in FIXES))
     return DataError(
@@ -173,27 +173,27 @@ def _read_large_json(path: Path) -> Iterator[RawRow | BadRow]:
 
 def _read_json_lines(path: Path) -> Iterator[RawRow | BadRow]:
     for number, line in lines(path):
-        place = f"{path}:{number}"
+        source = f"{path}:{number}"
         if len(line) > LINE_BYTES:
-            yield BadRow("line_too_long", f"longer than {LINE_BYTES // 2**20} MiB", place)
+            yield BadRow("line_too_long", f"longer than {LINE_BYTES // 2**20} MiB", source)
             continue
         try:
             text = line.decode().removeprefix("\ufeff").rstrip()  # the mark also stands where two files were joined
             if text:
-                yield _checked(json.loads(text), place, text)
+                yield _checked(json.loads(text), source, text)
         except UnicodeDecodeError as error:
-            yield BadRow("broken_unicode", _encoding_problem(error), place)
+            yield BadRow("broken_unicode", _encoding_problem(error), source)
         except (ValueError, RecursionError) as error:
-            yield BadRow("bad_json", _json_problem(error), place)
+            yield BadRow("bad_json", _json_problem(error), source)
 
 
-def _checked(value: object, place: str, text: str | None = None) -> RawRow | BadRow:
+def _checked(value: object, source: str, text: str | None = None) -> RawRow | BadRow:
     """A parsed value as a row; `text` is what it was parsed from, for a quick look at its depth."""
     if not isinstance(value, dict):
-        return BadRow("not_an_object", f"{type(value).__name__} instead of an object {{...}}", place)
+        return BadRow("not_an_object", f"{type(value).__name__} instead of an object {{...}}", source)
     if (text is None or text.count("[") + text.count("{") > JSON_DEPTH) and is_deep(value):
-        return BadRow("bad_json", f"nested more than {JSON_DEPTH} levels deep", place)
-    return RawRow(value, place)
+        return BadRow("bad_json", f"nested more than {JSON_DEPTH} levels deep", source)
+    return RawRow(value, source)
 
 
 def _read_csv(path: Path) -> Iterator[RawRow | BadRow]:
@@ -213,12 +213,12 @@ def _read_table(path: Path, delimiter: str) -> Iterator[RawRow | BadRow]:
     while True:
         undecodable.clear()
         first_line = reader.line_num + 1
-        place = f"{path}:{first_line}"
+        source = f"{path}:{first_line}"
         try:
             values = next(reader, None)
         except csv.Error as error:
             raise DataError(
-                f"{place}: {error}; a value that holds quotes, line breaks or separators "
+                f"{source}: {error}; a value that holds quotes, line breaks or separators "
                 'needs "quotes" around it, and quotes inside are doubled ("")'
             ) from error
         if values is None:
@@ -227,14 +227,14 @@ def _read_table(path: Path, delimiter: str) -> Iterator[RawRow | BadRow]:
             continue
         if not names:
             if undecodable:
-                raise DataError(f"{place}: {undecodable[0]}; {FIXES['broken_unicode']}")
-            names = _column_names(place, values, delimiter)
+                raise DataError(f"{source}: {undecodable[0]}; {FIXES['broken_unicode']}")
+            names = _column_names(source, values, delimiter)
         elif undecodable:
-            yield BadRow("broken_unicode", undecodable[0], place)
+            yield BadRow("broken_unicode", undecodable[0], source)
         elif len(values) != len(names):
-            yield BadRow("wrong_columns", f"{len(values)} values for {len(names)} columns", place)
+            yield BadRow("wrong_columns", f"{len(values)} values for {len(names)} columns", source)
         else:
-            yield RawRow(dict(zip(names, values, strict=True)), place)
+            yield RawRow(dict(zip(names, values, strict=True)), source)
 
 
 def _decoded(path: Path, undecodable: list[str]) -> Iterator[str]:
@@ -248,24 +248,24 @@ def _decoded(path: Path, undecodable: list[str]) -> Iterator[str]:
             yield line.decode(errors="replace")
 
 
-def _column_names(place: str, values: list[str], delimiter: str) -> list[str]:
+def _column_names(source: str, values: list[str], delimiter: str) -> list[str]:
     if len(values) > TABLE_COLUMNS:
-        raise DataError(f"{place}: {len(values):,} columns; a table of rows to train on has at most {TABLE_COLUMNS:,}")
+        raise DataError(f"{source}: {len(values):,} columns; a table of rows to train on has at most {TABLE_COLUMNS:,}")
     names = [value.strip() or f"column {number}" for number, value in enumerate(values, 1)]
     doubled = sorted(name for name, count in Counter(names).items() if count > 1)
     if doubled:
-        raise DataError(f"{place}: column {doubled[0]!r} stands twice; give every column its own name")
+        raise DataError(f"{source}: column {doubled[0]!r} stands twice; give every column its own name")
     other = next((mark for mark in (";", "\t", ",") if mark != delimiter and mark in names[0]), None)
     if len(names) == 1 and other:
-        raise DataError(f"{place}: one column only, but it holds {other!r}; save it with {delimiter!r} as separator")
+        raise DataError(f"{source}: one column only, but it holds {other!r}; save it with {delimiter!r} as separator")
     return names
 
 
 def numbered(rows: Iterable[TableRow], name: str) -> Iterator[RawRow | BadRow]:
-    """Rows that have no lines, with their places: "NAME row 12"; a text in place of a row says what is wrong."""
+    """Rows that have no lines, with their sources: "NAME row 12"; a text instead of a row says what is wrong."""
     for number, row in enumerate(rows, 1):
-        place = f"{name} row {number}"
-        yield BadRow("wrong_type", row, place) if isinstance(row, str) else RawRow(row, place)
+        source = f"{name} row {number}"
+        yield BadRow("wrong_type", row, source) if isinstance(row, str) else RawRow(row, source)
 
 
 def _encoding_problem(error: UnicodeDecodeError) -> str:

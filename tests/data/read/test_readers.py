@@ -72,11 +72,11 @@ def test_a_mark_between_joined_files_is_no_part_of_the_row(tmp_path: Path) -> No
 
 def test_places_count_lines_of_the_file_and_rows_of_an_array(tmp_path: Path) -> None:
     lines = write(tmp_path / "a.jsonl", "\n" + JSON_LINES)
-    assert [raw.place for raw in read_file(lines)] == [f"{lines}:2", f"{lines}:3"]
+    assert [raw.source for raw in read_file(lines)] == [f"{lines}:2", f"{lines}:3"]
     table = write(tmp_path / "a.csv", 'q,a\n"one\ntwo",x\nthree,y\n')
-    assert [raw.place for raw in read_file(table)] == [f"{table}:2", f"{table}:4"]
+    assert [raw.source for raw in read_file(table)] == [f"{table}:2", f"{table}:4"]
     array = write(tmp_path / "a.json", json.dumps(ROWS))
-    assert [raw.place for raw in read_file(array)] == [f"{array} row 1", f"{array} row 2"]
+    assert [raw.source for raw in read_file(array)] == [f"{array} row 1", f"{array} row 2"]
 
 
 def test_csv_values_stay_the_strings_they_are(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_cut_archive_says_how_many_rows_came_before(ending: str, tmp_path: Pat
     seen = []
     with pytest.raises(DataError) as caught:
         seen.extend(read_file(write(tmp_path / f"a.jsonl{ending}", packed[: len(packed) // 2])))
-    assert len(seen) == 0 or seen[-1].place.startswith(str(tmp_path))
+    assert len(seen) == 0 or seen[-1].source.startswith(str(tmp_path))
     count = int(str(caught.value).split("; ")[1].split()[0])
     assert 0 < count < 30_000
 
