@@ -91,7 +91,8 @@ class Verdicts:
 class WorstRow:
     """A row as shown to a person, who decides whether the model is right about it."""
 
-    source: str
+    place: str
+    """Its source; this name is the key in report.json."""
     prompt: str
     """What stands before the last answer, white space folded and cut to 300 characters; so is `answer`."""
     answer: str

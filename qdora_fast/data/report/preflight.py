@@ -61,7 +61,7 @@ def format_quality(quality: QualityReport) -> str:
         )
     for row in quality.worst[:WORST_SHOWN]:
         verb = "dropped" if row.dropped else "kept"
-        lines.append(f"  - IFD {row.ifd:.2f}, {verb}: {row.source}: {row.prompt[-80:]!r} -> {row.answer[:80]!r}")
+        lines.append(f"  - IFD {row.ifd:.2f}, {verb}: {row.place}: {row.prompt[-80:]!r} -> {row.answer[:80]!r}")
     return "\n".join(lines)
 
 

@@ -163,7 +163,7 @@ def test_the_report_counts_and_shows_the_worst_rows() -> None:
     made = report(rows, scores, choose(scores, ["Latin"] * 40, SETTINGS))
     assert (made.scored, made.not_scored, made.dropped, made.limited) == (39, 1, {"high_ifd": 1}, 0)
     worst = made.worst[0]
-    assert (worst.source, worst.prompt, worst.answer) == ("file.jsonl:40", "question 39", "answer 39")
+    assert (worst.place, worst.prompt, worst.answer) == ("file.jsonl:40", "question 39", "answer 39")
     assert (round(worst.ifd, 2), worst.conditional, worst.dropped) == (1.65, 2.0, True)
     assert len(made.worst) == 20
     assert not any(row.dropped for row in made.worst[1:])
