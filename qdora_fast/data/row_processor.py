@@ -1,8 +1,7 @@
 """The work on a row that needs no other row: read it as a conversation, filter it, turn it into tokens.
 
-`RowProcessor.process` takes a few hundred raw rows and gives
-back a `Chunk`, in any process. What needs all rows (duplicates, the split) is decided afterwards, from the keys and
-MinHash signatures that are made here.
+`RowProcessor.process` takes a few hundred raw rows and gives back a `Chunk`, in any process. What needs all rows
+(duplicates, the split) is decided afterwards, from the keys and MinHash signatures that are made here.
 """
 
 from __future__ import annotations
