@@ -120,7 +120,7 @@ def conversations(path: str) -> Iterator[tuple[str, Any]]:
             conversation = convert(raw.row, converter)
         except RejectedRow:
             continue
-        yield raw.place, conversation
+        yield raw.source, conversation
 
 
 def _grams(files: list[str]) -> Iterator[tuple[str, list[bytes]]]:
@@ -139,35 +139,35 @@ def _grams(files: list[str]) -> Iterator[tuple[str, list[bytes]]]:
 def _watch_stages() -> Stopwatch:
     from qdora_fast.data import cache, dataset
     from qdora_fast.data.clean import selection
-    from qdora_fast.data.report.accounts import Ledger
+    from qdora_fast.data.report.builder import ReportBuilder
 
     watch = Stopwatch()
     watch.around(cache, "entry", "hash the files")
-    watch.around(dataset, "judge_all", "read and judge rows")
+    watch.around(dataset, "process_all", "read and process rows")
     watch.around(selection, "find_duplicates", "find duplicates")
     watch.around(selection, "contaminated", "check contamination")
     watch.around(dataset, "select", "all selection")
-    watch.around(Ledger, "write_duplicates", "report")
-    watch.around(Ledger, "report", "report")
+    watch.around(ReportBuilder, "write_duplicates", "report")
+    watch.around(ReportBuilder, "report", "report")
     return watch
 
 
 def _watch_rows() -> Stopwatch:
-    from qdora_fast.data import dataset, judge
+    from qdora_fast.data import dataset, row_processor
     from qdora_fast.data.clean import filters, similarity
     from qdora_fast.data.tokenize.render import Renderer
 
     watch = Stopwatch()
-    watch.around(judge, "convert", "convert")
+    watch.around(row_processor, "convert", "convert")
     watch.around(filters, "check", "filter")
     watch.around(Renderer, "__call__", "tokenise and mask")
     watch.around(Renderer, "said", "count what is said")
     watch.around(similarity, "canonical_text", "fold")
     watch.around(similarity, "shingles", "shingles")
     watch.around(similarity, "signatures", "MinHash signatures")
-    watch.around(judge, "script_of", "script")
-    watch.around(judge.Judge, "chunk", "all judging")
-    watch.around(dataset, "judge_all", "read and judge rows")
+    watch.around(row_processor, "script_of", "script")
+    watch.around(row_processor.RowProcessor, "process", "all processing")
+    watch.around(dataset, "process_all", "read and process rows")
     return watch
 
 

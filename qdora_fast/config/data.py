@@ -1,6 +1,6 @@
 """The `data` section: which rows, what is dropped from them and why, what is held out, how they become tokens.
 
-A single source is described by `path` and its companions at the top of the section; a mixture by a list in
+A single source is described by `path` and the keys of `_Where` at the top of the section; a mixture by a list in
 `sources`, whose entries have the same keys and a weight.
 """
 
@@ -31,19 +31,19 @@ class _Where(Section):
     """Where rows lie and what shape they have; the common part of a single source and of each in a mixture."""
 
     split: str = "train"
-    """Which split of a hub dataset."""
+    """Split of a hub dataset. No effect on files."""
     config: str | None = None
-    """Which configuration of a hub dataset that has several, such as `main` of openai/gsm8k."""
+    """Configuration of a hub dataset that has several, such as `main` of openai/gsm8k. Empty: its only one."""
     format: Format = "auto"
-    """Shape of a row; `auto` looks at the first 100 rows and prints its decision."""
+    """Shape of a row. auto: recognised from the columns of the first 100 rows, and printed. Set it when that fails."""
     columns: ColumnSettings = ColumnSettings()
-    """Column mapping; setting `prompt` and `response` selects `format: columns`."""
+    """Names of your own columns; with `prompt` and `response` set, `format` is columns."""
     formatter: str | None = None
-    """Your own function as `FILE.py:function`, for instance my_rows.py:to_messages: it is given a row as a dictionary
-    and returns one in a known shape, or None to leave the row out. The path starts at the folder of the config file
+    """Your own function as `FILE.py:function`, for instance my_rows.py:to_messages. It gets a row as a dictionary and
+    returns one in a known shape, or None to leave the row out. The path starts at the folder of the config file
     (with --set and in Python at the working directory). It runs only with --own-code, or once you have allowed it."""
     max_rows: Annotated[Count, Field(ge=1)] | None = None
-    """Read at most this many rows, for a quick try; empty: all."""
+    """Rows that are read at most, for a quick try. Empty: all."""
 
     @field_validator("formatter")
     @classmethod
@@ -66,35 +66,38 @@ class SourceSettings(_Where):
     """One source of a mixture."""
 
     path: str
-    """As `data.path`."""
+    """A file, a folder, a hub dataset id or `demo`, as `data.path`."""
     weight: Real = Field(1.0, gt=0, le=100)
     """How often a training row of this source is seen in an epoch: 0.5 takes half of them (always the same half),
     2 takes each twice. Rows held out are neither thinned nor repeated."""
 
 
 class FilterSettings(Section):
-    """Rows that are dropped for what they say; each drop is counted with its reason and place."""
+    """Which rows are dropped for their text; each dropped row is counted, with its reason and source."""
 
     min_tokens: Annotated[Literal["auto"] | int, auto_or("a number of tokens, 0 for off", least=0)] = "auto"
     """Fewest tokens of prompt and answer together, template not counted. auto: 30, unless more than a third of the
-    rows are shorter (short answers are then what the set is about): no limit, and that is said. 0: no limit."""
+    rows are shorter: short answers are then what the set is about, no row is dropped, and a warning is printed.
+    0: no limit."""
     max_fraction: Real = Field(0.9, gt=0, le=1)
-    """Longest rendered row as a share of `model.max_length`; longer ones are dropped. For `on_long: drop` only."""
+    """Longest row, with its template, as a share of `model.max_length`; longer ones are dropped. Applies only with
+    `on_long: drop`."""
     placeholders: bool = True
-    """Answers with an unfilled {{name}}, or that are nothing but a stand-in such as TODO or [insert answer]."""
+    """Drop answers with an unfilled {{name}}, and those that are only a stand-in such as TODO or [insert answer]."""
     truncated: bool = True
-    """Answers that stop in the middle: an open code block, a last word that cannot end a sentence, or a column
+    """Drop answers that stop in the middle: an open code block, a last word that cannot end a sentence, or a column
     that says that the token limit was reached."""
     role_order: bool = True
-    """Conversations that the assistant opens, and tool results that nobody asked for."""
+    """Drop conversations that the assistant opens, and those with a tool result that answers no call."""
     mojibake: bool = True
-    """Text decoded with the wrong encoding ("donâ€™t")."""
+    """Drop text decoded with the wrong encoding ("donâ€™t")."""
     control_characters: bool = True
-    """NUL, escape sequences, U+FFFD and other characters that are no text."""
+    """Drop text with NUL, escape sequences, U+FFFD and other characters that are no text."""
     max_repetition: Real = Field(0.5, gt=0, le=1)
-    """Largest share of an answer's word 5-grams that repeat an earlier one, from 50 words on; 1: off."""
+    """Drop answers of 50 words or more in which a larger share of the word 5-grams repeats an earlier one. 1: off."""
     refusals: bool = False
-    """Answers that refuse ("As an AI language model, I cannot ..."). Off: refusing can be what is to be learned."""
+    """Drop answers that refuse ("As an AI language model, I cannot ..."). Off by default, because refusing can be what
+    the model should learn."""
 
     @property
     def least_tokens(self) -> int:
@@ -103,35 +106,38 @@ class FilterSettings(Section):
 
 
 class DedupSettings(Section):
-    """Rows that say the same. Of each group the longest stays."""
+    """Which rows are dropped as duplicates. Of each group the longest stays."""
 
     exact: bool = True
-    """Equal after Unicode NFC, case folding and white-space folding."""
+    """Drop rows that are equal after Unicode NFC, case folding and white-space folding."""
     near: bool = True
-    """Nearly equal: Jaccard similarity of word 5-grams (of characters, for scripts without spaces) of at least
-    `similarity`; found by MinHash, decided exactly. Off: such rows stay, on one side of the split."""
+    """Drop rows that are nearly equal: the Jaccard similarity of their word 5-grams (of characters, for scripts without
+    spaces) is at least `similarity`. Candidates come from MinHash, and each is compared exactly. Off: such rows stay,
+    all on one side of the split."""
     similarity: Real = Field(0.8, ge=0.5, le=1)
-    """Jaccard similarity from which two rows are near-duplicates. Templated sets may need more."""
+    """Jaccard similarity from which two rows are near-duplicates. Raise it for rows that share a template."""
 
 
 class QualitySettings(Section):
-    """A look at the training rows by a reference model: does the question help to predict the answer (IFD)?"""
+    """Scores of the training rows by a reference model: does the question help to predict the answer (IFD)?"""
 
     enabled: bool = False
-    """Score training rows with the model named below, and drop the bad tail. Needs its weights."""
+    """Score the training rows with `model`, and drop the worst. Loads the weights of
+    `model`, and reads every row twice."""
     model: str | None = None
-    """A smaller sibling with the same tokenizer, for speed; empty: the base that is tuned."""
+    """Hub id or folder of the reference model; a smaller one of the same family is faster. Empty: the base itself."""
     max_ifd: Real = Field(1.0, gt=0)
-    """Drop rows of which exp(loss of the answer after its question - loss of the answer alone) is at least this."""
+    """Drop rows whose IFD, exp(loss of the answer after its question - loss of the answer alone), is at least this:
+    from 1 on, the question does not help to predict the answer."""
     outliers: Real = Field(5.0, gt=0)
-    """Drop rows whose loss lies so many median absolute deviations, and at least log 2 nats a token, above the median
-    of their script."""
+    """Drop rows whose loss lies at least so many median absolute deviations, and at least log 2 nats a token, above the
+    median of the rows in the same script."""
     min_answer_tokens: Count = Field(10, ge=1)
-    """Rows with shorter answers are not scored: their ratio is mostly noise."""
+    """Rows with answers of fewer tokens are not scored, because their IFD is mostly noise."""
     max_drop: Real = Field(0.15, gt=0, le=0.15)
-    """Largest share of the training rows that may be dropped, worst first."""
+    """Largest share of the training rows that is dropped by the scores, worst first."""
     batch_tokens: Count = Field(4096, ge=64)
-    """Tokens per forward pass."""
+    """Tokens per forward pass of the reference model: more are faster and take more memory."""
 
 
 class DataSettings(_Where):
@@ -141,34 +147,37 @@ class DataSettings(_Where):
     """A .json, .jsonl, .csv, .tsv, .parquet or .arrow file (text formats also as .gz and .zst), a folder of them, a
     hub dataset id, or `demo` for the embedded rows."""
     sources: list[SourceSettings] = Field([])
-    """Several sources instead of `path`: a list of {path, weight, format, columns, ...}."""
+    """Several sources in place of `path`: a list of {path, weight, format, columns, ...}."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """Rows that cannot be read at all (broken JSON, missing columns, values of a wrong type): stop and name them, or
-    leave them out and count them."""
+    """What to do about rows that cannot be read (broken JSON, missing columns, values of a wrong type). error: stop and
+    name them. skip: leave them out and count them."""
     template: str = "auto"
     """How messages become text. auto: the model's own chat template, else plain Alpaca text.
     model, alpaca, chatml, or the path of a .jinja file."""
     train_on: Literal["responses", "all"] = "responses"
     """responses: loss on every assistant turn only. all: loss on every token."""
     on_long: Literal["drop", "truncate"] = "drop"
-    """Rows longer than `model.max_length`: dropped and counted, or cut at the end and counted."""
+    """What to do about rows longer than `model.max_length`. drop: leave them out. truncate: cut them at the end. Both
+    are counted."""
     filters: FilterSettings = FilterSettings()
     dedup: DedupSettings = DedupSettings()
     quality: QualitySettings = QualitySettings()
     held_out: Real = Field(0.10, ge=0, lt=0.9)
-    """Least share of rows never trained on, chosen by a stable hash of the prompt; up to half as many more, so that
-    rows held out stay so when others are added. 0 turns evaluation off."""
+    """Share of rows that are never trained on, chosen by a hash of the prompt. The share may become up to 1.5 times as
+    large, so that rows stay held out when others are added. 0 turns evaluation off."""
     held_out_path: str | None = None
-    """Your own held-out rows, in place of a share: a file, folder or hub id of the same shape. Training rows that
-    repeat one of them are dropped."""
+    """Your own held-out rows in place of a share: a file, folder or hub id of rows in the same shape. Training rows
+    that repeat one of them are dropped. Empty: `held_out` decides."""
     group: str | None = None
-    """Column whose equal values stay on one side of the split: a conversation's or a document's id."""
+    """Column whose rows with the same value stay on one side of the split, such as the id of a conversation or a
+    document. Empty: only rows with the same prompt and near-duplicates are held together."""
     stratify: str | None = None
-    """Column within each value of which the share is held out."""
+    """Column of a category: the share `held_out` is taken from each of its values. Empty: from all rows together."""
     workers: Annotated[Count, Field(ge=1)] | None = None
-    """Processes that prepare rows; empty: one per CPU core, at most 8."""
+    """Processes that prepare rows. Empty: one per CPU core, at most 8. Lower it when memory runs out; the result is the
+    same."""
     cache: bool = True
-    """Keep the prepared rows and tokens, so that the next start with the same files and settings takes no time."""
+    """Cache prepared rows and tokens, so that the next start with the same files and settings reads them at once."""
 
     @model_validator(mode="after")
     def _path_or_sources(self) -> DataSettings:

@@ -16,32 +16,34 @@ KNOWN_METRICS = (
 
 
 def _questions(value: object) -> object:
-    """`full` or a number of questions a subject; said in one message, not one for each kind."""
+    """`full` or a number of questions a subject; anything else is one error."""
     if value == "full" or (isinstance(number(value), int) and int(str(value)) >= 1):
         return value
     raise ValueError("expected full or a number of questions a subject")
 
 
 class MmluSettings(Section):
-    """What tuning made the model forget: MMLU before and after, by EleutherAI's harness (extra `eval`)."""
+    """MMLU before and after tuning, by EleutherAI's harness (extra `eval`): what the model has forgotten."""
 
     enabled: bool = False
-    """Ask base and tuned model at the end of `train` and by `evaluate`. `evaluate --mmlu` asks once."""
+    """Run MMLU on base and tuned model at the end of `train` and in `evaluate`. For a single time, use
+    `evaluate --mmlu`."""
     path: str | None = None
     """Folder with a local copy of cais/mmlu (`hf download cais/mmlu --repo-type dataset --local-dir FOLDER`);
-    empty: from the hub."""
+    Empty: downloaded from the hub."""
     questions: Annotated[Literal["full"] | int, BeforeValidator(_questions)] = 36
-    """Questions a subject. 36: the fixed subset of 2,052 that ships with this package; or full (14,042)."""
+    """Questions for each subject. 36: the fixed subset of 2,052 questions in this package. full: all 14,042."""
     shots: Count = Field(5, ge=0, le=5)
-    """Solved examples before each question; MMLU has 5."""
+    """Solved examples before each question; MMLU is usually reported with 5."""
     warn_below: Real = Field(-2.0, le=0)
-    """Change of accuracy in points, from which on the report warns."""
+    """Change of accuracy in percentage points at and below which the report warns."""
     fail_below: Real = Field(-3.0, le=0)
-    """Change of accuracy in points, from which on `evaluate` fails, unless `--allow-regression`."""
+    """Change of accuracy in percentage points at and below which `evaluate` fails (exit code 43), unless
+    `--allow-regression` is given."""
     tasks: list[str] = Field([])
-    """Other tasks of the harness, by name."""
+    """Names of further tasks of the harness that are run as well."""
     task_folder: str | None = None
-    """Folder with YAML files of tasks of your own; its path starts where that of `evaluation.metric` does. The harness
+    """Folder with YAML files of your own tasks; its path starts where that of `evaluation.metric` does. The harness
     runs what is in them (functions, templates, metrics), so the folder is used only with --own-code, or once you have
     allowed it."""
 
@@ -56,25 +58,28 @@ class EvaluationSettings(Section):
     """The comparison of base and tuned model on the held-out rows."""
 
     metric: str = "normalized_match"
-    """What makes an answer right: exact_match, normalized_match (case, white space and outer punctuation aside),
-    contains, regex, numeric (the last number, or what follows ####), json_match (tool calls), choice (the likeliest of
-    `choices`), rouge_l (a score, no accuracy), or your own function as FILE.py:function, for instance judge.py:right.
-    The path starts at the folder of the config file (with --set and in Python at the working directory), and it runs
-    only with --own-code, or once you have allowed it."""
+    """How an answer is compared with the reference: exact_match, normalized_match (case, white space and outer
+    punctuation aside), contains, regex, numeric (the last number, or what follows ####), json_match (tool calls),
+    choice (the likeliest of `choices`), rouge_l (a score, no accuracy), or your own function as FILE.py:function, for
+    instance judge.py:right. The path starts at the folder of the config file (with --set and in Python at the working
+    directory), and it runs only with --own-code, or once you have allowed it."""
     more_metrics: list[str] = Field([])
-    """Further metrics to report; the verdict is by `metric`."""
+    """Further metrics in the report. The verdict is by `metric` alone."""
     pattern: str | None = None
-    """For regex: a pattern with one group; what the group finds last in answer and reference must be equal."""
+    """For metric regex: a pattern with one group. The group's last match in the answer must equal that in the
+    reference."""
     choices: list[str] = Field([])
-    """For choice: the answers to choose from; empty: the different answers of the training rows, up to 20."""
+    """For metric choice: the answers to choose from. Empty: the different answers of the training rows, up to 20."""
     max_rows: Count = Field(200, ge=0)
-    """Held-out rows answered by both models; 0 skips the comparison."""
+    """Held-out rows that both models answer. 0 skips the comparison; more rows give narrower intervals and take
+    longer."""
     max_new_tokens: Count = Field(128, ge=1)
-    """Longest generated answer in tokens."""
+    """Tokens after which a generated answer is cut. Raise it when the report says that answers were cut."""
     batch_size: Count = Field(8, ge=1)
-    """Prompts generated at once."""
+    """Prompts answered at once: more are faster and take more memory."""
     completions: Count = Field(24, ge=0)
-    """Answers of both models kept side by side for a person to read, stratified by length; 0: none."""
+    """Held-out prompts whose answers by both models are saved side by side for a person to read, chosen from all
+    lengths. 0: none."""
     mmlu: MmluSettings = MmluSettings()
 
     @field_validator("metric", "more_metrics")

@@ -22,7 +22,7 @@ Count = Annotated[int, BeforeValidator(number)]
 
 
 def auto_or(what: str, *, least: int = 1, most: int | None = None) -> BeforeValidator:
-    """Take `auto` or a whole number from `least` to `most`, and say so in one message, not one for each kind."""
+    """Take `auto` or a whole number from `least` to `most`; anything else is one error."""
 
     def check(value: object) -> object:
         if value == "auto":

@@ -1,8 +1,8 @@
 """From a YAML file and `--set a.b=c` to a valid `Config`, or to every mistake at once.
 
-A user who has made three mistakes should learn of three, each with its place, the value
-found, what was probably meant and how to mend it: so the errors are collected, never
-raised one by one. Nothing heavier than pydantic is imported here.
+A user who has made three mistakes should learn of three, each with its line, its value,
+what was probably meant and how to fix it: so the errors are collected, never raised one
+by one. Nothing heavier than pydantic is imported here.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.redact import redact
 
 ON_THE_COMMAND_LINE = {
-    "trust_remote_code": f"whoever runs it decides, with {remote_code.FLAG} on the command line",
+    "trust_remote_code": f"give {remote_code.FLAG} on the command line, where the person who runs it decides",
     "offline": "put --offline on the command line",
-    "own_code": "whoever runs it decides, with --own-code FILE on the command line",
+    "own_code": "give --own-code FILE on the command line, where the person who runs it decides",
 }
 
 
@@ -36,7 +36,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         ConfigError: the file cannot be read, is not YAML, or any value is wrong;
-            the message lists every problem with its place and its fix.
+            the message lists every problem with its line and its fix.
     """
     tree, lines = read_yaml(path)
     problems = [problem for text in overrides if (problem := _override(tree, lines, text))]
@@ -99,7 +99,7 @@ def _validate(
     problems += [
         f"{'.'.join(keys)}{f' ({lines[keys]})' if keys in lines else ''}: {wrong}"
         for keys, text in _texts(tree)
-        if (wrong := _unfit(text))
+        if (wrong := _text_problem(text))
     ]
     if problems or config is None:
         listed = "\n".join(f"  - {problem}" for problem in problems)
@@ -114,14 +114,14 @@ def _absolute(lines: Mapping[tuple[str, ...], str], folder: Path, _setting: str,
 
 
 def _texts(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every text in the settings, with its place."""
+    """Every text in the settings, with its keys."""
     if isinstance(node, str):
         yield keys, node
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         yield from _texts(value, (*keys, str(key)))
 
 
-def _unfit(text: str) -> str | None:
+def _text_problem(text: str) -> str | None:
     """What is wrong with a text of any setting; None: nothing."""
     if (without := redact(text)) != text:
         return (
@@ -129,7 +129,7 @@ def _unfit(text: str) -> str | None:
             "such as HF_TOKEN"
         )
     if "\0" in text or text != text.encode(errors="replace").decode():
-        return f"got {text!r}; it holds characters that are no text"
+        return f"got {text!r}; it holds NUL or an invalid character; type the value again"
     return None
 
 
@@ -138,14 +138,14 @@ def _once(problems: Iterator[str]) -> list[str]:
 
 
 def _describe(item: Any, lines: Mapping[tuple[str, ...], str]) -> str:
-    """One pydantic error as one line: place, value, reason, fix."""
+    """One pydantic error as one line: setting, line, value, reason, fix."""
     loc = tuple(str(part) for part in item["loc"] if not str(part).startswith(("literal[", "list[", "constrained-")))
     known = [loc[:length] for length in range(len(loc), 0, -1) if loc[:length] in lines]
     place = f" ({lines[known[0]]})" if known else ""
     path = ".".join(loc) or "config"
     kind, value = item["type"], item.get("input")
     if kind == "extra_forbidden" and loc[-1] in ON_THE_COMMAND_LINE:
-        return f"{path}{place}: not a setting of a file; {ON_THE_COMMAND_LINE[loc[-1]]}"
+        return f"{path}{place}: not a setting of a config file; {ON_THE_COMMAND_LINE[loc[-1]]}"
     if kind == "extra_forbidden":
         return f"{path}{place}: unknown key{_did_you_mean(loc)}"
     if kind == "missing":
@@ -204,11 +204,11 @@ def _section(loc: tuple[str, ...]) -> type[BaseModel] | None:
         if key.isdigit():  # an entry of a list of sections
             continue
         field = kind.model_fields.get(key)
-        found = field.annotation if field is not None else None
-        found = typing.get_args(found)[0] if typing.get_origin(found) is list else found
-        if not (isinstance(found, type) and issubclass(found, BaseModel)):
+        inner = field.annotation if field is not None else None
+        inner = typing.get_args(inner)[0] if typing.get_origin(inner) is list else inner
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return None
-        kind = found
+        kind = inner
     return typing.cast("type[BaseModel]", kind)
 
 

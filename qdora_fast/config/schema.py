@@ -18,7 +18,7 @@ MergeBase = Literal["auto", "original16", "dequant4"]
 
 
 def _gib(value: object) -> object:
-    """`auto`, `off`, or GiB as a positive number; said in one message, not one for each kind."""
+    """`auto`, `off`, or GiB as a positive number; anything else is one error."""
     if value in ("auto", "off") or (isinstance(number(value), int | float) and float(str(value)) > 0):
         return value
     raise ValueError("expected auto, off, or a number of GiB above 0")
@@ -28,8 +28,8 @@ class RunSettings(Section):
     """Where a run's files go."""
 
     name: str | None = None
-    """Folder name under `dir`; the config file's own name when empty. An existing run is
-    never overwritten: the next free `name-2`, `name-3`, ... is taken and said."""
+    """Name of the run's folder under `dir`. Empty: the name of the config file. An existing run is never overwritten:
+    the next free of `name-2`, `name-3`, ... is used and printed."""
     dir: str = "runs"
     """Folder that holds all runs."""
 
@@ -47,19 +47,20 @@ class ModelSettings(Section):
     name: str
     """Hub id, local folder, or `demo` for the embedded tiny base that needs no download."""
     revision: str | None = None
-    """Branch, tag or commit of a hub model; the newest when empty. Pin it for repeatable runs."""
+    """Branch, tag or commit of a hub model. Empty: the newest. Name a commit for runs that can be repeated."""
     base_16bit: str | None = None
-    """Hub id or folder of the same weights in 16 bits, for `export.merge_base: original16`.
-    Empty means `name` itself; needed only when `name` exists in 4 bits alone."""
+    """Hub id or folder of the same weights in 16 bits, for `export.merge_base: original16`. Empty: `name` itself. Set
+    it only when `name` holds 4-bit weights."""
     max_length: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=16, le=1_048_576)],
         auto_or("a number of tokens from 16 to 1,048,576", least=16, most=1_048_576),
     ] = 2048
-    """Longest row in tokens, prompt and answer together. auto: as long as the rows need and as the card allows."""
+    """Longest row in tokens, prompt and answer together. Longer rows are dropped or cut (`data.on_long`); memory grows
+    with it. auto: as long as the rows need, and at most what fits into the GPU's memory."""
 
     @property
     def length(self) -> int:
-        """`max_length` as a number: what `auto` became."""
+        """`max_length` as a number, after `auto` was resolved."""
         assert self.max_length != "auto", "auto was not resolved"
         return self.max_length
 
@@ -70,22 +71,26 @@ class AdapterSettings(Section):
     method: Method = "qdora"
     """qdora: DoRA on a 4-bit NF4 base. dora: DoRA on a 16-bit base. qlora, lora: the same without DoRA."""
     r: Count = Field(16, ge=1, le=1024)
-    """Rank of the update B·A."""
+    """Rank of the update B·A. A higher rank can learn more, and takes more memory; 8 to 64 is usual."""
     alpha: Real = Field(16, gt=0)
-    """Scale of the update: alpha / r, or alpha / sqrt(r) with `rslora`."""
+    """The update is scaled by alpha / r, or by alpha / sqrt(r) with `rslora`. Usual: `r` or twice as much."""
     dropout: Real = Field(0.0, ge=0, lt=1)
-    """Probability of dropping an input of the update. 0 is fastest; 0.05-0.1 helps small sets."""
+    """Probability with which an input of the update is set to 0. 0 is fastest; 0.05 to 0.1 against overfitting on
+    small sets."""
     rslora: bool = False
-    """Rank-stabilised scale alpha / sqrt(r) (Kalajdzievski 2023), for ranks of 64 and more."""
+    """Scale the update by alpha / sqrt(r) instead of alpha / r (rsLoRA, Kalajdzievski 2023). For ranks of 64 and
+    more."""
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """`all-linear`: every linear layer of the blocks, without output head and embeddings;
     or a list such as [q_proj, v_proj]."""
     layers: str | None = None
     """Blocks to adapt, counted from 0, both ends included: "0-15" or "8,10,12-15"; empty: all."""
     modules_to_save: list[str] = Field([])
-    """Modules trained in full and stored in the adapter, for instance [lm_head]. Costs memory."""
+    """Modules that are trained in full and stored in the adapter, for instance [lm_head]. Takes the memory of full
+    fine-tuning for them."""
     init_adapter: str | None = None
-    """Run or adapter folder whose weights a new run starts from; everything else starts anew. Not `--resume`."""
+    """Folder of a run or an adapter: a new run starts from its weights, with a new optimizer and schedule. To go on
+    with an interrupted run, use `--resume` instead. Empty: a fresh adapter."""
 
     @field_validator("layers")
     @classmethod
@@ -111,55 +116,61 @@ class TrainSettings(Section):
     learning_rate: Real = Field(2e-4, gt=0, le=1)
     """Peak learning rate of A (and of B without LoRA+), per optimizer step."""
     loraplus_ratio: Annotated[Real, Field(ge=1)] | None = None
-    """LoRA+: learning rate of B = ratio × `learning_rate` (the paper uses 16). Empty: off."""
+    """LoRA+: B learns at ratio × `learning_rate`; the paper uses 16. Empty: B learns at `learning_rate`."""
     magnitude_learning_rate: Annotated[Real, Field(gt=0, le=1)] | None = None
-    """Learning rate of DoRA's magnitudes; empty: `learning_rate`, never times the LoRA+ ratio."""
+    """Learning rate of DoRA's magnitudes. Empty: `learning_rate`, without the LoRA+ ratio."""
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after warm-up."""
+    """Course of the learning rate after warm-up: cosine and linear fall to 0 at the last step."""
     warmup: Real = Field(0.05, ge=0, lt=1)
-    """Share of all steps in which the learning rate rises from 0."""
+    """Share of all steps, at the beginning, in which the learning rate rises from 0 to its peak."""
     weight_decay: Real = Field(0.01, ge=0, le=1)
-    """AdamW's decay, on A and B only; magnitudes are never decayed."""
+    """AdamW's weight decay, on A and B only; magnitudes are never decayed."""
     max_grad_norm: Real = Field(1.0, gt=0)
-    """Gradients are clipped to this norm."""
+    """Gradients whose norm over all weights is larger are scaled down to it."""
     max_nonfinite: Count = Field(3, ge=1)
-    """Steps in a row whose loss or gradients are NaN or infinite, after which training ends; ten times as many in all.
-    Each is skipped: no weight changes, and its rows are named."""
+    """Training fails after so many consecutive steps with a NaN or infinite loss or gradient, or after ten times as
+    many in all. Each such step is skipped without changing a weight, and its rows are named."""
     epochs: Real = Field(2.0, gt=0)
-    """Passes over the training rows; `max_steps` wins when set."""
+    """Passes over the training rows. Not used where `max_steps` is set."""
     max_steps: Annotated[Count, Field(ge=1)] | None = None
-    """Optimizer steps; empty: by `epochs`."""
+    """Optimizer steps of the run. Empty: as many as `epochs` takes."""
     batch_size: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], auto_or("a whole number from 1 up")] = 2
-    """Rows (or packed sequences) per forward pass on the device. auto: of the sizes that divide `effective_batch` and
-    fit with a margin, the one that should train fastest."""
+    """Rows (or packed sequences) per forward pass on the device: a larger one is faster and takes more memory. auto: of
+    the sizes that divide `effective_batch` and fit into memory with a margin, the one that should train fastest."""
     gradient_accumulation: Annotated[Count, Field(ge=1)] | None = None
     """Forward passes per optimizer step. Empty: effective_batch / batch_size; 8 where that is empty as well."""
     effective_batch: Annotated[Count, Field(ge=1)] | None = None
-    """Rows (or packed sequences) per optimizer step: what decides the result, where batch_size decides speed and
+    """Rows (or packed sequences) per optimizer step. It shapes what is learned, while batch_size only decides speed and
     memory. Empty: batch_size × gradient_accumulation, or 16 with `batch_size: auto`."""
     vram: Annotated[Real, Field(gt=0, le=1024)] | None = None
-    """GiB of the card that a run may take, the CUDA context included; empty: all of it. `plan` counts with it, too."""
+    """GiB of GPU memory that the run may take, the CUDA context included. Empty: all of the card. `plan` uses it, too.
+    Lower it when other processes share the card."""
     probe: bool = True
-    """On a GPU, make two steps and an evaluation on the longest rows before step 1, and put everything back: what does
-    not fit shows then, and not hours later."""
+    """Before step 1, run two training steps and an evaluation on the longest rows, then restore everything. A run that
+    does not fit into the GPU's memory so fails in the first minute, not after hours. No effect on the CPU."""
     packing: bool = True
-    """Put several short rows into one sequence of `model.max_length`; they do not see each other."""
+    """Put several short rows into one sequence of `model.max_length`. Attention does not cross from one row to another.
+    Faster for short rows; batch sizes then count sequences."""
     gradient_checkpointing: Literal["auto", "unsloth", "torch", "off"] = "auto"
     """Recompute activations in the backward pass to save memory. auto: unsloth on a GPU, off on the CPU."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Compute type. auto: bf16 where the GPU has it, fp16 on older GPUs, fp32 on the CPU."""
+    """Number format of computation. auto: bf16 where the GPU has it, fp16 on older GPUs, fp32 on the CPU."""
     optimizer: Optimizer = "auto"
-    """auto: paged_adamw_8bit on a GPU, adamw on the CPU."""
+    """Which AdamW: 8-bit keeps its state in a quarter of the memory, paged moves it to the CPU when the GPU is full.
+    auto: paged_adamw_8bit on a GPU, adamw on the CPU."""
     eval_steps: Annotated[Count, Field(ge=1)] | None = None
-    """Held-out loss every so many optimizer steps; empty: five times a run."""
+    """Optimizer steps between two measurements of the held-out loss. Empty: five measurements a run."""
     save_steps: Annotated[Count, Field(ge=1)] | None = None
-    """Checkpoint every so many optimizer steps; empty: with each evaluation."""
+    """Optimizer steps between two checkpoints. Empty: a checkpoint with each evaluation. Lower it where a run may be
+    interrupted at any time."""
     early_stopping: Annotated[Count, Field(ge=1)] | None = None
-    """Stop after so many evaluations without a better held-out loss, and keep the best; empty: off."""
+    """Stop after so many evaluations in a row without a better held-out loss, and keep the best checkpoint. Empty:
+    off."""
     tracker: Tracker = "none"
-    """Experiment tracker besides metrics.jsonl. `none` sends nothing anywhere."""
+    """Experiment tracker that gets the metrics as well. none: they are written to metrics.jsonl alone, and nothing is
+    sent. The tracker's package must be installed."""
     seed: Count = Field(42, ge=0, lt=2**32)
-    """Seed of adapter initialisation, row order, dropout and held-out choice."""
+    """Seed of the adapter's initial weights, the order of rows, dropout and the choice of held-out rows."""
 
     @model_validator(mode="after")
     def _one_effective_batch(self) -> TrainSettings:
@@ -167,7 +178,7 @@ class TrainSettings(Section):
         if self.batch_size == "auto":
             if accumulation is not None:
                 raise ValueError(
-                    f"batch_size: auto chooses gradient_accumulation, too; leave {accumulation} out and say "
+                    f"batch_size: auto chooses gradient_accumulation, too; leave {accumulation} out and set "
                     "effective_batch, the rows of an optimizer step"
                 )
         elif rows is not None and rows % self.batch_size:
@@ -179,7 +190,7 @@ class TrainSettings(Section):
 
     @property
     def micro_batch(self) -> int:
-        """`batch_size` as a number: what `auto` became."""
+        """`batch_size` as a number, after `auto` was resolved."""
         assert self.batch_size != "auto", "auto was not resolved"
         return self.batch_size
 
@@ -207,30 +218,34 @@ class EngineSettings(Section):
     """How adapted layers are computed. The result is the same function; speed and memory are not."""
 
     impl: Literal["auto", "triton", "torch", "reference", "peft", "off"] = "auto"
-    """auto: fused layers, by Triton kernels on a GPU and their PyTorch twins on the CPU. triton, torch: one of
-    them. reference: plain autograd, slow. peft: PEFT's own forward with exact initial magnitudes. off: PEFT's."""
+    """auto: fused layers, computed by Triton kernels on a GPU and by PyTorch operations on the CPU. triton, torch:
+    force one of the two. reference: unfused PyTorch, slow, to compare with. peft: PEFT's own layers, with exact initial
+    magnitudes. off: PEFT's own layers, unchanged."""
     form: Literal["auto", "merged", "folded"] = "auto"
-    """merged: the update goes into the unpacked weight, for long batches. folded: it is added to the output, for
-    short ones. auto: by the number of tokens."""
+    """How the update B·A is applied. merged: it is added to the unpacked weight, which is faster for many tokens.
+    folded: its product is added to the layer's output, which is faster for few. auto: chosen by the number of
+    tokens."""
     resident: Annotated[Literal["auto", "off"] | float, BeforeValidator(_gib)] = "auto"
-    """Keep the merged weights of as many layers as fit: auto, off, or GiB. Saves making them for every product."""
+    """GiB of GPU memory for keeping merged weights, which then need not be computed again for every product. auto: what
+    is left free. off: none."""
     peft_dropout: bool = False
-    """PEFT's form of dropout on DoRA layers, which costs one more product with the base weight; for comparisons."""
+    """Apply dropout on DoRA layers as PEFT does, at the cost of one more product with the base weight. For comparisons
+    with PEFT only."""
     require: bool = False
-    """Fail when an adapted layer cannot be fused, instead of leaving it to PEFT and saying so."""
+    """Fail when an adapted layer cannot be fused. Off: such layers are computed by PEFT, and listed."""
 
 
 class ExportSettings(Section):
     """What a run leaves behind besides the adapter."""
 
     at_end: Literal["merged_16bit", "none"] = "merged_16bit"
-    """Written when training ends; `qdora-fast export` makes the same later."""
+    """Export that is made when training ends. none: only the adapter; `qdora-fast export` makes an export later."""
     merge_base: MergeBase = "auto"
-    """original16: merge into the original 16-bit weights. dequant4: into the 4-bit weights that
-    training saw, which reproduces it exactly but keeps the 4-bit noise. auto: original16, unless
-    the held-out loss says that it costs 0.02 nats or 10 % of what tuning gained; then dequant4."""
+    """Weights that the adapter is merged into. original16: the original 16-bit weights. dequant4: the 4-bit weights
+    that training saw, which gives exactly the trained model but keeps the error of 4 bits. auto: original16, unless
+    that raises the held-out loss by 0.02 nats or by 10 % of what tuning gained; then dequant4."""
     proof_rows: Count = Field(16, ge=1, le=1024)
-    """Held-out rows on which trained and exported model are compared."""
+    """Held-out rows on which the exported model is compared with the trained one. More rows make the proof slower."""
 
 
 class Config(Section):

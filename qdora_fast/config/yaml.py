@@ -24,11 +24,11 @@ MOST_BYTES, MOST_VALUES, MOST_ALIASES, DEEPEST = 256 * 2**10, 10_000, 100, 20
 """Of a whole file. A config has some fifty values, four levels deep."""
 
 Lines = dict[tuple[str, ...], str]
-"""The place of each key, "line n"."""
+"""The line of each key, as "line n"."""
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
-    """A file as plain dictionaries, and the place of each key.
+    """A file as plain dictionaries, and the line of each key.
 
     Raises:
         ConfigError: not there, no YAML, too large, or not `key: value` lines; says where and what to do.
@@ -38,13 +38,13 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
         _require_bounded(text)
         tree = YAML(typ="rt").load(text)
     except DuplicateKeyError as error:
-        place = f"line {error.problem_mark.line + 1}" if error.problem_mark else "unknown line"
+        where = f"line {error.problem_mark.line + 1}" if error.problem_mark else "unknown line"
         what = str(error.problem).split(" with value")[0]
-        raise ConfigError(f"{path}, {place}: {what}; keep one of the two") from None
+        raise ConfigError(f"{path}, {where}: {what}; keep one of the two") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "unknown line"
-        raise ConfigError(f"{path}, {place}: not valid YAML: {error.problem or error.context}") from None
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "unknown line"
+        raise ConfigError(f"{path}, {where}: not valid YAML: {error.problem or error.context}") from None
     except (YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     except _TooMuch as error:
@@ -52,8 +52,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     if tree is None:
         raise ConfigError(f"{path} is empty; the least a config needs is model.name and data.path")
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{path}: expected `section: ...` lines at the top level, found a {type(tree).__name__}")
-    return plain(tree), dict(_places(tree))
+        kind = "a list" if isinstance(tree, list) else "a single value"
+        raise ConfigError(f"{path}: expected `section: ...` lines at the top level, found {kind}")
+    return plain(tree), dict(_lines_of(tree))
 
 
 def read_value(text: str) -> Any:
@@ -141,13 +142,13 @@ def _require_bounded(text: str) -> None:
             raise _TooMuch(f", line {line}: the tag {event.ctag} is not read; write the plain value")
 
 
-def _places(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Of each key of a loaded tree that was written there; keys merged in by `<<` have no place of their own."""
+def _lines_of(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Of each key of a loaded tree that was written there; keys merged in by `<<` have no line of their own."""
     keys = node if isinstance(node, Mapping) else range(len(node)) if isinstance(node, list) else ()
     if len(path) > DEEPEST:
         return
     for key in keys:
-        place = (*path, str(key))
+        named = (*path, str(key))
         if node.lc.data and key in node.lc.data:
-            yield place, f"line {node.lc.key(key)[0] + 1}"
-        yield from _places(node[key], place)
+            yield named, f"line {node.lc.key(key)[0] + 1}"
+        yield from _lines_of(node[key], named)

@@ -1,11 +1,11 @@
-"""Prepared data is kept, so that the next start with the same files and settings has it at once.
+"""The cache of prepared data: the next start with the same files and settings reads it at once.
 
 An entry is named by a hash of everything that shapes it: the bytes of the sources, the `data` settings, the seed, the
 tokenizer and its template, the code of this package that prepares rows, and the versions of the libraries it asks.
 Times and file names alone decide nothing: a file touched or copied elsewhere is the same data, one changed letter is
 other data. (Paths are part of the name as well, because rows say where they come from.)
 
-An entry appears whole or not at all. The ten used last are kept.
+An entry appears complete or not at all. The ten used last remain.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from qdora_fast.system.manifest import value_hash
 ENTRIES = 10
 LIBRARIES = ("regex", "datasketch", "ftfy", "xxhash", "numpy", "tokenizers", "transformers", "jinja2", "datasets")
 NOT_SHAPING = {"workers", "cache", "quality"}
-"""Settings that change nothing about what is kept here."""
+"""Settings that change nothing about what is cached."""
 
 
 def entry(settings: DataSettings, *, seed: int, rendering: Rendering | None) -> Path:
@@ -69,7 +69,7 @@ def new_entry(finished: Path) -> Iterator[Path]:
         building = Path(tempfile.mkdtemp(prefix=f".{finished.name}-", dir=finished.parent))
     except OSError as error:
         raise ConfigError(
-            f"cannot keep prepared data in {finished.parent}: {error.strerror}; set QDORA_FAST_CACHE to a folder you "
+            f"cannot cache prepared data in {finished.parent}: {error.strerror}; set QDORA_FAST_CACHE to a folder you "
             "can write to, or data.cache: false"
         ) from error
     try:

@@ -1,11 +1,11 @@
-"""From paths to rows one can stand behind, split in two and tokenised: `prepare`.
+"""From paths to checked rows, split in two and tokenised: `prepare`.
 
-    read → convert → filter → tokenise      one row at a time, on all cores           pipeline.py, judge.py
+    read → convert → filter → tokenise      one row at a time, on all cores           pipeline.py, row_processor.py
     duplicates → short rows → split         over all rows                             selection.py
-    report, version hash                    what became of every row                  accounts.py, report.py
+    report, version hash                    what became of every row                  builder.py, report.py
 
 No model is needed, only (for token counts, lengths and masks) its tokenizer, so that bad data fails before any weight
-is read. What is prepared once is kept (cache.py). The quality score of a reference model, if asked for, comes
+is read. Prepared rows are cached (cache.py). The quality score of a reference model, if asked for, comes
 afterwards: see `Prepared.without`.
 """
 
@@ -25,13 +25,13 @@ from qdora_fast.data import cache
 from qdora_fast.data.clean.quality import QualityReport, Verdicts
 from qdora_fast.data.clean.rejects import MALFORMED, Dropped, bullet_list, total
 from qdora_fast.data.clean.selection import select
-from qdora_fast.data.judge import Judge, Origin
-from qdora_fast.data.pipeline import OnRows, judge_all
+from qdora_fast.data.pipeline import OnRows, process_all
 from qdora_fast.data.read import custom
 from qdora_fast.data.read.sources import Source, open_source
-from qdora_fast.data.report.accounts import Ledger, after_quality
+from qdora_fast.data.report.builder import ReportBuilder, after_quality
 from qdora_fast.data.report.report import STEP_OF, DataReport, load_report, save_report
-from qdora_fast.data.store import OTHER_CACHE, ROWS, Columns, Examples, Rows, Spool, open_examples
+from qdora_fast.data.row_processor import Origin, RowProcessor
+from qdora_fast.data.store import OTHER_CACHE, ROWS, Columns, Examples, Rows, RowWriter, open_examples
 from qdora_fast.data.tokenize.render import Rendering, refuse_hopeless
 from qdora_fast.system.disk import disk_errors
 from qdora_fast.system.errors import DataError
@@ -41,7 +41,7 @@ DUPLICATES, ARRAYS, ACCOUNT = "duplicates.jsonl", "arrays.npz", "account.json"
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows to train on, rows never trained on, their tokens, and how they came about. All in the order of the files."""
+    """Training rows, held-out rows, their tokens and the report. All in the order of the files."""
 
     folder: Path
     """Where rows and tokens lie; rejected.jsonl and duplicates.jsonl beside them name every dropped row."""
@@ -95,7 +95,7 @@ class Prepared:
         """The dominant script of each row of `train`."""
         return [str(script) for script in self.columns.scripts[self.chosen]]
 
-    def place_of(self, ids: Sequence[int]) -> str | None:
+    def source_of(self, ids: Sequence[int]) -> str | None:
         """Where the training row with these tokens stands, as its file calls it; None: there is no such row."""
         rows = Rows(self.folder / ROWS, self.columns.starts, self.per_epoch)
         for index in np.flatnonzero(self.columns.tokens[self.per_epoch] == len(ids)):
@@ -104,12 +104,11 @@ class Prepared:
         return None
 
     def without(self, verdicts: Verdicts, quality: QualityReport) -> Prepared:
-        """The same without the training rows that a reference model found unfit; held-out rows are never judged."""
+        """The same without the training rows that the verdicts of a reference model name; held-out rows all stay."""
         gone = {int(self.chosen[verdict.index]): verdict for verdict in verdicts}
         chosen = self.chosen[~np.isin(self.chosen, list(gone))]
         per_epoch = self.per_epoch[~np.isin(self.per_epoch, list(gone))]
-        places = {row: self.train.place(verdict.index) for row, verdict in gone.items()}
-        reasons = [(places[row], verdict.reason, verdict.detail) for row, verdict in gone.items()]
+        reasons = [(self.train.source_of(each.index), each.reason, each.detail) for each in gone.values()]
         report = after_quality(self.report, self.columns, (chosen, per_epoch, self.held), reasons, quality)
         return Prepared(self.folder, self.columns, report, chosen, per_epoch, self.held)
 
@@ -123,7 +122,7 @@ def prepare(
         settings: the `data` section of a config.
         seed: decides which prompts are held out, nothing else.
         rendering: tokenizer and lengths; None prepares rows alone, without the filters that count tokens.
-        on_rows: told how many more rows have been looked at; not called when the result was kept from earlier.
+        on_rows: called with the number of rows processed since the last call; never where the cache has the result.
 
     Raises:
         DataError: unreadable, of unknown format, malformed, or too few to hold any out.
@@ -148,27 +147,27 @@ def _make(
 ) -> Prepared:
     own = settings.own_held_out
     sources = [open_source(source) for source in (*settings.mixture, *([own] if own else []))]
-    judge = Judge([_origin(source, source.settings is own) for source in sources], settings, rendering)
-    spool = Spool(folder)
-    gathered = judge_all(sources, judge, spool, workers=settings.workers, on_rows=on_rows)
-    columns = spool.columns()
-    dropped = gathered.tally.freeze()
-    _refuse_malformed(gathered.rows_in, dropped, sources, settings)
+    processor = RowProcessor([_origin(source, source.settings is own) for source in sources], settings, rendering)
+    writer = RowWriter(folder)
+    statistics = process_all(sources, processor, writer, workers=settings.workers, on_rows=on_rows)
+    columns = writer.columns()
+    dropped = statistics.drops.dropped()
+    _refuse_malformed(statistics.rows_in, dropped, sources, settings)
     if rendering:
         in_tokens = [each for each in dropped if STEP_OF[each.reason] == "tokens"]
         refuse_hopeless(len(columns) + total(in_tokens), len(columns), in_tokens, rendering.max_length)
-    selection = select(columns, spool, settings, seed=seed)
+    selection = select(columns, writer, settings, seed=seed)
 
-    ledger = Ledger(settings, sources, columns, gathered, selection, spool.rows(columns))
+    builder = ReportBuilder(settings, sources, columns, statistics, selection, writer.rows(columns))
     with disk_errors(folder, elsewhere=OTHER_CACHE):
-        spool.reject(ledger.late_drops)
-        ledger.write_duplicates(folder / DUPLICATES)
-        report = ledger.report(cache.settings_hash(settings, seed=seed, rendering=rendering), rendering)
+        writer.reject(builder.late_drops)
+        builder.write_duplicates(folder / DUPLICATES)
+        report = builder.report(cache.settings_hash(settings, seed=seed, rendering=rendering), rendering)
         save_report(folder / ACCOUNT, report)
         arrays = {each.name: getattr(columns, each.name) for each in fields(columns)}
         sides = {"train": selection.train, "per_epoch": selection.per_epoch, "held": selection.held_out}
         np.savez(folder / ARRAYS, allow_pickle=False, **arrays, **sides)
-    spool.close()
+    writer.close()
     return Prepared(folder, columns, report, selection.train, selection.per_epoch, selection.held_out)
 
 

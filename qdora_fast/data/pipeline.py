@@ -1,8 +1,8 @@
-"""All rows of all sources through the judge, on every core, in the order of the files.
+"""All rows of all sources through the row processor, on every core, in the order of the files.
 
-One process reads, the others judge: chunks of 256 rows go out, and come back in order, with no more of them under way
-than there are workers to keep busy, so that memory does not grow with the file. The result is the same with any
-number of workers; small sets are judged in this process, where starting others would take longer.
+One process reads, the others do the work: chunks of 256 rows go out, and come back in order, with no more of them
+under way than there are workers to keep busy, so that memory does not grow with the file. The result is the same with
+any number of workers; small sets are processed in this process, because starting others would take longer.
 
 Workers are forked: they inherit the tokenizer instead of loading it again. They use no GPU and no torch.
 """
@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 
-from qdora_fast.data.clean.rejects import Tally
-from qdora_fast.data.judge import Job, Judge
+from qdora_fast.data.clean.rejects import DropCounter
 from qdora_fast.data.read.readers import RawRow
 from qdora_fast.data.read.sources import IdCheck, Source
-from qdora_fast.data.store import Chunk, Spool
+from qdora_fast.data.row_processor import Job, RowProcessor
+from qdora_fast.data.store import Chunk, RowWriter
 from qdora_fast.system.errors import DataError
 
 ROWS_PER_CHUNK = 256
@@ -32,20 +32,20 @@ CHUNKS_IN_THIS_PROCESS = 4
 """Sets of no more chunks than this are not worth starting workers for."""
 MOST_WORKERS = 8
 UNDER_WAY_PER_WORKER = 3
-TEXTS_KEPT = 2_000
+MOST_TEXTS = 2_000
 
 OnRows = Callable[[int], None]
-"""Told how many more rows have been judged."""
+"""Called with the number of rows that have been processed since the last call."""
 
 
 @dataclass
-class Gathered:
-    """What the judged rows add up to; the rows themselves are in the spool."""
+class RowStatistics:
+    """Counts over all rows, the dropped ones included; the rows themselves are in the writer."""
 
     rows_in: int = 0
     by_origin: Counter[int] = field(default_factory=Counter)
     """Rows read of each source."""
-    tally: Tally = field(default_factory=Tally)
+    drops: DropCounter = field(default_factory=DropCounter)
     repairs: Counter[str] = field(default_factory=Counter)
     ids: list[IdCheck] = field(default_factory=list)
     """One per source."""
@@ -58,33 +58,38 @@ class Gathered:
 
     def add(self, chunk: Chunk) -> None:
         """Count one chunk."""
-        for place, reason, detail in chunk.rejected:
-            self.tally.count(reason, place, detail)
+        for source, reason, detail in chunk.rejected:
+            self.drops.count(reason, source, detail)
         self.repairs.update(chunk.repairs)
         self.too_long += chunk.too_long
         for text in chunk.sampled:
             if self._seen % self._stride == 0:
                 self.texts.append(text)
             self._seen += 1
-        while len(self.texts) > TEXTS_KEPT:
+        while len(self.texts) > MOST_TEXTS:
             self.texts = self.texts[::2]
             self._stride *= 2
 
 
-def judge_all(
-    sources: Sequence[Source], judge: Judge, spool: Spool, *, workers: int | None = None, on_rows: OnRows | None = None
-) -> Gathered:
-    """Read the sources one after the other, judge every row, and put what is fit into the spool.
+def process_all(
+    sources: Sequence[Source],
+    processor: RowProcessor,
+    writer: RowWriter,
+    *,
+    workers: int | None = None,
+    on_rows: OnRows | None = None,
+) -> RowStatistics:
+    """Read the sources one after the other, process every row, and write the usable ones.
 
     Args:
-        workers: processes that judge; None: one per core this process may use, at most 8.
+        workers: processes that work; None: one per core this process may use, at most 8.
 
     Raises:
         DataError: a file cannot be read any further, or a worker died (the system kills the largest when memory ends).
-        DiskSpaceError: see `store.Spool`.
+        DiskSpaceError: see `store.RowWriter`.
     """
-    gathered = Gathered(ids=[IdCheck() for _ in sources])
-    jobs = _jobs(sources, gathered)
+    statistics = RowStatistics(ids=[IdCheck() for _ in sources])
+    jobs = _jobs(sources, statistics)
     first = list(islice(jobs, CHUNKS_IN_THIS_PROCESS + 1))
     count = min(workers or min(len(os.sched_getaffinity(0)), MOST_WORKERS), len(first))
     small = len(first) <= CHUNKS_IN_THIS_PROCESS or count == 1
@@ -93,43 +98,43 @@ def judge_all(
         yield from first
         yield from jobs
 
-    chunks = map(judge.chunk, everything()) if small else _in_parallel(judge, everything(), count)
+    chunks = map(processor.process, everything()) if small else _in_parallel(processor, everything(), count)
     for chunk in chunks:
-        spool.add(chunk)
-        gathered.add(chunk)
+        writer.add(chunk)
+        statistics.add(chunk)
         if on_rows:
             on_rows(len(chunk.columns) + len(chunk.rejected))
-    spool.flush()
-    return gathered
+    writer.flush()
+    return statistics
 
 
-def _jobs(sources: Sequence[Source], gathered: Gathered) -> Iterator[Job]:
+def _jobs(sources: Sequence[Source], statistics: RowStatistics) -> Iterator[Job]:
     for origin, source in enumerate(sources):
         rows = source.rows()
         while chunk := list(islice(rows, ROWS_PER_CHUNK)):
             for raw in chunk:
                 if isinstance(raw, RawRow):
-                    gathered.ids[origin].see(raw)
-            job = Job(origin, gathered.rows_in + 1, chunk)
-            gathered.rows_in += len(chunk)
-            gathered.by_origin[origin] += len(chunk)
+                    statistics.ids[origin].see(raw)
+            job = Job(origin, statistics.rows_in + 1, chunk)
+            statistics.rows_in += len(chunk)
+            statistics.by_origin[origin] += len(chunk)
             yield job
 
 
-_JUDGE: list[Judge] = []
-"""In a worker: its judge, inherited when it was forked."""
+_PROCESSOR: list[RowProcessor] = []
+"""In a worker: its row processor, inherited when it was forked."""
 
 
 def _in_worker(job: Job) -> Chunk:
-    return _JUDGE[0].chunk(job)
+    return _PROCESSOR[0].process(job)
 
 
-def _in_parallel(judge: Judge, jobs: Iterable[Job], workers: int) -> Iterator[Chunk]:
+def _in_parallel(processor: RowProcessor, jobs: Iterable[Job], workers: int) -> Iterator[Chunk]:
     """Chunks in the order of their jobs, with a bounded number of jobs under way."""
-    _JUDGE[:] = [judge]
+    _PROCESSOR[:] = [processor]
     context = multiprocessing.get_context("fork")
     try:
-        with _calm_forks(), ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with _quiet_forks(), ProcessPoolExecutor(workers, mp_context=context) as pool:
             under_way: deque[Future[Chunk]] = deque()
             for job in jobs:
                 under_way.append(pool.submit(_in_worker, job))
@@ -143,11 +148,11 @@ def _in_parallel(judge: Judge, jobs: Iterable[Job], workers: int) -> Iterator[Ch
             "try again with --set data.workers=1"
         ) from error
     finally:
-        _JUDGE.clear()
+        _PROCESSOR.clear()
 
 
 @contextmanager
-def _calm_forks() -> Iterator[None]:
+def _quiet_forks() -> Iterator[None]:
     """Quiet warnings about forking beside threads: the workers touch neither torch nor the tokenizer's own threads."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -2,7 +2,7 @@
 
 A set of rows may be larger than memory; a trainer reads it in random order for hours. So rows lie as JSON lines in one
 file and tokens as an Arrow table in another, both mapped into memory by the operating system, which keeps what is used
-and gives the rest back. `Spool` writes them chunk by chunk; `Rows` and `Examples` are views of chosen rows.
+and gives the rest back. `RowWriter` writes them chunk by chunk; `Rows` and `Examples` are views of chosen rows.
 
 What stays in memory is a few numbers a row (`Columns`): about 90 bytes, whatever the length of the text.
 """
@@ -52,7 +52,7 @@ class Rows(Sequence[Row]):
         row: Row = json.loads(self.line(index))
         return row
 
-    def place(self, index: int) -> str:
+    def source_of(self, index: int) -> str:
         """Where the row stands in the user's files, such as rows.jsonl:12."""
         return self[index]["meta"]["source"]
 
@@ -100,10 +100,10 @@ class Examples(Sequence[Example]):
 
 @dataclass
 class Columns:
-    """What is known about each row that can be read and is fit, one array entry a row."""
+    """What is known about each usable row, one array entry a row."""
 
     starts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Bytes of the row's line; after `Spool.columns`, its offset, and one entry more than rows."""
+    """Bytes of the row's line; after `RowWriter.columns`, its offset, and one entry more than rows."""
     keys: np.ndarray = field(default_factory=lambda: np.zeros((0, 16), np.uint8))
     """`similarity.exact_key` of the row."""
     prompts: np.ndarray = field(default_factory=lambda: np.zeros((0, 16), np.uint8))
@@ -112,8 +112,8 @@ class Columns:
     """SHA-256 of its content."""
     sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """Characters."""
-    said: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    """Tokens of what is said, template not counted; `LONG_ENOUGH` where nobody needs to know."""
+    content_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """Tokens of the contents, without the template; `row_processor.NOT_COUNTED` where no limit can apply."""
     tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     """Tokens as rendered; 0 without a tokenizer."""
     trained: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
@@ -131,7 +131,7 @@ class Columns:
 
 @dataclass
 class Chunk:
-    """A few hundred rows after a worker has judged them, in the order of the file."""
+    """A few hundred rows after a worker has processed them, in the order of the file."""
 
     columns: Columns
     lines: bytes = b""
@@ -144,16 +144,16 @@ class Chunk:
     groups: list[str | None] = field(default_factory=list)
     strata: list[str] = field(default_factory=list)
     rejected: list[tuple[str, str, str]] = field(default_factory=list)
-    """(place, reason, detail) of rows that were dropped."""
+    """(source, reason, detail) of rows that were dropped."""
     too_long: list[int] = field(default_factory=list)
     """Tokens of the rows among them that are too long."""
     repairs: dict[str, int] = field(default_factory=dict)
     sampled: list[str] = field(default_factory=list)
-    """The beginning of what each row says, from which languages are told."""
+    """The beginning of each row's text, from which languages are recognised."""
 
 
-class Spool:
-    """Writes chunks below `folder`, and keeps their columns.
+class RowWriter:
+    """Writes chunks below `folder` and holds their columns in memory.
 
     Raises:
         DiskSpaceError: from `add` and `close`, when the disk is full.
@@ -181,7 +181,7 @@ class Spool:
         self.strata += chunk.strata
 
     def reject(self, rejected: Sequence[tuple[str, str, str]]) -> None:
-        """Write down rows that are dropped."""
+        """Write rows that were dropped, each as (source, reason, detail)."""
         keys = ("place", "reason", "detail")
         lines = (json.dumps(dict(zip(keys, each, strict=True)), ensure_ascii=False) for each in rejected)
         self._files[REJECTED].writelines(f"{line}\n".encode() for line in lines)
@@ -214,7 +214,7 @@ class Spool:
                 file.flush()
 
     def close(self) -> None:
-        """Finish the files; signatures have done their work and go."""
+        """Finish the files, and remove the signatures, which are no longer needed."""
         with disk_errors(self.folder, elsewhere=OTHER_CACHE):
             for file in self._files.values():
                 file.close()

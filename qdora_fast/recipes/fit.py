@@ -84,7 +84,7 @@ def fit(
             arguments=arguments,
             callbacks=[*callbacks, signal_callback(requests)],
             identity=identity,
-            source_of=prepared.place_of,
+            source_of=prepared.source_of,
             on_note=record_notes(folder.metrics),
         )
         if probed is not None:

@@ -176,7 +176,7 @@ def preflight(ready: Any) -> None:
 
 def _harmless(row: Any) -> Any:
     pieces = tuple((console.visible(text), trained) for text, trained in row.pieces)
-    return replace(row, place=console.visible(row.place), pieces=pieces)
+    return replace(row, source=console.visible(row.source), pieces=pieces)
 
 
 def quality(ready: Any) -> None:

@@ -85,7 +85,7 @@ def test_nonsense_is_refused(section: str, key: str, value: object) -> None:
         ({"data": {"path": "demo", "held_out": 0}, "train": {"early_stopping": 2}}, "held_out is 0"),
         ({"train": {"effective_batch": 16, "batch_size": 4, "gradient_accumulation": 8}}, "is not batch_size 4 × grad"),
         ({"train": {"effective_batch": 10, "batch_size": 4}}, "10 is not a multiple of batch_size 4"),
-        ({"train": {"batch_size": "auto", "gradient_accumulation": 8}}, "say effective_batch"),
+        ({"train": {"batch_size": "auto", "gradient_accumulation": 8}}, "set effective_batch"),
         ({"adapter": {"method": "qlora"}, "train": {"magnitude_learning_rate": 1e-4}}, "has no magnitudes"),
     ],
 )

@@ -153,5 +153,5 @@ def test_no_valid_config_is_refused(tree: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("text", ["a\0b", "half a pair: \ud83d"])
 def test_text_that_cannot_be_written_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"run.dir: got .*; it holds characters that are no text"):
+    with pytest.raises(ConfigError, match=r"run.dir: got .*; it holds NUL or an invalid character"):
         make_config({"model": {"name": "demo"}, "data": {"path": "demo"}, "run": {"dir": text}})

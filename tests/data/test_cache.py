@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from qdora_fast.config import DataSettings
-from qdora_fast.data import Prepared, Rendering, cache, choose_template, prepare
+from qdora_fast.data import cache, choose_template, prepare
+from qdora_fast.data.dataset import Prepared
+from qdora_fast.data.tokenize.render import Rendering
 from qdora_fast.system.errors import ConfigError, DataError, DiskSpaceError
 
 ROWS = [{"question": f"What is {i}?", "answer": f"It is {i}"} for i in range(40)]
@@ -105,7 +107,7 @@ def test_a_full_disk_is_said_and_leaves_no_entry(path: Path, tmp_path: Path, mon
     def full(self: object, chunk: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.Spool, "add", full)
+    monkeypatch.setattr(store.RowWriter, "add", full)
     with pytest.raises(DiskSpaceError, match=r"No space left.*QDORA_FAST_CACHE"):
         made(path)
     assert list((tmp_path / "cache" / "data").iterdir()) == []

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from qdora_fast.config import DataSettings
-from qdora_fast.data import Prepared, prepare
+from qdora_fast.data import prepare
+from qdora_fast.data.dataset import Prepared
 from qdora_fast.system.errors import DataError
 
 GOOD = [{"instruction": f"Name number {i}", "input": "", "output": f"It is {i}"} for i in range(40)]

@@ -11,7 +11,8 @@ import pytest
 from plain_rendering import render
 
 from qdora_fast.config import DataSettings
-from qdora_fast.data import Rendering, choose_template, pipeline, prepare
+from qdora_fast.data import choose_template, pipeline, prepare
+from qdora_fast.data.tokenize.render import Rendering
 from qdora_fast.system.errors import DataError
 
 
@@ -76,13 +77,13 @@ def test_a_training_row_is_found_by_its_tokens(tmp_path: Path, base_tokenizer: A
     choose_template(base_tokenizer, "auto")
     data = prepare(DataSettings(path=str(path), on_bad_row="skip"), seed=3, rendering=Rendering(base_tokenizer, 256))
     for index in (0, 7, len(data.train) - 1):
-        place = data.place_of(data.tokens[index]["input_ids"])
+        place = data.source_of(data.tokens[index]["input_ids"])
         assert place == data.train[index]["meta"]["source"]
         row = json.loads(path.read_text().splitlines()[int(str(place).rpartition(":")[2]) - 1])
         assert row["question"] == data.train[index]["messages"][0]["content"]
     assert data.held_out_examples is not None
-    assert data.place_of(data.held_out_examples[0]["input_ids"]) is None
-    assert data.place_of([1, 2, 3]) is None
+    assert data.source_of(data.held_out_examples[0]["input_ids"]) is None
+    assert data.source_of([1, 2, 3]) is None
 
 
 def test_doubled_ids_are_told_and_kept(tmp_path: Path) -> None:

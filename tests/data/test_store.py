@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qdora_fast.data.store import ROWS, Chunk, Columns, Rows, Spool, open_examples
+from qdora_fast.data.store import ROWS, Chunk, Columns, Rows, RowWriter, open_examples
 from qdora_fast.system.errors import DiskSpaceError, QdoraError
 
 
@@ -31,13 +31,13 @@ def chunk_of(numbers: list[int]) -> Chunk:
 
 
 def test_what_goes_in_comes_out_in_order(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
+    writer = RowWriter(tmp_path)
     for numbers in ([1, 2, 3], [4, 5]):
-        spool.add(chunk_of(numbers))
-    columns = spool.columns()
+        writer.add(chunk_of(numbers))
+    columns = writer.columns()
     assert len(columns) == 5
-    np.testing.assert_array_equal(spool.signatures(5, 4)[:, 0], [1, 1, 1, 4, 4])
-    spool.close()
+    np.testing.assert_array_equal(writer.signatures(5, 4)[:, 0], [1, 1, 1, 4, 4])
+    writer.close()
     assert columns.starts[-1] == (tmp_path / ROWS).stat().st_size
     rows = Rows(tmp_path / ROWS, columns.starts, np.array([4, 0, 2]))
     assert [row["meta"]["row"] for row in rows] == [5, 1, 3]
@@ -55,20 +55,20 @@ def test_what_goes_in_comes_out_in_order(tmp_path: Path) -> None:
 
 
 def test_chosen_rows_are_copied_byte_for_byte(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    spool.add(chunk_of([1, 2, 3]))
-    spool.close()
-    Rows(tmp_path / ROWS, spool.columns().starts, np.array([0, 2])).write(tmp_path / "some.jsonl")
+    writer = RowWriter(tmp_path)
+    writer.add(chunk_of([1, 2, 3]))
+    writer.close()
+    Rows(tmp_path / ROWS, writer.columns().starts, np.array([0, 2])).write(tmp_path / "some.jsonl")
     lines = (tmp_path / ROWS).read_bytes().splitlines(keepends=True)
     assert (tmp_path / "some.jsonl").read_bytes() == lines[0] + lines[2]
 
 
 def test_an_empty_set_has_nothing_and_no_tokens(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    columns = spool.columns()
+    writer = RowWriter(tmp_path)
+    columns = writer.columns()
     assert len(columns) == 0
-    assert spool.signatures(0, 256).shape == (0, 256)
-    spool.close()
+    assert writer.signatures(0, 256).shape == (0, 256)
+    writer.close()
     rows = Rows(tmp_path / ROWS, columns.starts, np.zeros(0, np.int64))
     assert len(rows) == 0 and list(rows) == [] and rows[:3] == []
     assert open_examples(tmp_path, np.zeros(0, np.int64)) is None
@@ -78,9 +78,9 @@ def test_an_empty_set_has_nothing_and_no_tokens(tmp_path: Path) -> None:
 def test_what_a_disk_refuses_is_our_error_and_names_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, kind: type[QdoraError]
 ) -> None:
-    def refuse(self: Spool, rejected: object) -> None:
+    def refuse(self: RowWriter, rejected: object) -> None:
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(Spool, "reject", refuse)
+    monkeypatch.setattr(RowWriter, "reject", refuse)
     with pytest.raises(kind, match=rf"{os.strerror(error)}.*QDORA_FAST_CACHE"):
-        Spool(tmp_path).add(Chunk(Columns()))
+        RowWriter(tmp_path).add(Chunk(Columns()))

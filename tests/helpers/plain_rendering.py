@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from qdora_fast.data.clean.rejects import Dropped, RejectedRow, Tally
+from qdora_fast.data.clean.rejects import DropCounter, Dropped, RejectedRow
 from qdora_fast.data.read.messages import Row
 from qdora_fast.data.store import Example
 from qdora_fast.data.tokenize.masking import IGNORED
@@ -81,7 +81,7 @@ def render(
         DataError: no row has anything to train on, or more than half cannot be masked for sure.
     """
     renderer = Renderer(Rendering(tokenizer, max_length, train_on, on_long, frozenset(stop_ids)))
-    tally, flags = Tally(), Counter[str]()
+    tally, flags = DropCounter(), Counter[str]()
     examples: list[Example] = []
     kept: list[Row] = []
     truncated = 0
@@ -99,7 +99,7 @@ def render(
     report = RenderReport(
         rows_in=len(rows),
         kept=len(kept),
-        dropped=tally.freeze(),
+        dropped=tally.dropped(),
         tokens=sum(len(example["input_ids"]) for example in examples),
         trained_tokens=sum(sum(label != IGNORED for label in example["labels"]) for example in examples),
         longest=max((len(example["input_ids"]) for example in examples), default=0),

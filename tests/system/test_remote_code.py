@@ -124,7 +124,7 @@ def test_with_the_flag_the_code_is_run_from_training_to_export(
 @pytest.mark.parametrize("text", ["model: {name: demo, trust_remote_code: true}", "trust_remote_code: true"])
 def test_no_config_file_can_ask_for_it(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"{text}\ndata: {{path: demo}}")
-    with pytest.raises(ConfigError, match="not a setting of a file.*--trust-remote-code"):
+    with pytest.raises(ConfigError, match="not a setting of a config file.*--trust-remote-code"):
         load_config(tmp_path / "a.yaml")
 
 

@@ -56,15 +56,15 @@ class Member:
 class Cluster:
     """A row that stays, and those dropped for it, the most similar first."""
 
-    kept: int
+    representative: int
     members: tuple[Member, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Duplicates:
-    """What became of each row. `kept[i] == i` if row i stays."""
+    """What became of each row. `representative[i] == i` if row i stays."""
 
-    kept: np.ndarray
+    representative: np.ndarray
     """int64 [n]: the row that stays for it."""
     kind: np.ndarray
     """uint8 [n], an index of `KINDS`. exact: equal to a row more worth keeping (which may be near to a third one)."""
@@ -78,12 +78,12 @@ class Duplicates:
     def clusters(self) -> list[Cluster]:
         """All rows that stay for others, the largest cluster first."""
         dropped = np.flatnonzero(self.kind)
-        dropped = dropped[np.lexsort((dropped, -self.score[dropped], self.kept[dropped]))]
-        found = [
-            Cluster(kept, tuple(Member(row, KINDS[self.kind[row]], float(self.score[row])) for row in rows))
-            for kept, rows in groupby(dropped.tolist(), lambda row: int(self.kept[row]))
+        dropped = dropped[np.lexsort((dropped, -self.score[dropped], self.representative[dropped]))]
+        clusters = [
+            Cluster(stays, tuple(Member(row, KINDS[self.kind[row]], float(self.score[row])) for row in rows))
+            for stays, rows in groupby(dropped.tolist(), lambda row: int(self.representative[row]))
         ]
-        return sorted(found, key=lambda cluster: (-len(cluster.members), cluster.kept))
+        return sorted(clusters, key=lambda cluster: (-len(cluster.members), cluster.representative))
 
 
 def find_duplicates(index: RowIndex, *, exact: bool, near: bool, similarity: float) -> Duplicates:
@@ -96,14 +96,14 @@ def find_duplicates(index: RowIndex, *, exact: bool, near: bool, similarity: flo
         similarity: Jaccard similarity of nearly equal rows, 0.5 to 1.
     """
     count = len(index.keys)
-    kept, kind, score = np.arange(count), np.zeros(count, np.uint8), np.zeros(count, np.float32)
+    representative, kind, score = np.arange(count), np.zeros(count, np.uint8), np.zeros(count, np.float32)
     order = _precedence(index)
     first = _first_equal(index.keys, order)
     neighbours = Neighbours(index.signatures, index.shingles_of, order[first[order] == order], similarity)
     links: list[tuple[int, int]] = []
     if near:
         for row, other, similar in _near_a_kept_row(neighbours):
-            kept[row], kind[row], score[row] = other, KINDS.index("near"), similar
+            representative[row], kind[row], score[row] = other, KINDS.index("near"), similar
     else:
         links = _connections(neighbours)
     copies = np.flatnonzero(first != np.arange(count))
@@ -112,9 +112,9 @@ def find_duplicates(index: RowIndex, *, exact: bool, near: bool, similarity: flo
         links += zip(first[copies[~near_too]].tolist(), copies[~near_too].tolist(), strict=True)
         copies = copies[near_too]
     originals = first[copies]
-    score[copies] = np.where(kept[originals] == originals, 1, score[originals])
-    kept[copies], kind[copies] = kept[originals], KINDS.index("exact" if exact else "near")
-    return Duplicates(kept, kind, score, links, neighbours.compared)
+    score[copies] = np.where(representative[originals] == originals, 1, score[originals])
+    representative[copies], kind[copies] = representative[originals], KINDS.index("exact" if exact else "near")
+    return Duplicates(representative, kind, score, links, neighbours.compared)
 
 
 def contaminated(
@@ -132,20 +132,20 @@ def contaminated(
         similarity: as for `find_duplicates`.
     """
     held_out, train = (np.flatnonzero(rows) if rows.dtype == bool else rows for rows in (held_out, train))
-    found: dict[int, tuple[int, float]] = {}
+    matches: dict[int, tuple[int, float]] = {}
     texts = {index.keys[row].tobytes(): row for row in held_out.tolist()}
     for row in train.tolist():
         if (other := texts.get(index.keys[row].tobytes())) is not None:
-            found[row] = (other, 1.0)
+            matches[row] = (other, 1.0)
     wider = bands_for(max(LEAST_SIMILARITY, similarity - 0.1))
     rows = np.concatenate([held_out, train])
     neighbours = Neighbours(index.signatures, index.shingles_of, rows, similarity, wider)
     for at in neighbours.crowded.tolist():
         if at < len(held_out):
             neighbours.add(at)
-        elif (row := int(neighbours.rows[at])) not in found and (near := neighbours.nearest(at)):
-            found[row] = int(neighbours.rows[near[0]]), near[1]
-    return [(row, *found[row]) for row in sorted(found)]
+        elif (row := int(neighbours.rows[at])) not in matches and (near := neighbours.nearest(at)):
+            matches[row] = int(neighbours.rows[near[0]]), near[1]
+    return [(row, *matches[row]) for row in sorted(matches)]
 
 
 def _precedence(index: RowIndex) -> np.ndarray:

@@ -27,7 +27,7 @@ QUOTED = 40
 FEWEST_WORDS_CUT, FEWEST_WORDS_LINE, FEWEST_SENTENCES = 20, 8, 4
 FEWEST_WORDS_REPEATED, GRAM = 50, 5
 
-Said = tuple[str, str]  # where, such as "message 2", and the text there
+NamedText = tuple[str, str]  # where, such as "message 2", and the text there
 
 
 def check(row: Row, raw: Mapping[str, Any], settings: FilterSettings) -> None:
@@ -35,16 +35,16 @@ def check(row: Row, raw: Mapping[str, Any], settings: FilterSettings) -> None:
 
     Raises:
         RejectedRow: role_order, control_characters, mojibake, placeholder_answer, truncated_answer, repetition
-            or refusal; the detail names the message and quotes what was found.
+            or refusal; the detail names the message and quotes what was match.
     """
     messages = row["messages"]
     if settings.role_order:
         _check_roles(messages)
-    said = list(_said(row))
+    texts = list(_texts(row))
     if settings.mojibake:
-        _check_encoding(said)
+        _check_encoding(texts)
     if settings.control_characters:
-        _check_characters(said)
+        _check_characters(texts)
     answers = [
         (f"message {number}", message["content"])
         for number, message in enumerate(messages, 1)
@@ -55,7 +55,7 @@ def check(row: Row, raw: Mapping[str, Any], settings: FilterSettings) -> None:
     if settings.truncated and messages:
         _check_end(messages, raw)
     if settings.max_repetition < 1:
-        _check_loops(answers or said, messages, settings.max_repetition)
+        _check_loops(answers or texts, messages, settings.max_repetition)
     if settings.refusals:
         _check_refusals(answers)
 
@@ -101,8 +101,8 @@ _STRONG = re.compile(
 _BY_CHANCE = re.compile("Ã[”’»]|×[²³]")  # the end of a quoted Portuguese word, and arithmetic
 
 
-def _said(row: Row) -> Iterator[Said]:
-    """Every text of a row with its place."""
+def _texts(row: Row) -> Iterator[NamedText]:
+    """Every text of a row, named: `message 2`."""
     if "text" in row:
         yield "text", row["text"]
     for number, message in enumerate(row["messages"], 1):
@@ -111,20 +111,20 @@ def _said(row: Row) -> Iterator[Said]:
             yield f"message {number}, reasoning", message["reasoning_content"]
 
 
-def _check_characters(said: list[Said]) -> None:
-    for place, text in said:
-        found = (_ASCII_CONTROL if text.isascii() else _CONTROL).search(text)
-        if found and not (found[0] == "\ufffd" and _is_about(_ABOUT_ENCODING, said)):
-            raise RejectedRow("control_characters", f"{place}: U+{ord(found[0]):04X} in {_around(text, found.start())}")
+def _check_characters(texts: list[NamedText]) -> None:
+    for name, text in texts:
+        match = (_ASCII_CONTROL if text.isascii() else _CONTROL).search(text)
+        if match and not (match[0] == "\ufffd" and _is_about(_ABOUT_ENCODING, texts)):
+            raise RejectedRow("control_characters", f"{name}: U+{ord(match[0]):04X} in {_around(text, match.start())}")
 
 
-def _check_encoding(said: list[Said]) -> None:
-    for place, text in said:
+def _check_encoding(texts: list[NamedText]) -> None:
+    for name, text in texts:
         if text.isascii() or not _SUSPECT.search(text):
             continue
         proof = _mojibake(text)
-        if proof and not _is_about(_ABOUT_ENCODING, said):
-            raise RejectedRow("mojibake", f"{place}: {_around(text, text.index(proof))}")
+        if proof and not _is_about(_ABOUT_ENCODING, texts):
+            raise RejectedRow("mojibake", f"{name}: {_around(text, text.index(proof))}")
 
 
 def _mojibake(text: str) -> str | None:
@@ -138,12 +138,12 @@ def _mojibake(text: str) -> str | None:
 
     if not BADNESS_RE.search(text):
         return None
-    found: list[str] = []
+    garbled: list[str] = []
     for line in _BY_CHANCE.sub("\n", text).split("\n"):
         suspects = BADNESS_RE.findall(line)
         if suspects and (fix_encoding(line) != line or "â€" in line):  # â€: a third byte may have been lost
-            found += suspects
-    return found[0] if len(found) > 1 or (found and _STRONG.search(text)) else None
+            garbled += suspects
+    return garbled[0] if len(garbled) > 1 or (garbled and _STRONG.search(text)) else None
 
 
 # Stand-ins for an answer
@@ -167,18 +167,18 @@ _FILLER = re.compile(r"\s*lorem ipsum\b", re.IGNORECASE)
 _ABOUT_FILLER = re.compile(r"lorem|placeholder|dummy|filler|latin", re.IGNORECASE)
 
 
-def _check_stand_ins(answers: list[Said], messages: list[Message]) -> None:
+def _check_stand_ins(answers: list[NamedText], messages: list[Message]) -> None:
     asked = _asked(messages)
-    for place, answer in answers:
+    for name, answer in answers:
         filler = _FILLER.match(answer) and not _is_about(_ABOUT_FILLER, asked)
         if filler or (len(answer) < 120 and _WHOLE.fullmatch(answer) and not _is_choice(answer, asked)):
-            raise RejectedRow("placeholder_answer", f"{place} is {_quote(answer)}")
-        found = _UNFILLED.search(_CODE.sub(" ", answer)) if "{{" in answer else None
-        if found and not (any("{{" in text for _, text in asked) or _is_about(_ABOUT_TEMPLATES, [*asked, *answers])):
-            raise RejectedRow("placeholder_answer", f"{place} holds {_quote(found[0])}")
+            raise RejectedRow("placeholder_answer", f"{name} is {_quote(answer)}")
+        match = _UNFILLED.search(_CODE.sub(" ", answer)) if "{{" in answer else None
+        if match and not (any("{{" in text for _, text in asked) or _is_about(_ABOUT_TEMPLATES, [*asked, *answers])):
+            raise RejectedRow("placeholder_answer", f"{name} holds {_quote(match[0])}")
 
 
-def _is_choice(answer: str, asked: list[Said]) -> bool:
+def _is_choice(answer: str, asked: list[NamedText]) -> bool:
     """Whether the prompt itself has this word: "is the entry DONE or TODO?"."""
     word = answer.strip(" \n.!:").lower()
     return bool(word) and any(word in text.lower() for _, text in asked)
@@ -241,8 +241,8 @@ _BLOCK = re.compile(r"```.*?(?:```|\Z)|^[^\n|]*\|[^\n|]*\|[^\n]*$", re.DOTALL | 
 _ABOUT_LOOPS = re.compile(r"\brepeat|\b(?:say|write|type)\b[^.?!]* times\b|lyrics|\bsong|\bpoem|chant", re.IGNORECASE)
 
 
-def _check_loops(answers: list[Said], messages: list[Message], largest: float) -> None:
-    for place, answer in answers:
+def _check_loops(answers: list[NamedText], messages: list[Message], largest: float) -> None:
+    for name, answer in answers:
         text = _BLOCK.sub(" ", answer) if "```" in answer or "|" in answer else answer
         words = text.split() if text.isascii() else units(text)
         runs = len(words) - GRAM + 1
@@ -252,7 +252,7 @@ def _check_loops(answers: list[Said], messages: list[Message], largest: float) -
         grams = list(zip(*(words[start:] for start in range(GRAM)), strict=False))
         share = 1 - len(set(grams)) / runs
         if share > largest and not _is_about(_ABOUT_LOOPS, _asked(messages)):
-            raise RejectedRow("repetition", f"{place}: {share:.0%} of its 5-grams repeat an earlier one")
+            raise RejectedRow("repetition", f"{name}: {share:.0%} of its 5-grams repeat an earlier one")
 
 
 # Refusals
@@ -271,22 +271,22 @@ _REFUSAL = re.compile(
 )
 
 
-def _check_refusals(answers: list[Said]) -> None:
-    for place, answer in answers:  # a refusal comes first
-        found = _REFUSAL.search(answer[:200].replace("\u2019", "'"))
-        if found:
-            raise RejectedRow("refusal", f"{place}: {_quote(found[0])}")
+def _check_refusals(answers: list[NamedText]) -> None:
+    for name, answer in answers:  # a refusal comes first
+        match = _REFUSAL.search(answer[:200].replace("\u2019", "'"))
+        if match:
+            raise RejectedRow("refusal", f"{name}: {_quote(match[0])}")
 
 
 # Shared by the rules
 
 
-def _asked(messages: list[Message]) -> list[Said]:
+def _asked(messages: list[Message]) -> list[NamedText]:
     return [("", message["content"]) for message in messages if message["role"] in ("system", "user")]
 
 
-def _is_about(topic: re.Pattern[str], said: list[Said]) -> bool:
-    return any(topic.search(text) for _, text in said)
+def _is_about(topic: re.Pattern[str], texts: list[NamedText]) -> bool:
+    return any(topic.search(text) for _, text in texts)
 
 
 def _quote(text: str, *, end: bool = False) -> str:

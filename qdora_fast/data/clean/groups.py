@@ -98,7 +98,7 @@ class Neighbours:
         self._shingles = lru_cache(CACHED)(shingles_of)
 
     def add(self, at: int) -> None:
-        """Let a row be found."""
+        """Let a row be candidates."""
         buckets = self._buckets_of(at)
         self._members[self._starts[buckets] + self._filled[buckets]] = at
         self._filled[buckets] += 1
@@ -117,24 +117,24 @@ class Neighbours:
         if len(shared) < len(self._seen) / 64:
             return np.unique(shared)
         self._seen[shared] = True  # ten times as fast as sorting, for the thousands of candidates of a templated row
-        found = np.flatnonzero(self._seen)
-        self._seen[found] = False
-        return found
+        candidates = np.flatnonzero(self._seen)
+        self._seen[candidates] = False
+        return candidates
 
     def promising(self, at: int) -> np.ndarray:
         """Candidates that the sketches do not rule out, the most similar first."""
-        found = self.candidates(at)
-        if not len(found):
-            return found
-        for each in (at, *found[self._lengths[found] == 0].tolist()):
+        candidates = self.candidates(at)
+        if not len(candidates):
+            return candidates
+        for each in (at, *candidates[self._lengths[candidates] == 0].tolist()):
             self._sketch(each)
-        both = self._lengths[found] + self._lengths[at]
+        both = self._lengths[candidates] + self._lengths[at]
         allowed = (1 - self.similarity) / (1 + self.similarity) * both  # shingles that are in one of the two only
         for bits, sketches in zip(SKETCH_BITS, self._sketches, strict=True):
-            differing = np.bitwise_count(sketches[found] ^ sketches[at]).sum(axis=1, dtype=np.int64)
+            differing = np.bitwise_count(sketches[candidates] ^ sketches[at]).sum(axis=1, dtype=np.int64)
             possible = differing <= _most_bits(allowed, bits)
-            found, both, allowed, differing = (each[possible] for each in (found, both, allowed, differing))
-        return found[np.argsort(differing / both, kind="stable")]
+            candidates, both, allowed, differing = (each[possible] for each in (candidates, both, allowed, differing))
+        return candidates[np.argsort(differing / both, kind="stable")]
 
     def score(self, at: int, other: int) -> float:
         """The exact Jaccard similarity of two rows."""

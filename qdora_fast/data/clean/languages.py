@@ -80,5 +80,5 @@ def _script(character: str) -> str:
     """The script of a letter, "" for other characters."""
     if not _LETTER.match(character):
         return ""
-    found = _SCRIPT.match(character)
-    return (found.lastgroup if found else None) or "other"
+    match = _SCRIPT.match(character)
+    return (match.lastgroup if match else None) or "other"

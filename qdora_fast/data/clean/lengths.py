@@ -44,7 +44,7 @@ class TokenReport:
     padded_efficiency: float
     """The same for random batches of 8 rows, each padded to its longest."""
     suggested_max_length: int
-    """Least `model.max_length` with which 99 % of the rows are kept, a multiple of 64."""
+    """Least `model.max_length` with which 99 % of the rows are retained, a multiple of 64."""
 
     @property
     def trained_share(self) -> float:
@@ -116,12 +116,12 @@ def pack(lengths: np.ndarray, size: int) -> tuple[int, float]:
     room: list[int] = []  # free tokens of open sequences, ascending
     sequences = 0
     for length in sorted(np.minimum(chosen, size).tolist(), reverse=True):
-        place = bisect_left(room, length)
-        if place == len(room):
+        index = bisect_left(room, length)
+        if index == len(room):
             sequences += 1
             left = size - length
         else:
-            left = room.pop(place) - length
+            left = room.pop(index) - length
         room.insert(bisect_left(room, left), left)
     filled = float(np.minimum(chosen, size).sum()) / (sequences * size)
     return round(sequences * len(lengths) / len(chosen)), filled

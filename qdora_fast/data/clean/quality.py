@@ -92,6 +92,7 @@ class WorstRow:
     """A row as shown to a person, who decides whether the model is right about it."""
 
     place: str
+    """Its source; this name is the key in report.json."""
     prompt: str
     """What stands before the last answer, white space folded and cut to 300 characters; so is `answer`."""
     answer: str
@@ -102,7 +103,7 @@ class WorstRow:
 
 @dataclass(frozen=True)
 class QualityReport:
-    """What the reference model said about the training rows. Rows = `scored` + `not_scored`."""
+    """How the reference model scored the training rows. Rows = `scored` + `not_scored`."""
 
     scored: int
     not_scored: int
@@ -150,11 +151,11 @@ def choose(scores: Sequence[Score | None], scripts: Sequence[str], settings: Qua
         too_unlikely = each.conditional - loss_limit
         verdict = None
         if too_unhelpful >= max(too_unlikely, 0.0):
-            said = f"loss {each.conditional:.2f} after the question, {each.alone:.2f} alone"
-            verdict = Verdict(index, "high_ifd", f"IFD {each.ifd:.2f}: {said}")
+            losses = f"loss {each.conditional:.2f} after the question, {each.alone:.2f} alone"
+            verdict = Verdict(index, "high_ifd", f"IFD {each.ifd:.2f}: {losses}")
         elif too_unlikely > 0:
-            said = f"loss {each.conditional:.2f} after the question, at most {loss_limit:.2f} expected"
-            verdict = Verdict(index, "outlier_loss", f"{said} (IFD {each.ifd:.2f})")
+            losses = f"loss {each.conditional:.2f} after the question, at most {loss_limit:.2f} expected"
+            verdict = Verdict(index, "outlier_loss", f"{losses} (IFD {each.ifd:.2f})")
         # The rest of the key makes the order that of the rows' contents, wherever they stand.
         severity = max(too_unhelpful, too_unlikely)
         ranked.append((-severity, -each.conditional, each.alone, each.answer_tokens, scripts[index], index, verdict))
@@ -218,6 +219,6 @@ def _shown(row: Row) -> tuple[str, str]:
 
 
 def _line(messages: Sequence[Message]) -> str:
-    said = " ".join(m["content"] or json.dumps(m.get("tool_calls", ""), ensure_ascii=False) for m in messages)
-    folded = " ".join(said.split())
+    text = " ".join(m["content"] or json.dumps(m.get("tool_calls", ""), ensure_ascii=False) for m in messages)
+    folded = " ".join(text.split())
     return folded if len(folded) <= _SHOWN_CHARACTERS else f"{folded[: _SHOWN_CHARACTERS - 1]}…"

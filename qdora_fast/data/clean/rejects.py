@@ -2,7 +2,7 @@
 
 A set of ten thousand rows nearly always holds a few broken ones. Stopping at the first would be
 useless, dropping them silently would be dishonest. So every stage raises `RejectedRow` with a reason
-code, the loop around it counts the codes in a `Tally`, and the frozen result goes into the stage's report.
+code, the loop around it counts the codes in a `DropCounter`, and `DropCounter.dropped` goes into the report.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ REASONS: dict[str, str] = {
     # reading a line
     "bad_json": "the line is not valid JSON",
     "not_an_object": "the line holds something other than an object {...}",
+    "line_too_long": "the line is longer than a row can be",
     "wrong_columns": "a table row has more or fewer values than there are columns",
     "formatter_failed": "data.formatter raised an error, or returned something other than a dictionary",
     "left_out": "data.formatter returned None",
@@ -60,8 +61,8 @@ REASONS: dict[str, str] = {
 """Every reason code with the sentence shown to people."""
 
 MALFORMED = frozenset(
-    ("bad_json", "not_an_object", "wrong_columns", "formatter_failed", "missing_field", "wrong_type", "not_text")
-) | {"broken_unicode", "unknown_role", "broken_tool_json"}
+    ("bad_json", "not_an_object", "line_too_long", "wrong_columns", "formatter_failed", "missing_field", "wrong_type")
+) | {"not_text", "broken_unicode", "unknown_role", "broken_tool_json"}
 """Rows that cannot be read at all: `data.on_bad_row` decides about them. All others can be read, and are unfit."""
 
 
@@ -77,7 +78,7 @@ class RejectedRow(Exception):
 
 @dataclass(frozen=True)
 class Dropped:
-    """How many rows fell to one reason, and the places of the first few."""
+    """How many rows were dropped for one reason, and the sources of the first few."""
 
     reason: str
     count: int
@@ -87,25 +88,25 @@ class Dropped:
         return f"{self.count} x {self.reason}: {REASONS[self.reason]} ({'; '.join(self.examples)})"
 
 
-class Tally:
-    """Counts rejected rows while a stage runs; `freeze` gives what its report keeps."""
+class DropCounter:
+    """Counts rejected rows while a stage runs; `dropped` gives the counts."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
 
-    def add(self, rejected: RejectedRow, place: str) -> None:
-        """Count one rejected row that stood at `place`."""
-        self.count(rejected.reason, place, rejected.detail)
+    def add(self, rejected: RejectedRow, source: str) -> None:
+        """Count one rejected row."""
+        self.count(rejected.reason, source, rejected.detail)
 
-    def count(self, reason: str, place: str, detail: str = "") -> None:
+    def count(self, reason: str, source: str, detail: str = "") -> None:
         """Count one row that was dropped for `reason`."""
         self._counts[reason] = self._counts.get(reason, 0) + 1
         examples = self._examples.setdefault(reason, [])
         if len(examples) < EXAMPLES_PER_REASON:
-            examples.append(f"{place}, {detail}" if detail else place)
+            examples.append(f"{source}, {detail}" if detail else source)
 
-    def freeze(self) -> tuple[Dropped, ...]:
+    def dropped(self) -> tuple[Dropped, ...]:
         """All reasons met, most frequent first."""
         ranked = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
         return tuple(Dropped(reason, count, tuple(self._examples[reason])) for reason, count in ranked)

@@ -1,7 +1,7 @@
-"""Which of the rows that are fit are trained on, and which are held out: what no row can say about itself.
+"""Which of the usable rows are trained on, and which are held out: what no row decides on its own.
 
 In this order: duplicates go; rows that are short by the measure of the whole set go; the rest is split, so that no
-prompt, no conversation and no near-duplicate lies on both sides; that is checked once more, with fresh eyes; and
+prompt, no conversation and no near-duplicate lies on both sides; that is checked once more, independently; and
 the weights of the sources thin or repeat training rows. No model and no quality score has seen anything yet.
 
 `select` only decides. It reads texts back from the disk where it must (candidates for near-duplicates).
@@ -18,7 +18,7 @@ from qdora_fast.config import DataSettings
 from qdora_fast.data.clean.dedup import KINDS, Duplicates, RowIndex, contaminated, find_duplicates
 from qdora_fast.data.clean.similarity import PERMUTATIONS, canonical_text, shingles
 from qdora_fast.data.clean.split import hold_out, merge_groups, strata_without
-from qdora_fast.data.store import Columns, Spool
+from qdora_fast.data.store import Columns, RowWriter
 from qdora_fast.system.errors import DataError
 
 TOO_MANY = 1 / 3
@@ -28,8 +28,8 @@ TEMPLATED = 0.2
 
 
 @dataclass
-class Selection:
-    """Row numbers of both sides, ascending, and an account of the others."""
+class SelectedRows:
+    """Row numbers of both sides, ascending, and what became of the others."""
 
     train: np.ndarray
     held_out: np.ndarray
@@ -44,60 +44,60 @@ class Selection:
     warnings: list[str] = field(default_factory=list)
 
 
-def select(columns: Columns, spool: Spool, settings: DataSettings, *, seed: int) -> Selection:
-    """Decide about all rows of `spool`.
+def select(columns: Columns, writer: RowWriter, settings: DataSettings, *, seed: int) -> SelectedRows:
+    """Decide about all rows of `writer`.
 
     Raises:
         DataError: too few rows are left to hold any out, or to train on.
     """
-    picker = _Picker(columns, spool, settings, seed)
-    picker.drop_duplicates()
-    picker.drop_short()
-    picker.split()
-    picker.check_contamination()
-    return picker.weigh()
+    selector = _Selector(columns, writer, settings, seed)
+    selector.drop_duplicates()
+    selector.drop_short()
+    selector.split()
+    selector.check_contamination()
+    return selector.weigh()
 
 
-class _Picker:
+class _Selector:
     """The steps of `select`; `alive` marks rows that are still in, `held` those that are held out."""
 
-    def __init__(self, columns: Columns, spool: Spool, settings: DataSettings, seed: int) -> None:
+    def __init__(self, columns: Columns, writer: RowWriter, settings: DataSettings, seed: int) -> None:
         count = len(columns)
-        self.columns, self.spool, self.settings, self.seed = columns, spool, settings, seed
-        self.rows = spool.rows(columns)
+        self.columns, self.writer, self.settings, self.seed = columns, writer, settings, seed
+        self.rows = writer.rows(columns)
         own = len(settings.mixture) if settings.own_held_out else -1
         self.own = columns.origins == own
         self.alive = np.ones(count, bool)
         self.held = self.own.copy()
         self.index = RowIndex(
             keys=columns.keys,
-            signatures=spool.signatures(count, PERMUTATIONS),
+            signatures=writer.signatures(count, PERMUTATIONS),
             sizes=columns.sizes,
             shingles_of=lambda row: shingles(canonical_text(self.rows[row])),
             protected=self.own,
         )
         self.links: list[tuple[int, int]] = []
         nothing = np.zeros(0, np.int64)
-        self.selection = Selection(nothing, nothing, nothing)
+        self.selection = SelectedRows(nothing, nothing, nothing)
 
     def drop(self, chosen: np.ndarray, reason: str, detail: Callable[[int], str]) -> None:
-        """Take rows out, each with a word of its own."""
+        """Drop rows; `detail` gives the detail of each."""
         self.alive[chosen] = False
         self.selection.dropped += [(int(row), reason, detail(int(row))) for row in chosen]
 
     def drop_duplicates(self) -> None:
-        """Keep one row of each group that says the same; link those that are to stay."""
+        """Keep one row of each group of duplicates; link those that all stay, so that the split does not part them."""
         dedup = self.settings.dedup
-        found = find_duplicates(self.index, exact=dedup.exact, near=dedup.near, similarity=dedup.similarity)
-        self.selection.duplicates, self.links = found, list(found.links)
-        gone = np.flatnonzero((found.kept != np.arange(len(self.alive))) & ~self.own)
-        repeats_held_out = self.own[found.kept[gone]]
-        equal = found.kind == KINDS.index("exact")
+        duplicates = find_duplicates(self.index, exact=dedup.exact, near=dedup.near, similarity=dedup.similarity)
+        self.selection.duplicates, self.links = duplicates, list(duplicates.links)
+        gone = np.flatnonzero((duplicates.representative != np.arange(len(self.alive))) & ~self.own)
+        repeats_held_out = self.own[duplicates.representative[gone]]
+        equal = duplicates.kind == KINDS.index("exact")
         exact = equal[gone]
 
         def detail(row: int) -> str:
-            other = self.rows.place(int(found.kept[row]))
-            return f"{other} says the same" if equal[row] else f"{other} is {found.score[row]:.0%} alike"
+            other = self.rows.source_of(int(duplicates.representative[row]))
+            return f"{other} says the same" if equal[row] else f"{other} is {duplicates.score[row]:.0%} alike"
 
         self.drop(gone[repeats_held_out], "in_held_out", detail)
         self.drop(gone[~repeats_held_out & exact], "exact_duplicate", detail)
@@ -114,18 +114,18 @@ class _Picker:
         filters = self.settings.filters
         least, unasked = filters.least_tokens, filters.min_tokens == "auto"
         candidates = self.alive & ~self.own
-        short = np.flatnonzero(candidates & (self.columns.said < least) & (self.columns.tokens > 0))
+        short = np.flatnonzero(candidates & (self.columns.content_tokens < least) & (self.columns.tokens > 0))
         many = len(short) > TOO_MANY * max(1, int(candidates.sum()))
-        words = f"{len(short)} of {int(candidates.sum())} rows have fewer than {least} tokens of prompt and answer"
+        summary = f"{len(short)} of {int(candidates.sum())} rows have fewer than {least} tokens of prompt and answer"
         if many and unasked:
             self.selection.warnings.append(
-                f"{words}. Short rows seem to be what this set is about, so none was dropped; to say so, set "
+                f"{summary}. Short rows seem to be what this set is about, so none was dropped; to say so, set "
                 f"data.filters.min_tokens: 0, or {least} to drop them"
             )
             return
         if many:
-            self.selection.warnings.append(f"{words} and were dropped; data.filters.min_tokens: 0 keeps them")
-        self.drop(short, "too_short", lambda row: f"{self.columns.said[row]} tokens of {least}")
+            self.selection.warnings.append(f"{summary} and were dropped; data.filters.min_tokens: 0 keeps them")
+        self.drop(short, "too_short", lambda row: f"{self.columns.content_tokens[row]} tokens of {least}")
 
     def split(self) -> None:
         """Hold out a share by groups, or take the user's own rows and drop what asks the same."""
@@ -136,11 +136,11 @@ class _Picker:
             self.drop(np.array(repeated, np.int64), "in_held_out", lambda row: "the same prompt is held out")
             self.selection.groups = len({prompts[row] for row in np.flatnonzero(self.alive)})
             return
-        everywhere = merge_groups(_as_bytes(self.columns.prompts), self.spool.groups, self.links)
+        everywhere = merge_groups(_as_bytes(self.columns.prompts), self.writer.groups, self.links)
         inside = np.flatnonzero(self.alive)
         keys = [everywhere[row] for row in inside]  # rows that are gone may still tie others together
         self.selection.groups = len(set(keys))
-        strata = [self.spool.strata[row] for row in inside] if self.settings.stratify else None
+        strata = [self.writer.strata[row] for row in inside] if self.settings.stratify else None
         self.held[inside] = hold_out(keys, self.settings.held_out, self.seed, strata=strata)
         if strata is not None:
             self._describe_strata(inside, np.array(strata))
@@ -156,18 +156,18 @@ class _Picker:
             )
 
     def check_contamination(self) -> None:
-        """Look once more for training rows that are like a held-out row, relying on nothing found before."""
+        """Look once more for training rows that are like a held-out row, independently of the steps before."""
         held, train = np.flatnonzero(self.alive & self.held), np.flatnonzero(self.alive & ~self.held)
         pairs = contaminated(self.index, held, train, similarity=self.settings.dedup.similarity)
         partner = {row: (other, score) for row, other, score in pairs}
         self.drop(
             np.array(sorted(partner), np.int64),
             "in_held_out",
-            lambda row: f"{partner[row][1]:.0%} like {self.rows.place(partner[row][0])}",
+            lambda row: f"{partner[row][1]:.0%} like {self.rows.source_of(partner[row][0])}",
         )
         self.selection.contaminated = len(partner)
 
-    def weigh(self) -> Selection:
+    def weigh(self) -> SelectedRows:
         """Thin and repeat training rows by the first 8 bytes of their hash: always the same ones."""
         weights = np.array([source.weight for source in self.settings.mixture] + [1.0])
         weight = weights[self.columns.origins]

@@ -75,10 +75,10 @@ def exact_key(text: str) -> bytes:
 def shingles(text: str) -> frozenset[int]:
     """64-bit hashes of the shingles of a canonical text; empty for a text too short to compare but as a whole."""
     plain, *parts = text.split(_PART)
-    said, setting = [plain], list[str]()
+    turns, setting = [plain], list[str]()
     for part in parts:
-        (setting if part.startswith(_SETTING) else said).append(part.partition(": ")[2])
-    hashes = _hashes(" ".join(said))
+        (setting if part.startswith(_SETTING) else turns).append(part.partition(": ")[2])
+    hashes = _hashes(" ".join(turns))
     counted = heapq.nsmallest(math.ceil(SETTING_SHARE * len(hashes)), _hashes(" ".join(setting)))
     return frozenset(hashes.union(counted))
 

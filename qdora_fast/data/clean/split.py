@@ -117,10 +117,10 @@ def group_key(row: Row) -> str:
     Case and whitespace do not count; accents and vowel signs do (NFC, never NFKC).
     """
     if "text" in row:
-        said = row["text"]
+        asked = row["text"]
     else:
-        said = "\n".join(f"{m['role']}: {m['content']}{_calls(m)}" for m in prompt_of(row["messages"]))
-    return " ".join(unicodedata.normalize("NFC", said).casefold().split())
+        asked = "\n".join(f"{m['role']}: {m['content']}{_calls(m)}" for m in prompt_of(row["messages"]))
+    return " ".join(unicodedata.normalize("NFC", asked).casefold().split())
 
 
 def _calls(message: dict[str, object]) -> str:

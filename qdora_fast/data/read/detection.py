@@ -1,4 +1,4 @@
-"""Which format a file has, decided on its first rows and said aloud.
+"""Which format a file has, decided on its first rows and reported.
 
 Rules, not guesses: a row has a format when it has that format's columns. At least 95 % of the first
 100 rows must agree, else the answer is an error with the YAML lines that would settle it. The decision,
@@ -148,15 +148,15 @@ def _listed(names: Sequence[str]) -> str:
 
 def _suggestions(names: list[str], votes: Counter[Any]) -> list[str]:
     """Up to three settings, the most likely first."""
-    found = [f"  data.format: {vote[0]}" for vote, _ in votes.most_common() if vote and vote[0] != "columns"]
+    settings = [f"  data.format: {vote[0]}" for vote, _ in votes.most_common() if vote and vote[0] != "columns"]
     if "text" in names:
-        found.append("  data.format: text")
+        settings.append("  data.format: text")
     shown = [_listed([name]) for name in names[:COLUMNS_SHOWN]]
     asks = {name: _likeness(name, QUESTION_WORDS) for name in shown}
     answers = {name: _likeness(name, ANSWER_WORDS) for name in shown}
     pairs = sorted(permutations(shown, 2), key=lambda pair: -asks[pair[0]] - answers[pair[1]])
-    found += [f"  data.columns: {{prompt: {question}, response: {answer}}}" for question, answer in pairs[:3]]
-    return list(dict.fromkeys(found))[:3] or ["  data.columns: {prompt: YOUR_QUESTION, response: YOUR_ANSWER}"]
+    settings += [f"  data.columns: {{prompt: {question}, response: {answer}}}" for question, answer in pairs[:3]]
+    return list(dict.fromkeys(settings))[:3] or ["  data.columns: {prompt: YOUR_QUESTION, response: YOUR_ANSWER}"]
 
 
 def _likeness(name: str, words: Sequence[str]) -> float:

@@ -45,7 +45,7 @@ class IdCheck:
             return
         self.count += 1
         if len(self.examples) < EXAMPLES_SHOWN:
-            self.examples.append(f"{raw.place} has the id of an earlier row")
+            self.examples.append(f"{raw.source} has the id of an earlier row")
 
 
 def _as_text(value: Any) -> str:

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any
 
+from qdora_fast.system.limits import VALUE_CHARACTERS
+
 WINDOW = 2**20
 """Characters read at a time."""
 CUT = 16
@@ -37,19 +39,19 @@ def array_items(stream: IO[str]) -> Iterator[Any]:
 
 def _array_in_object(scanner: _Scanner) -> Iterator[Any]:
     scanner.take("{")
-    found = False
+    has_rows = False
     while scanner.peek() != "}":
         key = scanner.value()
         scanner.take(":")
         if key == "data" and scanner.peek() == "[":
             yield from scanner.array()
-            found = True
+            has_rows = True
         else:
             scanner.value()
         if scanner.peek() != "}":
             scanner.take(",")
     scanner.take("}")
-    if not found:
+    if not has_rows:
         raise ValueError('neither an array [{...}, ...] nor {"data": [{...}, ...]}')
 
 
@@ -106,8 +108,10 @@ class _Scanner:
 
     def _more(self) -> bool:
         """Read on; twice as much when a value fills the window, so that long values are not parsed too often."""
-        kept = self._text[self._at :]
-        more = self._stream.read(max(WINDOW, len(kept)))
+        rest = self._text[self._at :]
+        if len(rest) > VALUE_CHARACTERS:
+            raise ValueError(f"a value of more than {VALUE_CHARACTERS / 1e6:,.0f} million characters")
+        more = self._stream.read(max(WINDOW, len(rest)))
         if more:
-            self._text, self._at = kept + more, 0
+            self._text, self._at = rest + more, 0
         return bool(more)

@@ -68,11 +68,11 @@ def settle(messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
         RejectedRow: the conversation cannot be trained on.
     """
     repairs: list[str] = []
-    kept = [m for m in messages if m["role"] != "system" or m["content"].strip()]
-    if len(kept) < len(messages):
+    filled = [m for m in messages if m["role"] != "system" or m["content"].strip()]
+    if len(filled) < len(messages):
         repairs.append("empty_system_dropped")
-    merged = _merge_neighbours(kept)
-    if len(merged) < len(kept):
+    merged = _merge_neighbours(filled)
+    if len(merged) < len(filled):
         repairs.append("turns_merged")
     answers = [i for i, message in enumerate(merged) if message["role"] == "assistant"]
     if not answers:

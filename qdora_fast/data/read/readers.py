@@ -1,11 +1,11 @@
-"""One file in, raw rows out, each with the place where it stands.
+"""One file in, raw rows out, each with its source: where it stands.
 
 The text formats are read line by line by hand instead of through `datasets.load_dataset`, for two
 reasons: a broken line is then named by its number, and CSV values stay the strings they are
 (pandas underneath turns the answers "NA", "null" and "007" into nothing, nothing and 7).
-No file is held in memory as a whole, but small .json arrays. Binary tables are `tables.py`'s business.
+Only small .json arrays are held in memory. Binary tables are `tables.py`'s business.
 
-A line that cannot be read is given as a `BadRow` in its place; what becomes of it is not decided here, nor is
+A line that cannot be read is given as a `BadRow` instead; what becomes of it is not decided here, nor is
 whether a row that can be read is of any use. A file that cannot be read (cut, of another encoding) is an error.
 """
 
@@ -14,23 +14,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qdora_fast.data.clean.rejects import REASONS
-from qdora_fast.data.read.compression import DAMAGE, PACKED_ENDINGS, lines, open_bytes, refuse_utf16
+from qdora_fast.data.read.compression import DAMAGE, PACKED_ENDINGS, lines, open_bytes, refuse_bomb, refuse_utf16
 from qdora_fast.data.read.large_json import array_items
 from qdora_fast.data.read.tables import TableRow, arrow_rows, parquet_rows
 from qdora_fast.system.errors import DataError
+from qdora_fast.system.json_files import is_deep
+from qdora_fast.system.limits import JSON_DEPTH, LINE_BYTES, TABLE_COLUMNS, VALUE_CHARACTERS
 
 LINES_SHOWN = 5
 LARGE_JSON = 64 * 2**20
 """Bytes from which on a .json file is read piece by piece."""
-LONGEST_VALUE = 64 * 2**20
-"""Characters in one value of a table; more of them means a quote that is never closed."""
-DEEPEST = 100
-"""Levels of lists and objects in a row. Python's own limit is near 1,000, and each later stage has its own."""
 
 FIXES = {
     "bad_json": "each line must hold one JSON object",
@@ -39,22 +38,22 @@ FIXES = {
     "broken_unicode": "if the file is not UTF-8, convert it: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW_FILE",
     "formatter_failed": "data.formatter must return a dictionary or None for each row",
 }
-"""What mends the rows, by reason; for the message that ends a run."""
+"""How to fix the rows, by reason; for the message that ends a run."""
 
 
 class RawRow(NamedTuple):
-    """A row as it lies in the file, and where: "rows.jsonl:12" or "rows.parquet row 12" (from 1)."""
+    """A row as it lies in the file, and its source: "rows.jsonl:12" or "rows.parquet row 12" (from 1)."""
 
     row: dict[str, Any]
-    place: str
+    source: str
 
 
 class BadRow(NamedTuple):
-    """A row that cannot be read: the code from `REASONS`, what is wrong in words, and where."""
+    """A row that cannot be read: the code from `REASONS`, what is wrong, and its source."""
 
     reason: str
     detail: str
-    place: str
+    source: str
 
 
 def read_file(path: Path) -> Iterator[RawRow | BadRow]:
@@ -64,6 +63,8 @@ def read_file(path: Path) -> Iterator[RawRow | BadRow]:
         DataError: unknown ending, UTF-16, or damaged in a way that leaves nothing to go on with.
     """
     reader = READERS[file_kind(path)]
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: cannot be read (a folder, a pipe or a device, not a file)")
     read = 0
     try:
         for row in reader(path):
@@ -79,13 +80,13 @@ def read_file(path: Path) -> Iterator[RawRow | BadRow]:
 
 
 def bad_rows_error(bad: Sequence[BadRow], total: int) -> DataError:
-    """The one error that names bad rows: the first few with their places, how many more, and the fix.
+    """The one error that names bad rows: the first few with their sources, how many more, and the fix.
 
     Args:
         bad: the rows, or just the first of them.
         total: how many there are in all.
     """
-    shown = "".join(f"\n  {row.place}: {row.detail or REASONS[row.reason]}" for row in bad[:LINES_SHOWN])
+    shown = "".join(f"\n  {row.source}: {row.detail or REASONS[row.reason]}" for row in bad[:LINES_SHOWN])
     more = f"\n  and {total - LINES_SHOWN} more" if total > LINES_SHOWN else ""
     fixes = "; ".join(dict.fromkeys(FIXES[row.reason] for row in bad if row.reason in FIXES))
     return DataError(
@@ -160,8 +161,10 @@ def _read_json(path: Path) -> Iterator[RawRow | BadRow]:
 def _read_large_json(path: Path) -> Iterator[RawRow | BadRow]:
     read = 0
     try:
-        with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as text:
+        unpacked = open_bytes(path)
+        with io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline="") as text:
             for read, value in enumerate(array_items(text), 1):
+                refuse_bomb(path, unpacked.tell())
                 yield _checked(value, f"{path} row {read}")
     except (ValueError, RecursionError) as error:
         what = error.msg if isinstance(error, json.JSONDecodeError) else _json_problem(error)
@@ -170,34 +173,27 @@ def _read_large_json(path: Path) -> Iterator[RawRow | BadRow]:
 
 def _read_json_lines(path: Path) -> Iterator[RawRow | BadRow]:
     for number, line in lines(path):
-        place = f"{path}:{number}"
+        source = f"{path}:{number}"
+        if len(line) > LINE_BYTES:
+            yield BadRow("line_too_long", f"longer than {LINE_BYTES // 2**20} MiB", source)
+            continue
         try:
             text = line.decode().removeprefix("\ufeff").rstrip()  # the mark also stands where two files were joined
             if text:
-                yield _checked(json.loads(text), place, text)
+                yield _checked(json.loads(text), source, text)
         except UnicodeDecodeError as error:
-            yield BadRow("broken_unicode", _encoding_problem(error), place)
+            yield BadRow("broken_unicode", _encoding_problem(error), source)
         except (ValueError, RecursionError) as error:
-            yield BadRow("bad_json", _json_problem(error), place)
+            yield BadRow("bad_json", _json_problem(error), source)
 
 
-def _checked(value: object, place: str, text: str | None = None) -> RawRow | BadRow:
+def _checked(value: object, source: str, text: str | None = None) -> RawRow | BadRow:
     """A parsed value as a row; `text` is what it was parsed from, for a quick look at its depth."""
     if not isinstance(value, dict):
-        return BadRow("not_an_object", f"{type(value).__name__} instead of an object {{...}}", place)
-    if (text is None or text.count("[") + text.count("{") > DEEPEST) and _is_deep(value):
-        return BadRow("bad_json", f"nested more than {DEEPEST} levels deep", place)
-    return RawRow(value, place)
-
-
-def _is_deep(value: object) -> bool:
-    level: list[Any] = [value]
-    for _ in range(DEEPEST):
-        level = [each for each in level if isinstance(each, dict | list)]
-        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
-        if not level:
-            return False
-    return True
+        return BadRow("not_an_object", f"{type(value).__name__} instead of an object {{...}}", source)
+    if (text is None or text.count("[") + text.count("{") > JSON_DEPTH) and is_deep(value):
+        return BadRow("bad_json", f"nested more than {JSON_DEPTH} levels deep", source)
+    return RawRow(value, source)
 
 
 def _read_csv(path: Path) -> Iterator[RawRow | BadRow]:
@@ -210,19 +206,19 @@ def _read_tsv(path: Path) -> Iterator[RawRow | BadRow]:
 
 def _read_table(path: Path, delimiter: str) -> Iterator[RawRow | BadRow]:
     """First line: column names. Every value stays the string that it is."""
-    csv.field_size_limit(LONGEST_VALUE)  # the standard 128 KiB is less than a long document
+    csv.field_size_limit(VALUE_CHARACTERS)  # the standard 128 KiB is less than a long document
     undecodable: list[str] = []  # what is wrong with lines of the row that is being read
     reader = csv.reader(_decoded(path, undecodable), delimiter=delimiter, strict=True)
     names: list[str] = []
     while True:
         undecodable.clear()
         first_line = reader.line_num + 1
-        place = f"{path}:{first_line}"
+        source = f"{path}:{first_line}"
         try:
             values = next(reader, None)
         except csv.Error as error:
             raise DataError(
-                f"{place}: {error}; a value that holds quotes, line breaks or separators "
+                f"{source}: {error}; a value that holds quotes, line breaks or separators "
                 'needs "quotes" around it, and quotes inside are doubled ("")'
             ) from error
         if values is None:
@@ -231,18 +227,20 @@ def _read_table(path: Path, delimiter: str) -> Iterator[RawRow | BadRow]:
             continue
         if not names:
             if undecodable:
-                raise DataError(f"{place}: {undecodable[0]}; {FIXES['broken_unicode']}")
-            names = _column_names(place, values, delimiter)
+                raise DataError(f"{source}: {undecodable[0]}; {FIXES['broken_unicode']}")
+            names = _column_names(source, values, delimiter)
         elif undecodable:
-            yield BadRow("broken_unicode", undecodable[0], place)
+            yield BadRow("broken_unicode", undecodable[0], source)
         elif len(values) != len(names):
-            yield BadRow("wrong_columns", f"{len(values)} values for {len(names)} columns", place)
+            yield BadRow("wrong_columns", f"{len(values)} values for {len(names)} columns", source)
         else:
-            yield RawRow(dict(zip(names, values, strict=True)), place)
+            yield RawRow(dict(zip(names, values, strict=True)), source)
 
 
 def _decoded(path: Path, undecodable: list[str]) -> Iterator[str]:
     for number, line in lines(path):
+        if len(line) > LINE_BYTES:
+            raise DataError(f"{path}:{number}: a line longer than {LINE_BYTES // 2**20} MiB; is it a table of text?")
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -250,22 +248,24 @@ def _decoded(path: Path, undecodable: list[str]) -> Iterator[str]:
             yield line.decode(errors="replace")
 
 
-def _column_names(place: str, values: list[str], delimiter: str) -> list[str]:
+def _column_names(source: str, values: list[str], delimiter: str) -> list[str]:
+    if len(values) > TABLE_COLUMNS:
+        raise DataError(f"{source}: {len(values):,} columns; a table of rows to train on has at most {TABLE_COLUMNS:,}")
     names = [value.strip() or f"column {number}" for number, value in enumerate(values, 1)]
-    doubled = sorted({name for name in names if names.count(name) > 1})
+    doubled = sorted(name for name, count in Counter(names).items() if count > 1)
     if doubled:
-        raise DataError(f"{place}: column {doubled[0]!r} stands twice; give every column its own name")
+        raise DataError(f"{source}: column {doubled[0]!r} stands twice; give every column its own name")
     other = next((mark for mark in (";", "\t", ",") if mark != delimiter and mark in names[0]), None)
     if len(names) == 1 and other:
-        raise DataError(f"{place}: one column only, but it holds {other!r}; save it with {delimiter!r} as separator")
+        raise DataError(f"{source}: one column only, but it holds {other!r}; save it with {delimiter!r} as separator")
     return names
 
 
 def numbered(rows: Iterable[TableRow], name: str) -> Iterator[RawRow | BadRow]:
-    """Rows that have no lines, with their places: "NAME row 12"; a text in place of a row says what is wrong."""
+    """Rows that have no lines, with their sources: "NAME row 12"; a text instead of a row says what is wrong."""
     for number, row in enumerate(rows, 1):
-        place = f"{name} row {number}"
-        yield BadRow("wrong_type", row, place) if isinstance(row, str) else RawRow(row, place)
+        source = f"{name} row {number}"
+        yield BadRow("wrong_type", row, source) if isinstance(row, str) else RawRow(row, source)
 
 
 def _encoding_problem(error: UnicodeDecodeError) -> str:

@@ -156,8 +156,8 @@ def _file_part(path: Path, label: str) -> _Part:
 def _dataset_part(name: str, load: Callable[[], Any]) -> _Part:
     def rows() -> Iterator[RawRow | BadRow]:
         dataset = load()
-        place = f"{name} ({dataset.split})" if dataset.split else name
-        return numbered(dataset_rows(dataset, place), place)
+        named = f"{name} ({dataset.split})" if dataset.split else name
+        return numbered(dataset_rows(dataset, named), named)
 
     return _Part(name, "dataset", rows, lambda: _dataset_digest(load()))
 
@@ -178,9 +178,9 @@ def _look_ahead(
             good.append(row)
         else:
             try:
-                good.append(RawRow(custom.apply(formatter, row.row), row.place))
+                good.append(RawRow(custom.apply(formatter, row.row), row.source))
             except RejectedRow as rejected:
-                bad.append(BadRow(rejected.reason, rejected.detail, row.place))
+                bad.append(BadRow(rejected.reason, rejected.detail, row.source))
         if len(good) == ROWS_LOOKED_AT:
             break
     if not ahead:

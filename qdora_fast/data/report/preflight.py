@@ -120,11 +120,11 @@ def _in_order(dropped: Iterable[Dropped]) -> list[Dropped]:
 
 
 def _duplicates(report: DataReport) -> Iterator[str]:
-    found = report.duplicates
-    if found.exact or found.near:
-        largest = f"; the largest has {1 + found.largest[0].size}" if found.largest else ""
-        groups = f"{found.clusters:,} {'group' if found.clusters == 1 else 'groups'}"
-        yield f"Twice     {found.exact:,} exact and {found.near:,} near-duplicates in {groups}{largest}"
+    duplicates = report.duplicates
+    if duplicates.exact or duplicates.near:
+        largest = f"; the largest has {1 + duplicates.largest[0].size}" if duplicates.largest else ""
+        groups = f"{duplicates.clusters:,} {'group' if duplicates.clusters == 1 else 'groups'}"
+        yield f"Twice     {duplicates.exact:,} exact and {duplicates.near:,} near-duplicates in {groups}{largest}"
     if report.languages:
         yield f"Language  {_percentages(report.languages)} (of {report.languages_of:,} rows)"
     yield f"Version   {report.hash[:16]}"
@@ -157,7 +157,7 @@ def _tokens(report: TokenReport, rows: int, template: TemplateChoice) -> Iterato
 def _previews(previews: Iterable[Preview], colour: bool) -> Iterator[str]:
     before, after = (GREEN, RESET) if colour else ("«", "»")
     for preview in previews:
-        yield f"\nRow {preview.place}; the marked part is learned:"
+        yield f"\nRow {preview.source}; the marked part is learned:"
         yield "".join(
             f"{before}{_shortened(text)}{after}" if trained else _shortened(text) for text, trained in preview.pieces
         )

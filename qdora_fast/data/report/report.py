@@ -1,6 +1,6 @@
 """The account of a preparation: what went in, what came out at each step, and what the result looks like.
 
-Every row that was read is either kept or counted under one reason, and each reason belongs to one step. The report is
+Every row that was read is either used or counted under one reason, and each reason belongs to one step. The report is
 data; `preflight.py` says it in words, `pages.py` shows it. It is stored with the prepared rows as JSON.
 """
 
@@ -19,7 +19,7 @@ from qdora_fast.data.clean.rejects import REASONS, Dropped
 FORMAT_VERSION = 1
 
 STEPS: dict[str, tuple[str, ...]] = {
-    "read": ("bad_json", "not_an_object", "wrong_columns", "formatter_failed", "left_out"),
+    "read": ("bad_json", "not_an_object", "line_too_long", "wrong_columns", "formatter_failed", "left_out"),
     "convert": (
         *("missing_field", "wrong_type", "not_text", "broken_unicode", "unknown_role", "system_not_first"),
         *("same_role_twice", "no_user_turn", "no_assistant_turn", "empty_prompt", "empty_answer"),
@@ -42,7 +42,7 @@ STEP_OF = {reason: step for step, reasons in STEPS.items() for reason in reasons
 """Reason -> its step, in the same order."""
 
 DuplicateIds = tuple[str, int, tuple[str, ...]]
-"""Rows with the id of an earlier one: the column, how many, the first places."""
+"""Rows with the id of an earlier one: the column, how many, the sources of the first."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ class Cluster:
     text: str
     """The first 200 characters of the row that stays."""
     members: tuple[tuple[str, str, float], ...]
-    """(place, "exact" or "near", similarity) of the first few."""
+    """(source, "exact" or "near", similarity) of the first few."""
     size: int
     """How many others there are."""
 
 
 @dataclass(frozen=True)
 class DuplicateReport:
-    """What deduplication found, and whether training and held-out rows were still alike afterwards."""
+    """Which duplicates there were, and whether training and held-out rows were still alike afterwards."""
 
     exact: int
     near: int
@@ -88,7 +88,7 @@ class DuplicateReport:
     clusters: int
     largest: tuple[Cluster, ...]
     contaminated: int
-    """Training rows that the check after the split found to repeat a held-out row; they were dropped."""
+    """Training rows that repeated a held-out row in the check after the split; they were dropped."""
 
     def as_json(self) -> dict[str, Any]:
         """For the report's `duplicates`."""
@@ -124,7 +124,7 @@ class DataReport:
     hash: str
     """SHA-256 of `content_hash` and `settings_hash`: the version of the data."""
     content_hash: str
-    """SHA-256 of the contents of both sides: the same for the same rows in any order, from any place."""
+    """SHA-256 of the contents of both sides: the same for the same rows in any order, from any file."""
     settings_hash: str
     """SHA-256 of the settings, the tokenizer and the template that made it, without paths."""
     repairs: Mapping[str, int]

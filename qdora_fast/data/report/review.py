@@ -45,7 +45,7 @@ def sample(rows: Sequence[Row], *, seed: int) -> list[int]:
 
 @dataclass(frozen=True)
 class ReviewResult:
-    """What a person found in the sample. Counts are rows."""
+    """A person's marks on the sample. Counts are rows."""
 
     file: str
     sha256: str
@@ -184,22 +184,22 @@ def read_marks(
     """
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path}: `rows` is not a list of marked {noun}s; save the review again from its page")
-    found: dict[str, str | None] = {}
+    marked: dict[str, str | None] = {}
     notes: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
-        place = f"{path}: {noun} {number}"
+        row_name = f"{path}: {noun} {number}"
         if not isinstance(row, dict) or not isinstance(row.get(name), str):
-            raise DataError(f"{place} has no `{name}`; save the review again from its page")
-        named, marked, note = plain(row[name]), row.get(mark), row.get("note", "")
-        if marked is not None and marked not in marks:
+            raise DataError(f"{row_name} has no `{name}`; save the review again from its page")
+        named, given, note = plain(row[name]), row.get(mark), row.get("note", "")
+        if given is not None and given not in marks:
             choice = f"it is {', '.join(marks)}, or null for unmarked"
-            raise DataError(f"{place}: the {mark} is {json.dumps(marked)}; {choice}")
+            raise DataError(f"{row_name}: the {mark} is {json.dumps(given)}; {choice}")
         if not isinstance(note, str):
-            raise DataError(f"{place}: the note is {json.dumps(note)}; it is a text, empty for none")
-        if named in found:
-            raise DataError(f"{place}: {short(named)} is marked twice; keep one of its marks")
-        found[named], notes[named] = marked, plain(note)
-    return found, notes
+            raise DataError(f"{row_name}: the note is {json.dumps(note)}; it is a text, empty for none")
+        if named in marked:
+            raise DataError(f"{row_name}: {short(named)} is marked twice; keep one of its marks")
+        marked[named], notes[named] = given, plain(note)
+    return marked, notes
 
 
 def _check_rows(path: Path, rows: Collection[str], known: frozenset[str]) -> None:

@@ -209,6 +209,6 @@ def _finish(row: Masked, vocabulary: Vocabulary) -> None:
 def _refuse_special_tokens(messages: Iterable[Message], vocabulary: Vocabulary) -> None:
     for number, message in enumerate(messages, 1):
         parts = (message["content"], message.get("reasoning_content", ""), str(message.get("tool_calls", "")))
-        found = next(filter(None, map(vocabulary.special_in, parts)), None)
-        if found:
-            raise RejectedRow("special_token_in_text", f"message {number} holds {found}")
+        token = next(filter(None, map(vocabulary.special_in, parts)), None)
+        if token:
+            raise RejectedRow("special_token_in_text", f"message {number} holds {token}")

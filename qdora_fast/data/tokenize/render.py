@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from qdora_fast.data.clean.rejects import Dropped, RejectedRow, bullet_list, total
 from qdora_fast.data.read.messages import Row
@@ -23,19 +23,17 @@ from qdora_fast.data.tokenize.templates import TemplateChoice
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.system.errors import DataError
 
-if TYPE_CHECKING:
-    pass
-
 PREVIEWS = 2
 FLAGS = ("eos_appended", "no_stop_token", "double_bos", "no_bos", "truncated")
-"""What may be said of a rendered row, in the order of the bits that keep it."""
+"""What may hold for a rendered row, in the order of the bits in `Columns.flags`."""
 
 
 @dataclass(frozen=True)
 class Preview:
     """A rendered row as alternating pieces of text, each with whether it is trained."""
 
-    place: str
+    source: str
+    """Where the row stands in the user's files."""
     pieces: tuple[tuple[str, bool], ...]
 
 
@@ -57,7 +55,7 @@ class Rendering:
 
     @property
     def limit(self) -> int:
-        """Longest row that is kept, in tokens."""
+        """Length in tokens of the longest row that is not dropped or cut."""
         return self.max_length if self.on_long == "truncate" else int(self.max_fraction * self.max_length)
 
     def identity(self) -> dict[str, Any]:
@@ -112,9 +110,9 @@ class Renderer:
         flags = frozenset(masked.flags) | ({"truncated"} if length > limit else frozenset())
         return {"input_ids": masked.input_ids[:limit], "labels": labels}, flags
 
-    def said(self, row: Row) -> int:
-        """Tokens of what is said in a row, without the template."""
-        return sum(len(self._vocabulary.encode(text).ids) for text in spoken(row))
+    def content_tokens(self, row: Row) -> int:
+        """Tokens of a row's contents, without those of the template."""
+        return sum(len(self._vocabulary.encode(text).ids) for text in contents(row))
 
     def _tokenize(self, row: Row) -> Masked:
         if "text" in row:
@@ -124,8 +122,8 @@ class Renderer:
         )
 
 
-def spoken(row: Row) -> list[str]:
-    """All that is said in a row: the contents of its messages with their tool calls, or the plain text."""
+def contents(row: Row) -> list[str]:
+    """The texts of a row: the contents of its messages and their tool calls, or the plain text."""
     if "text" in row:
         return [row["text"]]
     calls = [json.dumps(message["tool_calls"]) for message in row["messages"] if "tool_calls" in message]
@@ -149,14 +147,14 @@ def _preview(row: Row, example: Example, tokenizer: Any) -> Preview:
     return Preview(row["meta"]["source"], tuple(pieces))
 
 
-def refuse_hopeless(rows_in: int, kept: int, dropped: Sequence[Dropped], max_length: int) -> None:
+def refuse_hopeless(rows_in: int, retained: int, dropped: Sequence[Dropped], max_length: int) -> None:
     """A run on almost nothing is refused; rows that are merely too long are the user's choice, unless all are.
 
     Raises:
-        DataError: with the reasons and what mends them.
+        DataError: with the reasons and their fixes.
     """
     unclear = total(each for each in dropped if each.reason != "too_long")
-    if not rows_in or (kept and unclear * 2 <= rows_in):
+    if not rows_in or (retained and unclear * 2 <= rows_in):
         return
     reasons = {each.reason for each in dropped}
     fixes = []
@@ -169,6 +167,6 @@ def refuse_hopeless(rows_in: int, kept: int, dropped: Sequence[Dropped], max_len
     if "special_token_in_text" in reasons:
         fixes.append("remove the special tokens from the text (or use data.format: text for text rendered already)")
     raise DataError(
-        f"{rows_in - kept} of {rows_in} rows cannot be trained on:\n"
-        f"{bullet_list(dropped)}\nTo mend it: {'; or '.join(fixes)}."
+        f"{rows_in - retained} of {rows_in} rows cannot be trained on:\n"
+        f"{bullet_list(dropped)}\nTo fix it: {'; or '.join(fixes)}."
     )

@@ -57,16 +57,16 @@ class RenderedChat:
         answers = [i for i, m in enumerate(self.messages) if m["role"] == "assistant" and "tool_calls" not in m]
         masked = list(self.messages)
         for index in answers:
-            kept, _ = split_thinking(masked[index]["content"])
-            masked[index] = masked[index] | {"content": kept + _sentinel(index)}
+            thinking, _ = split_thinking(masked[index]["content"])
+            masked[index] = masked[index] | {"content": thinking + _sentinel(index)}
         try:
             rest = self.vocabulary.render(masked, self.tools)
         except RejectedRow:  # a template that reads the answer, such as JSON in it
             return {}
         statics = []
         for index in answers:
-            static, found, rest = rest.partition(_sentinel(index))
-            if not found:
+            static, sentinel, rest = rest.partition(_sentinel(index))
+            if not sentinel:
                 return {}
             statics.append(static)
         statics.append(rest)

@@ -98,5 +98,5 @@ class Vocabulary:
 
     def special_in(self, text: str) -> str | None:
         """The first special token that `text` spells out, if any."""
-        found = self._special.search(text)
-        return found[0] if found else None
+        match = self._special.search(text)
+        return match[0] if match else None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.data.clean.rejects import RejectedRow
-from qdora_fast.data.tokenize.render import Renderer, Rendering, spoken
+from qdora_fast.data.tokenize.render import Renderer, Rendering, contents
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.tokenizer import load_tokenizer
 from qdora_fast.system.json_files import read_object
@@ -114,7 +114,7 @@ def _vocabulary(tokenizer: Any) -> dict[str, Any]:
 
 def _tokens(renderer: Renderer, vocabulary: Vocabulary, row: Any) -> dict[str, list[int]]:
     """Ids of one row: learned from, as a prompt, and without a template. A row that cannot be rendered has none."""
-    plain = vocabulary.encode("\n".join(spoken(row)), special=True).ids
+    plain = vocabulary.encode("\n".join(contents(row)), special=True).ids
     try:
         return {"trained": renderer(row)[0]["input_ids"], "prompt": _prompt(vocabulary, row), "plain": plain}
     except RejectedRow:

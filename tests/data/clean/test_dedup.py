@@ -50,7 +50,7 @@ def found(texts: Sequence[str], *, exact: bool = True, near: bool = True, simila
 
 
 def fates(duplicates: Duplicates) -> list[tuple[int, str]]:
-    return [(int(kept), KINDS[kind]) for kept, kind in zip(duplicates.kept, duplicates.kind, strict=True)]
+    return [(int(kept), KINDS[kind]) for kept, kind in zip(duplicates.representative, duplicates.kind, strict=True)]
 
 
 def sharing_a_band(index: RowIndex, one: int, other: int, similarity: float) -> bool:
@@ -106,7 +106,7 @@ def test_a_dropped_row_is_close_to_the_row_that_stays_for_it(
         if kept == row:
             assert duplicates.score[row] == 0
             continue
-        assert duplicates.kept[kept] == kept, "no chains"
+        assert duplicates.representative[kept] == kept, "no chains"
         equal = folded(texts[row]) == folded(texts[kept])
         similar = 1.0 if equal else jaccard(index.shingles_of(row), index.shingles_of(kept))
         assert duplicates.score[row] == pytest.approx(similar)
@@ -171,7 +171,7 @@ def test_nearly_all_close_pairs_are_found(similarity: float) -> None:
     duplicates = find_duplicates(distinct_sets(sets), exact=True, near=True, similarity=similarity)
     assert (duplicates.kind == KINDS.index("near")).sum() >= 98
     kept = np.flatnonzero(duplicates.kind == KINDS.index("near"))
-    assert (duplicates.kept[kept] // 2 == kept // 2).all()
+    assert (duplicates.representative[kept] // 2 == kept // 2).all()
 
 
 @settings(deadline=None, max_examples=examples(20))
@@ -220,7 +220,7 @@ def test_rows_of_one_template_are_told_apart_without_comparing_all_pairs(common:
 def test_only_candidates_are_read() -> None:
     sets = [templated(1, 50, 0, seed)[0] for seed in range(200)]
     index, read = counting(distinct_sets([*sets, sets[7] | {1}]))
-    assert find_duplicates(index, exact=True, near=True, similarity=0.8).kept[7] == 200
+    assert find_duplicates(index, exact=True, near=True, similarity=0.8).representative[7] == 200
     assert set(read) == {7, 200}
 
 
@@ -251,12 +251,12 @@ def test_of_equal_and_of_close_rows_the_longest_stays() -> None:
 def test_rows_of_the_users_held_out_file_stay() -> None:
     texts = [STORY, CHANGED + " and much more", CHANGED]
     duplicates = find_duplicates(index_of(texts, protected=[2]), exact=True, near=True, similarity=0.7)
-    assert duplicates.kept.tolist() == [2, 2, 2]
+    assert duplicates.representative.tolist() == [2, 2, 2]
 
 
 def test_clusters_are_listed_largest_first_and_the_most_similar_first_in_them() -> None:
     clusters = found([ELSEWHERE, CHANGED, ELSEWHERE, STORY + " end", STORY, "alone"]).clusters()
-    assert [cluster.kept for cluster in clusters] == [3, 0]
+    assert [cluster.representative for cluster in clusters] == [3, 0]
     assert [(each.row, each.kind) for each in clusters[0].members] == [(4, "near"), (1, "near")]
     assert [each.similarity for each in clusters[0].members] == pytest.approx([56 / 57, 51 / 62])
     assert clusters[1] == Cluster(0, (Member(2, "exact", 1.0),))

@@ -6,8 +6,9 @@ import gzip
 from pathlib import Path
 
 import pytest
-import zstandard
+from backports import zstd
 
+from qdora_fast.data.read import compression, readers
 from qdora_fast.data.read.compression import DAMAGE, lines, open_bytes
 from qdora_fast.system.errors import DataError
 
@@ -22,7 +23,7 @@ def unpacked(path: Path) -> bytes:
 @pytest.mark.parametrize("frames", [1, 2, 50])
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
 def test_any_number_of_frames_is_one_file(ending: str, frames: int, tmp_path: Path) -> None:
-    pack = gzip.compress if ending == ".gz" else zstandard.compress
+    pack = gzip.compress if ending == ".gz" else zstd.compress
     step = len(TEXT) // frames + 1
     path = tmp_path / f"a{ending}"
     path.write_bytes(b"".join(pack(TEXT[start : start + step]) for start in range(0, len(TEXT), step)))
@@ -31,18 +32,19 @@ def test_any_number_of_frames_is_one_file(ending: str, frames: int, tmp_path: Pa
 
 
 def test_frames_without_a_size_with_wide_windows_and_with_notes_between_them_are_read(tmp_path: Path) -> None:
-    parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True, write_content_size=False)
-    wide = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    parameter = zstd.CompressionParameter
+    options = {parameter.window_log: 28, parameter.enable_long_distance_matching: 1, parameter.content_size_flag: 0}
+    wide = zstd.ZstdCompressor(options=options)
     note = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"a note"[:5]
     path = tmp_path / "a.zst"
-    path.write_bytes(note + wide.compress(TEXT) + wide.flush() + note + zstandard.compress(b"end"))
+    path.write_bytes(note + wide.compress(TEXT) + wide.flush() + note + zstd.compress(b"end"))
     assert unpacked(path) == TEXT + b"end"
 
 
 @pytest.mark.parametrize("kept", [1, 5, 100, 1_000, -1])
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
 def test_a_cut_file_is_never_taken_for_a_short_one(ending: str, kept: int, tmp_path: Path) -> None:
-    pack = gzip.compress if ending == ".gz" else zstandard.compress
+    pack = gzip.compress if ending == ".gz" else zstd.compress
     path = tmp_path / f"a{ending}"
     path.write_bytes(pack(TEXT)[:kept])
     with pytest.raises(DAMAGE):
@@ -50,10 +52,27 @@ def test_a_cut_file_is_never_taken_for_a_short_one(ending: str, kept: int, tmp_p
 
 
 def test_rubbish_after_the_end_is_damage(tmp_path: Path) -> None:
-    for name, pack in (("a.gz", gzip.compress), ("a.zst", zstandard.compress)):
+    for name, pack in (("a.gz", gzip.compress), ("a.zst", zstd.compress)):
         (tmp_path / name).write_bytes(pack(TEXT) + b"rubbish that is no frame")
         with pytest.raises(DAMAGE):
             unpacked(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".jsonl.zst", ".json.zst", ".csv.gz"])
+def test_what_unpacks_to_a_thousand_times_its_size_is_refused(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("UNPACKED_BYTES", "LINE_BYTES"):
+        monkeypatch.setattr(compression, name, 2**20)
+    monkeypatch.setattr(readers, "LARGE_JSON", 2**20)
+    row = b'{"a": "' + b"x" * 2**16 + b'"}'
+    text = {".json.zst": b"[" + b",".join([row] * 512) + b"]", ".csv.gz": b"a,b\n" + (b"x" * 2**16 + b",y\n") * 512}
+    pack = gzip.compress if ending.endswith(".gz") else zstd.compress
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(pack(text.get(ending, (row + b"\n") * 512)))
+    monkeypatch.setattr(compression, "UNPACKED_PER_PACKED_BYTE", 200)
+    with pytest.raises(DataError, match=r"a\..*: unpacks to more than 200 times its size"):
+        list(readers.read_file(path))
 
 
 def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:

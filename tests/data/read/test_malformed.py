@@ -149,7 +149,7 @@ def outcome(path: Path, form: str) -> tuple[int, int]:
                 raise RejectedRow(raw.reason, raw.detail)
             conversation = convert(raw.row, converter)
         except RejectedRow as reason:
-            f"{REASONS[reason.reason]} {reason.detail} {raw.place}".encode()
+            f"{REASONS[reason.reason]} {reason.detail} {raw.source}".encode()
             rejected += 1
         else:
             said = [conversation.messages, conversation.tools, conversation.text]

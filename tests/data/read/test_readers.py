@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import zstandard
+from backports import zstd
 from breadth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdora_fast.data.read import readers
+from qdora_fast.data.read import compression, readers
 from qdora_fast.data.read.readers import BadRow, RawRow, bad_rows_error, is_supported, read_file
 from qdora_fast.system.errors import DataError
 
@@ -54,9 +55,9 @@ def good(path: Path) -> list[dict[str, object]]:
         ("a.csv", "\ufeffquestion,answer\r\nWo?,Hier\r\n  \r\nक्या?,हाँ\r\n\r\n"),
         ("a.jsonl.gz", packed(JSON_LINES)),
         ("a.jsonl.GZ", packed(JSON_LINES[:9]) + packed(JSON_LINES[9:])),
-        ("a.jsonl.zst", zstandard.compress(JSON_LINES.encode())),
-        ("a.json.zst", zstandard.compress(json.dumps(ROWS).encode())),
-        ("a.tsv.zst", zstandard.compress("question\tanswer\nWo?\tHier\nक्या?\tहाँ".encode())),
+        ("a.jsonl.zst", zstd.compress(JSON_LINES.encode())),
+        ("a.json.zst", zstd.compress(json.dumps(ROWS).encode())),
+        ("a.tsv.zst", zstd.compress("question\tanswer\nWo?\tHier\nक्या?\tहाँ".encode())),
         ("a.csv.gz", packed("question,answer\nWo?,Hier\nक्या?,हाँ\n")),
     ],
 )
@@ -71,11 +72,11 @@ def test_a_mark_between_joined_files_is_no_part_of_the_row(tmp_path: Path) -> No
 
 def test_places_count_lines_of_the_file_and_rows_of_an_array(tmp_path: Path) -> None:
     lines = write(tmp_path / "a.jsonl", "\n" + JSON_LINES)
-    assert [raw.place for raw in read_file(lines)] == [f"{lines}:2", f"{lines}:3"]
+    assert [raw.source for raw in read_file(lines)] == [f"{lines}:2", f"{lines}:3"]
     table = write(tmp_path / "a.csv", 'q,a\n"one\ntwo",x\nthree,y\n')
-    assert [raw.place for raw in read_file(table)] == [f"{table}:2", f"{table}:4"]
+    assert [raw.source for raw in read_file(table)] == [f"{table}:2", f"{table}:4"]
     array = write(tmp_path / "a.json", json.dumps(ROWS))
-    assert [raw.place for raw in read_file(array)] == [f"{array} row 1", f"{array} row 2"]
+    assert [raw.source for raw in read_file(array)] == [f"{array} row 1", f"{array} row 2"]
 
 
 def test_csv_values_stay_the_strings_they_are(tmp_path: Path) -> None:
@@ -206,8 +207,16 @@ def test_a_broken_large_json_file_says_how_far_it_could_be_read(
         ("a.csv", "q;a\n1;2\n", "one column only, but it holds ';'"),
         ("a.csv", "q,q\n1,2\n", "column 'q' stands twice"),
         ("a.jsonl.gz", packed(JSON_LINES)[:-12], "damaged .gz file"),
-        ("a.jsonl.zst", zstandard.compress(JSON_LINES.encode())[:-5], "damaged .zst file (it ends in the middle)"),
-        ("a.csv.zst", "q,a\n1,2\n", "damaged .zst file (zstd decompressor error: Unknown frame descriptor); 0 rows"),
+        (
+            "a.jsonl.zst",
+            zstd.compress(JSON_LINES.encode())[:-5],
+            "damaged .zst file (Compressed file ended before",
+        ),
+        (
+            "a.csv.zst",
+            "q,a\n1,2\n",
+            "Unknown frame descriptor); 0 rows",
+        ),
         ("a.jsonl.gz", JSON_LINES, "damaged .gz file"),
         ("a.parquet", "no table", "not a readable Parquet file"),
         ("a.arrow", "no table", "not a readable Arrow stream"),
@@ -231,15 +240,43 @@ def test_damage_is_one_message_with_place_and_fix(
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
 def test_a_cut_archive_says_how_many_rows_came_before(ending: str, tmp_path: Path) -> None:
-    pack = gzip.compress if ending == ".gz" else zstandard.compress
+    pack = gzip.compress if ending == ".gz" else zstd.compress
     text = "".join(json.dumps({"a": number, "hash": hash((number, "x"))}) + "\n" for number in range(30_000))
     packed = pack(text.encode())
     seen = []
     with pytest.raises(DataError) as caught:
         seen.extend(read_file(write(tmp_path / f"a.jsonl{ending}", packed[: len(packed) // 2])))
-    assert len(seen) == 0 or seen[-1].place.startswith(str(tmp_path))
+    assert len(seen) == 0 or seen[-1].source.startswith(str(tmp_path))
     count = int(str(caught.value).split("; ")[1].split()[0])
     assert 0 < count < 30_000
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_a_line_that_is_too_long_is_one_bad_row(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (compression, readers):
+        monkeypatch.setattr(module, "LINE_BYTES", 2**20)
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}[ending]
+    text = '{"a": 1}\n{"a": "' + "x" * 3 * 2**20 + '"}\n{"a": 3}\n'
+    path = write(tmp_path / f"a.jsonl{ending}", pack(text.encode()))
+    assert list(read_file(path)) == [
+        RawRow({"a": 1}, f"{path}:1"),
+        BadRow("line_too_long", "longer than 1 MiB", f"{path}:2"),
+        RawRow({"a": 3}, f"{path}:3"),
+    ]
+    with pytest.raises(DataError, match=r"a\.csv.*:2: a line longer than 1 MiB"):
+        list(read_file(write(tmp_path / f"a.csv{ending}", pack(text.encode()))))
+
+
+def test_a_table_of_more_columns_than_any_has_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", ",".join(f"c{number}" for number in range(200_000)) + "\n")
+    with pytest.raises(DataError, match=r"a\.csv:1: 200,000 columns"):
+        list(read_file(path))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"a\.jsonl: cannot be read \(a folder, a pipe or a device"):
+        list(read_file(tmp_path / "a.jsonl"))
 
 
 def test_a_file_that_may_not_be_read_is_one_message(tmp_path: Path) -> None:

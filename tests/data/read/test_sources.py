@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
+from backports import zstd
 
 from qdora_fast.config.data import SourceSettings
 from qdora_fast.config.own_code import allow_own_code
@@ -37,7 +37,7 @@ def json_lines(path: Path, *values: int) -> Path:
 
 
 def test_a_folder_is_read_in_order_and_says_what_it_left_out(tmp_path: Path) -> None:
-    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(b'{"n": 3}\n'))
+    (tmp_path / "b.jsonl.zst").write_bytes(zstd.compress(b'{"n": 3}\n'))
     json_lines(tmp_path / "a.jsonl", 1, 2)
     (tmp_path / "README.md").write_text("about")
     (tmp_path / "model.pkl").write_text("never read")
@@ -145,7 +145,7 @@ def test_the_embedded_rows_need_no_file() -> None:
     rows, report = read("demo", max_rows=5)
     assert len(rows) == 5
     assert report.files == (("demo", 5),)
-    assert rows[0].place == "demo row 1"
+    assert rows[0].source == "demo row 1"
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_hub_rows_are_read_by_split_and_code_beside_them_is_never_trusted(
     monkeypatch.setattr(datasets, "load_dataset", load)
     rows, report = read("org/name", split="train", config="main")
     assert numbers(rows) == [1, 2]
-    assert rows[1].place == "org/name (train) row 2"
+    assert rows[1].source == "org/name (train) row 2"
     assert report.files == (("org/name", 2),)
     assert len(fingerprint(asked("org/name", config="main"))) == 64
     assert calls == [(("org/name", "main"), {"split": "train"})] * 2

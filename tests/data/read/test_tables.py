@@ -28,7 +28,7 @@ def test_parquet_and_arrow_give_the_same_rows(tmp_path: Path) -> None:
         writer.write_table(table.data.table)
     for path in (tmp_path / "a.parquet", stream, file):
         assert [raw.row for raw in read_file(path) if isinstance(raw, RawRow)] == ROWS
-        assert [raw.place for raw in read_file(path)] == [f"{path} row 1", f"{path} row 2"]
+        assert [raw.source for raw in read_file(path)] == [f"{path} row 1", f"{path} row 2"]
 
 
 def test_a_value_that_cannot_be_read_costs_its_row_only(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_a_value_that_cannot_be_read_costs_its_row_only(tmp_path: Path) -> None:
     assert first.row["text"] == "good"
     for row, number in ((second, 2), (third, 3)):
         assert isinstance(row, BadRow)
-        assert (row.reason, row.place) == ("wrong_type", f"{path} row {number}")
+        assert (row.reason, row.source) == ("wrong_type", f"{path} row {number}")
         assert row.detail.startswith("a value cannot be read: ")
 
 

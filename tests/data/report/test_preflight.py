@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from qdora_fast.config import DataSettings
-from qdora_fast.data import Rendering, choose_template, format_preflight, prepare, previews
+from qdora_fast.data import choose_template, format_preflight, prepare, previews
+from qdora_fast.data.tokenize.render import Rendering
 
 
 @pytest.fixture

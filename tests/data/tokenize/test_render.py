@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from plain_rendering import render
 
-from qdora_fast.data import Row, choose_template
+from qdora_fast.data import choose_template
+from qdora_fast.data.read.messages import Row
 from qdora_fast.data.tokenize.masking import IGNORED
 from qdora_fast.data.tokenize.render import Renderer, Rendering, TooLong
 from qdora_fast.system.errors import DataError
@@ -45,7 +46,7 @@ def test_the_report_counts_what_is_there(tokenizer: Any) -> None:
     trained = sum(label != IGNORED for example in rendered.examples for label in example["labels"])
     assert report.trained_tokens == trained
     assert report.trained_share == trained / report.tokens
-    assert report.previews[0].place == "rows:1"
+    assert report.previews[0].source == "rows:1"
     assert [piece for piece in report.previews[0].pieces if piece[1]] == [("Paris<eos>", True)]
 
 

@@ -1,8 +1,7 @@
-"""What can be said of a row on its own: read it as a conversation, look at what it says, turn it into tokens.
+"""The work on a row that needs no other row: read it as a conversation, filter it, turn it into tokens.
 
-This is the work that every row costs, and it needs no other row: `Judge.chunk` takes a few hundred raw rows and gives
-back a `Chunk`, in any process. What needs all rows (duplicates, the split) is decided afterwards, from the keys and
-MinHash signatures that are made here.
+`RowProcessor.process` takes a few hundred raw rows and gives back a `Chunk`, in any process. What needs all rows
+(duplicates, the split) is decided afterwards, from the keys and MinHash signatures that are made here.
 """
 
 from __future__ import annotations
@@ -27,9 +26,10 @@ from qdora_fast.data.read.formats import Conversation, Converter, convert
 from qdora_fast.data.read.messages import Row
 from qdora_fast.data.read.readers import BadRow, RawRow
 from qdora_fast.data.store import Chunk, Columns
-from qdora_fast.data.tokenize.render import FLAGS, Renderer, Rendering, TooLong, spoken
+from qdora_fast.data.tokenize.render import FLAGS, Renderer, Rendering, TooLong, contents
 
-LONG_ENOUGH = 2**31 - 1
+NOT_COUNTED = 2**31 - 1
+"""Stands for the content tokens of a row that is long enough for every limit."""
 CHARACTERS_PER_TOKEN = 40
 """More than any ordinary text has, on average."""
 
@@ -51,21 +51,21 @@ class Job(NamedTuple):
     rows: Sequence[RawRow | BadRow]
 
 
-class _Judged(NamedTuple):
+class _ProcessedRow(NamedTuple):
     row: Row
     prompt: str
     key: str
     input_ids: np.ndarray
     labels: np.ndarray
     flags: frozenset[str]
-    said: int
+    content_tokens: int
 
 
 _NO_TOKENS = np.zeros(0, np.int32)
 
 
-class Judge:
-    """Judges rows by the `data` section; `rendering` is None when there is no tokenizer yet.
+class RowProcessor:
+    """Turns raw rows into prepared ones by the `data` section; `rendering` is None when there is no tokenizer yet.
 
     Raises:
         ConfigError: see `render.Renderer`.
@@ -76,46 +76,48 @@ class Judge:
         self._renderer = Renderer(rendering) if rendering else None
         self._shortest = settings.filters.least_tokens
 
-    def chunk(self, job: Job) -> Chunk:
-        """Judge the rows of one job; their order is kept."""
-        judged: list[_Judged] = []
+    def process(self, job: Job) -> Chunk:
+        """The rows of one job, in their order, and those that were rejected."""
+        processed: list[_ProcessedRow] = []
         rejected: list[tuple[str, str, str]] = []
         too_long: list[int] = []
         repairs = Counter[str]()
         for number, raw in enumerate(job.rows, job.first):
             try:
-                judged.append(self._judge(raw, job.origin, number, repairs))
+                processed.append(self._process_row(raw, job.origin, number, repairs))
             except RejectedRow as reason:
-                rejected.append((raw.place, reason.reason, reason.detail))
+                rejected.append((raw.source, reason.reason, reason.detail))
                 too_long += [reason.length] if isinstance(reason, TooLong) else []
-        chunk = self._pack(judged, job)
+        chunk = self._pack(processed, job)
         chunk.rejected, chunk.too_long, chunk.repairs = rejected, too_long, dict(repairs)
         return chunk
 
-    def _judge(self, raw: RawRow | BadRow, number_of_origin: int, number: int, repairs: Counter[str]) -> _Judged:
+    def _process_row(
+        self, raw: RawRow | BadRow, origin_number: int, number: int, repairs: Counter[str]
+    ) -> _ProcessedRow:
         if isinstance(raw, BadRow):
             raise RejectedRow(raw.reason, raw.detail)
-        origin = self._origins[number_of_origin]
+        origin = self._origins[origin_number]
         given = raw.row if origin.formatter is None else custom.apply(origin.formatter, raw.row)
         conversation = convert(given, origin.converter)
         repairs.update(conversation.repairs)
-        row = self._row(conversation, raw, number, number_of_origin)
+        row = self._row(conversation, raw, number, origin_number)
         if not origin.own_held_out:
             filters.check(row, raw.row, self._settings.filters)
         keys = (group_key(row), similarity.canonical_text(row))
         if self._renderer is None:
-            return _Judged(row, *keys, _NO_TOKENS, _NO_TOKENS, frozenset(), LONG_ENOUGH)
+            return _ProcessedRow(row, *keys, _NO_TOKENS, _NO_TOKENS, frozenset(), NOT_COUNTED)
         example, flags = self._renderer(row)
         ids, labels = (np.array(example[name], np.int32) for name in ("input_ids", "labels"))
-        return _Judged(row, *keys, ids, labels, flags, self._said(row, int((labels >= 0).sum())))
+        return _ProcessedRow(row, *keys, ids, labels, flags, self._content_tokens(row, int((labels >= 0).sum())))
 
-    def _said(self, row: Row, trained: int) -> int:
-        """Tokens of what is said; not counted for rows that `filters.min_tokens` cannot meet: with twice as many
-        trained tokens (some are stop tokens), or with more characters than so few tokens hold."""
+    def _content_tokens(self, row: Row, trained: int) -> int:
+        """Tokens of the row's contents; `NOT_COUNTED` for rows that `filters.min_tokens` cannot drop: those with twice
+        as many trained tokens (some are stop tokens), or with more characters than so few tokens hold."""
         assert self._renderer is not None
-        if trained >= 2 * self._shortest or sum(map(len, spoken(row))) >= CHARACTERS_PER_TOKEN * self._shortest:
-            return LONG_ENOUGH
-        return self._renderer.said(row)
+        if trained >= 2 * self._shortest or sum(map(len, contents(row))) >= CHARACTERS_PER_TOKEN * self._shortest:
+            return NOT_COUNTED
+        return self._renderer.content_tokens(row)
 
     def _row(self, conversation: Conversation, raw: RawRow, number: int, origin: int) -> Row:
         content = {"messages": conversation.messages, "tools": conversation.tools, "text": conversation.text}
@@ -124,7 +126,7 @@ class Judge:
             "messages": conversation.messages,
             "tools": conversation.tools,
             "meta": {
-                "source": raw.place,
+                "source": raw.source,
                 "row": number,
                 "hash": hashlib.sha256(canonical.encode()).hexdigest(),
                 "origin": origin,
@@ -134,42 +136,42 @@ class Judge:
             row["text"] = conversation.text
         return row
 
-    def _pack(self, judged: list[_Judged], job: Job) -> Chunk:
-        lines = [json.dumps(each.row, ensure_ascii=False).encode() + b"\n" for each in judged]
+    def _pack(self, processed: list[_ProcessedRow], job: Job) -> Chunk:
+        lines = [json.dumps(each.row, ensure_ascii=False).encode() + b"\n" for each in processed]
         by_number = {number: raw.row for number, raw in enumerate(job.rows, job.first) if isinstance(raw, RawRow)}
-        raws = [by_number[each.row["meta"]["row"]] for each in judged]
+        raws = [by_number[each.row["meta"]["row"]] for each in processed]
         chunk = Chunk(
-            _columns(judged, job.origin, lines),
+            _columns(processed, job.origin, lines),
             b"".join(lines),
             groups=[_value(raw, self._settings.group) for raw in raws],
             strata=[_value(raw, self._settings.stratify) or "" for raw in raws],
-            sampled=["\n".join(spoken(each.row))[:CHARACTERS_FOR_LANGUAGE] for each in judged],
-            signatures=similarity.signatures([similarity.shingles(each.key) for each in judged]),
+            sampled=["\n".join(contents(each.row))[:CHARACTERS_FOR_LANGUAGE] for each in processed],
+            signatures=similarity.signatures([similarity.shingles(each.key) for each in processed]),
         )
         if self._renderer is not None:
-            chunk.input_ids = np.concatenate([each.input_ids for each in judged] or [_NO_TOKENS])
-            chunk.labels = np.concatenate([each.labels for each in judged] or [_NO_TOKENS])
+            chunk.input_ids = np.concatenate([each.input_ids for each in processed] or [_NO_TOKENS])
+            chunk.labels = np.concatenate([each.labels for each in processed] or [_NO_TOKENS])
         return chunk
 
 
-def _columns(judged: Sequence[_Judged], origin: int, lines: Sequence[bytes]) -> Columns:
+def _columns(processed: Sequence[_ProcessedRow], origin: int, lines: Sequence[bytes]) -> Columns:
     def keys(texts: Sequence[str]) -> np.ndarray:
         return np.frombuffer(b"".join(map(similarity.exact_key, texts)), np.uint8).reshape(-1, 16)
 
     return Columns(
         starts=np.array([len(line) for line in lines], np.int64),
-        keys=keys([each.key for each in judged]),
-        prompts=keys([each.prompt for each in judged]),
-        hashes=np.frombuffer(b"".join(bytes.fromhex(each.row["meta"]["hash"]) for each in judged), np.uint8).reshape(
+        keys=keys([each.key for each in processed]),
+        prompts=keys([each.prompt for each in processed]),
+        hashes=np.frombuffer(b"".join(bytes.fromhex(each.row["meta"]["hash"]) for each in processed), np.uint8).reshape(
             -1, 32
         ),
-        sizes=np.array([len(each.key) for each in judged], np.int64),
-        said=np.array([each.said for each in judged], np.int32),
-        tokens=np.array([len(each.input_ids) for each in judged], np.int32),
-        trained=np.array([int((each.labels >= 0).sum()) for each in judged], np.int32),
-        flags=np.array([sum(1 << FLAGS.index(flag) for flag in each.flags) for each in judged], np.uint8),
-        origins=np.full(len(judged), origin, np.int16),
-        scripts=np.array([script_of("\n".join(spoken(each.row))) for each in judged], "U20"),
+        sizes=np.array([len(each.key) for each in processed], np.int64),
+        content_tokens=np.array([each.content_tokens for each in processed], np.int32),
+        tokens=np.array([len(each.input_ids) for each in processed], np.int32),
+        trained=np.array([int((each.labels >= 0).sum()) for each in processed], np.int32),
+        flags=np.array([sum(1 << FLAGS.index(flag) for flag in each.flags) for each in processed], np.uint8),
+        origins=np.full(len(processed), origin, np.int16),
+        scripts=np.array([script_of("\n".join(contents(each.row))) for each in processed], "U20"),
     )
 
 

@@ -17,17 +17,17 @@ from qdora_fast.data.clean import dedup
 from qdora_fast.data.clean.languages import MOST_TEXTS, languages, shares
 from qdora_fast.data.clean.lengths import TokenReport, describe_tokens
 from qdora_fast.data.clean.quality import QualityReport
-from qdora_fast.data.clean.rejects import Dropped, Tally, total
-from qdora_fast.data.clean.selection import TOO_MANY, Selection
-from qdora_fast.data.pipeline import Gathered
+from qdora_fast.data.clean.rejects import DropCounter, Dropped, total
+from qdora_fast.data.clean.selection import TOO_MANY, SelectedRows
+from qdora_fast.data.pipeline import RowStatistics
 from qdora_fast.data.read.sources import Source
 from qdora_fast.data.report.report import Cluster, DataReport, DuplicateIds, DuplicateReport, SourceReport, SplitReport
 from qdora_fast.data.store import Columns, Rows
-from qdora_fast.data.tokenize.render import FLAGS, Rendering, spoken
+from qdora_fast.data.tokenize.render import FLAGS, Rendering, contents
 
 CLUSTERS_SHOWN, MEMBERS_SHOWN, TEXT_SHOWN = 10, 5, 200
 
-BLAMED = {
+SETTING_TO_KEEP = {
     "placeholder_answer": "data.filters.placeholders: false",
     "truncated_answer": "data.filters.truncated: false",
     "role_order": "data.filters.role_order: false",
@@ -37,52 +37,52 @@ BLAMED = {
     "refusal": "data.filters.refusals: false",
     "too_long": "a larger model.max_length, or data.on_long: truncate",
 }
-"""What keeps the rows that a filter drops, for sets of which it would drop more than a third."""
+"""The setting with which a filter's rows are kept, for sets of which it drops more than a third."""
 
 
-class Ledger:
-    """Everything that is known about one preparation."""
+class ReportBuilder:
+    """Builds the report of one preparation from what the pipeline counted and the selection decided."""
 
     def __init__(
         self,
         settings: DataSettings,
         sources: Sequence[Source],
         columns: Columns,
-        gathered: Gathered,
-        selection: Selection,
+        statistics: RowStatistics,
+        selection: SelectedRows,
         rows: Rows,
     ) -> None:
         self.settings, self.sources, self.columns = settings, sources, columns
-        self.gathered, self.selection, self.rows = gathered, selection, rows
+        self.statistics, self.selection, self.rows = statistics, selection, rows
 
     @cached_property
     def late_drops(self) -> list[tuple[str, str, str]]:
-        """(place, reason, detail) of the rows that the selection dropped; the pipeline wrote down its own."""
-        return [(self.rows.place(row), reason, detail) for row, reason, detail in self.selection.dropped]
+        """(source, reason, detail) of the rows that the selection dropped; the pipeline has written its own."""
+        return [(self.rows.source_of(row), reason, detail) for row, reason, detail in self.selection.dropped]
 
     def write_duplicates(self, path: Path) -> None:
-        """One line a group of rows that say the same: the row that stays, and the others."""
+        """Write one line for each group of duplicates: the row that stays, and the others."""
         with path.open("w", encoding="utf-8") as file:
             for cluster in self._clusters:
                 members = [
-                    {"place": self.rows.place(each.row), "kind": each.kind, "similarity": round(each.similarity, 3)}
+                    {"place": self.rows.source_of(each.row), "kind": each.kind, "similarity": round(each.similarity, 3)}
                     for each in cluster.members
                 ]
-                line = {"kept": self.rows.place(cluster.kept), "members": members}
+                line = {"kept": self.rows.source_of(cluster.representative), "members": members}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def report(self, settings_hash: str, rendering: Rendering | None) -> DataReport:
         """The report; see `DataReport`."""
-        tally, chosen = self.gathered.tally, self.selection
-        for place, reason, detail in self.late_drops:
-            tally.count(reason, place, detail)
-        dropped = tally.freeze()
+        drops, chosen = self.statistics.drops, self.selection
+        for source, reason, detail in self.late_drops:
+            drops.count(reason, source, detail)
+        dropped = drops.dropped()
         content = content_hash(self.columns, chosen.train, chosen.held_out)
         tokens = self._tokens(rendering, dropped) if rendering else None
         ids = self._duplicate_ids()
         inside = np.concatenate([chosen.train, chosen.held_out])
         return DataReport(
-            rows_in=self.gathered.rows_in,
+            rows_in=self.statistics.rows_in,
             kept=len(inside),
             dropped=dropped,
             train=len(chosen.train),
@@ -91,14 +91,14 @@ class Ledger:
             hash=version_hash(content, settings_hash),
             content_hash=content,
             settings_hash=settings_hash,
-            repairs=dict(self.gathered.repairs),
+            repairs=dict(self.statistics.repairs),
             sources=tuple(self._source(number) for number in range(len(self.sources))),
             duplicates=self._duplicates(),
             split=SplitReport(chosen.groups, self.settings.group, self.settings.stratify, tuple(chosen.strata)),
             tokens=tokens,
             scripts=shares(self.columns.scripts[inside].tolist()),
-            languages=languages(self.gathered.texts),
-            languages_of=min(len(self.gathered.texts), MOST_TEXTS),
+            languages=languages(self.statistics.texts),
+            languages_of=min(len(self.statistics.texts), MOST_TEXTS),
             duplicate_ids=ids,
             warnings=tuple(self._warnings(dropped, ids)),
         )
@@ -109,20 +109,20 @@ class Ledger:
 
     def _source(self, number: int) -> SourceReport:
         source, chosen, origins = self.sources[number], self.selection, self.columns.origins
-        read, found = source.report(), source.detection
+        read, detection = source.report(), source.detection
         epoch = chosen.per_epoch[origins[chosen.per_epoch] == number]
         return SourceReport(
             path=source.path,
             weight=source.settings.weight,
-            rows_in=self.gathered.by_origin[number],
+            rows_in=self.statistics.by_origin[number],
             train=int((origins[chosen.train] == number).sum()),
             held_out=int((origins[chosen.held_out] == number).sum()),
             per_epoch=len(epoch),
             tokens=int(self.columns.tokens[epoch].sum()),
-            format=found.name,
-            why=found.why,
-            agreement=found.agreement,
-            checked=found.checked,
+            format=detection.name,
+            why=detection.why,
+            agreement=detection.agreement,
+            checked=detection.checked,
             files=read.files,
             skipped=read.skipped,
         )
@@ -130,10 +130,10 @@ class Ledger:
     def _duplicates(self) -> DuplicateReport:
         largest = [
             Cluster(
-                kept=self.rows.place(cluster.kept),
-                text=" ".join("\n".join(spoken(self.rows[cluster.kept])).split())[:TEXT_SHOWN],
+                kept=self.rows.source_of(cluster.representative),
+                text=" ".join("\n".join(contents(self.rows[cluster.representative])).split())[:TEXT_SHOWN],
                 members=tuple(
-                    (self.rows.place(each.row), each.kind, round(each.similarity, 3))
+                    (self.rows.source_of(each.row), each.kind, round(each.similarity, 3))
                     for each in cluster.members[:MEMBERS_SHOWN]
                 ),
                 size=len(cluster.members),
@@ -157,7 +157,7 @@ class Ledger:
         return describe_tokens(
             self.columns.tokens[epoch],
             self.columns.trained[epoch],
-            beyond=self.gathered.too_long,
+            beyond=self.statistics.too_long,
             max_length=rendering.max_length,
             limit=rendering.limit,
             fraction=rendering.limit / rendering.max_length,
@@ -167,28 +167,28 @@ class Ledger:
         )
 
     def _duplicate_ids(self) -> DuplicateIds | None:
-        found = [ids for ids in self.gathered.ids if ids.count]
-        if not found:
+        repeated = [ids for ids in self.statistics.ids if ids.count]
+        if not repeated:
             return None
-        examples = tuple(example for ids in found for example in ids.examples)[:3]
-        return str(found[0].column), sum(ids.count for ids in found), examples
+        examples = tuple(example for ids in repeated for example in ids.examples)[:3]
+        return str(repeated[0].column), sum(ids.count for ids in repeated), examples
 
     def _warnings(self, dropped: Sequence[Dropped], ids: DuplicateIds | None) -> list[str]:
-        said = list(self.selection.warnings)
+        warnings = list(self.selection.warnings)
         for each in dropped:
-            if each.reason in BLAMED and each.count > TOO_MANY * self.gathered.rows_in:
-                said.append(
-                    f"{each.count} of {self.gathered.rows_in} rows were dropped as {each.reason}; "
-                    f"{BLAMED[each.reason]} keeps them"
+            if each.reason in SETTING_TO_KEEP and each.count > TOO_MANY * self.statistics.rows_in:
+                warnings.append(
+                    f"{each.count} of {self.statistics.rows_in} rows were dropped as {each.reason}; "
+                    f"{SETTING_TO_KEEP[each.reason]} keeps them"
                 )
         if self.selection.contaminated:
-            said.append(
+            warnings.append(
                 f"the check after the split found {self.selection.contaminated} training rows that are like a "
                 "held-out row; they were dropped"
             )
         if ids:
-            said.append(f"{ids[1]} rows have the {ids[0]} of an earlier row ({'; '.join(ids[2])}); all were read")
-        return said
+            warnings.append(f"{ids[1]} rows have the {ids[0]} of an earlier row ({'; '.join(ids[2])}); all were read")
+        return warnings
 
 
 def after_quality(
@@ -199,12 +199,12 @@ def after_quality(
     quality: QualityReport,
 ) -> DataReport:
     """The report once a reference model has judged: `sides` are what is left (train, per epoch, held out), `gone` the
-    (place, reason, detail) of what is not."""
+    (source, reason, detail) of the rows that are not."""
     train, per_epoch, held = sides
-    tally = Tally()
-    for place, reason, detail in gone:
-        tally.count(reason, place, detail)
-    judged = tally.freeze()
+    drops = DropCounter()
+    for source, reason, detail in gone:
+        drops.count(reason, source, detail)
+    judged = drops.dropped()
     dropped = sorted((*report.dropped, *judged), key=lambda each: (-each.count, each.reason))
     content = content_hash(columns, train, held)
     settings_hash = hashlib.sha256(f"{report.settings_hash} judged".encode()).hexdigest()
