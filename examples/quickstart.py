@@ -22,7 +22,8 @@ def main(runs: str = "runs", **train: float) -> str:
     proof = run.read_json("merged_16bit/export.json")["proof"]
     print(f"the merged model is the trained one: {proof['passed']} (KL {proof['kl']:.2g} nats)")
 
-    from qdora_fast.inference import answer, load
+    from qdora_fast.inference import answer
+    from qdora_fast.recipes.chat import load
 
     question = "What is the capital of Japan?"
     said = answer(load(run.path / "merged_16bit"), [{"role": "user", "content": question}])

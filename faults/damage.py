@@ -15,7 +15,7 @@ from faults.lab import STEPS, Job, Lab
 from faults.trial import Group, Outcome, Trial
 from faults.victim import Lost, require
 from qdora_fast.system.manifest import NAME
-from qdora_fast.training.resume import newest_whole
+from qdora_fast.training.resume import newest_complete
 
 _ALSO_RESUMED = 10
 """In every so many-th trial the run is gone on with."""
@@ -62,7 +62,7 @@ def all_lost(trial: Trial) -> None:
     for checkpoint in job.last().checkpoints():
         files = sorted(checkpoint.iterdir())
         _blank(trial.random.choice([file for file in files if file.suffix == ".safetensors"]), trial.random)
-    job.resume().require(40, saying="is whole")
+    job.resume().require(40, saying="is complete")
     require(len(job.runs()) == 1 and job.adapter() == trial.lab.untouched().adapter, "the run has been touched")
 
 
@@ -71,7 +71,7 @@ def _files(job: Job) -> list[Path]:
 
 
 def _lost(job: Job, file: Path) -> str | None:
-    chosen, said = newest_whole(job.last())
+    chosen, said = newest_complete(job.last())
     if chosen != job.last().checkpoints()[-2]:
         return f"goes on from {chosen}, with {file.name} not as it was written"
     named = len(said) == 1 and f"checkpoint-{STEPS}: " in said[0] and file.parent.name in said[0]
@@ -81,7 +81,7 @@ def _lost(job: Job, file: Path) -> str | None:
 
 def _gone_on(lab: Lab, job: Job, file: Path) -> str | None:
     try:
-        ended = job.resume().require(0, saying=f"going on from checkpoint-{STEPS - 1}")
+        ended = job.resume().require(0, saying=f"resuming from checkpoint-{STEPS - 1}")
         require(f"passed over checkpoint-{STEPS}" in ended.said, "does not say what was passed over")
         require(job.adapter() == lab.untouched().adapter, "another adapter came out")
         job.require_whole()

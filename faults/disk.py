@@ -36,7 +36,9 @@ def at_a_call(trial: Trial) -> None:
     job = trial.lab.job(trial.folder)
     ended = job.run(fault=fail(step, place, error)).require(0, 11 if error in _FULL else 1)
     if ended.code:
-        require("could not be written" in ended.said and "--resume" in ended.said, f"says only: {ended.said[-300:]}")
+        require(
+            "could not be written" in ended.said and "--auto-resume" in ended.said, f"says only: {ended.said[-300:]}"
+        )
         require(job.steps()[-1] in (step - 1, step), f"at step {step}: checkpoints at {job.steps()}")
     require(not list(job.last().path.glob("checkpoints/*.incomplete")), "an unfinished folder is left")
     go_on(trial, job)

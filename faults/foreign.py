@@ -71,7 +71,7 @@ def _by_itself(ours: Job, change: Change) -> None:
     if change.sections:
         ended.require(0, saying=change.setting)
         require(len(ours.runs()) == 2, "no new run was begun")
-        require("is not gone on with" in ended.said, "does not say that the old run is left")
+        require("is not resumed" in ended.said, "does not say that the old run is left")
     else:
         ended.require(40, saying=change.identity)
 

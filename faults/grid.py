@@ -46,7 +46,7 @@ def _packing() -> None:
     def make_recipe(train: Any, **counts: Any) -> Any:
         return replace(make(train, **counts), packing=train.packing)
 
-    put("qdora_fast.training.trainer", make_recipe=make_recipe)
+    put("qdora_fast.recipes.fit", make_recipe=make_recipe)
 
 
 def _stop(boundary: bool, *, packing: bool) -> Callable[[], None]:

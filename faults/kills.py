@@ -83,7 +83,7 @@ def go_on(trial: Trial, job: Job) -> None:
     job.require_whole()
     died = job.runs()[-1] if job.runs() else None
     kept = died.checkpoints()[-1].name if died and died.checkpoints() and not died.finished else None
-    job.run().require(0, saying=f"going on from {kept}" if kept else "")
+    job.run().require(0, saying=f"resuming from {kept}" if kept else "")
     require(job.adapter() == trial.lab.untouched().adapter, "the adapter is not the uninterrupted run's")
     job.require_whole()
 

@@ -1,6 +1,6 @@
 """Memory that runs out: in a forward or backward pass, the optimizer's step, an evaluation, a save, an export.
 
-A pass is repeated in parts, or after kept weights were given back, and the losses stay what they were;
+A pass is repeated in parts, or after cached weights were released, and the losses stay what they were;
 what cannot be repeated ends with 31, and the run goes on from its last checkpoint.
 """
 
@@ -35,7 +35,7 @@ def runs_out(trial: Trial) -> None:
         return
     ended.require(31, saying="checkpoint-")
     job.require_whole()
-    job.run().require(0, saying="going on from")
+    job.run().require(0, saying="resuming from")
     require(job.adapter() == trial.lab.untouched("undropped").adapter, "the adapter is not the uninterrupted run's")
 
 

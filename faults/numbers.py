@@ -31,7 +31,7 @@ def not_finite(trial: Trial) -> None:
     _require_finite_files(job)
     if kind == "weight":
         ended.require(30, saying="checkpoint-")
-        job.run().require(0, saying="going on from")
+        job.run().require(0, saying="resuming from")
         require(job.adapter() == trial.lab.untouched().adapter, "the adapter is not the uninterrupted run's")
     elif once:
         ended.require(0, saying="skipped, no weight was changed")

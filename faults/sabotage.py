@@ -35,27 +35,32 @@ def _written_in_place() -> None:
 
 
 def _lost_runs_start_from_zero() -> None:
+    from qdora_fast.recipes.resume import NEW, resume_run
     from qdora_fast.system.errors import CheckpointError
-    from qdora_fast.training.resume import NEW, go_on
 
     def quietly(*about: Any) -> Any:
         try:
-            return go_on(*about)
+            return resume_run(*about)
         except CheckpointError:
             return NEW
 
-    put("qdora_fast.recipes.train", go_on=quietly)
+    put("qdora_fast.recipes.train", resume_run=quietly)
 
 
 def _signals_are_not_heard() -> None:
     from qdora_fast.training.signals import Requests
 
-    put("qdora_fast.training.signals", listening=lambda say: nullcontext(Requests()))
+    put("qdora_fast.recipes.fit", listening=lambda say: nullcontext(Requests()))
 
 
 def _identity_is_not_compared() -> None:
     for module in ("qdora_fast.recipes.train", "qdora_fast.recipes.fit"):
         put(module, require_same=_nothing)
+
+
+def _disk_errors_are_not_translated() -> None:
+    for module in ("qdora_fast.training.checkpoint", "qdora_fast.recipes.train"):
+        put(module, disk_errors=lambda *_, **__: nullcontext())
 
 
 def _nobody_looks_at_numbers() -> None:
@@ -97,7 +102,7 @@ SABOTAGES = {
     "words": Sabotage(
         "a full disk is a traceback",
         ("disk", 0, 0),
-        lambda: put("qdora_fast.training.checkpoint", _disk_errors=lambda folder: nullcontext()),
+        _disk_errors_are_not_translated,
     ),
     "finite": Sabotage("nobody looks whether weights are finite", ("nonfinite", 2, 2), _nobody_looks_at_numbers),
     "lock": Sabotage(

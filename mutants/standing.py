@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_ENGINE = ("histories", "functions", "layers", "norms", "residency", "hooks")
+_ENGINE = ("histories", "functions", "layers", "cache", "residency", "hooks")
 _KERNELS = ("nf4", "norms", "sums", "borders")
 MORE: dict[str, tuple[str, ...]] = {
     "engine/patch": ("engine/test_patch", "models/test_adapter_guard"),
@@ -23,6 +23,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "models/weights": ("exports/merge/test_merged_model", "exports/merge/test_merge"),
     "models/nf4": ("exports/merge/test_merged_model",),
     "models/run_info": ("system/test_run_folder",),
+    "recipes/resume": ("training/test_checkpoint", "training/test_resume"),
     "config/recorded": ("system/test_run_folder", "training/test_resume"),
     "system/run_folder": ("training/test_resume",),
     "exports/verify/peft_layers": ("exports/verify/test_weights", "exports/verify/test_outputs"),

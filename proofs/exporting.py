@@ -57,8 +57,9 @@ def save_and_record(model: Any, tokenizer: Any, run: RunFolder) -> Any:
 def record_saved(run: RunFolder) -> Any:
     """The evidence of a saved run, as `qdora-fast export` takes it."""
     from qdora_fast.exports.verify import case
+    from qdora_fast.recipes.report import trained_model
 
-    return case.record_saved(run, read_config(run))
+    return case.record_saved(run, trained_model(run, read_config(run)))
 
 
 def export(run: RunFolder, evidence: Any, form: str, out: Path) -> Exported:

@@ -8,11 +8,13 @@ so tests only look at them, and work on copies.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it: a test that reaches for the hub fails
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -26,13 +28,18 @@ from hypothesis import HealthCheck, settings
 from qdora_fast.config import Config
 from qdora_fast.config.loader import make_config
 from qdora_fast.config.recorded import read_config
-from qdora_fast.exports.verify.checks import Case
 from qdora_fast.models.backend import open_backend
 from qdora_fast.system.hardware import cpu_count
 from qdora_fast.system.run_folder import RunFolder
 
+if TYPE_CHECKING:
+    from qdora_fast.exports.verify.checks import Case
+
+_session = {"modules left out": 0, "light": False}
 SHARED = "PYTEST_XDIST_WORKER" in os.environ
 """This process is one of several that the tests are dealt to."""
+LIGHT = ("config", "docs", "data/read", "data/tokenize", "test_architecture.py", "test_locks.py")
+"""Folders and files whose tests need neither Unsloth nor a model."""
 MOST_PROCESSES = 4
 """Of `-n auto`: each holds torch and all libraries, 1 to 2 GiB."""
 
@@ -48,7 +55,8 @@ if not os.environ.get("HYPOTHESIS_SEARCH"):
 
 def pytest_configure(config: pytest.Config) -> None:
     """Import what must come first; not in the process that only hands out tests to others."""
-    if config.getoption("numprocesses", None):
+    _session["light"] = _asked_for_light_tests(config)
+    if config.getoption("numprocesses", None) or _session["light"]:
         return
     if SHARED:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start
@@ -59,6 +67,28 @@ def pytest_configure(config: pytest.Config) -> None:
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: its kernels are then run by Python
     open_backend()
+    leave_out_of_collections()
+
+
+def _asked_for_light_tests(config: pytest.Config) -> bool:
+    """Whether only folders are asked for whose tests load no model: they begin ten seconds earlier."""
+    here = Path(__file__).parent
+    asked = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    return all(any(path.is_relative_to(here / folder) for folder in LIGHT) for path in asked)
+
+
+def leave_out_of_collections() -> None:
+    """Keep what is alive now, the libraries above all, out of garbage collections: Transformers and Accelerate collect
+    often, and looking through a million objects of imported modules each time took two fifths of a short training."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_runtest_logfinish() -> None:
+    """Some libraries are imported by the first test that needs them; afterwards they are left out, too."""
+    if len(sys.modules) > _session["modules left out"] + 200:
+        leave_out_of_collections()
+        _session["modules left out"] = len(sys.modules)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -112,25 +142,30 @@ def right_case(demo_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) ->
     from qdora_fast.exports.merge.merge import merge
     from qdora_fast.exports.verify.case import case_of, recipe_of, record_saved
     from qdora_fast.exports.verify.fresh_process import load_case, save_case
+    from qdora_fast.models.run_info import read_run_info
+    from qdora_fast.recipes.report import trained_model
 
     def make(folder: Path) -> None:
-        made = demo_run.read_json("model.json")
-        recipe = recipe_of("merged_16bit", "original16", made)
-        merge(Path(made["base"]), demo_run.adapter, folder / "out", recipe, tokenizer_from=demo_run.adapter)
-        save_case(case_of(demo_run, record_saved(demo_run, read_config(demo_run)), folder / "out", recipe), folder)
+        info = read_run_info(demo_run)
+        recipe, base = recipe_of("merged_16bit", "original16", info), Path(info.base)
+        merge(base, demo_run.adapter, folder / "out", recipe, tokenizer_from=demo_run.adapter)
+        evidence = record_saved(demo_run, trained_model(demo_run, read_config(demo_run)))
+        save_case(case_of(demo_run, evidence, folder / "out", recipe, base=base), folder)
 
     return load_case(made_once("right_case", tmp_path_factory.getbasetemp(), make))
 
 
-@pytest.fixture
-def proven_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are examined in this process instead of a new one, whose imports take most of a proof's time."""
-    from qdora_fast.exports.verify import checks, fresh_process
+@pytest.fixture(autouse=True)
+def _proven_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are examined in this process instead of a new one, whose imports take most of a proof's time. `demo_run`,
+    the commands and `exports/verify/test_fresh_process.py` start the new one."""
+    if not _session["light"]:
+        from qdora_fast.exports.verify import checks, fresh_process
 
-    def examine(case: Case, on_phase: Callable[[str], None] = lambda phase: None) -> dict[str, Any]:
-        return checks.examine(case, on_phase)
+        def examine(case: Case, on_phase: Callable[[str], None] = lambda phase: None) -> dict[str, Any]:
+            return checks.examine(case, on_phase)
 
-    monkeypatch.setattr(fresh_process, "examine_in_new_process", examine)
+        monkeypatch.setattr(fresh_process, "examine_in_new_process", examine)
 
 
 @pytest.fixture

@@ -26,6 +26,9 @@ FOLDERS = (
 )
 FOUNDATIONS = {"engine", "system"}
 
+# The folders that may name the whole Config; below, a function takes the section it needs.
+SEE_CONFIG = {"config", "cli", "recipes"}
+
 # Heavy or touchy libraries, and the only folders or modules that may import them at all.
 OWNERS = {
     "unsloth": {"models.backend"},
@@ -98,6 +101,18 @@ def test_imports_go_downwards(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=_module)
+def test_the_whole_config_stops_at_the_recipes(path: Path) -> None:
+    module = _module(path)
+    if module.split(".")[0] in SEE_CONFIG:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qdora_fast.config"):
+            named = [alias.name for alias in node.names if alias.name in ("Config", "recorded")]
+            assert node.module != "qdora_fast.config.recorded", f"{module}: take the values, not the run's config"
+            assert not named, f"{module}: take the section that is needed, not the whole config"
+
+
+@pytest.mark.parametrize("path", FILES, ids=_module)
 def test_libraries_are_imported_where_they_belong(path: Path) -> None:
     module, tree = _module(path), ast.parse(path.read_text())
     for name in _imports(tree, top=False):
@@ -110,6 +125,18 @@ def test_libraries_are_imported_where_they_belong(path: Path) -> None:
         assert library != "torch" or _within(module, TORCH_AT_TOP), (
             f"{module}: import torch inside the function that needs it"
         )
+
+
+NO_CONFIG = {"planning", "engine", "system"}
+"""Folders whose functions take the sections or values that they need, never the whole Config."""
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if _module(path).split(".")[0] in NO_CONFIG], ids=_module)
+def test_the_whole_config_stays_above(path: Path) -> None:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert "Config" not in used | imported
 
 
 # What runs code that is found by name or made of text. A name that does not stand there, as text, may be given in the
@@ -179,6 +206,14 @@ def test_the_scan_for_code_run_by_name_sees_it(text: str, caught: bool) -> None:
     assert bool(list(_runs_by_name(ast.parse(text)))) == caught
 
 
+@pytest.mark.parametrize("path", FILES, ids=_module)
+def test_json_files_are_read_in_one_place(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        call = ast.unparse(node) if isinstance(node, ast.Call) else ""
+        from_file = call.startswith("json.load(") or (call.startswith("json.loads(") and ".read" in call)
+        assert not from_file or _module(path) == "system.json_files", f"{call}: use system.json_files"
+
+
 LONG_FILE, TOO_LONG_FILE = 300, 450
 LONG_FUNCTION, TOO_LONG_FUNCTION = 60, 100
 
@@ -228,8 +263,10 @@ def test_every_module_of_a_flat_folder_has_its_test() -> None:
         "exports.verify.peft_layers": "exports/verify/test_weights",
         "exports.verify.case": "exports/verify/test_checks",
         "models.run_info": "system/test_run_folder",
+        "models.trained": "exports/verify/test_checks",
         "training.memory_cap": "planning/auto/test_auto",
         "system.errors": "cli/test_main",
+        "system.limits": "system/test_json_files",
         "system.pages": "data/report/test_pages",
     }
     tests = PACKAGE.parent / "tests"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.engine.arms import Arm
 from benchmarks.engine.cases import VOCABULARY, Case
+from qdora_fast.engine.frozen import set_repacking
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 B_STD = 0.01
@@ -134,7 +135,7 @@ def quantize(linear: nn.Linear, dtype: torch.dtype, device: str) -> nn.Module:
     four_bit.weight = Params4bit(
         linear.weight.data.to(dtype), requires_grad=False, compress_statistics=True, quant_type="nf4", module=four_bit
     )
-    four_bit.support_avx512bf16_for_cpu = False  # its repacked layout cannot be dequantised again
+    set_repacking(four_bit, False)
     result: nn.Module = four_bit.to(device)
     return result
 

@@ -58,15 +58,14 @@ def peft(spec: Spec) -> Spec:
     from qdora_fast.exports.verify.case import record_trained
     from qdora_fast.exports.verify.distance import Distance
     from qdora_fast.exports.verify.recording import record
-    from qdora_fast.models.loading import load_trained
+    from qdora_fast.recipes.report import trained_model
     from qdora_fast.system.run_folder import RunFolder
     from qdora_fast.training.trainer import choose_precision
 
     folder = RunFolder(Path(spec["run"]))
     config = read_config(folder)
     plain = config.model_copy(update={"engine": config.engine.model_copy(update={"impl": "off"})})
-    name = read_run_info(folder).base
-    _, model = load_trained(name, plain, folder.adapter, precision=choose_precision(config.train))
+    _, model = trained_model(folder, plain).load(precision=choose_precision(config.train))
     evidence = record_trained(model, folder)
     begin = time.perf_counter()
     merged = model.merge_and_unload()
@@ -85,11 +84,12 @@ def controls(spec: Spec) -> Spec:
 
     from qdora_fast.exports.merged import export_merged, unproven_folder
     from qdora_fast.exports.verify.case import record_saved
+    from qdora_fast.recipes.report import trained_model
     from qdora_fast.system.errors import ProofError
     from qdora_fast.system.run_folder import RunFolder
 
     folder = RunFolder(Path(spec["run"]))
-    evidence = record_saved(folder, read_config(folder))
+    evidence = record_saved(folder, trained_model(folder, read_config(folder)))
     found: Spec = {}
     for name, tampering in CONTROLS.items():
         out = Path(spec["out"])

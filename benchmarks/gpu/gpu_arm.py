@@ -30,7 +30,9 @@ from benchmarks.engine.cases import Case
 from benchmarks.engine.measure import spread, synchronize
 from benchmarks.gpu.gpu_model import DTYPE
 from benchmarks.options import GpuOptions
+from qdora_fast.engine.frozen import set_repacking
 from qdora_fast.models.backend import captured_prints, open_backend
+from qdora_fast.models.out_of_memory import release_memory
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LEARNING_RATE = 1e-5
@@ -138,8 +140,7 @@ def load(arm: Arm, options: GpuOptions, folder: str) -> Any:
             random_state=options.seed,
         )
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        set_repacking(module, False)
     move_adapters(model, options.seed)
     return model.train()
 
@@ -154,7 +155,7 @@ def measure(
     first = first_micro_batch(model, batches[0], options)
     optimizer.zero_grad(set_to_none=True)
     if options.device == "cuda":
-        torch.cuda.empty_cache()
+        release_memory()
         torch.cuda.reset_peak_memory_stats()
     begun = time.monotonic()
     warmup = _until(

@@ -1,14 +1,18 @@
-"""The commands that try a trained model: `chat`, `serve`. As in main.py, each calls one function."""
+"""The commands that talk to a trained model: `chat` in a terminal, `serve` for programs.
+
+Both take a run, an adapter or a merged model. As in training.py a command only checks what was typed and calls one
+function, which it imports when it is called.
+"""
 
 from __future__ import annotations
 
 import click
 
-from qdora_fast.cli.options import loads_base
+from qdora_fast.cli.options import RUN, loads_base
 
 
 @click.command()
-@click.argument("run")
+@RUN
 @click.option("--once", metavar="TEXT", help="Answer one message and leave; - reads it from standard input.")
 @click.option("--system", metavar="TEXT", help="Begin with this system message.")
 @click.option("--compare", is_flag=True, help="Ask the base, too: side by side on a wide terminal.")
@@ -27,27 +31,27 @@ def chat(
     top_p: float | None,
     seed: int | None,
 ) -> None:
-    """Talk to a RUN, to an adapter, or to the folder of a merged model.
+    """Talk to a RUN, an adapter or a merged model.
 
     Answers go to standard output, all else to standard error.
     """
-    from qdora_fast.inference import Asking
-    from qdora_fast.inference import chat as start
+    from qdora_fast.inference import SamplingParams
+    from qdora_fast.recipes.chat import chat as start
 
-    asking = Asking(max_new_tokens, temperature, top_p, seed)
-    start(run, once=once, system=system, compare=compare, asking=asking)
+    sampling = SamplingParams(max_new_tokens, temperature, top_p, seed)
+    start(run, once=once, system=system, compare=compare, sampling=sampling)
 
 
 @click.command()
-@click.argument("run")
+@RUN
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; this one is local.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes any free one.")
 @loads_base
 def serve(run: str, host: str, port: int) -> None:
-    """Answer OpenAI's /v1/chat/completions with a RUN, an adapter, or a merged model, until Ctrl-C.
+    """Serve a RUN, an adapter or a merged model over HTTP.
 
-    For trying a model, not for production.
+    Answers OpenAI's /v1/chat/completions until Ctrl-C. For trying a model, not for production.
     """
-    from qdora_fast.inference.serve import serve as start
+    from qdora_fast.recipes.chat import serve as start
 
     start(run, host=host, port=port)

@@ -1,4 +1,8 @@
-"""The commands that write, check or take in a trained model. As in main.py, each calls one function."""
+"""The commands about a model's files: `export` writes them, `verify` checks them, `import-adapter` takes them in.
+
+As in training.py a command only checks what was typed and calls one function, which it imports when it is called. A
+format that loses something is confirmed here, where there is a person to ask.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,12 @@ from pathlib import Path
 
 import click
 
-from qdora_fast.cli.options import SET, loads_base, runs_code
+from qdora_fast.cli.options import RUN, SET, json_option, loads_base, out_option, runs_code
 from qdora_fast.system import console
 
 
 @click.command()
-@click.argument("run")
+@RUN
 @click.option(
     "--to",
     "to",
@@ -26,25 +30,25 @@ from qdora_fast.system import console
 )
 @click.option("--llama-cpp", type=click.Path(), metavar="DIR", help="For gguf: your llama.cpp checkout.")
 @click.option("--gguf-type", metavar="TYPE", help="For gguf: f16, bf16, q8_0 (default), q4_k_m, ...")
-@click.option("--out", type=click.Path(), help="Folder to write; default: RUN/FORMAT.")
+@out_option("RUN/FORMAT")
 @click.option("--overwrite", is_flag=True, help="Replace an existing folder.")
 @click.option("--yes", is_flag=True, help="Do not ask before a format that loses something.")
 @loads_base
 @click.option("--require-review", is_flag=True, help="Only if a person has let the completions pass.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+@json_option()
 def export(
     run: str,
     to: str,
     merge_base: str | None,
     llama_cpp: str | None,
     gguf_type: str | None,
-    out: str | None,
+    out: Path | None,
     overwrite: bool,
     yes: bool,
     require_review: bool,
     as_json: bool,
 ) -> None:
-    """Write a trained RUN for others to load, and prove it."""
+    """Write a RUN in a format for others, and prove it."""
     from qdora_fast.recipes import review
     from qdora_fast.recipes.export import export as export_run
     from qdora_fast.system.run_folder import RunFolder
@@ -78,19 +82,21 @@ def _confirm(to: str) -> None:
 
 @click.command()
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+@json_option()
 def verify(path: Path, as_json: bool) -> None:
-    """Hash a run, checkpoint, adapter or export again: is every file as it was written? Exit code 41: no."""
-    from qdora_fast.recipes import verify as verifying
+    """Check that the files in PATH are as they were written.
+
+    PATH is a run, a checkpoint, an adapter or an export; its files are hashed again. Exit code 41: some have changed.
+    """
+    from qdora_fast.recipes import verify as recipe
 
     parts = []
-    for part in verifying.verify(path):
+    for part in recipe.verify(path):
         click.echo(part)
         parts.append(part)
     if as_json:
-        whole = not any(part.problems for part in parts)
-        click.echo(console.json_line({"path": str(path), "whole": whole, "parts": [part.as_dict() for part in parts]}))
-    verifying.require_whole(parts, path)
+        click.echo(console.json_line(recipe.summary(parts, path)))
+    recipe.require_undamaged(parts, path)
 
 
 @click.command("import-adapter")
@@ -99,9 +105,12 @@ def verify(path: Path, as_json: bool) -> None:
 @click.option("--data", metavar="FILE", help="Rows it was not trained on: for the proof of exports, and to evaluate.")
 @SET
 @runs_code
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+@json_option()
 def import_adapter(folder: str, base: str | None, data: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check an adapter from elsewhere (FOLDER) and make a run of it, for export, chat and evaluate."""
+    """Make a run of an adapter that was trained elsewhere.
+
+    The adapter in FOLDER is checked first. The run can be exported, talked to and evaluated.
+    """
     from qdora_fast.recipes import import_adapter as recipe
 
     report = recipe.import_adapter(folder, base=base, data=data, overrides=overrides)

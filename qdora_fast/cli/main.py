@@ -1,254 +1,54 @@
-"""The command line: what a user types, and nothing else. Each command calls one function.
+"""The command line: all commands under their headings, and how a command ends.
 
-Imports are inside the commands, so that `--help` and a wrong config answer in milliseconds.
-A user's mistake ends in one message and the exit code of its kind (errors.py); `--debug`
-before the command shows the traceback.
+Each command calls one function and imports it when it is called. The first sentence of its docstring is its summary in
+`--help`, where it must fit on one line of 80 columns. A user's mistake ends in one message and the exit code of its
+kind (errors.py); `--debug` before the command shows the traceback.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
-from typing import Literal
 
 import click
 
 import qdora_fast
 from qdora_fast.cli.chat import chat, serve
 from qdora_fast.cli.export import export, import_adapter, verify
-from qdora_fast.cli.options import FILE, OFFLINE, SET, runs_code
-from qdora_fast.system import console
+from qdora_fast.cli.prepare import data, doctor, plan, presets
+from qdora_fast.cli.training import compare, evaluate, log, report, review, train
 from qdora_fast.system.redact import guard_output
 
+SECTIONS = {
+    "Before training": (doctor, presets, plan, data),
+    "Training and evaluation": (train, evaluate, review, report, log, compare),
+    "The trained model": (chat, serve, export, verify, import_adapter),
+}
+"""Commands in the order in which a user meets them, under the headings of `--help`."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class Commands(click.Group):
+    """A group whose help lists its commands under the headings of SECTIONS."""
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands with the first sentence of their help."""
+        width = max(map(len, self.commands))
+        for heading, commands in SECTIONS.items():
+            with formatter.section(heading):
+                room = formatter.width - width - 6
+                rows = [(f"{command.name:<{width}}", command.get_short_help_str(room)) for command in commands]
+                formatter.write_dl(rows)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(qdora_fast.__version__, prog_name="qdora-fast")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
     """QDoRA fine-tuning on one 24 GB card, with an export proven to be the model that was trained."""
 
 
-@cli.command()
-@click.argument("config", required=False)
-@SET
-@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint of this run.")
-@click.option("--auto-resume", is_flag=True, help="The same if the newest run of this name was stopped; else start.")
-@click.option("--dry-run", is_flag=True, help="Check settings, rows, masks and targets; read no weights.")
-@click.option("--reviewed", type=FILE, help="A person's marks on the sample of these rows, for the evaluation log.")
-@runs_code
-def train(
-    config: str | None,
-    overrides: tuple[str, ...],
-    resume: bool,
-    auto_resume: bool,
-    dry_run: bool,
-    reviewed: Path | None,
-) -> None:
-    """Fine-tune, compare with the base, export and prove.
-
-    CONFIG is a YAML file or the name of a preset; without it the hardware decides.
-    """
-    from qdora_fast.config import presets
-    from qdora_fast.config.loader import load_config
-    from qdora_fast.recipes import messages
-    from qdora_fast.system import hardware
-
-    path, why = (presets.find_config(config), None) if config else presets.choose_preset(hardware.gpus())
-    settings = load_config(path, overrides)
-    messages.chosen(path, why)
-    from qdora_fast.recipes import train as recipe
-
-    if dry_run:
-        recipe.dry_run(settings)
-    else:
-        how: bool | Literal["auto"] = True if resume else "auto" if auto_resume else False
-        recipe.run_recipe(settings, name=path.stem, resume=how, reviewed=reviewed)
-
-
-@cli.command()
-@click.argument("config", required=False)
-@SET
-@click.option("--vram", type=float, metavar="GIB", help="Plan for a card with so much memory. Default: this machine's.")
-@click.option("--presets", "all_presets", is_flag=True, help="All shipped presets as a table.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the plan as a page, too.")
-@OFFLINE
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-def plan(
-    config: str | None,
-    overrides: tuple[str, ...],
-    vram: float | None,
-    all_presets: bool,
-    html: Path | None,
-    as_json: bool,
-) -> None:
-    """Will a CONFIG fit, how long will it take, which method? Reads no weights. Exit code 10: it does not fit."""
-    from qdora_fast.recipes import plan as recipe
-
-    if all_presets:
-        recipe.answer_presets(vram=vram, as_json=as_json, say=click.echo)
-    else:
-        recipe.answer(config, overrides, vram=vram, html=html, as_json=as_json, say=click.echo)
-
-
-@cli.command()
-@click.argument("target", metavar="CONFIG|RUN")
-@SET
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: runs/NAME-data.")
-@click.option("--reviewed", type=FILE, help="Record a person's marks on the sample, saved from review.html.")
-@runs_code
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-def data(target: str, overrides: tuple[str, ...], out: Path | None, reviewed: Path | None, as_json: bool) -> None:
-    """Prepare the rows of a CONFIG: filter, deduplicate, split, report. With a RUN, record a review of its rows.
-
-    No model is loaded, unless data.quality is switched on.
-    """
-    from qdora_fast.config import presets
-    from qdora_fast.config.loader import load_config
-    from qdora_fast.recipes import data as recipe
-    from qdora_fast.system.run_folder import RunFolder
-
-    if reviewed and (Path(target) / "config.yaml").is_file():
-        report = recipe.review_run(RunFolder.open(target), reviewed)
-    else:
-        path = presets.find_config(target)
-        settings = load_config(path, overrides)
-        report = recipe.run_data(settings, name=path.stem, out=out, reviewed=reviewed)
-    if as_json:
-        click.echo(console.json_line(report))
-
-
-@cli.command()
-@click.argument("run")
-@SET
-@click.option("--mmlu", is_flag=True, help="Also ask MMLU, whatever the run's settings say.")
-@click.option("--allow-regression", is_flag=True, help="Report a fallen MMLU instead of failing.")
-@runs_code
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-def evaluate(run: str, overrides: tuple[str, ...], mmlu: bool, allow_regression: bool, as_json: bool) -> None:
-    """Base against tuned on the held-out rows of a finished RUN; MMLU; completions to read; the log."""
-    from qdora_fast.recipes import evaluate as recipe
-
-    changed = [*overrides, *(["evaluation.mmlu.enabled=true"] if mmlu else [])]
-    found = recipe.evaluate(run, overrides=changed, allow_regression=allow_regression)
-    if as_json:
-        click.echo(console.json_line(found))
-
-
-@cli.command()
-@click.argument("run")
-@click.argument("file", required=False, type=FILE)
-@click.option("--reviewer", metavar="NAME", help="Who has read the completions.")
-@click.option("--verdict", type=click.Choice(["pass", "fail", "needs-work"]))
-@click.option("--note", default="", help="Why.")
-def review(run: str, file: Path | None, reviewer: str | None, verdict: str | None, note: str) -> None:
-    """Record what a person thinks of a RUN's completions: FILE saved from completions.html, or name and verdict."""
-    from qdora_fast.recipes import review as recipe
-
-    recipe.review(run, file=file, reviewer=reviewer, verdict=verdict, note=note)
-
-
-@cli.command()
-@click.argument("runs", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line, and no table.")
-def log(runs: tuple[str, ...], as_json: bool) -> None:
-    """List and compare the evaluations of RUNS (run folders, or folders of runs)."""
-    from qdora_fast.recipes import messages
-    from qdora_fast.recipes import review as recipe
-
-    found = recipe.evaluations(runs)
-    if as_json:
-        click.echo(console.json_line({"evaluations": found}))
-    else:
-        messages.evaluations(found)
-
-
-@cli.command()
-@click.argument("run")
-def report(run: str) -> None:
-    """Write a RUN's report.html and model cards anew."""
-    from qdora_fast.recipes import evaluate as recipe
-    from qdora_fast.system.run_folder import RunFolder
-
-    click.echo(recipe.finish(RunFolder.open(run)))
-
-
-@cli.command()
-@click.argument("config")
-@SET
-@click.option(
-    "--methods",
-    default="lora,qlora,dora,qdora",
-    show_default=True,
-    metavar="A,B",
-    help="What to compare; also full, full fine-tuning.",
-)
-@click.option("--loraplus", default="1,16", show_default=True, metavar="A,B", help="LoRA+ ratios; 1 is off.")
-@click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="Trainings of each arm.")
-@click.option("--learning-rates", default="", metavar="A,B", help="Take the best for each arm. Default: the config's.")
-@click.option("--full-lr", default="", metavar="A,B", help="The same for full. Default: a tenth of the others.")
-@click.option("--target", type=float, help="Held-out loss to reach. Default: where the first arm's median run ends.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: runs/NAME-compare.")
-@runs_code
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-def compare(
-    config: str,
-    overrides: tuple[str, ...],
-    methods: str,
-    loraplus: str,
-    seeds: int,
-    learning_rates: str,
-    full_lr: str,
-    target: float | None,
-    out: Path | None,
-    as_json: bool,
-) -> None:
-    """Train a CONFIG with several methods and seeds on the same rows, and say what holds.
-
-    Goes on where an earlier comparison stopped.
-    """
-    from qdora_fast.config import presets
-    from qdora_fast.config.loader import load_config
-    from qdora_fast.recipes.compare import compare as recipe
-    from qdora_fast.recipes.compare.arms import numbers, split
-
-    path = presets.find_config(config)
-    record = recipe.compare(
-        load_config(path, overrides),
-        methods=split(methods),
-        ratios=numbers("--loraplus", loraplus),
-        seeds=seeds,
-        learning_rates=numbers("--learning-rates", learning_rates),
-        full_learning_rates=numbers("--full-lr", full_lr),
-        target=target,
-        name=path.stem,
-        out=out,
-    )
-    if as_json:
-        click.echo(console.json_line(record))
-
-
-@cli.command()
-@click.option("--offline", is_flag=True, help="Make no connection to the hub.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no page.")
-def doctor(offline: bool, as_json: bool) -> None:
-    """Check this machine: packages, GPU, kernels, the engine, disks, the hub. Exit code 0: ready."""
-    from qdora_fast.recipes.doctor import examine
-
-    sys.exit(examine(as_json=as_json, offline=offline))
-
-
-@cli.command()
-@click.option("--schema", is_flag=True, help="Print the JSON schema of a config file, for editors.")
-def presets(schema: bool) -> None:
-    """List the shipped configs and this machine's choice."""
-    from qdora_fast.recipes import messages
-
-    messages.presets(schema=schema)
-
-
-for command in (export, import_adapter, verify, chat, serve):
-    cli.add_command(command)
+for _command in (command for commands in SECTIONS.values() for command in commands):
+    cli.add_command(_command)
 
 
 def main() -> None:
@@ -271,8 +71,8 @@ def main() -> None:
         if debug:
             raise
         if distributed.is_main() or not isinstance(error, ConfigError):  # a wrong request is wrong in all of them
-            place = f"[process {distributed.rank()}] " if distributed.world_size() > 1 else ""
-            click.echo(f"{place}error: {error}", err=True)
+            rank = f"[process {distributed.rank()}] " if distributed.world_size() > 1 else ""
+            click.echo(f"{rank}error: {error}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)

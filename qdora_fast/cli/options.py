@@ -1,6 +1,7 @@
-"""Options that several commands share. Those without a parameter of their own hold for the whole command.
+"""Arguments and options that several commands share, each defined once.
 
-Where code that a config or a run names wants to be run, the user is asked here, on a terminal.
+Some have no parameter of their own: they open a context that holds for the whole command (`--offline`). Where code that
+a config or a run names wants to be run, the user is asked here, on a terminal.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,8 +18,38 @@ from qdora_fast.config import own_code
 from qdora_fast.system import remote_code
 from qdora_fast.system.offline import offline
 
+if TYPE_CHECKING:
+    from qdora_fast.planning.cards import Card
+
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+RUN = click.argument("run")
 SET = click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change one setting; repeatable.")
+
+
+def json_option(but: str = "as the last line") -> Callable[[Any], Any]:
+    """`--json`; the command prints one JSON object on standard output, `but` says what becomes of the rest."""
+    return click.option("--json", "as_json", is_flag=True, help=f"Print one JSON object {but}.")
+
+
+def out_option(default: str) -> Callable[[Any], Any]:
+    """`--out`: the folder that the command writes."""
+    return click.option("--out", type=click.Path(path_type=Path), help=f"Folder to write; default: {default}.")
+
+
+def _named_card(_context: click.Context, _parameter: click.Parameter, text: str | None) -> Card | None:
+    from qdora_fast.planning.cards import find_card
+
+    return None if text is None else find_card(text)
+
+
+CARD = click.option(
+    "--card",
+    "--vram",
+    "card",
+    metavar="NAME|GIB",
+    callback=_named_card,
+    help='A card by name ("RTX 3090", L4) or by its memory in GiB (24). Default: this machine\'s.',
+)
 
 
 def _around(flag: str, enter: Callable[[], AbstractContextManager[None]], text: str) -> Callable[[Any], Any]:

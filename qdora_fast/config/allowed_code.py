@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.json_files import parse_json, read_limited
 
 NAME = "allowed_code.json"
 
@@ -49,14 +50,14 @@ def entries() -> list[Entry]:
     path = list_file()
     try:
         _require_private(path)
-        text = path.read_text(encoding="utf-8")
+        raw = read_limited(path)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise ConfigError(f"{path}: the list of allowed code cannot be read: {error.strerror}") from None
     try:
-        return [Entry(**{key: str(value) for key, value in each.items()}) for each in json.loads(text)["allowed"]]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return [Entry(**{key: str(value) for key, value in each.items()}) for each in parse_json(raw)["allowed"]]
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise ConfigError(
             f"{path}: the list of allowed code is damaged; remove it, and you will be asked for each file again"
         ) from None

@@ -24,8 +24,9 @@ from typing import Any
 from qdora_fast.config import DataSettings
 from qdora_fast.config.code import with_code, without_folder
 from qdora_fast.data.read.sources import fingerprint
-from qdora_fast.data.store import disk_errors
+from qdora_fast.data.store import OTHER_CACHE
 from qdora_fast.data.tokenize.render import Rendering
+from qdora_fast.system.disk import disk_errors
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.hardware import cache_folder
 from qdora_fast.system.manifest import value_hash
@@ -72,7 +73,7 @@ def new_entry(finished: Path) -> Iterator[Path]:
             "can write to, or data.cache: false"
         ) from error
     try:
-        with disk_errors(finished.parent):
+        with disk_errors(finished.parent, elsewhere=OTHER_CACHE):
             yield building
         if finished.exists():  # another process was faster; both made the same
             return

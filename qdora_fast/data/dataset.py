@@ -31,8 +31,9 @@ from qdora_fast.data.read import custom
 from qdora_fast.data.read.sources import Source, open_source
 from qdora_fast.data.report.accounts import Ledger, after_quality
 from qdora_fast.data.report.report import STEP_OF, DataReport, load_report, save_report
-from qdora_fast.data.store import ROWS, Columns, Examples, Rows, Spool, disk_errors, open_examples
+from qdora_fast.data.store import OTHER_CACHE, ROWS, Columns, Examples, Rows, Spool, open_examples
 from qdora_fast.data.tokenize.render import Rendering, refuse_hopeless
+from qdora_fast.system.disk import disk_errors
 from qdora_fast.system.errors import DataError
 
 DUPLICATES, ARRAYS, ACCOUNT = "duplicates.jsonl", "arrays.npz", "account.json"
@@ -159,7 +160,7 @@ def _make(
     selection = select(columns, spool, settings, seed=seed)
 
     ledger = Ledger(settings, sources, columns, gathered, selection, spool.rows(columns))
-    with disk_errors(folder):
+    with disk_errors(folder, elsewhere=OTHER_CACHE):
         spool.reject(ledger.late_drops)
         ledger.write_duplicates(folder / DUPLICATES)
         report = ledger.report(cache.settings_hash(settings, seed=seed, rendering=rendering), rendering)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, overload
@@ -20,8 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, overload
 import numpy as np
 
 from qdora_fast.data.read.messages import Row
-from qdora_fast.system.atomic import disk_full
-from qdora_fast.system.errors import DiskSpaceError
+from qdora_fast.system.disk import disk_errors
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,6 +28,8 @@ Example = dict[str, list[int]]
 """`input_ids` and `labels`."""
 
 ROWS, TOKENS, SIGNATURES, REJECTED = "rows.jsonl", "tokens.arrow", "signatures.bin", "rejected.jsonl"
+OTHER_CACHE = "or set QDORA_FAST_CACHE to a folder on another disk"
+"""What else helps where prepared rows cannot be written, for `disk_errors`."""
 
 
 class Rows(Sequence[Row]):
@@ -169,7 +169,7 @@ class Spool:
 
     def add(self, chunk: Chunk) -> None:
         """Append one chunk."""
-        with disk_errors(self.folder):
+        with disk_errors(self.folder, elsewhere=OTHER_CACHE):
             self._files[ROWS].write(chunk.lines)
             if chunk.signatures is not None:
                 self._files[SIGNATURES].write(chunk.signatures.tobytes())
@@ -209,13 +209,13 @@ class Spool:
 
     def flush(self) -> None:
         """Make what was added readable."""
-        with disk_errors(self.folder):
+        with disk_errors(self.folder, elsewhere=OTHER_CACHE):
             for file in self._files.values():
                 file.flush()
 
     def close(self) -> None:
         """Finish the files; signatures have done their work and go."""
-        with disk_errors(self.folder):
+        with disk_errors(self.folder, elsewhere=OTHER_CACHE):
             for file in self._files.values():
                 file.close()
             if self._tokens is not None:
@@ -242,16 +242,3 @@ def open_examples(folder: Path, chosen: np.ndarray) -> Examples | None:
     if not (folder / TOKENS).is_file():
         return None
     return Examples(Dataset.from_file(str(folder / TOKENS)).select(chosen))
-
-
-@contextmanager
-def disk_errors(place: Path) -> Iterator[None]:
-    """Turns "no space left on device" into our error; everything else passes."""
-    try:
-        yield
-    except OSError as error:
-        if not disk_full(error):
-            raise
-        raise DiskSpaceError(
-            f"{place}: the disk is full; free some space, or set QDORA_FAST_CACHE to a folder on another disk"
-        ) from error

@@ -1,7 +1,7 @@
 """The fused DoRA path: PEFT's adapters, PEFT's parameters, our forward and backward.
 
 Depends on nothing else of this package and could be lifted out. Reading order: reference.py (the mathematics),
-frozen.py (the base weight), norms.py (what is cached, and until when), functions.py and blocks.py (forward and
+frozen.py (the base weight), cache.py (what is cached, and until when), functions.py and blocks.py (forward and
 backward), kernels/ (Triton, each with its PyTorch twin), residency.py, layers.py and hooks.py (how it gets into a
 model), patch.py (install and uninstall).
 """

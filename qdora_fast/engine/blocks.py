@@ -22,11 +22,11 @@ from qdora_fast.engine.functions import (
     backward_group,
     dots_to_dm,
     forward_group,
+    gradients_at_rank,
     input_gradient,
     parameter_gradients,
-    pull,
     refuse_second_derivative,
-    relieved,
+    retry_without_resident,
 )
 
 
@@ -70,7 +70,7 @@ class _Call:
             (y,) = forward_group(h, h, [self.down])  # [T, ff] -> [T, hidden]
             return flat, e, g, y
 
-        flat, e, g, y = relieved(self.down.snapshot, work)
+        flat, e, g, y = retry_without_resident(self.down.snapshot, work)
         return y.view(*x.shape[:-1], y.shape[-1]).to(x.dtype), flat, e, g, y
 
 
@@ -81,8 +81,8 @@ class _GatedMlp(torch.autograd.Function):
         result, flat, e, g, y = call.forward(x)
         ctx.call, ctx.shape, ctx.x_dtype = call, x.shape, x.dtype
         ctx.parameter_types = [None if p is None else p.dtype for p in parameters]
-        kept = y if call.down.trains_magnitude else None
-        ctx.save_for_backward(flat, e, g, kept, *(p for p in parameters if p is not None and p.ndim == 2))
+        saved = y if call.down.trains_magnitude else None
+        ctx.save_for_backward(flat, e, g, saved, *(p for p in parameters if p is not None and p.ndim == 2))
         return result
 
     @staticmethod
@@ -93,7 +93,7 @@ class _GatedMlp(torch.autograd.Function):
         flat, e, g, y = ctx.saved_tensors[:4]
         wanted = ctx.needs_input_grad
         dy = gradient.reshape(-1, gradient.shape[-1]).to(call.dtype)
-        dx, gradients = relieved(
+        dx, gradients = retry_without_resident(
             call.down.snapshot, lambda: _backward(call, dy, (flat, e, g, y), wanted[0], wanted[2:])
         )
         dx = None if dx is None else dx.view(ctx.shape).to(ctx.x_dtype)
@@ -107,12 +107,12 @@ def _backward(
     """dx [T, hidden] and dA, dB, dm of gate, up and down."""
     flat, e, g, y = saved
     down, gate_up = [call.down], call.gate_up
-    pulled = pull([dy], down)
-    dh = input_gradient([dy], pulled, down)  # [T, hidden] -> [T, ff]
+    rank_gradients = gradients_at_rank([dy], down)
+    dh = input_gradient([dy], rank_gradients, down)  # [T, hidden] -> [T, ff]
     local = kernels.glu_backward(dh, e, g, call.activation, dots=wants[2] or wants[5], spend_dh=True)
-    down_gradients = parameter_gradients([dy], pulled, local.h, [y], down, wants[6:])
+    down_gradients = parameter_gradients([dy], rank_gradients, local.h, [y], down, wants[6:])
     # dm of gate and up comes from the dots; their outputs need not be read again.
-    without_m = [want and place % 3 != 2 for place, want in enumerate(wants[:6])]
+    without_m = [want and index % 3 != 2 for index, want in enumerate(wants[:6])]
     dx, _, gradients = backward_group(
         [local.de, local.dg],
         flat,
@@ -123,7 +123,7 @@ def _backward(
         wants_seen=False,
         wants=without_m,
     )
-    for place, dot, projection in ((2, local.dot_e, gate_up[0]), (5, local.dot_g, gate_up[1])):
-        if wants[place] and dot is not None:
-            gradients[place] = dots_to_dm(dot, projection.snapshot)
+    for index, dot, projection in ((2, local.dot_e, gate_up[0]), (5, local.dot_g, gate_up[1])):
+        if wants[index] and dot is not None:
+            gradients[index] = dots_to_dm(dot, projection.snapshot)
     return dx, [*gradients, *down_gradients]

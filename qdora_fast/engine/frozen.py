@@ -21,6 +21,23 @@ from torch import Tensor
 from qdora_fast.engine import kernels
 from qdora_fast.engine.kernels.packed import NF4Weight
 
+_REPACKS = "support_avx512bf16_for_cpu"
+
+
+def set_repacking(module: Any, on: bool) -> bool | None:
+    """Switch bitsandbytes' CPU repacking of a 4-bit layer off, or on again.
+
+    On CPUs with AVX512-BF16, a Linear4bit that is asked without gradients repacks its weight into a private layout
+    with scales in bfloat16, and every later unpacking of it (DoRA's norm, a merge) reads garbage.
+
+    Returns:
+        Whether it was on; None: not such a layer, and nothing was done.
+    """
+    before: bool | None = getattr(module, _REPACKS, None)
+    if before is not None:
+        setattr(module, _REPACKS, on)
+    return before
+
 
 class FrozenWeight(Protocol):
     """W [out, in], never trained."""

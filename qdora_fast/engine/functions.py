@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qdora_fast.engine import kernels
-from qdora_fast.engine.norms import Snapshot
+from qdora_fast.engine.cache import Snapshot
 
 MERGE_RATIO = {"cpu": 8.0, "cuda": 0.5}
 """Merged from this multiple of in·out / (in + out) tokens on; see `prefers_merged`. The CPU's is measured (LOG.md,
@@ -60,7 +60,7 @@ class Projection:
 
 
 def prefers_merged(tokens: int, shape: tuple[int, int], device: str) -> bool:
-    """Merged or folded, for a W' that is not kept?
+    """Merged or folded, for a W' that is not cached?
 
     Making W' costs out·in·r multiplications where folded spends T·(in + out)·r, forward and backward alike, so by
     operations they break even at T = in·out / (in + out). What each operation costs is the machine's: MERGE_RATIO.
@@ -89,7 +89,8 @@ def adapted_group(
     """
     call = _Call(list(projections), dtype, out_dtype)
     if not torch.is_grad_enabled():
-        return tuple(relieved(call.projections[0].snapshot, lambda: call.forward(x, dropped, keeps=False))[0])
+        snapshot = call.projections[0].snapshot
+        return tuple(retry_without_resident(snapshot, lambda: call.forward(x, dropped, keeps=False))[0])
     outputs: Any = _Group.apply(x, dropped, call, *parameters)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
@@ -103,30 +104,30 @@ class _Call:
     def forward(
         self, x: Tensor, dropped: Tensor | None, *, keeps: bool = True
     ) -> tuple[list[Tensor], Tensor, list[Tensor | None]]:
-        """Outputs in the caller's shape and type; the update's input [T, in]; y [T, out] where it is kept for dm."""
+        """Outputs in the caller's shape and type; the update's input [T, in]; y [T, out] where it is saved for dm."""
         flat = x.reshape(-1, x.shape[-1]).to(self.dtype)
         seen = flat if dropped is None else dropped.reshape(flat.shape).to(self.dtype)
         results = forward_group(flat, seen, self.projections)
-        kept: list[Tensor | None] = []
+        saved: list[Tensor | None] = []
         outputs = []
         for projection, y in zip(self.projections, results, strict=True):
             shaped = y.view(*x.shape[:-1], y.shape[-1]).to(self.out_dtype)
             outputs.append(shaped)
             private = projection.private_output and shaped.data_ptr() == y.data_ptr()
             wanted = keeps and projection.trains_magnitude
-            kept.append((y.clone() if private else y) if wanted else None)
-        return outputs, seen, kept
+            saved.append((y.clone() if private else y) if wanted else None)
+        return outputs, seen, saved
 
 
 class _Group(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: Tensor | None, call: _Call, *parameters: Tensor | None) -> Any:
         """y of each layer; keeps x and the y that dm needs."""
-        outputs, seen, kept = relieved(call.projections[0].snapshot, lambda: call.forward(x, dropped))
+        outputs, seen, saved = retry_without_resident(call.projections[0].snapshot, lambda: call.forward(x, dropped))
         ctx.call, ctx.shape, ctx.types = call, x.shape, (x.dtype, None if dropped is None else dropped.dtype)
         ctx.parameter_types = [None if p is None else p.dtype for p in parameters]
         # A and B ride along for autograd's check that nobody has overwritten them.
-        ctx.save_for_backward(seen, *kept, *(p for p in parameters if p is not None and p.ndim == 2))
+        ctx.save_for_backward(seen, *saved, *(p for p in parameters if p is not None and p.ndim == 2))
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
     @staticmethod
@@ -135,15 +136,15 @@ class _Group(torch.autograd.Function):
         refuse_second_derivative()
         call: _Call = ctx.call
         count = len(call.projections)
-        seen, *kept = ctx.saved_tensors[: 1 + count]
+        seen, *saved = ctx.saved_tensors[: 1 + count]
         flat = [None if dy is None else dy.reshape(-1, dy.shape[-1]).to(call.dtype) for dy in gradients]
         wanted = ctx.needs_input_grad
-        dx, dseen, dparameters = relieved(
+        dx, dseen, dparameters = retry_without_resident(
             call.projections[0].snapshot,
             lambda: backward_group(
                 flat,
                 seen,
-                kept,
+                saved,
                 call.projections,
                 wants_x=wanted[0],
                 apart=ctx.types[1] is not None,
@@ -162,14 +163,14 @@ class _Group(torch.autograd.Function):
 def forward_group(x: Tensor, seen: Tensor, projections: Sequence[Projection]) -> list[Tensor]:
     """y [T, out] of each projection, from x [T, in] and what the update sees of it (x itself, or dropout(x))."""
     merged = [seen is x and p.merged(x.shape[0]) for p in projections]
-    shrunk = iter(_shrink(seen, [p.snapshot for p, whole in zip(projections, merged, strict=True) if not whole]))
+    shrunk = iter(_shrink(seen, [p.snapshot for p, done in zip(projections, merged, strict=True) if not done]))
     outputs = []
-    for projection, whole in zip(projections, merged, strict=True):
+    for projection, is_merged in zip(projections, merged, strict=True):
         snapshot = projection.snapshot
         bias = None if projection.bias is None else projection.bias.to(x.dtype)
-        weight = snapshot.merged(x.dtype) if whole else snapshot.folded(x.dtype)
+        weight = snapshot.merged(x.dtype) if is_merged else snapshot.folded(x.dtype)
         y = functional.linear(x, weight, bias)  # [T, in] @ [in, out] -> [T, out]
-        if not whole:
+        if not is_merged:
             y.addmm_(next(shrunk), snapshot.scaled_b(x.dtype).t())  # [T, r] @ [r, out]
         outputs.append(y)
     return outputs
@@ -178,7 +179,7 @@ def forward_group(x: Tensor, seen: Tensor, projections: Sequence[Projection]) ->
 def backward_group(
     gradients: Sequence[Tensor | None],
     seen: Tensor,
-    kept: Sequence[Tensor | None],
+    saved: Sequence[Tensor | None],
     projections: Sequence[Projection],
     *,
     wants_x: bool,
@@ -191,23 +192,23 @@ def backward_group(
     Args:
         gradients: dY [T, out] of each; None where nothing flows back.
         seen: x [T, in], or dropout(x).
-        kept: y [T, out] where dm is wanted.
+        saved: y [T, out] where dm is wanted.
         apart: x and `seen` are two inputs (dropout).
         wants: whether dA, dB, dm of each projection are wanted, in turn.
     """
-    pulled = pull(gradients, projections)
-    dx = input_gradient(gradients, pulled, projections, apart=apart) if wants_x else None
+    rank_gradients = gradients_at_rank(gradients, projections)
+    dx = input_gradient(gradients, rank_gradients, projections, apart=apart) if wants_x else None
     dseen = None
     if apart and wants_seen:
         dseen = torch.zeros_like(seen)
-        for u, projection in zip(pulled, projections, strict=True):
+        for u, projection in zip(rank_gradients, projections, strict=True):
             if u is not None:
                 dseen.addmm_(u, projection.snapshot.lora_a(u.dtype))  # [T, r] @ [r, in]
-    return dx, dseen, parameter_gradients(gradients, pulled, seen, kept, projections, wants)
+    return dx, dseen, parameter_gradients(gradients, rank_gradients, seen, saved, projections, wants)
 
 
-def pull(gradients: Sequence[Tensor | None], projections: Sequence[Projection]) -> list[Tensor | None]:
-    """u = dY B_g, [T, r], of each projection."""
+def gradients_at_rank(gradients: Sequence[Tensor | None], projections: Sequence[Projection]) -> list[Tensor | None]:
+    """u = dY B_g, [T, r], of each projection: the gradient of its x Aᵀ."""
     return [
         None if dy is None else dy @ p.snapshot.scaled_b(dy.dtype)  # [T, out] @ [out, r]
         for dy, p in zip(gradients, projections, strict=True)
@@ -216,30 +217,30 @@ def pull(gradients: Sequence[Tensor | None], projections: Sequence[Projection]) 
 
 def input_gradient(
     gradients: Sequence[Tensor | None],
-    pulled: Sequence[Tensor | None],
+    rank_gradients: Sequence[Tensor | None],
     projections: Sequence[Projection],
     *,
     apart: bool = False,
 ) -> Tensor | None:
     """dX [T, in], summed over the group in place; without the update's share when that has an input of its own."""
     dx: Tensor | None = None
-    for dy, u, projection in zip(gradients, pulled, projections, strict=True):
+    for dy, u, projection in zip(gradients, rank_gradients, projections, strict=True):
         if dy is None or u is None:
             continue
         snapshot = projection.snapshot
-        whole = not apart and projection.merged(dy.shape[0])
-        weight = snapshot.merged(dy.dtype) if whole else snapshot.folded(dy.dtype)
+        is_merged = not apart and projection.merged(dy.shape[0])
+        weight = snapshot.merged(dy.dtype) if is_merged else snapshot.folded(dy.dtype)
         dx = dy @ weight if dx is None else dx.addmm_(dy, weight)  # [T, out] @ [out, in]
-        if not whole and not apart:
+        if not is_merged and not apart:
             dx.addmm_(u, snapshot.lora_a(dy.dtype))  # [T, r] @ [r, in]
     return dx
 
 
 def parameter_gradients(
     gradients: Sequence[Tensor | None],
-    pulled: Sequence[Tensor | None],
+    rank_gradients: Sequence[Tensor | None],
     seen: Tensor,
-    kept: Sequence[Tensor | None],
+    saved: Sequence[Tensor | None],
     projections: Sequence[Projection],
     wants: Sequence[bool],
 ) -> list[Tensor | None]:
@@ -254,12 +255,12 @@ def parameter_gradients(
             factor = snapshot.scaling if snapshot.scale is None else (snapshot.scaling * snapshot.scale)[:, None]
             result[3 * i + 1] = (dy.t() @ xa) * factor  # [out, T] @ [T, r]
         if wants[3 * i + 2]:
-            result[3 * i + 2] = gradient_of_m(dy, kept[i], projections[i])
+            result[3 * i + 2] = gradient_of_m(dy, saved[i], projections[i])
     wanted = [i for i in alive if wants[3 * i]]
-    pulls = [u for i in wanted if (u := pulled[i]) is not None]
-    if pulls:
-        u = pulls[0] if len(pulls) == 1 else torch.cat(pulls, dim=1)
-        blocks = (u.t() @ seen).split([part.shape[1] for part in pulls])  # [Σr, T] @ [T, in]
+    wanted_u = [u for i in wanted if (u := rank_gradients[i]) is not None]
+    if wanted_u:
+        u = wanted_u[0] if len(wanted_u) == 1 else torch.cat(wanted_u, dim=1)
+        blocks = (u.t() @ seen).split([part.shape[1] for part in wanted_u])  # [Σr, T] @ [T, in]
         for i, block in zip(wanted, blocks, strict=True):
             result[3 * i] = block
     return result
@@ -282,9 +283,9 @@ def dots_to_dm(dots: Tensor, snapshot: Snapshot) -> Tensor:
     return dm if snapshot.unscaled_rows is None else dm.index_fill(0, snapshot.unscaled_rows, 0.0)
 
 
-def relieved(snapshot: Snapshot, work: Callable[[], Any]) -> Any:
-    """Do `work` in exactly our types and with the layer's kernels. If memory runs out, give all resident weights back
-    and do it once more."""
+def retry_without_resident(snapshot: Snapshot, work: Callable[[], Any]) -> Any:
+    """Do `work` in exactly our types and with the layer's kernels. If memory runs out, release all resident
+    weights and do it once more."""
     # Autocast would change products behind our back.
     with torch.autocast(snapshot.device.type, enabled=False), kernels.use_kernels(snapshot.impl):
         try:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qdora_fast.engine import reference
+from qdora_fast.engine.cache import LayerCache, Slot
 from qdora_fast.engine.frozen import Dense, FrozenWeight, Int8, Nf4
 from qdora_fast.engine.functions import Projection, adapted_group
 from qdora_fast.engine.kernels import Kernels
-from qdora_fast.engine.norms import LayerCache, Slot
 
 
 class Unfusable(Exception):

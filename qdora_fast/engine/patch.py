@@ -21,8 +21,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from qdora_fast.engine import hooks, kernels
+from qdora_fast.engine.cache import CLOCK, SCRATCH, follow
+from qdora_fast.engine.frozen import set_repacking
 from qdora_fast.engine.layers import FUSED, FusedState, Unfusable, unsupported
-from qdora_fast.engine.norms import CLOCK, SCRATCH, follow
 from qdora_fast.engine.residency import Residency, Resident
 
 Impl = Literal["auto", "triton", "torch", "reference", "peft", "off"]
@@ -70,18 +71,18 @@ class EngineReport:
         if self.impl == "peft":
             return [f"peft: PEFT's own forward on {self.adapted} layers"]
         blocks = "".join(f", {count} {kind} blocks" for kind, count in self.blocks.items() if count)
-        said = [f"{self.impl}: {self.layers} of {self.adapted} layers fused{blocks}"]
+        lines = [f"{self.impl}: {self.layers} of {self.adapted} layers fused{blocks}"]
         if self.resident_layers:
             size = f"{self.resident_bytes / 2**20:,.0f} MiB"
-            said.append(f"keeps the merged weights of {self.resident_layers} layers between products ({size})")
+            lines.append(f"keeps the merged weights of {self.resident_layers} layers between products ({size})")
         if self.resident_later:
-            said.append("keeps merged weights between products where the first step leaves memory for it")
+            lines.append("keeps merged weights between products where the first step leaves memory for it")
         if self.rows_of_zeros:
-            said.append(f"{self.rows_of_zeros} rows of the base are all zeros: their scale stays 1")
+            lines.append(f"{self.rows_of_zeros} rows of the base are all zeros: their scale stays 1")
         for why, count in Counter(self.skipped.values()).items():
             first = next(name for name, reason in self.skipped.items() if reason == why)
-            said.append(f"left to PEFT: {count} × {why} (first: {first})")
-        return said
+            lines.append(f"left to PEFT: {count} × {why} (first: {first})")
+        return lines
 
 
 class EngineError(RuntimeError):
@@ -144,8 +145,9 @@ def install(
     if impl != "reference":
         _hook_blocks(model, report)
     model.__dict__[_HANDLE] = handle = _Handle(fused, "off" if impl == "reference" else resident, weight.device, form)
-    kept = handle.residency
-    report.resident_layers, report.resident_bytes, report.resident_later = kept.layers, kept.bytes, kept.later
+    report.resident_layers = handle.residency.layers
+    report.resident_bytes = handle.residency.bytes
+    report.resident_later = handle.residency.later
     return report
 
 
@@ -243,10 +245,7 @@ def _fuse(name: str, module: Any, options: dict[str, Any]) -> str | None:
         return str(reason)
     module.__class__ = FUSED[type(module)]
     module.__dict__["fused"] = state
-    base = module.base_layer
-    if getattr(base, "support_avx512bf16_for_cpu", False):  # else it repacks its weight when asked without gradients
-        base.support_avx512bf16_for_cpu = False
-        state.repacks = True
+    state.repacks = bool(set_repacking(module.base_layer, False))
     return None
 
 
@@ -254,7 +253,7 @@ def _restore_class(module: Any) -> None:
     state: FusedState = module.__dict__.pop("fused")
     module.__class__ = next(theirs for theirs, ours in FUSED.items() if ours is type(module))
     if state.repacks:
-        module.base_layer.support_avx512bf16_for_cpu = True
+        set_repacking(module.base_layer, True)
     module.__dict__[_MAGNITUDES] = state.magnitudes_before
 
 

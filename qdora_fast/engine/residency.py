@@ -1,7 +1,7 @@
 """Resident weights: with memory to spare, W' of as many layers as fit stays between products.
 
 W' changes only when the optimizer steps, yet it is made in every forward pass, every recomputation and every
-backward pass. A kept W' costs its 2 bytes an element (4 in fp32) and saves all of that: most with gradient
+backward pass. A resident W' costs its 2 bytes an element (4 in fp32) and saves all of that: most with gradient
 accumulation and short batches, where unpacking is a large share of a step.
 
 Which layers: the time saved per byte is the same for every layer but for the fixed cost of the launches that make
@@ -9,11 +9,11 @@ W', which weighs more the smaller the layer. So small layers come first; equal o
 
 How much: a number of GiB, or `auto`. On the CPU auto is half of the memory that is free at install time. On a GPU it
 is decided after the first optimizer step, when the peak of a whole step is known: what neither the step nor others
-used (CUDA's context, other programs), less a margin. Before that, and while a model only answers, nothing is kept.
+used (CUDA's context, other programs), less a margin. Before that, and while a model only answers, nothing is resident.
 
-Kept memory is given up without harm, for W' can always be made again: after every optimizer step if the machine is
-short of memory, by `make_room()` before anything that is not training, and by `release()`, which whoever handles an
-out-of-memory error may call.
+Resident memory is released without harm, for W' can always be made again: after every optimizer step if the machine is
+short of memory, by `make_room()` before anything that is not training, and by `release()`, for whoever handles an
+out-of-memory error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Literal
 import psutil
 import torch
 
-from qdora_fast.engine.norms import CLOCK, Slot
+from qdora_fast.engine.cache import CLOCK, Slot
 
 Resident = Literal["auto", "off"] | float
 """auto, off, or GiB."""
@@ -51,8 +51,8 @@ class Memory:
 
 def machine_memory() -> Memory:
     """Of the host."""
-    found = psutil.virtual_memory()
-    return Memory(int(found.available), int(found.total))
+    memory = psutil.virtual_memory()
+    return Memory(int(memory.available), int(memory.total))
 
 
 def card_memory() -> Memory:
@@ -75,7 +75,7 @@ def beside_torch() -> int:
 
 
 class Residency:
-    """Decides which layers keep W', and takes it back.
+    """Decides which layers keep W' resident, and releases it.
 
     Args:
         slots: the layers' places, in the model's order.
@@ -99,7 +99,7 @@ class Residency:
         self._probe = probe or (card_memory if on_gpu else machine_memory)
         self._look_again = 0.0
         self.given_up = ""
-        """Why kept memory was given back; empty while it was not."""
+        """Why resident memory was released; empty while it was not."""
         if choice != "off" and not (choice == "auto" and on_gpu):
             self.admit(self.budget())
         if choice != "off":
@@ -118,7 +118,7 @@ class Residency:
         return sum(slot.bytes for slot in self._slots if slot.allowed)
 
     def budget(self) -> int:
-        """Bytes that may be kept now."""
+        """Bytes that may be resident now."""
         if self._choice == "off":
             return 0
         if self._choice != "auto":
@@ -135,7 +135,7 @@ class Residency:
             budget -= slot.bytes if slot.allowed else 0
 
     def release(self, why: str = "memory ran out") -> int:
-        """Give all kept memory back and keep nothing from here on. Returns the bytes that were allowed.
+        """Release all resident memory; nothing is resident from here on. Returns the bytes that were allowed.
 
         Nothing is lost: W' is made for each product again.
         """
@@ -149,11 +149,11 @@ class Residency:
         return held
 
     def make_room(self) -> None:
-        """What follows is not training, and was not counted on when layers were admitted. A GPU gets all of it back; on
+        """Prepare for what is not training and was not counted when layers were admitted. On a GPU all is released; on
         the CPU it stays, for it makes answers faster, unless the machine is short of memory."""
         self.later = False
         if self._on_gpu:
-            self.release("the model is asked from here on")
+            self.release("the model only answers from here on")
         elif self.bytes:
             self._release_if_short()
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from qdora_fast.data.tokenize.masking import IGNORED
+from qdora_fast.data.loss import labelled, token_losses
 from qdora_fast.evaluation.logits import logits_at
 from qdora_fast.models.out_of_memory import Batches
 
@@ -155,14 +155,14 @@ def row_losses(
 
 def _row_loss(model: Any, example: Mapping[str, Sequence[int]]) -> Loss:
     import torch
-    from torch.nn.functional import cross_entropy
 
     ids = torch.tensor([list(example["input_ids"])], device=model.device)  # [1, T]
-    labels = torch.tensor(list(example["labels"])[1:], device=model.device)  # [T - 1]
-    trained = (labels != IGNORED).nonzero()[:, 0]
-    parts = logits_at(model, ids, trained)
-    total = sum(float(cross_entropy(logits.float(), labels[part], reduction="sum")) for part, logits in parts)
-    return Loss(total, len(trained))
+    positions, tokens = labelled(example["labels"])
+    total, seen = 0.0, 0
+    for part, logits in logits_at(model, ids, positions.to(model.device)):  # consecutive parts
+        total += float(token_losses(logits, tokens[seen : seen + len(part)]).sum())
+        seen += len(part)
+    return Loss(total, len(tokens))
 
 
 def mean_loss(losses: Sequence[Loss]) -> float:

@@ -281,7 +281,9 @@ def _value(found: regex.Match[str]) -> Decimal | None:
 
 def _useless(reference: str, row: Mapping[str, Any], why: str) -> DataError:
     shown = reference if len(reference) <= SHOWN else f"{reference[: SHOWN - 1]}…"
-    return DataError(f"{_place(row)}: the reference {shown!r} {why}; mend the row or choose another evaluation.metric")
+    return DataError(
+        f"{_place(row)}: the reference {shown!r} {why}; correct the row or choose another evaluation.metric"
+    )
 
 
 def _place(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What one evaluation found, in a form that is checked before it is written: the line an auditor reads.
+"""What one evaluation measured, in a form that is checked before it is written: the line an auditor reads.
 
 `Evaluation` is the schema. Unknown or missing keys are errors here, not questions later; `schema_version` grows when
 a key changes its meaning. Figures that were not measured are null, never 0.
@@ -6,13 +6,13 @@ a key changes its meaning. Figures that were not measured are null, never 0.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from qdora_fast.config import Config
+from qdora_fast.config import AdapterSettings
 from qdora_fast.models.run_info import read_run_info
 from qdora_fast.system.manifest import sha256_of, value_hash
 from qdora_fast.system.run_folder import RunFolder
@@ -67,14 +67,24 @@ class Evaluation(_Part):
     completions: dict[str, Any] | None
 
 
-def make_record(folder: RunFolder, config: Config, **found: Any) -> dict[str, Any]:
-    """The checked record of one evaluation: what was measured, and everything that it was measured on."""
+def make_record(
+    folder: RunFolder, settings: Mapping[str, Any], adapter: AdapterSettings, **measured: Any
+) -> dict[str, Any]:
+    """The checked record of one evaluation: what was measured, and everything that it was measured on.
+
+    Args:
+        settings: all sections of the run's config, as JSON.
+        measured: task, heldout_loss, mmlu and completions; None for what was not measured.
+    """
     from qdora_fast.models.adapter import WEIGHTS_NAME
 
-    info, data = read_run_info(folder), folder.read_json("data/report.json")
-    machine = folder.read_json("environment.json")
-    train, held_out = ([row["meta"]["hash"] for row in folder.read_rows(f"data/{side}.jsonl")] for side in SIDES)
-    settings = config.model_dump(mode="json")
+    info = read_run_info(folder)
+    data = folder.read_json("data/report.json", {"hash": str, "content_hash": str, "settings_hash": str})
+    machine = folder.read_json("environment.json", {"packages": dict})
+    row_shape = {"meta": {"hash": str}}
+    train, held_out = (
+        [row["meta"]["hash"] for row in folder.read_rows(f"data/{side}.jsonl", row_shape)] for side in SIDES
+    )
     steps, final = _training_end(folder)
     return Evaluation(
         id=datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ"),
@@ -92,25 +102,23 @@ def make_record(folder: RunFolder, config: Config, **found: Any) -> dict[str, An
             overlap=len(set(train) & set(held_out)),
         ),
         training=Training(
-            config=settings,
+            config=dict(settings),
             config_sha256=value_hash(settings),
             base=info.base,
             revision=info.revision,
-            quantized=config.adapter.quantized,
-            method=config.adapter.method,
+            quantized=adapter.quantized,
+            method=adapter.method,
             adapter_sha256=sha256_of(folder.adapter / WEIGHTS_NAME),
             steps=steps,
             final_loss=final,
         ),
-        **found,
+        **measured,
     ).model_dump(mode="json")
 
 
 def _training_end(folder: RunFolder) -> tuple[int | None, float | None]:
     """The last step of the run, and the last training loss that was logged."""
-    if not folder.metrics.is_file():
-        return None, None
-    lines = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines() if line]
+    lines = folder.read_rows("metrics.jsonl", {"step?": int})
     losses = [line["loss"] for line in lines if "loss" in line]
     steps = [line["step"] for line in lines if "step" in line]
     return (max(steps) if steps else None), (losses[-1] if losses else None)

@@ -12,14 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from qdora_fast.config import EvaluationSettings
 from qdora_fast.data.clean.split import group_key
 from qdora_fast.evaluation import statistics
 from qdora_fast.evaluation.heldout import (
     Both,
-    Loss,
     OnAnswer,
     Question,
     Reply,
@@ -32,8 +29,6 @@ from qdora_fast.evaluation.metrics import Metric, find_metric
 from qdora_fast.models.out_of_memory import Batches
 
 SIDES = ("base", "tuned")
-RESAMPLES = 10_000
-CHUNK = 500
 
 
 @dataclass(frozen=True)
@@ -139,13 +134,14 @@ def measure_loss(
     if not examples:
         return None, losses
     base, tuned = mean_loss(losses.base), mean_loss(losses.tuned)
-    low, high = _bootstrap(losses.base, losses.tuned)
+    changes = [after.total - before.total for before, after in zip(losses.base, losses.tuned, strict=True)]
+    interval = statistics.bootstrap_ci(changes, [loss.tokens for loss in losses.base])
     return {
         "n": len(examples),
         "base": base,
         "tuned": tuned,
         "difference": tuned - base,
-        "ci95": [low, high],
+        "ci95": list(interval) if interval else None,
         "perplexity": {"base": _exp(base), "tuned": _exp(tuned)},
     }, losses
 
@@ -161,19 +157,6 @@ def _scores(answered: Answered, metric: Metric) -> Both:
 def _compared(metric: Metric, scores: Both, groups: Sequence[str]) -> dict[str, Any]:
     compare = statistics.compare_rates if metric.binary else statistics.compare_scores
     return dict(compare(scores.base, scores.tuned, groups=groups).as_json())
-
-
-def _bootstrap(base: Sequence[Loss], tuned: Sequence[Loss]) -> tuple[float, float]:
-    """95 % interval of the difference of the token-weighted mean losses, rows resampled in pairs."""
-    rng = np.random.default_rng(0)
-    change = np.array([after.total - before.total for before, after in zip(base, tuned, strict=True)])
-    tokens = np.array([loss.tokens for loss in base], float)
-    found = []
-    for _ in range(RESAMPLES // CHUNK):
-        drawn = rng.integers(0, len(base), (CHUNK, len(base)))
-        found.append(change[drawn].sum(axis=1) / np.maximum(tokens[drawn].sum(axis=1), 1))
-    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _share(met: Any) -> float:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qdora_fast.config import Config
+from qdora_fast.config import AdapterSettings, ModelSettings
 from qdora_fast.models.adapter import CONFIG_NAME, Adapter
 from qdora_fast.models.loading import read_architecture
 from qdora_fast.models.targets import choose_targets
-from qdora_fast.models.weights import read_json
 from qdora_fast.system.errors import IntegrityError
+from qdora_fast.system.json_files import read_object
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,20 @@ class Fit:
     """Its weights are on this machine, and every shape was compared."""
 
 
-def fit(adapter: Adapter, config: Config, base: str) -> Fit:
+def fit(adapter: Adapter, base: str, model: ModelSettings, settings: AdapterSettings, *, merge_base: str) -> Fit:
     """Compare names and, where the base's weights are on this machine, shapes.
 
     Args:
-        base: hub id or folder, see `preparing.find_base`.
+        base: hub id or folder, see `recipes.data.find_base`.
+        settings: what the run's config says of the adapter.
+        merge_base: `export.merge_base`.
 
     Raises:
         IntegrityError: layers are missing from the adapter or from the base, or have other shapes.
-        ConfigError, RefusedError: see `model.check_base`.
+        ConfigError, RefusedError: see `loading.check_base`.
     """
-    architecture = read_architecture(base, config)
-    choose_targets(architecture, config.adapter)  # refuses
+    architecture = read_architecture(base, model, settings, merge_base=merge_base)
+    choose_targets(architecture, settings)  # refuses
     from peft import LoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists
 
@@ -54,10 +56,10 @@ def fit(adapter: Adapter, config: Config, base: str) -> Fit:
             f"{adapter.folder} does not fit `{base}`: {len(missing)} layers are missing, {len(strange)} are not the "
             f"base's; name the base that was trained on by --base, or save the adapter once more:\n  {listed}"
         )
-    return Fit(architecture.linears, architecture.elsewhere, _compare_shapes(adapter, config, base))
+    return Fit(architecture.linears, architecture.elsewhere, _compare_shapes(adapter, base, model))
 
 
-def _compare_shapes(adapter: Adapter, config: Config, base: str) -> bool:
+def _compare_shapes(adapter: Adapter, base: str, model: ModelSettings) -> bool:
     """Compare with the headers of the base's weights; False where they are not on this machine."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -65,14 +67,14 @@ def _compare_shapes(adapter: Adapter, config: Config, base: str) -> bool:
     from qdora_fast.exports.merge.base import BaseWeights, MergeRecipe
     from qdora_fast.exports.merge.merged_model import check_fit
 
-    place = config.model.base_16bit or base
-    if not Path(place).is_dir():
+    source = model.base_16bit or base
+    if not Path(source).is_dir():
         try:
-            place = snapshot_download(place, revision=config.model.revision, local_files_only=True)
+            source = snapshot_download(source, revision=model.revision, local_files_only=True)
         except (LocalEntryNotFoundError, ValueError):
             return False
-    if not list(Path(place).glob("*.safetensors")):
+    if not list(Path(source).glob("*.safetensors")):
         return False  # the hub's cache holds its config and tokenizer alone
-    packed = "quantization_config" in read_json(Path(place) / "config.json")
-    check_fit(BaseWeights(Path(place), MergeRecipe(merge_base="dequant4" if packed else "original16")), adapter)
+    packed = "quantization_config" in read_object(Path(source) / "config.json")
+    check_fit(BaseWeights(Path(source), MergeRecipe(merge_base="dequant4" if packed else "original16")), adapter)
     return True

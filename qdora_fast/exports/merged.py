@@ -3,6 +3,12 @@
 It is built beside its final place and moves there only when its proof (`checks.py`) has passed. A failed
 proof is a failed export: the folder stays under another name, with export.json saying what failed.
 
+`merged_4bit_forced` is the same model in bitsandbytes' NF4, loadable by plain Transformers. PEFT's `merge_and_unload`
+on the 4-bit model loses a light tune: the weights that training saw lie on the NF4 grid, and a small update added to
+them is rounded away again. So the adapter is merged into the original 16-bit weights, which do not lie on that grid,
+and each tensor is quantised as it is written. What is left of the gain is measured on held-out rows, and the export is
+refused where it is less than half.
+
 With `merge_base: auto` the original 16-bit weights are merged into first. Where that turns out to cost held-out
 loss that matters (`distance.py`), the 4-bit weights of training are taken instead, in the same place.
 """
@@ -17,34 +23,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.config import Config
-from qdora_fast.config.recorded import read_config
+from qdora_fast.exports.merge.base import MergeRecipe
 from qdora_fast.exports.report import print_report
 from qdora_fast.exports.verify.case import base_folder, case_of, recipe_of, record_saved
 from qdora_fast.exports.verify.checks import Evidence
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import RunInfo, read_run_info
+from qdora_fast.models.trained import TrainedModel
 from qdora_fast.system import console
 from qdora_fast.system.atomic import publish, refuse_existing
 from qdora_fast.system.errors import ProofError, RefusedError
 from qdora_fast.system.hardware import package_versions
-from qdora_fast.system.manifest import write_manifest
+from qdora_fast.system.json_files import read_object
+from qdora_fast.system.manifest import sha256_of, write_manifest
 from qdora_fast.system.remote_code import require_allowed
 from qdora_fast.system.run_folder import UNPROVEN, RunFolder, write_json
 
+SIXTEEN_BIT, FOUR_BIT = "merged_16bit", "merged_4bit_forced"
+FOUR_BIT_COST = (
+    "merged_4bit_forced rounds the merged weights to 4 bits, and that cannot be undone: the result is no input for "
+    "GGUF, AWQ or another training. merged_16bit opened with load_in_4bit has the same weights in memory and keeps all "
+    "ways open; take 4 bits where the disk or the download must be small. How much of what tuning gained is left is "
+    "measured, and the export is refused if it is less than half"
+)
 
-def export_run(
-    folder: RunFolder,
-    config: Config,
-    *,
-    out: Path | None,
-    overwrite: bool,
-    merge_base: str | None = None,
+
+def export_merged_16bit(
+    folder: RunFolder, trained: TrainedModel, *, merge_base: str, out: Path | None, overwrite: bool
 ) -> dict[str, Any]:
     """Load a finished run, merge it and prove the result.
 
     Args:
-        merge_base: auto, original16 or dequant4; None: the run's own setting.
+        merge_base: auto, original16 or dequant4.
         out: folder to write; None: inside the run.
 
     Returns:
@@ -55,22 +65,50 @@ def export_run(
         ProofError: the merged model is not the trained one.
         DiskSpaceError, IntegrityError, ConfigError: see `merge.merge`.
     """
-    chosen = merge_base or config.export.merge_base
-    if chosen == "dequant4" and not config.adapter.quantized:
-        raise RefusedError(f"--merge-base dequant4: method `{config.adapter.method}` has no 4-bit base; use original16")
-    target = out or merged_folder(folder, chosen)
-    return export_to(folder, config, chosen, to="merged_16bit", out=target, overwrite=overwrite)
+    adapter = trained.adapter
+    if merge_base == "dequant4" and not adapter.quantized:
+        raise RefusedError(f"--merge-base dequant4: method `{adapter.method}` has no 4-bit base; use original16")
+    target = out or merged_folder(folder, merge_base)
+    return _export_saved(folder, trained, merge_base, to=SIXTEEN_BIT, out=target, overwrite=overwrite)
 
 
-def export_to(
-    folder: RunFolder, config: Config, merge_base: str, *, to: str, out: Path, overwrite: bool
+def export_merged_4bit(
+    folder: RunFolder, trained: TrainedModel, *, merge_base: str, out: Path | None, overwrite: bool
 ) -> dict[str, Any]:
-    """`export_run` into one of the merged formats: merged_16bit or merged_4bit_forced."""
+    """Merge a finished run into its 16-bit base, in bitsandbytes' NF4, and prove the result.
+
+    Args:
+        merge_base: the run's own setting; dequant4 is not followed, and that is said.
+
+    Raises:
+        ProofError: the artefact is not the trained model in NF4, or is nearer the base than the trained model.
+        ConfigError: the base exists in 4 bits alone; see also `merge.merge`.
+    """
+    if merge_base == "dequant4":
+        console.note(
+            "export.merge_base: dequant4 is not used for this format: 4 bits merged into 4 bits would round the tuning "
+            "away; merged into the original 16-bit weights instead",
+        )
+    target = out or folder.path / FOUR_BIT
+    return _export_saved(folder, trained, "original16", to=FOUR_BIT, out=target, overwrite=overwrite)
+
+
+def _export_saved(
+    folder: RunFolder, trained: TrainedModel, merge_base: str, *, to: str, out: Path, overwrite: bool
+) -> dict[str, Any]:
+    """Load the trained model for its evidence, then merge and prove."""
     refuse_existing(out, overwrite=overwrite)
     require_allowed(read_run_info(folder).own_code)  # says so when the run did not finish, too
     open_backend()
-    evidence = record_saved(folder, config)
-    return export_merged(folder, evidence, to=to, merge_base=merge_base, out=out, overwrite=overwrite)
+    return export_merged(
+        folder,
+        record_saved(folder, trained),
+        to=to,
+        merge_base=merge_base,
+        base_16bit=trained.model.base_16bit,
+        out=out,
+        overwrite=overwrite,
+    )
 
 
 def merged_folder(folder: RunFolder, merge_base: str) -> Path:
@@ -87,24 +125,31 @@ def export_merged(
     folder: RunFolder,
     evidence: Evidence,
     *,
-    to: str = "merged_16bit",
+    to: str = SIXTEEN_BIT,
     merge_base: str,
+    base_16bit: str | None = None,
     out: Path,
     overwrite: bool,
 ) -> dict[str, Any]:
-    """Merge, prove, and move into place. `evidence` comes from `record_trained`."""
+    """Merge, prove, and move into place.
+
+    Args:
+        evidence: from `record_trained`.
+        to: merged_16bit or merged_4bit_forced.
+        base_16bit: `model.base_16bit` of the run.
+    """
     from qdora_fast.exports.merge.merge import refuse_own_sources
 
     refuse_existing(out, overwrite=overwrite)
-    config, info = read_config(folder), read_run_info(folder)
-    base = base_folder(info, config)
+    info = read_run_info(folder)
+    base = base_folder(info, base_16bit)
     refuse_own_sources(out, base, folder.adapter)
     chosen, reason = (merge_base, None) if merge_base != "auto" else _before_measuring(base, info)
-    report = _build_and_prove(folder, evidence, to, chosen, out, measure=reason == MEASURE)
+    report = _build_and_prove(folder, evidence, base, recipe_of(to, chosen, info), out, measure=reason == MEASURE)
     if "instead" in report["proof"]:
         reason = report["proof"]["instead"]
         console.note("the 16-bit weights would cost held-out loss: merging into the 4-bit ones that training saw")
-        report = _build_and_prove(folder, evidence, to, "dequant4", out)
+        report = _build_and_prove(folder, evidence, base, recipe_of(to, "dequant4", info), out)
     elif reason == MEASURE:
         reason = "they cost nothing that matters on these rows"
     report["merge_base_reason"] = reason
@@ -129,11 +174,9 @@ MEASURE = "measured"
 
 def _before_measuring(base: Path, info: RunInfo) -> tuple[str, str]:
     """What `merge_base: auto` takes first, and why: `MEASURE` where only the result can tell."""
-    from qdora_fast.models.weights import read_json
-
     if not info.quantized_modules:
         return "original16", "training saw the 16-bit weights"
-    if read_json(base / "config.json").get("quantization_config") is not None:
+    if read_object(base / "config.json").get("quantization_config") is not None:
         return "dequant4", "the base exists in 4 bits alone; name its 16-bit weights as model.base_16bit to compare"
     return "original16", MEASURE
 
@@ -141,8 +184,8 @@ def _before_measuring(base: Path, info: RunInfo) -> tuple[str, str]:
 def _build_and_prove(
     folder: RunFolder,
     evidence: Evidence,
-    to: str,
-    merge_base: str,
+    base: Path,
+    recipe: MergeRecipe,
     out: Path,
     *,
     measure: bool = False,
@@ -155,21 +198,19 @@ def _build_and_prove(
     from qdora_fast.exports.merge.merge import build
     from qdora_fast.exports.merge.merged_model import MergedModel
     from qdora_fast.exports.merge.shards import close_ledger
-    from qdora_fast.models.adapter import WEIGHTS_NAME, sha256_of
+    from qdora_fast.models.adapter import WEIGHTS_NAME
 
     started = time.monotonic()
-    config, info = read_config(folder), read_run_info(folder)
-    base, unproven = base_folder(info, config), unproven_folder(out)
-    recipe = recipe_of(to, merge_base, info)
+    info, unproven = read_run_info(folder), unproven_folder(out)
     model = MergedModel(base, folder.adapter, recipe)
     with console.counting_bytes(model.total_bytes) as on_bytes:
         merged = _timed(lambda: build(model, unproven, tokenizer_from=folder.adapter, on_bytes=on_bytes))
-    proof = _timed(lambda: _prove(folder, evidence, unproven, recipe, measure=measure))
+    proof = _timed(lambda: _prove(folder, evidence, unproven, base, recipe, measure=measure))
     close_ledger(unproven)
     return {
-        "format": to,
+        "format": FOUR_BIT if recipe.nf4 else SIXTEEN_BIT,
         "path": str(out),
-        "merge_base": merge_base,
+        "merge_base": recipe.merge_base,
         "proof": proof.value,
         "bytes": merged.value.bytes,
         "peak_rss_bytes": _peak_rss_bytes(),
@@ -184,13 +225,15 @@ def _build_and_prove(
     }
 
 
-def _prove(folder: RunFolder, evidence: Evidence, exported: Path, recipe: Any, *, measure: bool) -> dict[str, Any]:
+def _prove(
+    folder: RunFolder, evidence: Evidence, exported: Path, base: Path, recipe: MergeRecipe, *, measure: bool
+) -> dict[str, Any]:
     """The findings of a fresh process on an exported folder."""
     from qdora_fast.exports.verify.fresh_process import examine_in_new_process
     from qdora_fast.exports.verify.token_identity import complete_stop_ids
 
     added = complete_stop_ids(exported, read_run_info(folder).stop_ids)
-    case = case_of(folder, evidence, exported, recipe, added_stops=added, measure=measure)
+    case = case_of(folder, evidence, exported, recipe, base=base, added_stops=added, measure=measure)
     with console.status("proving the merged model") as status:
         return examine_in_new_process(case, lambda phase: status.update(f"proving the merged model: {phase}"))
 

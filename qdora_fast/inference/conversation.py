@@ -16,16 +16,16 @@ from itertools import takewhile
 from typing import Any, Literal
 
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
-from qdora_fast.inference.opening import Message, Source, Speaker
-from qdora_fast.models.out_of_memory import Lack, attempt, give_back
+from qdora_fast.inference.loading import ChatModel, Message, Source
+from qdora_fast.models.out_of_memory import OutOfMemoryEvent, attempt, give_back
 from qdora_fast.system.errors import ConfigError, OutOfMemory
 
 OnText = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How to ask."""
+class SamplingParams:
+    """How tokens are drawn, and how many at most."""
 
     max_new_tokens: int = 256
     """Tokens of an answer, at most."""
@@ -53,21 +53,21 @@ class Answer:
     end: Literal["finished", "limit", "full", "stopped"]
     """By itself, at `max_new_tokens`, at the model's length, or because it was asked to stop."""
     dropped: int = 0
-    """Oldest messages that no longer fitted and were left out before asking."""
+    """Oldest messages that no longer fitted and were left out before sampling."""
 
 
 @dataclass
 class Conversation:
     """Turns with one model, or with its base."""
 
-    speaker: Speaker
+    chat_model: ChatModel
     base: bool = False
     """Ask with the adapter switched off."""
     system: str | None = None
     turns: list[Message] = field(default_factory=list)
 
     def say(
-        self, text: str, asking: Asking, *, on_text: OnText | None = None, stop: threading.Event | None = None
+        self, text: str, sampling: SamplingParams, *, on_text: OnText | None = None, stop: threading.Event | None = None
     ) -> Answer:
         """Ask, and keep question and answer; after an error neither is kept.
 
@@ -78,16 +78,16 @@ class Conversation:
             raise ConfigError("the message is empty")
         head: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         asked: list[Message] = [*self.turns, {"role": "user", "content": text}]
-        kept = _that_fit(self.speaker.source, head, asked, asking.max_new_tokens)
-        said = answer(self.speaker, [*head, *kept], asking, base=self.base, on_text=on_text, stop=stop)
+        kept = _that_fit(self.chat_model.source, head, asked, sampling.max_new_tokens)
+        said = answer(self.chat_model, [*head, *kept], sampling, base=self.base, on_text=on_text, stop=stop)
         self.turns = [*kept, {"role": "assistant", "content": said.text}]
         return replace(said, dropped=len(asked) - len(kept))
 
 
 def answer(
-    speaker: Speaker,
+    chat_model: ChatModel,
     messages: Sequence[Message],
-    asking: Asking | None = None,
+    sampling: SamplingParams | None = None,
     *,
     base: bool = False,
     on_text: OnText | None = None,
@@ -106,35 +106,40 @@ def answer(
     """
     import torch
 
-    asking, model, vocabulary = asking or Asking(), speaker.model, speaker.source.vocabulary
-    prompt = speaker.source.prompt(messages)
-    room = speaker.source.max_length - len(prompt)
+    sampling, model, vocabulary = sampling or SamplingParams(), chat_model.model, chat_model.source.vocabulary
+    prompt = chat_model.source.prompt(messages)
+    room = chat_model.source.max_length - len(prompt)
     if room < 1:
         raise ConfigError(
-            f"{len(prompt):,} tokens to read, and the model takes {speaker.source.max_length:,}: shorten it"
+            f"{len(prompt):,} tokens to read, and the model takes {chat_model.source.max_length:,}: shorten it"
         )
     ids = torch.tensor([prompt], device=model.device)  # [1, T]
-    if asking.seed is not None:
-        torch.manual_seed(asking.seed)
+    if sampling.seed is not None:
+        torch.manual_seed(sampling.seed)
     started = time.monotonic()
     with model.disable_adapter() if base else nullcontext(), torch.inference_mode():
-        out = _write(speaker, ids, min(asking.max_new_tokens, room), asking, on_text, stop)
-    if isinstance(out, Lack):
+        out = _write(chat_model, ids, min(sampling.max_new_tokens, room), sampling, on_text, stop)
+    if isinstance(out, OutOfMemoryEvent):
         raise OutOfMemory(f"{len(prompt):,} tokens and their answer do not fit into memory: /new starts over")
     written = out[0, len(prompt) :].tolist()
     said = list(takewhile(lambda token: token not in vocabulary.stop_ids, written))
     text = vocabulary.tokenizer.decode(said, skip_special_tokens=True).strip()
     end: Literal["finished", "limit", "full", "stopped"] = "finished"
     if len(said) == len(written):
-        end = "stopped" if stop and stop.is_set() else "limit" if len(said) == asking.max_new_tokens else "full"
+        end = "stopped" if stop and stop.is_set() else "limit" if len(said) == sampling.max_new_tokens else "full"
     return Answer(text, len(said), time.monotonic() - started, end)
 
 
 def _write(
-    speaker: Speaker, ids: Any, most: int, asking: Asking, on_text: OnText | None, stop: threading.Event | None
+    chat_model: ChatModel,
+    ids: Any,
+    most: int,
+    sampling: SamplingParams,
+    on_text: OnText | None,
+    stop: threading.Event | None,
 ) -> Any:
-    """Tokens [1, prompt + answer], or Lack. Where memory runs out before a word is out, kept weights are given back and
-    it is tried again."""
+    """Tokens [1, prompt + answer], or OutOfMemoryEvent. Where memory runs out before the first word, cached weights are
+    freed and it is tried again."""
     import torch
 
     given: list[str] = []
@@ -145,17 +150,17 @@ def _write(
             on_text(text)
 
     def write() -> Any:
-        return speaker.model.generate(
+        return chat_model.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=most,
-            streamer=_streamer(speaker.source.vocabulary, pass_on) if on_text else None,
+            streamer=_streamer(chat_model.source.vocabulary, pass_on) if on_text else None,
             stopping_criteria=[lambda *_, **__: stop.is_set()] if stop else None,
-            **_sampling(asking),
+            **_sampling(sampling),
         )
 
     out = attempt(write)
-    if isinstance(out, Lack) and give_back(speaker.model) and not given:
+    if isinstance(out, OutOfMemoryEvent) and give_back(chat_model.model) and not given:
         out = attempt(write)
     return out
 
@@ -168,11 +173,11 @@ def _that_fit(source: Source, head: Sequence[Message], turns: list[Message], mos
     return turns
 
 
-def _sampling(asking: Asking) -> dict[str, Any]:
-    if not asking.temperature:
+def _sampling(sampling: SamplingParams) -> dict[str, Any]:
+    if not sampling.temperature:
         return {"do_sample": False}
-    top_p = {} if asking.top_p is None else {"top_p": asking.top_p}
-    return {"do_sample": True, "temperature": asking.temperature, **top_p}
+    top_p = {} if sampling.top_p is None else {"top_p": sampling.top_p}
+    return {"do_sample": True, "temperature": sampling.temperature, **top_p}
 
 
 def _streamer(vocabulary: Vocabulary, on_text: OnText) -> Any:

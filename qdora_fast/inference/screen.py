@@ -34,13 +34,13 @@ _ENDS = {
 }
 
 
-def conversation(source: Any, asking: Any, *, compare: bool) -> None:
+def conversation(source: Any, sampling: Any, *, compare: bool) -> None:
     """What one talks to, and how."""
-    how = f"temperature {asking.temperature:g}" if asking.temperature else "greedy"
+    how = f"temperature {sampling.temperature:g}" if sampling.temperature else "greedy"
     console.line("model", f"{source.name}: {source.about}")
     console.line(
         "answers",
-        f"{how}, {asking.max_new_tokens:,} tokens at most; a whole conversation {source.max_length:,}",
+        f"{how}, {sampling.max_new_tokens:,} tokens at most; a whole conversation {source.max_length:,}",
     )
     if compare:
         console.line("base", "its adapter switched off; asked with the same template, which it never saw")
@@ -48,18 +48,18 @@ def conversation(source: Any, asking: Any, *, compare: bool) -> None:
 
 def serving(source: Any, address: str, port: int, *, local: bool) -> None:
     """What is served, where, and how to ask it."""
-    place = f"http://{f'[{address}]' if ':' in address else address}:{port}/v1"
+    url = f"http://{f'[{address}]' if ':' in address else address}:{port}/v1"
     message = '{"messages": [{"role": "user", "content": "Hello"}]}'
     console.line("model", f"{source.name}: {source.about}; a whole conversation {source.max_length:,} tokens")
-    console.line("server", f"{place}, model name {source.name}; Ctrl-C stops it")
-    console.line("try", f"curl {place}/chat/completions -H 'Content-Type: application/json' -d '{message}'")
+    console.line("server", f"{url}, model name {source.name}; Ctrl-C stops it")
+    console.line("try", f"curl {url}/chat/completions -H 'Content-Type: application/json' -d '{message}'")
     if not local:
         console.line("warning", f"{address} can be reached from other machines, and there is no password")
 
 
-def opening(source: Any) -> Any:
+def loading(source: Any) -> Any:
     """A spinner while weights are read."""
-    return console.status(f"opening {source.name}")
+    return console.status(f"loading {source.name}")
 
 
 @contextmanager
@@ -76,10 +76,10 @@ def exchange(titles: Sequence[str]) -> Iterator[_Below | _SideBySide]:
     out.print(columns.whole())
 
 
-def about_answer(answer: Any, asking: Any, source: Any) -> str:
+def about_answer(answer: Any, sampling: Any, source: Any) -> str:
     """What is said below an answer: its end where it has none of its own, tokens and speed."""
     lost = f"{answer.dropped} oldest messages did not fit and were dropped" if answer.dropped else ""
-    end = _ENDS[answer.end].format(most=asking.max_new_tokens, length=source.max_length)
+    end = _ENDS[answer.end].format(most=sampling.max_new_tokens, length=source.max_length)
     empty = "" if answer.text else "an empty answer"
     speed = f"{answer.tokens} tokens in {answer.seconds:.1f} s, {answer.tokens / answer.seconds:.0f} tokens/s"
     return " · ".join(filter(None, (lost, empty, end, speed)))

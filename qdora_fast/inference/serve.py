@@ -2,7 +2,7 @@
 
 The server is the one of `transformers serve`. Given a path it would load the model itself, which it cannot do for a
 DoRA run on a 4-bit base, and list what lies in the hub's cache as its models; so it is handed the model that `chat`
-opens. Two things of its request handling are mended on the way: `temperature` is followed (there it does nothing
+opens. Two things of its request handling are corrected on the way: `temperature` is followed (there it does nothing
 unless the model's own settings draw already), and a conversation that does not fit the model or its template is
 refused with a reason (there it runs past the model's length). Without a temperature answers are greedy, as in `chat`.
 
@@ -20,10 +20,10 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from qdora_fast.inference import Source, Speaker, find, open_source, screen
+from qdora_fast.inference import screen
+from qdora_fast.inference.loading import ChatModel, Source, load_source
 from qdora_fast.system import console
 from qdora_fast.system.errors import ConfigError
 
@@ -35,21 +35,19 @@ PATIENCE = 3
 """Seconds for answers in hand when the server is stopped."""
 
 
-def serve(path: str | Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+def serve(source: Source, *, host: str = "127.0.0.1", port: int = 8000) -> None:
     """Answer requests until Ctrl-C or SIGTERM.
 
     Args:
-        path: a run, an adapter's folder, or a merged model's, as for `chat`.
+        source: what answers.
         port: 0 takes any free one.
 
     Raises:
-        ConfigError: the server is not installed, the port is taken, or see `chat.load`.
+        ConfigError: the port is taken, or see `load_source`.
     """
-    _require_server()
-    source = find(Path(path))
     with _listener(host, port) as listener:  # before weights are read: a taken port is said at once
-        with screen.opening(source):
-            app = make_app(open_source(source))
+        with screen.loading(source):
+            app = make_app(load_source(source))
         import uvicorn
 
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
@@ -62,17 +60,17 @@ def serve(path: str | Path, *, host: str = "127.0.0.1", port: int = 8000) -> Non
     console.aside("the server has stopped")
 
 
-def make_app(speaker: Speaker) -> Any:
+def make_app(chat_model: ChatModel) -> Any:
     """The ASGI application that answers for one loaded model."""
     from starlette.exceptions import HTTPException
     from transformers.cli.serving.server import build_server
     from transformers.cli.serving.utils import GenerationState
 
     logging.getLogger("transformers.cli.serving.utils").setLevel(logging.WARNING)  # fields of a request it passes over
-    state, manager = GenerationState(), _manager(speaker)
+    state, manager = GenerationState(), _manager(chat_model)
     app = build_server(
         manager,
-        _handler(speaker.source, manager, state),
+        _handler(chat_model.source, manager, state),
         completion_handler=None,
         response_handler=None,
         transcription_handler=None,
@@ -91,7 +89,7 @@ async def _as_openai(_: Any, error: Any) -> Any:
     return JSONResponse({"error": reason}, status_code=error.status_code)
 
 
-def _manager(speaker: Speaker) -> Any:
+def _manager(chat_model: ChatModel) -> Any:
     """The server's keeper of models, keeping the one we have."""
     from transformers.cli.serving.model_manager import ModelManager
 
@@ -100,16 +98,16 @@ def _manager(speaker: Speaker) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self.force_model = speaker.source.name
+            self.force_model = chat_model.source.name
 
         def process_model_name(self, model_id: str) -> str:
             return model_id
 
         def load_model_and_processor(self, *_: Any, **__: Any) -> tuple[Any, Any]:
-            return speaker.model, speaker.source.vocabulary.tokenizer
+            return chat_model.model, chat_model.source.vocabulary.tokenizer
 
         def get_gen_models(self) -> list[dict[str, Any]]:
-            return [{"id": speaker.source.name, "object": "model", "created": 0, "owned_by": "qdora_fast"}]
+            return [{"id": chat_model.source.name, "object": "model", "created": 0, "owned_by": "qdora_fast"}]
 
     return OneModel()
 
@@ -149,7 +147,7 @@ def _not_cut_short(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
-def _require_server() -> None:
+def require_server() -> None:
     """Raise ConfigError unless the `serve` extra is installed."""
     missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
     if missing:

@@ -13,11 +13,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 from qdora_fast.inference import screen
-from qdora_fast.inference.conversation import Asking, Conversation
-from qdora_fast.inference.opening import Source, find, open_source
+from qdora_fast.inference.conversation import Conversation, SamplingParams
+from qdora_fast.inference.loading import Source, load_source
 from qdora_fast.system import console
 from qdora_fast.system.errors import ConfigError, OutOfMemory
 
@@ -26,42 +25,48 @@ Sides = dict[str, Conversation]
 
 
 def chat(
-    path: str,
+    source: Source,
     *,
     once: str | None = None,
     system: str | None = None,
     compare: bool = False,
-    asking: Asking | None = None,
+    sampling: SamplingParams | None = None,
 ) -> None:
     """Hold a conversation until end of input, or answer one message.
 
     Args:
-        path: a run, an adapter's folder, or a merged model's.
-        once: the one message; `-`: standard input is.
+        once: the one message, see `read_once`.
         system: the system message.
         compare: ask the base, too.
 
     Raises:
-        ConfigError: see `find` and `Conversation.say`; or `compare` with a merged model.
+        ConfigError: see `Conversation.say`; or `compare` with a merged model.
     """
-    asking = asking or Asking()
-    if once is not None:
-        once = sys.stdin.read() if once == "-" else once
-        if not once.strip():
-            raise ConfigError("--once: the message is empty")
-    source = find(Path(path))
+    sampling = sampling or SamplingParams()
     if compare:
         _require_base(source)
     _check_system(source, system)
-    with screen.opening(source):
-        speaker = open_source(source)
+    with screen.loading(source):
+        chat_model = load_source(source)
     titles = {"base": True, "tuned": False} if compare else {"tuned": False}
-    sides = {title: Conversation(speaker, base=base, system=system) for title, base in titles.items()}
+    sides = {title: Conversation(chat_model, base=base, system=system) for title, base in titles.items()}
     if once is not None:
-        _exchange(sides, once, asking)
+        _exchange(sides, once, sampling)
         return
-    screen.conversation(source, asking, compare=compare)
-    _talk(sides, asking)
+    screen.conversation(source, sampling, compare=compare)
+    _talk(sides, sampling)
+
+
+def read_once(once: str) -> str:
+    """The text of `--once`; of `-` what standard input holds.
+
+    Raises:
+        ConfigError: it is empty.
+    """
+    text = sys.stdin.read() if once == "-" else once
+    if not text.strip():
+        raise ConfigError("--once: the message is empty")
+    return text
 
 
 def _check_system(source: Source, system: str | None) -> None:
@@ -70,7 +75,7 @@ def _check_system(source: Source, system: str | None) -> None:
         source.prompt([{"role": "system", "content": system}, {"role": "user", "content": "Hello"}])
 
 
-def _talk(sides: Sides, asking: Asking) -> None:
+def _talk(sides: Sides, sampling: SamplingParams) -> None:
     """Messages and commands until the end of input."""
     _edit_lines()
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
@@ -81,7 +86,7 @@ def _talk(sides: Sides, asking: Asking) -> None:
             if typed.startswith("/"):
                 _obey(typed, sides)
             elif typed.strip():
-                _exchange(sides, typed, asking, stoppable=True)
+                _exchange(sides, typed, sampling, stoppable=True)
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -98,13 +103,13 @@ def _edit_lines() -> None:
         readline.parse_and_bind("set enable-bracketed-paste on")
 
 
-def _exchange(sides: Sides, text: str, asking: Asking, *, stoppable: bool = False) -> None:
+def _exchange(sides: Sides, text: str, sampling: SamplingParams, *, stoppable: bool = False) -> None:
     """One message, and each side's answer to it."""
     with screen.exchange(list(sides)) as shown:
         for title, side in sides.items():
             with _until_ctrl_c() if stoppable else contextlib.nullcontext() as stop:
-                said = side.say(text, asking, on_text=partial(shown.write, title), stop=stop)
-            shown.close(title, screen.about_answer(said, asking, side.speaker.source))
+                said = side.say(text, sampling, on_text=partial(shown.write, title), stop=stop)
+            shown.close(title, screen.about_answer(said, sampling, side.chat_model.source))
 
 
 def _obey(typed: str, sides: Sides) -> None:
@@ -131,7 +136,7 @@ def _obey(typed: str, sides: Sides) -> None:
 
 def _start_over(sides: Sides, system: str | None) -> None:
     for side in sides.values():
-        _check_system(side.speaker.source, system)
+        _check_system(side.chat_model.source, system)
         side.system, side.turns = system, []
 
 
@@ -153,7 +158,7 @@ def _until_ctrl_c() -> Iterator[threading.Event]:
 
 def _require_base(source: Source) -> None:
     """Raise ConfigError where there is no base to compare with."""
-    if source.base is None:
+    if source.trained is None:
         run = source.folder.resolve().parent
         named = f": qdora-fast chat {run} --compare" if (run / "model.json").is_file() else ""
         raise ConfigError(f"--compare: the base is not in a merged model; compare with the run it was made from{named}")

@@ -1,4 +1,4 @@
-"""PEFT adapters on disk: read them whole, check them, write them.
+"""PEFT adapters on disk: read them, check that they are complete, write them.
 
 An `Adapter` is what a merge needs and nothing more: for each adapted layer of the base A, B, the
 magnitude and the scale, in fp32, and the modules that were trained in full. Reading is strict: an
@@ -19,33 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdora_fast.models.adapter_guard import (
-    complete_in_memory,
-    guard_saves,
-    module_problems,
-    raise_broken,
-    unguard_saves,
-)
-from qdora_fast.models.weights import WeightFolder, read_json, read_rows
+from qdora_fast.models.adapter_guard import complete_in_memory, module_problems, raise_broken
+from qdora_fast.models.weights import WeightFolder, read_rows
 from qdora_fast.system.atomic import staged_folder
 from qdora_fast.system.errors import ConfigError, IntegrityError
-from qdora_fast.system.manifest import sha256_of
-
-__all__ = [
-    "Adapter",
-    "AdapterModule",
-    "SavedAdapter",
-    "assert_complete",
-    "assert_complete_dora",
-    "complete_in_memory",
-    "guard_saves",
-    "load_into",
-    "read_adapter",
-    "save_adapter",
-    "sha256_of",
-    "unguard_saves",
-    "write_adapter",
-]
+from qdora_fast.system.json_files import read_object
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -120,17 +98,6 @@ class Adapter:
         return read_rows(self.folder / WEIGHTS_NAME, _PREFIX + name, start, stop)
 
 
-@dataclass(frozen=True)
-class SavedAdapter:
-    """What `save_adapter` wrote."""
-
-    folder: Path
-    modules: int
-    bytes: int
-    sha256: str
-    """Of adapter_model.safetensors."""
-
-
 def read_adapter(folder: Path) -> Adapter:
     """Read a PEFT LoRA or DoRA adapter into fp32 tensors on the CPU.
 
@@ -139,7 +106,7 @@ def read_adapter(folder: Path) -> Adapter:
         IntegrityError: tensors missing, misshapen, not finite, or magnitudes not positive.
     """
     _require_files(folder)
-    config = read_json(folder / CONFIG_NAME)
+    config = read_object(folder / CONFIG_NAME)
     _refuse_unmergeable(folder, config)
     parts, saved = _split_keys(folder)
     decomposed = bool(config.get("use_dora"))
@@ -154,7 +121,7 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def assert_complete(folder: Path, *, decomposed: bool, expected_modules: Collection[str] | None = None) -> None:
-    """Check that `folder` holds the whole adapter that was trained. It is read through and through.
+    """Check that `folder` holds the complete adapter that was trained; every tensor is read.
 
     Args:
         folder: of a PEFT adapter.
@@ -170,18 +137,13 @@ def assert_complete(folder: Path, *, decomposed: bool, expected_modules: Collect
     if adapter.use_dora != decomposed:
         problems.append(f"{CONFIG_NAME}: use_dora is {adapter.use_dora}, but {decomposed} was trained")
     if expected_modules is not None:
-        wanted, found = {*expected_modules}, {*adapter.modules}
-        problems += [f"{name}: was trained but is not in the file" for name in sorted(wanted - found)]
-        problems += [f"{name}: in the file but was not trained" for name in sorted(found - wanted)]
+        trained, saved = {*expected_modules}, {*adapter.modules}
+        problems += [f"{name}: was trained but is not in the file" for name in sorted(trained - saved)]
+        problems += [f"{name}: in the file but was not trained" for name in sorted(saved - trained)]
     raise_broken(str(folder), problems, fix="use the last good checkpoint or train again")
 
 
-def assert_complete_dora(folder: Path, *, expected_modules: Collection[str] | None = None) -> None:
-    """`assert_complete` for DoRA: A, B and the magnitude of every layer. A plain-LoRA adapter fails."""
-    assert_complete(folder, decomposed=True, expected_modules=expected_modules)
-
-
-def save_adapter(model: Any, folder: Path) -> SavedAdapter:
+def save_adapter(model: Any, folder: Path) -> None:
     """Save the adapter of a live PEFT model: checked before, in fp32, checked after, all or nothing.
 
     Args:
@@ -189,25 +151,25 @@ def save_adapter(model: Any, folder: Path) -> SavedAdapter:
         folder: appears only when complete; an adapter that is already there is replaced.
 
     Raises:
-        IntegrityError: the live model or what was written is not whole.
+        IntegrityError: the live model or what was written is incomplete.
         ConfigError: `folder` holds something else than an adapter, or the model has several adapters.
     """
     with staged_folder(folder, overwrite=(folder / CONFIG_NAME).is_file()) as staging:
-        modules = write_adapter(model, staging)
-    return SavedAdapter(folder, modules, (folder / WEIGHTS_NAME).stat().st_size, sha256_of(folder / WEIGHTS_NAME))
+        write_adapter(model, staging)
 
 
-def write_adapter(model: Any, folder: Path) -> int:
+def write_adapter(model: Any, folder: Path) -> None:
     """Write the adapter of a live PEFT model into a folder that is being built, and read it back.
 
-    Returns the number of adapted layers; raises as `save_adapter` does.
+    Raises:
+        IntegrityError, ConfigError: see `save_adapter`.
     """
     if len(model.peft_config) != 1:
         raise ConfigError(f"{folder}: the model has {len(model.peft_config)} adapters; save a model with exactly one")
     complete_in_memory(model)
     state = {key: value.float() if ".lora_" in key else value for key, value in model.state_dict().items()}
     model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
-    return len(read_adapter(folder).modules)
+    read_adapter(folder)
 
 
 def load_into(model: Any, folder: Path) -> None:

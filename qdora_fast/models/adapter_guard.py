@@ -1,11 +1,11 @@
-"""What makes an adapter whole, and a live model that refuses to be saved as less.
+"""What makes an adapter complete, and a live model that refuses to be saved as less.
 
 A DoRA layer is three tensors: A, B and the magnitude m. Several well-meant save paths write A and
 B alone: Unsloth's `save_lora` for vLLM, `save_method="lora"`, GGML conversions, or PEFT's own
 `save_pretrained` with a filtered `state_dict`. The result still says `use_dora: true`, loads with
-one warning and behaves as plain LoRA; after a light run no sample looks wrong. So wholeness is
+one warning and behaves as plain LoRA; after a light run no sample looks wrong. So completeness is
 checked by structure before every save and after every read, and the lossy paths are closed on the
-model itself: bound to the instance, undone by `unguard_saves`, nothing patched for anybody else.
+model itself: bound to the instance, nothing patched for anybody else.
 The checks raise; they are no asserts, so `python -O` keeps them.
 """
 
@@ -26,7 +26,7 @@ _ALWAYS_LORA = ("save_lora", "save_pretrained_ggml", "push_to_hub_ggml")
 _LORA_ON_REQUEST = ("save_pretrained_merged", "push_to_hub_merged", "save_pretrained_gguf", "push_to_hub_gguf")
 _MAGNITUDE = ".lora_magnitude_vector"
 _ORIGINALS = "_saves_before_guard"
-_CHOICES = "use `merged_16bit` to deploy it, or `adapter` to go on training"
+_CHOICES = "use `merged_16bit` to deploy it, or `adapter` to train it further"
 
 
 def guard_saves(model: Any) -> tuple[str, ...]:
@@ -52,14 +52,6 @@ def guard_saves(model: Any) -> tuple[str, ...]:
     return tuple(originals)
 
 
-def unguard_saves(model: Any) -> None:
-    """Give a model back the save methods it had before `guard_saves`."""
-    for name, original in model.__dict__.pop(_ORIGINALS, {}).items():
-        delattr(model, name)
-        if original is not None:
-            setattr(model, name, original)
-
-
 def complete_in_memory(model: Any) -> None:
     """Check every adapted layer of a live PEFT model: all its tensors, their shapes, finite, magnitudes positive.
 
@@ -80,7 +72,7 @@ def complete_in_memory(model: Any) -> None:
             )
     if not layers:
         problems.append("no layer carries an adapter")
-    raise_broken("the model in memory", problems, fix="stop and go on from the last good checkpoint")
+    raise_broken("the model in memory", problems, fix="stop, and resume from the last good checkpoint")
 
 
 def module_problems(
@@ -91,7 +83,7 @@ def module_problems(
     *,
     decomposed: bool,
 ) -> list[str]:
-    """Say what is wrong with one layer's tensors; an empty list means whole.
+    """What is wrong with one layer's tensors; [] where nothing is.
 
     Args:
         name: the layer, for the message.
@@ -127,7 +119,7 @@ def raise_broken(where: str, problems: list[str], *, fix: str) -> None:
     if problems:
         listed = "\n  ".join(problems[:5])
         more = f"\n  ... and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise IntegrityError(f"{where} is not a whole adapter; {fix}:\n  {listed}{more}")
+        raise IntegrityError(f"{where} is not a complete adapter; {fix}:\n  {listed}{more}")
 
 
 def _dora_adapters(model: Any) -> list[str]:
@@ -180,14 +172,14 @@ def _merged_save(name: str) -> Any:
 
 def _refuse_lossy_state(model: Any, keys: Iterable[str]) -> None:
     """Raise RefusedError when the tensors to be saved lack the magnitude of any DoRA layer."""
-    kept = {key.split(_MAGNITUDE)[0] for key in keys if _MAGNITUDE in key}
+    with_magnitude = {key.split(_MAGNITUDE)[0] for key in keys if _MAGNITUDE in key}
     dora = set(_dora_adapters(model))
     layers = [name for name, layer in _lora_layers(model) if dora & set(layer.lora_A)]
-    lost = [name for name in layers if name not in kept]
+    lost = [name for name in layers if name not in with_magnitude]
     if lost:
         raise RefusedError(
             f"save_pretrained would write {len(lost)} of {len(layers)} DoRA layers without their magnitudes "
-            f"(first {lost[0]}); save the model as it was trained, with its whole state_dict or none, and {_CHOICES}"
+            f"(first {lost[0]}); save the model as it was trained, with its complete state_dict or none, and {_CHOICES}"
         )
 
 
@@ -199,7 +191,7 @@ def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def unsaved(model: Any, file: Path) -> list[str]:
-    """What differs between the trained tensors of a live PEFT model and a saved adapter, in words; [] if nothing does.
+    """What differs between the trained tensors of a live PEFT model and a saved adapter, a sentence each.
 
     Args:
         file: adapter_model.safetensors. Compared bit by bit, adapters in fp32, as they are written.
@@ -211,9 +203,9 @@ def unsaved(model: Any, file: Path) -> list[str]:
     state = {key: value.float() if ".lora_" in key else value for key, value in model.state_dict().items()}
     live = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
     saved = load_file(file)
-    found = [f"{name}: trained, but not saved" for name in sorted(live.keys() - saved.keys())]
-    found += [f"{name}: saved, but not trained" for name in sorted(saved.keys() - live.keys())]
-    return found + [
+    problems = [f"{name}: trained, but not saved" for name in sorted(live.keys() - saved.keys())]
+    problems += [f"{name}: saved, but not trained" for name in sorted(saved.keys() - live.keys())]
+    return problems + [
         f"{name}: saved with other values than were trained"
         for name in sorted(live.keys() & saved.keys())
         if not torch.equal(live[name].cpu().float(), saved[name].float())

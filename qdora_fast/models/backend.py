@@ -72,7 +72,7 @@ def captured_prints() -> Iterator[None]:
 
 
 def free_buffers(model: Any) -> None:
-    """Give back what Unsloth keeps from its largest batch so far: the two buffers of its checkpointing, keys and values
+    """Free what Unsloth retains from its largest batch so far: the two buffers of its checkpointing, keys and values
     of the last answers, which stay on the attention layers. Call it where no graph is alive; a count of blocks that a
     failed forward pass left half-way starts anew."""
     checkpointing = sys.modules.get("unsloth_zoo.gradient_checkpointing")
@@ -84,7 +84,7 @@ def free_buffers(model: Any) -> None:
 
 
 def _contain_side_effects() -> None:
-    # Presence alone counts for Unsloth; a user's own value is kept.
+    # Presence alone counts for Unsloth; a user's own value wins.
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # no probe of the network at load time
     os.environ.setdefault("UNSLOTH_DISABLE_LLM_COMPRESSOR_AUTOINSTALL", "1")  # no pip install during a save
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -96,7 +96,7 @@ def _contain_side_effects() -> None:
 
 
 def _quiet_libraries() -> None:
-    """Only warnings from here on; what a user needs to know is said by us, once."""
+    """Only warnings from here on; our own messages say what a user needs to know."""
     transformers_logging = importlib.import_module("transformers.utils.logging")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

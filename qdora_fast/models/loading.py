@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.config import AdapterSettings, Config, EngineSettings, TrainSettings
-from qdora_fast.models.adapter import assert_complete, guard_saves
+from qdora_fast.config import AdapterSettings, EngineSettings, ModelSettings, TrainSettings
+from qdora_fast.models.adapter import assert_complete
+from qdora_fast.models.adapter_guard import guard_saves
 from qdora_fast.models.backend import captured_prints, open_backend
 from qdora_fast.models.targets import Architecture, Targets, choose_targets, inspect_architecture
 from qdora_fast.models.tokenizer import load_tokenizer, require_fast, stop_token_ids
@@ -21,7 +22,7 @@ from qdora_fast.models.weights import shard_names
 from qdora_fast.system.errors import ConfigError, QdoraError, RefusedError
 from qdora_fast.system.manifest import require_unchanged
 from qdora_fast.system.paths import refuse_links_out
-from qdora_fast.system.remote_code import remote_code_allowed, unreadable
+from qdora_fast.system.remote_code import foreign_files, remote_code_allowed, unreadable
 
 
 @dataclass(frozen=True)
@@ -62,46 +63,49 @@ class ParameterReport:
     def __str__(self) -> str:
         parts = f"A {self.lora_a:,} + B {self.lora_b:,}"
         parts += f" + magnitudes {self.magnitude:,}" if self.magnitude else ""
-        parts += f" + whole modules {self.saved_modules:,}" if self.saved_modules else ""
+        parts += f" + modules trained in full {self.saved_modules:,}" if self.saved_modules else ""
         return f"{self.trainable:,} trained parameters ({parts}), {self.trainable / self.total:.2%} of the model"
 
 
-def check_base(name: str, config: Config) -> Targets:
+def check_base(name: str, model: ModelSettings, adapter: AdapterSettings, *, merge_base: str) -> Targets:
     """Read the base's config.json alone and refuse what cannot work, before weights are read.
+
+    Args:
+        merge_base: `export.merge_base`; `auto` where nothing will be merged.
+
+    Returns:
+        The layers that get an adapter.
 
     Raises:
         ConfigError: see `read_architecture`.
         RefusedError: see `targets.choose_targets`.
     """
-    return choose_targets(read_architecture(name, config), config.adapter)
+    return choose_targets(read_architecture(name, model, adapter, merge_base=merge_base), adapter)
 
 
-def read_architecture(name: str, config: Config) -> Architecture:
+def read_architecture(name: str, model: ModelSettings, adapter: AdapterSettings, *, merge_base: str) -> Architecture:
     """The base's layers by its config.json alone, if its weights are of a kind that the method can take.
 
     Raises:
-        ConfigError: not found, pickled weights, not a text model, or 4-bit ones with a method that needs 16 bits.
+        ConfigError: not found, pickled weights, or not a text model.
+        RefusedError: 4-bit weights where the method or `merge_base` needs 16 bits.
     """
     open_backend()
     from transformers import AutoConfig
 
-    try:
+    with foreign_files("config", name, model.revision):
         model_config = AutoConfig.from_pretrained(
-            name, revision=config.model.revision, trust_remote_code=remote_code_allowed()
+            name, revision=model.revision, trust_remote_code=remote_code_allowed()
         )
-    except (OSError, ValueError) as error:
-        raise unreadable("config", name, config.model.revision, error) from None
     prequantized = getattr(model_config, "quantization_config", None) is not None
-    if prequantized and not config.adapter.quantized:
-        raise RefusedError(f"`{name}` exists in 4 bits; method `{config.adapter.method}` needs a 16-bit base")
-    if prequantized and config.export.merge_base == "original16" and not config.model.base_16bit:
+    if prequantized and not adapter.quantized:
+        raise RefusedError(f"`{name}` exists in 4 bits; method `{adapter.method}` needs a 16-bit base")
+    if prequantized and merge_base == "original16" and not model.base_16bit:
         raise RefusedError(
             f"`{name}` holds 4-bit weights only, and export.merge_base: original16 needs the 16-bit ones. "
             "Name them in model.base_16bit, or set export.merge_base: dequant4"
         )
-    if Path(name).is_dir():
-        shard_names(Path(name))  # refuses pickles, and an index that leads elsewhere
-        refuse_links_out(Path(name))
+    _refuse_unsafe_files(name)
     return inspect_architecture(model_config)
 
 
@@ -116,61 +120,69 @@ def load_reference(name: str, *, setting: str) -> tuple[Any, Any]:
 
     tokenizer, _ = load_tokenizer(name, None, setting=setting)
     gpu = torch.cuda.is_available()
-    try:
+    with foreign_files("safetensors weights", name, setting=setting):
         model = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=torch.bfloat16 if gpu else torch.float32,
             use_safetensors=True,
             trust_remote_code=remote_code_allowed(),
         )
-    except (OSError, ValueError) as error:
-        raise unreadable("safetensors weights", name, None, error, setting=setting) from None
     return model.to("cuda" if gpu else "cpu").eval(), tokenizer
 
 
-def load_base(name: str, config: Config, *, precision: str) -> Base:
+def load_base(
+    name: str,
+    model: ModelSettings,
+    adapter: AdapterSettings,
+    train: TrainSettings,
+    *,
+    targets: Targets,
+    precision: str,
+) -> Base:
     """Load base and tokenizer; NF4 with double quantisation for qdora and qlora.
 
     Args:
+        targets: from `check_base`; with a quantised method all of them must load in NF4.
         precision: bf16, fp16 or fp32, the type of computation and of unquantised weights.
 
     Raises:
+        ConfigError: weights that cannot be read, or pickled ones.
         QdoraError: the weights did not load in the form that was asked for.
     """
     unsloth = open_backend()
     import torch
 
-    targets = check_base(name, config)
+    _refuse_unsafe_files(name)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     try:
         with captured_prints():
-            model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+            loaded, tokenizer = unsloth.FastLanguageModel.from_pretrained(
                 model_name=name,
-                max_seq_length=config.model.length,
+                max_seq_length=model.length,
                 dtype=dtype,
-                load_in_4bit=config.adapter.quantized,
-                load_in_16bit=not config.adapter.quantized,
-                revision=config.model.revision,
+                load_in_4bit=adapter.quantized,
+                load_in_16bit=not adapter.quantized,
+                revision=model.revision,
                 use_safetensors=True,  # never a pickle
                 trust_remote_code=remote_code_allowed(),
                 use_exact_model_name=True,  # Unsloth would otherwise swap in a repository of its own
-                use_gradient_checkpointing=checkpointing(config.train),
+                use_gradient_checkpointing=checkpointing(train),
             )
     except OSError as error:
-        raise unreadable("safetensors weights", name, config.model.revision, error) from None
+        raise unreadable("safetensors weights", name, model.revision, error) from None
     if not remote_code_allowed():  # what did not run is not handed on with the adapter
         tokenizer.init_kwargs.pop("auto_map", None)
     require_fast(name, tokenizer)
-    quantized = tuple(_linear4bit_names(model))
+    quantized = tuple(_linear4bit_names(loaded))
     missing = set(targets.modules) - set(quantized)
-    if config.adapter.quantized and missing:
+    if adapter.quantized and missing:
         raise QdoraError(
             f"asked for NF4, but {len(missing)} of {len(targets.modules)} layers to adapt were loaded in 16 bits "
             f"(first: {sorted(missing)[0]}); bitsandbytes cannot quantise this model here. Use method "
-            f"`{'dora' if config.adapter.decomposed else 'lora'}` for a 16-bit base"
+            f"`{'dora' if adapter.decomposed else 'lora'}` for a 16-bit base"
         )
-    revision = getattr(model.config, "_commit_hash", None)
-    return Base(model, tokenizer, targets, quantized, revision, precision)
+    revision = getattr(loaded.config, "_commit_hash", None)
+    return Base(loaded, tokenizer, targets, quantized, revision, precision)
 
 
 def attach(base: Base, settings: AdapterSettings, train: TrainSettings) -> Any:
@@ -220,22 +232,33 @@ def fuse_layers(model: Any, settings: EngineSettings, *, saved: bool = False) ->
         raise ConfigError(str(error)) from None
 
 
-def load_trained(name: str, config: Config, adapter: Path, *, precision: str) -> tuple[Base, Any]:
-    """The base with a saved adapter on it, in evaluation mode, for export and chat.
+def load_trained(
+    name: str,
+    saved: Path,
+    model: ModelSettings,
+    adapter: AdapterSettings,
+    train: TrainSettings,
+    engine: EngineSettings,
+    *,
+    precision: str,
+) -> tuple[Base, Any]:
+    """The base with the adapter of the folder `saved` on it, in evaluation mode, for export and chat.
 
     Raises:
-        IntegrityError: the adapter is not whole, or not as it was saved; PEFT itself would load it.
+        ConfigError, RefusedError, QdoraError: see `check_base` and `load_base`.
+        IntegrityError: the adapter is incomplete, or not as it was saved; PEFT itself would load it.
     """
     open_backend()  # before anything that imports peft
-    require_unchanged(adapter)
-    assert_complete(adapter, decomposed=config.adapter.decomposed)
-    base = load_base(name, config, precision=precision)
+    require_unchanged(saved)
+    assert_complete(saved, decomposed=adapter.decomposed)
+    targets = check_base(name, model, adapter, merge_base="auto")
+    base = load_base(name, model, adapter, train, targets=targets, precision=precision)
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(base.model, str(adapter))
-    guard_saves(model)
-    fuse_layers(model, config.engine, saved=True)  # another processor's norms differ in their last bits
-    return base, model.eval()
+    adapted = PeftModel.from_pretrained(base.model, str(saved))
+    guard_saves(adapted)
+    fuse_layers(adapted, engine, saved=True)  # another processor's norms differ in their last bits
+    return base, adapted.eval()
 
 
 def adapted_modules(model: Any) -> Iterator[str]:
@@ -259,7 +282,7 @@ def parameter_report(model: Any) -> ParameterReport:
 
 
 def checkpointing(train: TrainSettings) -> str | bool:
-    """`train.gradient_checkpointing` in Unsloth's words."""
+    """`train.gradient_checkpointing` as Unsloth takes it: "unsloth", True or False."""
     import torch
 
     choice = train.gradient_checkpointing
@@ -268,15 +291,20 @@ def checkpointing(train: TrainSettings) -> str | bool:
     return "unsloth" if choice == "unsloth" else choice == "torch"
 
 
-def _linear4bit_names(model: Any) -> Iterator[str]:
-    """Names of all NF4 layers; also switches off bitsandbytes' CPU repacking.
+def _refuse_unsafe_files(name: str) -> None:
+    """Raise ConfigError for pickled weights, RefusedError for links out, in a base that is a folder."""
+    if Path(name).is_dir():
+        shard_names(Path(name))  # refuses pickles, and an index that leads elsewhere
+        refuse_links_out(Path(name))
 
-    On CPUs with AVX512-BF16, Linear4bit in eval mode repacks its weight into a private layout,
-    and every later `dequantize_4bit` of it (DoRA's norm, a merge) reads garbage.
-    """
+
+def _linear4bit_names(model: Any) -> Iterator[str]:
+    """Names of all NF4 layers; also switches off bitsandbytes' CPU repacking."""
     from bitsandbytes.nn import Linear4bit
+
+    from qdora_fast.engine.frozen import set_repacking
 
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+            set_repacking(module, False)
             yield name

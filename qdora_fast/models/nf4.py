@@ -3,7 +3,7 @@
 bitsandbytes packs a whole tensor at once: every 64 values share a scale, then the scales of the
 whole tensor, minus their mean, are quantised in groups of 256. Only the second step needs the
 whole tensor, and it looks at one number in 64. So rows can come and go in blocks while the scales
-are kept, and the result is what bitsandbytes gives on one thread, to the last bit (a 70B model's
+are retained, and the result is what bitsandbytes gives on one thread, to the last bit (a 70B model's
 largest layer: 112 MiB packed and 14 MiB of scales, instead of 448 MiB and copies of it). Both
 steps are bitsandbytes' own functions.
 
@@ -62,7 +62,7 @@ class PackedWeight:
         with one_thread():
             mean = scales.mean()
         absmax, nested = quantize_blockwise(scales - mean, blocksize=GROUP)
-        whole = QuantState(
+        state = QuantState(
             absmax=absmax,
             shape=torch.Size(info.shape),
             dtype=info.dtype,
@@ -72,15 +72,15 @@ class PackedWeight:
             offset=mean,
             state2=nested,
         )
-        return cls(packed, whole)
+        return cls(packed, state)
 
     @classmethod
     def from_parts(cls, parts: dict[str, Tensor], dtype: torch.dtype | None = None) -> PackedWeight:
         """A stored weight: "" and the names after `X.weight.`, to tensors. It unpacks to `dtype`, if given."""
         from bitsandbytes.functional import QuantState
 
-        said = {name: part for name, part in parts.items() if name}
-        state = QuantState.from_dict(said, device=torch.device("cpu"))
+        described = {name: part for name, part in parts.items() if name}
+        state = QuantState.from_dict(described, device=torch.device("cpu"))
         state.dtype = dtype or state.dtype
         return cls(parts[""], state)
 
@@ -108,10 +108,10 @@ class PackedWeight:
 
     def parts(self) -> dict[str, Tensor]:
         """What is stored: "" is the weight itself, other keys follow its name and a dot."""
-        found = {"": self._packed, **self._state.as_dict(packed=True)}
+        tensors = {"": self._packed, **self._state.as_dict(packed=True)}
         wanted = _state_bytes(TensorInfo("", self._state.dtype, self.shape))
-        padding = torch.full((wanted - len(found[STATE]),), ord(" "), dtype=torch.uint8)
-        return found | {STATE: torch.cat([found[STATE], padding])}
+        padding = torch.full((wanted - len(tensors[STATE]),), ord(" "), dtype=torch.uint8)
+        return tensors | {STATE: torch.cat([tensors[STATE], padding])}
 
 
 def codes_of(values: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def _aligned(blocks: Iterable[Tensor], values: int) -> Iterator[tuple[int, int, 
 
 def _state_bytes(info: TensorInfo) -> int:
     """Length of the padded JSON: room for any mean of scales, and for what stands before it to end on 8 bytes."""
-    said = {
+    described = {
         "quant_type": "nf4",
         "blocksize": BLOCK,
         "dtype": str(info.dtype).removeprefix("torch."),
@@ -173,6 +173,6 @@ def _state_bytes(info: TensorInfo) -> int:
         "nested_dtype": "float32",
         "nested_offset": _LONGEST_FLOAT,
     }
-    values, length = math.prod(info.shape), len(json.dumps(said))
+    values, length = math.prod(info.shape), len(json.dumps(described))
     before = -(-values // 2) + -(-values // BLOCK) + 4 * -(-values // (BLOCK * GROUP))
     return length + -(before + length) % 8

@@ -1,9 +1,9 @@
 """When memory runs out: how that is recognised, what can be freed at once, smaller batches for a model that answers.
 
-Three things can be freed without changing a result: the engine's kept weights, the buffers that Unsloth keeps from its
-largest batch so far, and the allocator's cache. What to do after that differs.
-A training step is repeated in parts (oom.py). A model that is only asked takes fewer rows at a time: half as many
-until it fits, for all that follows, which is said once. One row that does not fit ends it with OutOfMemory.
+Three things can be freed without changing a result: the merged weights that the engine caches, the buffers that
+Unsloth retains from its largest batch so far, and the allocator's cache. What follows differs. A training step is
+repeated in parts (`training/oom.py`). A model that only answers takes fewer rows at a time: half as many until they
+fit, also for all that follows; the user is told once. One row that does not fit ends it with OutOfMemory.
 
 Nobody waits for memory to run out after training: `make_room` frees beforehand what only training needs.
 """
@@ -21,8 +21,8 @@ from qdora_fast.system.errors import OutOfMemory, first_line
 
 logger = logging.getLogger(__name__)
 
-_SAID = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-"""What errors of torch, CUDA and cuBLAS say when memory is the reason."""
+_SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+"""Texts in errors of torch, CUDA and cuBLAS whose reason is memory."""
 
 ADVICE = (
     "What helps, each by itself: other programs off the card; a smaller evaluation.max_new_tokens; "
@@ -31,10 +31,11 @@ ADVICE = (
 
 
 @dataclass(frozen=True)
-class Lack:
-    """Memory ran out; why is the allocator's own first sentence."""
+class OutOfMemoryEvent:
+    """Memory ran out while something was computed that may be tried in another way."""
 
-    why: str
+    reason: str
+    """The allocator's own first sentence."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -43,55 +44,65 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
 def attempt(work: Callable[[], Any]) -> Any:
-    """What `work` returns, or Lack. The exception and the frames that hold its tensors are gone by then."""
+    """What `work` returns, or an OutOfMemoryEvent. The exception and the frames that hold its tensors are gone then."""
     try:
         return work()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return Lack(first_sentence(error))
+        return OutOfMemoryEvent(first_sentence(error))
 
 
 def first_sentence(error: BaseException) -> str:
-    """Of what the allocator says; the rest is advice about its own settings."""
+    """The first sentence of the allocator's message; the rest is advice about its own settings."""
     return first_line(error).split(". ")[0].rstrip(".")
 
 
 def give_back(model: Any) -> int:
-    """Free the engine's kept weights, Unsloth's buffers and the allocator's cache; bytes of the first. Call it where no
-    graph is alive."""
+    """Free the engine's cached weights, Unsloth's buffers and the allocator's cache. Call it where no graph is alive.
+
+    Returns:
+        Bytes of the engine's cached weights.
+    """
     from qdora_fast.engine.patch import residency
 
-    kept = residency(model)
-    given = kept.release() if kept is not None else 0
-    _empty(model)
-    return given
+    resident = residency(model)
+    freed = resident.release() if resident is not None else 0
+    free_buffers(model)
+    release_memory()
+    return freed
+
+
+def freed_message(freed: int) -> str:
+    """What `give_back` did, for the user; `freed`: the bytes it returned."""
+    return f"the engine released {freed / 2**20:,.3g} MiB of cached weights, and the same is tried again"
 
 
 def make_room(model: Any) -> None:
-    """Free what only training needs, before the model is asked: kept weights on a GPU, gradients, buffers, cache."""
+    """Free what only training needs, before the model answers: cached weights on a GPU, gradients, buffers, cache."""
     from qdora_fast.engine.patch import residency
 
-    kept = residency(model)
-    if kept is not None:
-        kept.make_room()
+    resident = residency(model)
+    if resident is not None:
+        resident.make_room()
     model.zero_grad(set_to_none=True)
-    _empty(model)
+    free_buffers(model)
+    release_memory()
 
 
 class Batches:
-    """Runs work in batches that become smaller where memory runs out. One for all work of an evaluation: what is found
-    out with the base holds for the tuned model."""
+    """Runs work in batches that become smaller where memory runs out. An evaluation has one for all its work: a size
+    that fits with the base fits with the tuned model."""
 
     def __init__(self, model: Any, on_note: Callable[[str], None] = logger.warning) -> None:
-        """on_note: told what was done, in a sentence; the same one once."""
+        """on_note: called with a sentence on what was done; once with each."""
         self._model, self._on_note = model, on_note
-        self._told: set[str] = set()
-        self._most: dict[str, int] = {}
+        self._noted: set[str] = set()
+        self._sizes: dict[str, int] = {}
 
     def run(
         self, items: Sequence[Any], size: int, work: Callable[[Sequence[Any]], Any], doing: str
@@ -100,49 +111,51 @@ class Batches:
 
         Args:
             work: may be called again with the same items, or with fewer.
-            doing: what this is, in words: "questions were answered".
+            doing: what this is, for messages: "questions were answered".
 
         Raises:
             OutOfMemory: a single item does not fit.
         """
         begin = 0
         while begin < len(items):
-            chosen = items[begin : begin + min(size, self._most.get(doing, size))]
-            found = attempt(lambda chosen=chosen: work(chosen))  # type: ignore[misc]
-            if isinstance(found, Lack):
-                self.smaller(found, len(chosen), doing)
+            chosen = items[begin : begin + min(size, self._sizes.get(doing, size))]
+            result = attempt(lambda chosen=chosen: work(chosen))  # type: ignore[misc]
+            if isinstance(result, OutOfMemoryEvent):
+                self.shrink(result, len(chosen), doing)
                 continue
-            yield chosen, found
+            yield chosen, result
             begin += len(chosen)
 
-    def smaller(self, lack: Lack, size: int, doing: str) -> int:
-        """Free what can be freed; how many items to try next.
+    def shrink(self, event: OutOfMemoryEvent, size: int, doing: str) -> int:
+        """Free what can be freed.
+
+        Returns:
+            How many items to try next: as many where something was freed, else half as many.
 
         Raises:
-            OutOfMemory: one did not fit, with nothing left to free.
+            OutOfMemory: one item did not fit, with nothing left to free.
         """
-        ran_out = f"memory ran out while {doing} ({lack.why})"
-        given = give_back(self._model)
-        if given:
-            freed = f"the engine gave back {given / 2**20:,.3g} MiB of kept weights, and the same is tried again"
-            self._note(f"{ran_out}; {freed}")
+        ran_out = f"memory ran out while {doing} ({event.reason})"
+        freed = give_back(self._model)
+        if freed:
+            self._note(f"{ran_out}; {freed_message(freed)}")
             return size
         if size == 1:
             raise OutOfMemory(f"{ran_out}, with one row at a time and nothing left to free.\n  {ADVICE}")
-        self._most[doing] = size // 2
+        self._sizes[doing] = size // 2
         self._note(f"{ran_out}; {size // 2} at a time from here on instead of {size}")
         return size // 2
 
-    def _note(self, said: str) -> None:
-        if said not in self._told:
-            self._told.add(said)
-            self._on_note(said)
+    def _note(self, message: str) -> None:
+        if message not in self._noted:
+            self._noted.add(message)
+            self._on_note(message)
 
 
-def _empty(model: Any) -> None:
+def release_memory() -> None:
+    """Give back what deleted models and tensors held, on the GPU too."""
     import torch
 
     gc.collect()
-    free_buffers(model)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

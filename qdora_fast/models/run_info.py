@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from qdora_fast.data.demo.base import loadable_name, recorded_name
-from qdora_fast.system.errors import IntegrityError
 from qdora_fast.system.run_folder import RunFolder
 
 NAME = "model.json"
+SHAPE = {
+    **{"base": str, "revision": str | None, "method": str, "precision": str, "template": str | None},
+    **{"targets": [str], "quantized_modules": [str], "stop_ids": [int], "own_code?": [str], "imported?": dict | None},
+}
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,6 @@ def read_run_info(folder: RunFolder) -> RunInfo:
         ConfigError: the run did not get that far.
         IntegrityError: the file is damaged, or the run is on the embedded base and that is.
     """
-    content = folder.read_json(NAME)
-    known = [field.name for field in fields(RunInfo)]
-    try:
-        info = RunInfo(**{key: content[key] for key in known if key in content})
-    except TypeError as error:
-        raise IntegrityError(f"{folder.path / NAME} is damaged: {error}") from None
+    content = folder.read_json(NAME, SHAPE)
+    info = RunInfo(**{field.name: content[field.name] for field in fields(RunInfo) if field.name in content})
     return replace(info, base=loadable_name(info.base))

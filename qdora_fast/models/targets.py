@@ -52,7 +52,7 @@ class Targets:
     """Full names, in the base model's own naming."""
     layers: tuple[int, ...] | None
     """Block indices when restricted; None: all blocks."""
-    said: str
+    summary: str
     """One line for the user: what was chosen and what was left out."""
 
 
@@ -119,8 +119,8 @@ def choose_targets(architecture: Architecture, settings: AdapterSettings) -> Tar
     )
     left_out = [name for name in (architecture.embeddings, None if architecture.tied else architecture.head) if name]
     blocks = f"blocks {settings.layers} of {architecture.blocks}" if layers else f"all {architecture.blocks} blocks"
-    said = f"{len(modules)} linear layers ({', '.join(wanted)}) in {blocks}; not adapted: {', '.join(left_out)}"
-    return Targets(wanted, modules, layers, said)
+    summary = f"{len(modules)} linear layers ({', '.join(wanted)}) in {blocks}; not adapted: {', '.join(left_out)}"
+    return Targets(wanted, modules, layers, summary)
 
 
 def _block_of(name: str) -> int:

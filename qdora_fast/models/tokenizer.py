@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from qdora_fast.system.errors import ConfigError
-from qdora_fast.system.remote_code import BASE_SETTING, remote_code_allowed, unreadable
+from qdora_fast.system.remote_code import BASE_SETTING, foreign_files, remote_code_allowed
 
 
 def load_tokenizer(name: str, revision: str | None, *, setting: str = BASE_SETTING) -> tuple[Any, frozenset[int]]:
@@ -24,11 +24,12 @@ def load_tokenizer(name: str, revision: str | None, *, setting: str = BASE_SETTI
 
     tokenizer = read_tokenizer(name, revision, setting=setting)
     require_fast(name, tokenizer)
-    try:
-        generation = GenerationConfig.from_pretrained(name, revision=revision)
-    except OSError:  # the model has no file of its own for it
-        described = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
-        generation = GenerationConfig.from_model_config(described)
+    with foreign_files("generation config", name, revision, setting=setting):
+        try:
+            generation = GenerationConfig.from_pretrained(name, revision=revision)
+        except OSError:  # the model has no file of its own for it
+            described = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
+            generation = GenerationConfig.from_model_config(described)
     return tokenizer, _stop_ids(generation, tokenizer)
 
 
@@ -40,10 +41,8 @@ def read_tokenizer(name: str, revision: str | None = None, *, setting: str = "")
     """
     from transformers import AutoTokenizer
 
-    try:
+    with foreign_files("tokenizer", name, revision, setting=setting):
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
-    except (OSError, ValueError) as error:
-        raise unreadable("tokenizer", name, revision, error, setting=setting) from None
 
 
 def stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

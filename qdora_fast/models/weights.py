@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from qdora_fast.system.errors import ConfigError, IntegrityError
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.paths import plain_file_name
 
 BLOCK_BYTES = 4 * 2**20
@@ -183,23 +184,6 @@ def write_index(folder: Path, shard_of: dict[str, str], total_bytes: int) -> Non
     (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(file: Path) -> dict[str, object]:
-    """Read a JSON object.
-
-    Raises:
-        IntegrityError: not there, not UTF-8, not JSON, or not an object.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise IntegrityError(f"{file}: cannot be read ({error.strerror}); the folder is incomplete") from error
-    except ValueError as error:
-        raise IntegrityError(f"{file}: not valid JSON ({error}); copy or download it again") from error
-    if not isinstance(content, dict):
-        raise IntegrityError(f"{file}: expected a JSON object, found {type(content).__name__}")
-    return content
-
-
 def shard_names(folder: Path) -> list[str]:
     """The names of a model's weight files, from the index if there is one; no file is opened.
 
@@ -208,7 +192,7 @@ def shard_names(folder: Path) -> list[str]:
         IntegrityError: an index that leads out of the folder.
     """
     if (folder / INDEX_NAME).is_file():
-        weight_map = read_json(folder / INDEX_NAME).get("weight_map")
+        weight_map = read_object(folder / INDEX_NAME).get("weight_map")
         if not isinstance(weight_map, dict) or not all(plain_file_name(name) for name in weight_map.values()):
             raise IntegrityError(f"{folder / INDEX_NAME}: no `weight_map` from tensors to files; download it again")
         return sorted(set(weight_map.values()))
@@ -239,14 +223,13 @@ def _read_header(file: Path) -> list[TensorInfo]:
     except FileNotFoundError as error:
         raise IntegrityError(f"{file}: missing, though the index names it; copy or download it again") from error
     except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"{file}: not a whole safetensors file ({error}); copy or download it again") from error
+        raise IntegrityError(f"{file}: not a complete safetensors file ({error}); copy or download it again") from error
     return infos
 
 
 def _check_index(folder: Path, shard_of: dict[str, str]) -> None:
     """Raise IntegrityError unless the index names exactly the tensors that the shards hold."""
-    weight_map = read_json(folder / INDEX_NAME)["weight_map"]
-    assert isinstance(weight_map, dict)
+    weight_map = read_object(folder / INDEX_NAME, {"weight_map": dict})["weight_map"]
     wrong = sorted(name for name in {*weight_map, *shard_of} if weight_map.get(name) != shard_of.get(name))
     if wrong:
         raise IntegrityError(

@@ -1,21 +1,6 @@
-"""`qdora-fast plan`: does it fit, how long, how much disk, which method, before a weight is read.
+"""Before a weight is read: does a run fit, how long does it take, how much disk does it need, which method suits it.
 
-rows.py glances at the rows; plan.py is the recipe, text.py and picture.py say it, recipes/plan.py
-is what the command calls.
+Reading order: cards.py (the card or machine), memory/ (what a run needs), rows.py (a glance at its rows), auto/
+(numbers for `auto`), history.py (what earlier runs measured), advice.py (what to consider), plan.py (all of it
+together), text.py and page.py (a plan for the terminal and as a page). recipes/plan.py puts them together.
 """
-
-from qdora_fast.planning.picture import write_page
-from qdora_fast.planning.plan import Plan, choose_place, make_plan, preset_plans
-from qdora_fast.planning.text import lines, preset_table, verdict, what_to_do
-
-__all__ = [
-    "Plan",
-    "choose_place",
-    "lines",
-    "make_plan",
-    "preset_plans",
-    "preset_table",
-    "verdict",
-    "what_to_do",
-    "write_page",
-]

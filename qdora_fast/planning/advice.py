@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qdora_fast.config import Config
+from qdora_fast.config import AdapterSettings, DataSettings, ModelSettings, TrainSettings
 
 FEW_ROWS = 500
 MANY_ROWS = 20_000
@@ -54,45 +54,53 @@ class Advice:
         return f"--set {self.change}  {self.why}" if self.change else self.why
 
 
-def advise(config: Config, facts: Facts) -> list[Advice]:
+def advise(
+    facts: Facts, model: ModelSettings, adapter: AdapterSettings, data: DataSettings, train: TrainSettings
+) -> list[Advice]:
     """What to consider, the most important first; nothing for the demo, which is set as it is on purpose."""
-    if config.model.name == "demo":
+    if model.name == "demo":
         return []
-    return [*_memory(config, facts), *_method(config, facts), *_size(config, facts), *_pace(config, facts)]
+    return [
+        *_memory(facts, model.length, adapter, data, train),
+        *_method(facts, adapter, train),
+        *_size(facts, adapter),
+        *_pace(facts, data, train),
+    ]
 
 
-def _memory(config: Config, facts: Facts) -> Iterator[Advice]:
+def _memory(
+    facts: Facts, length: int, adapter: AdapterSettings, data: DataSettings, train: TrainSettings
+) -> Iterator[Advice]:
     """Memory is short: quantise first, then smaller batches, then shorter rows, then another base."""
     if facts.fits is False:
-        found = [Advice(change, why, saves_memory=True) for change, why in _savings(config, facts)]
-        yield from found or [Advice("", "nothing here saves enough: take a smaller base, or a larger card")]
+        savings = _savings(facts, length, adapter, train)
+        steps = [Advice(change, why, saves_memory=True) for change, why in savings]
+        yield from steps or [Advice("", "nothing here saves enough: take a smaller base, or a larger card")]
     if facts.too_long is not None and facts.too_long >= 0.01:
-        fate = "dropped" if config.data.on_long == "drop" else "cut"
+        fate = "dropped" if data.on_long == "drop" else "cut"
         yield Advice(
             "",
-            f"about {facts.too_long:.0%} of the rows are longer than model.max_length {config.model.length} and "
-            f"would be {fate}",
+            f"about {facts.too_long:.0%} of the rows are longer than model.max_length {length} and would be {fate}",
         )
 
 
-def _savings(config: Config, facts: Facts) -> Iterator[tuple[str, str]]:
-    if not config.adapter.quantized:
-        method = "qdora" if config.adapter.decomposed else "qlora"
+def _savings(facts: Facts, length: int, adapter: AdapterSettings, train: TrainSettings) -> Iterator[tuple[str, str]]:
+    if not adapter.quantized:
+        method = "qdora" if adapter.decomposed else "qlora"
         yield f"adapter.method={method}", "memory is short, and a 4-bit base takes a quarter of a 16-bit one"
-    if config.train.gradient_checkpointing in ("off", "torch"):
+    if train.gradient_checkpointing in ("off", "torch"):
         yield "train.gradient_checkpointing=unsloth", "keeps one input per block, and that on the host"
     if facts.smaller:
         batch, accumulation = facts.smaller
         change = f"train.batch_size={batch} --set train.gradient_accumulation={accumulation}"
         yield change, "the same effective batch in smaller pieces, and it fits"
-    elif facts.longest and facts.longest < config.model.length:
+    elif facts.longest and facts.longest < length:
         change = f"model.max_length={facts.longest} --set train.batch_size=1"
         yield change, "the longest rows that fit at batch size 1"
 
 
-def _method(config: Config, facts: Facts) -> Iterator[Advice]:
+def _method(facts: Facts, adapter: AdapterSettings, train: TrainSettings) -> Iterator[Advice]:
     """Quality short: decompose. Both: QDoRA. Time short and rows plenty: plain LoRA at a higher rank."""
-    adapter = config.adapter
     if facts.rows is not None and facts.rows > TIME_BOUND_ROWS and adapter.decomposed:
         plain = "qlora" if adapter.quantized else "lora"
         yield Advice(
@@ -107,15 +115,15 @@ def _method(config: Config, facts: Facts) -> Iterator[Advice]:
     if adapter.quantized and facts.dense_fits:
         dense = "dora" if adapter.decomposed else "lora"
         yield Advice(f"adapter.method={dense}", "a 16-bit base fits here too, and has no quantisation error")
-    if config.train.loraplus_ratio is None:
+    if train.loraplus_ratio is None:
         yield Advice(
             "train.loraplus_ratio=16", "if speed is what is short: LoRA+ often needs fewer steps to the same loss"
         )
 
 
-def _size(config: Config, facts: Facts) -> Iterator[Advice]:
+def _size(facts: Facts, adapter: AdapterSettings) -> Iterator[Advice]:
     """Rank and dropout by the number of rows."""
-    rows, adapter = facts.rows, config.adapter
+    rows = facts.rows
     if rows is None:
         return
     if rows < FEW_ROWS and adapter.r > 8:
@@ -130,16 +138,16 @@ def _size(config: Config, facts: Facts) -> Iterator[Advice]:
         yield Advice("adapter.dropout=0", f"{rows:,} rows need no dropout, and the fastest form of the engine needs 0")
 
 
-def _pace(config: Config, facts: Facts) -> Iterator[Advice]:
+def _pace(facts: Facts, data: DataSettings, train: TrainSettings) -> Iterator[Advice]:
     """Epochs, learning rate and number of steps."""
-    rows, train = facts.rows, config.train
+    rows = facts.rows
     if train.max_steps is None and rows is not None:
         if rows < FEW_ROWS and train.epochs < 3:
             yield Advice("train.epochs=3", "few rows need to be seen more often; watch the held-out loss")
         elif rows > TIME_BOUND_ROWS and train.epochs > 1:
             yield Advice("train.epochs=1", f"{rows:,} rows seldom gain from a second pass")
     few = rows is not None and rows < FEW_ROWS
-    if few and not train.early_stopping and config.data.held_out > 0:
+    if few and not train.early_stopping and data.held_out > 0:
         yield Advice("train.early_stopping=2", "small sets overfit early; keeps the best checkpoint")
     large = facts.parameters is not None and facts.parameters >= LARGE_MODEL
     if (few or large) and train.learning_rate > 1e-4:

@@ -6,19 +6,18 @@ nor does one that ended after a few steps.
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.config import Config
-from qdora_fast.config.recorded import read_config
+from qdora_fast.config import AdapterSettings, DataSettings, EngineSettings, ModelSettings, TrainSettings
 from qdora_fast.system import hardware
-from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.errors import ConfigError, IntegrityError
+from qdora_fast.system.json_files import read_lines, read_object
 from qdora_fast.system.run_folder import RunFolder
 
 FEWEST = 5
@@ -46,70 +45,92 @@ class Peak:
     """What had been expected; None: it could not be counted."""
 
 
-def earlier_speed(config: Config, name: str) -> Speed | None:
-    """Measured by the newest run of this name whose steps had the same shape; None: there is none."""
-    return next((speed for folder in _alike(config, name) if (speed := _speed(folder))), None)
+@dataclass(frozen=True)
+class Shape:
+    """All that decides what a step costs. Runs of the same shape can be compared."""
+
+    base: str
+    max_length: int | str
+    adapter: AdapterSettings
+    engine: EngineSettings
+    sources: tuple[str, ...]
+    batch: tuple[int | str, int, bool]
+    """Batch size, effective batch, packing."""
+    arithmetic: tuple[str, str, str]
+    """Precision, optimizer, checkpointing."""
 
 
-def earlier_peak(config: Config, name: str) -> Peak | None:
-    """The same for the memory of the longest batch."""
-    return next((peak for folder in _alike(config, name) if (peak := _peak(folder))), None)
+ShapeOfRun = Callable[[RunFolder], Shape]
 
 
-def _alike(config: Config, name: str) -> Iterator[RunFolder]:
+def shape_of(
+    model: ModelSettings, adapter: AdapterSettings, data: DataSettings, train: TrainSettings, engine: EngineSettings
+) -> Shape:
+    """The shape of a run with these settings."""
+    return Shape(
+        model.name,
+        model.max_length,
+        adapter,
+        engine,
+        tuple(source.path for source in data.mixture),
+        (train.batch_size, train.rows_per_step, train.packing),
+        (train.precision, train.optimizer, train.gradient_checkpointing),
+    )
+
+
+def earlier_speed(runs: Path, name: str, shape: Shape, shape_of_run: ShapeOfRun) -> Speed | None:
+    """The speed of the newest run of this name and shape that logged enough steps; None: there is none.
+
+    Args:
+        runs: the folder of all runs.
+        shape_of_run: reads the settings of an earlier run.
+    """
+    return next((speed for folder in _alike(runs, name, shape, shape_of_run) if (speed := _speed(folder))), None)
+
+
+def earlier_peak(runs: Path, name: str, shape: Shape, shape_of_run: ShapeOfRun) -> Peak | None:
+    """The memory that the longest batch of the newest such run took; None: none tried it. Arguments as there."""
+    return next((peak for folder in _alike(runs, name, shape, shape_of_run) if (peak := _peak(folder))), None)
+
+
+def _alike(runs: Path, name: str, shape: Shape, shape_of_run: ShapeOfRun) -> Iterator[RunFolder]:
     """Earlier runs of the same name and shape on this machine, the newest first."""
-    parent, wanted = Path(config.run.dir), config.run.name or name
-    ours = re.compile(re.escape(wanted) + r"(-\d+)?")  # as RunFolder.create numbers them
-    folders = [path for path in parent.glob("*/") if ours.fullmatch(path.name) and (path / "metrics.jsonl").is_file()]
+    ours = re.compile(re.escape(name) + r"(-\d+)?")  # as RunFolder.create numbers them
+    folders = [path for path in runs.glob("*/") if ours.fullmatch(path.name) and (path / "metrics.jsonl").is_file()]
     for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         folder = RunFolder(path)
         try:
-            ran = read_config(folder)
+            ran = shape_of_run(folder)
         except (ConfigError, OSError):
             continue
-        if _shape(ran) == _shape(config) and _here(folder):
+        if ran == shape and _here(folder):
             yield folder
-
-
-def _shape(config: Config) -> tuple[Any, ...]:
-    """All that decides what a step costs."""
-    train, sources = config.train, [source.path for source in config.data.mixture]
-    batch = (config.model.max_length, train.batch_size, train.rows_per_step, train.packing)
-    how = (train.precision, train.optimizer, train.gradient_checkpointing)
-    return (config.model.name, config.adapter, config.engine, sources, batch, how)
 
 
 def _here(folder: RunFolder) -> bool:
     """Whether a run was made by this machine, as far as it says."""
-    machine = _json(folder.path / "environment.json")
+    machine = _json(folder.path / "environment.json", {"gpus?": [{"name?": str}]})
     cards = [card.name for card in hardware.gpus()]
     same = machine.get("cpu", hardware.cpu_name()) == hardware.cpu_name()
     return same and [card.get("name") for card in machine.get("gpus", [])] == (cards if machine else [])
 
 
 def _peak(folder: RunFolder) -> Peak | None:
-    probe = _json(folder.path / "fit.json").get("probe") or {}
+    probe = _json(folder.path / "fit.json", {"probe?": dict | None}).get("probe") or {}
     measured = probe.get("peak_bytes")
     return Peak(folder.path.name, measured, probe.get("estimated_bytes")) if isinstance(measured, int) else None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path, shape)
+    except IntegrityError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _speed(folder: RunFolder) -> Speed | None:
-    records = []
-    for line in folder.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # the last line of a run that was killed
-            continue
-        if isinstance(record, dict) and record.get("tokens_per_second") and {"step", "seconds"} <= set(record):
-            records.append(record)
+    shape = {"step": int, "seconds": int | float, "tokens_per_second": int | float}
+    records = [record for record in read_lines(folder.metrics, shape, skip_bad=True) if record["tokens_per_second"]]
     gaps = [
         (late["seconds"] - early["seconds"]) / (late["step"] - early["step"])
         for early, late in pairwise(records)
@@ -117,6 +138,6 @@ def _speed(folder: RunFolder) -> Speed | None:
     ]
     if len(records) < FEWEST or not gaps:
         return None
-    usual, whole = statistics.median(gaps), statistics.fmean(gaps)  # a run that was resumed counts from 0 again
+    usual, mean = statistics.median(gaps), statistics.fmean(gaps)  # a run that was resumed counts from 0 again
     tokens = statistics.median(record["tokens_per_second"] for record in records)
-    return Speed(folder.path.name, tokens, (min(usual, whole), max(usual, whole)))
+    return Speed(folder.path.name, tokens, (min(usual, mean), max(usual, mean)))

@@ -20,7 +20,7 @@ from qdora_fast.system.errors import DataError
 
 LOOKED_AT = 200
 """Rows that are measured of each file."""
-READ_WHOLE = 16 * 2**20
+COUNTED_BYTES = 16 * 2**20
 """Bytes up to which a file's rows are counted one by one."""
 TOKEN_BYTES = 4
 PACKED = (".gz", ".zst", ".parquet", ".arrow")
@@ -66,10 +66,10 @@ def glance(data: DataSettings) -> Measured | None:
     total, exact, lengths = 0.0, True, []
     try:
         for source in data.mixture:
-            found = _look(source)
-            if found is None:
+            seen = _look(source)
+            if seen is None:
                 return None
-            count, counted, measured = found
+            count, counted, measured = seen
             total, exact = total + count * source.weight, exact and counted
             lengths += measured
     except (DataError, OSError):
@@ -82,8 +82,8 @@ def _look(source: SourceSettings) -> tuple[int, bool, list[int]] | None:
     if source.path == "demo":
         from qdora_fast.data.demo.world import rows
 
-        made = list(islice(rows(), source.max_rows))
-        return len(made), True, [_tokens(row) for row in made[:LOOKED_AT]]
+        demo = list(islice(rows(), source.max_rows))
+        return len(demo), True, [_tokens(row) for row in demo[:LOOKED_AT]]
     path = Path(source.path).expanduser()
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
     files = [file for file in files if file.is_file() and is_supported(file)]
@@ -104,7 +104,7 @@ def _look_into(file: Path) -> tuple[int, bool, list[int]]:
     first = list(islice(rows, LOOKED_AT))
     lengths = [_tokens(row) for row in first]
     size = file.stat().st_size
-    if len(first) < LOOKED_AT or size <= READ_WHOLE:
+    if len(first) < LOOKED_AT or size <= COUNTED_BYTES:
         return len(first) + sum(1 for _ in rows), True, lengths
     if file.suffix == ".parquet":
         from pyarrow.parquet import ParquetFile

@@ -1,4 +1,4 @@
-"""A plan in words and blocks: the answer first, then why, then what to consider.
+"""A plan as text: the verdict first, then why, then what to consider.
 
 The picture is a staircase: each part's bar starts where the one above ends, on the scale of the card, so that one sees
 what fills it and how much is left.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from qdora_fast.planning.cards import GIB
 from qdora_fast.planning.history import Peak
-from qdora_fast.planning.memory import Estimate, Part, in_gib, in_words
-from qdora_fast.planning.plan import GIB, Plan
+from qdora_fast.planning.memory.estimate import Part, in_gib, in_words
+from qdora_fast.planning.plan import Plan
 from qdora_fast.system.console import time_range
 
 WIDTH = 36
-"""Characters that stand for the whole card."""
+"""Characters of a full bar: the card."""
 PAGE = 116
 NEXT_TO_NOTHING = 0.1
 """Of a card: below this the picture is drawn on the scale of the step."""
@@ -27,8 +28,8 @@ def lines(plan: Plan) -> Iterator[str]:
     yield verdict(plan)
     yield ""
     yield from _settings(plan)
-    for number, said in enumerate(plan.settled.said):
-        yield from _labelled("" if number else "Auto", said)
+    for number, reason in enumerate(plan.resolved.reasons):
+        yield from _labelled("" if number else "Auto", reason)
     yield ""
     yield from staircase(plan)
     yield ""
@@ -36,14 +37,14 @@ def lines(plan: Plan) -> Iterator[str]:
     if plan.measured is not None:
         yield from _labelled("Measured", _measured(plan.measured))
     yield from _labelled("Longest", _longest(plan))
-    chosen = "train.batch_size" in plan.settled.asked
-    if plan.better and plan.better.length == plan.config.model.length and plan.place.on_gpu and not chosen:
+    chosen = "train.batch_size" in plan.resolved.asked
+    if plan.better and plan.better.length == plan.model.length and plan.machine.on_gpu and not chosen:
         yield from _labelled("Batch", _batch(plan))
     yield from _labelled("Host", _host(plan))
     yield from _labelled("Disk", _disk(plan))
     yield from _labelled("Rows", _rows(plan))
     yield from _labelled("Time", _time(plan))
-    job, engine = plan.estimate.job, plan.config.engine
+    job, engine = plan.estimate.job, plan.engine
     if job.on_gpu and job.ours and engine.resident == "auto" and engine.form != "folded":
         text = (
             "the engine fills most of what is left with merged weights (engine.resident: auto) and gives it back when "
@@ -51,7 +52,7 @@ def lines(plan: Plan) -> Iterator[str]:
         yield from _labelled("Left", f"{text}memory runs short and after training, so the card will look full")
     for number, advice in enumerate(plan.advice):
         yield from _labelled("Consider" if number == 0 else "", str(advice))
-    if plan.place.on_gpu:
+    if plan.machine.on_gpu:
         yield from _labelled(
             "Assumed",
             "CUDA context 0.5 GiB, allocator gaps 5 %, Unsloth's fused loss as its code reads, attention kernels "
@@ -62,7 +63,7 @@ def lines(plan: Plan) -> Iterator[str]:
 
 def verdict(plan: Plan) -> str:
     """Yes or no, with the figures."""
-    card, peak = plan.place.card, plan.estimate.peak_bytes
+    card, peak = plan.machine.card, plan.estimate.peak_bytes
     where = f"{in_gib(peak)} of {in_gib(card.memory)}"
     if plan.fits:
         left = card.memory - peak
@@ -73,10 +74,10 @@ def verdict(plan: Plan) -> str:
 
 def what_to_do(plan: Plan) -> str:
     """One sentence for the error of a plan that does not fit."""
-    if plan.settled.asked and plan.settled.refusal:
-        return f"{plan.name}: {plan.settled.refusal}"
+    if plan.resolved.asked and plan.resolved.refusal:
+        return f"{plan.name}: {plan.resolved.refusal}"
     change = next((advice.change for advice in plan.advice if advice.saves_memory), None)
-    card = plan.place.card
+    card = plan.machine.card
     remedy = f"try --set {change}" if change else "take a smaller base, or a larger card"
     needed = in_gib(plan.estimate.peak_bytes + plan.margin)
     return f"{plan.name} does not fit on {card.name}: {needed} are needed; {remedy}"
@@ -84,12 +85,12 @@ def what_to_do(plan: Plan) -> str:
 
 def staircase(plan: Plan) -> Iterator[str]:
     """The parts of a training step, each with its bar; on the scale of the card, unless hardly any of it is needed."""
-    counted, card = plan.estimate, plan.place.card
+    counted, card = plan.estimate, plan.machine.card
     step = counted.phases["step"]
     small = step < NEXT_TO_NOTHING * card.memory
     scale = step if small else max(card.memory, step)
-    whole = in_gib(scale) + (" (a small part of what there is)" if small else "")
-    yield f"A training step in {'MiB' if scale < GIB else 'GiB'}; a whole bar is {whole}:"
+    full = in_gib(scale) + (" (a small part of what there is)" if small else "")
+    yield f"A training step in {'MiB' if scale < GIB else 'GiB'}; a full bar is {full}:"
     unit, digits = (2**20, 1) if scale < GIB else (GIB, 2)
     start = 0
     for part in counted.parts:
@@ -104,8 +105,8 @@ def bar(start: int, size: int, scale: int, width: int = WIDTH) -> str:
     """A bar of `size` that begins at `start`, between the edges of `scale`; at least a sliver for what is not 0."""
     first = int(start / scale * width)
     end = (start + size) / scale * width
-    whole, part = int(end), int((end - int(end)) * 8)
-    blocks = "█" * max(0, whole - first)
+    last, part = int(end), int((end - int(end)) * 8)
+    blocks = "█" * max(0, last - first)
     tail = _EIGHTHS[part] if part and len(blocks) + first < width else ""
     if not blocks and not tail.strip():
         tail = "▏"
@@ -117,16 +118,16 @@ def preset_table(plans: Sequence[Plan]) -> Iterator[str]:
     yield "| preset | card | batch x tokens | peak | fits | longest rows at batch 1 |"
     yield "| --- | ---: | ---: | ---: | --- | ---: |"
     for plan in plans:
-        train, model = plan.config.train, plan.config.model
+        train, model = plan.train, plan.model
         limit = " (the model's limit)" if _at_limit(plan) else ""
         yield (
-            f"| `{plan.name}` | {plan.place.card.memory / GIB:.0f} GiB | {train.micro_batch} x {model.length:,} "
+            f"| `{plan.name}` | {plan.machine.card.memory / GIB:.0f} GiB | {train.micro_batch} x {model.length:,} "
             f"| {in_gib(plan.estimate.peak_bytes)} | {'yes' if plan.fits else 'no'} | {plan.longest:,}{limit} |"
         )
 
 
 def _card(plan: Plan) -> str:
-    return f"{plan.place.card.name} ({plan.place.why})"
+    return f"{plan.machine.card.name} ({plan.machine.why})"
 
 
 def _labelled(label: str, text: str) -> list[str]:
@@ -136,23 +137,22 @@ def _labelled(label: str, text: str) -> list[str]:
 
 
 def _settings(plan: Plan) -> Iterator[str]:
-    job, config = plan.estimate.job, plan.config
-    sizes = job.sizes
+    job, sizes = plan.estimate.job, plan.estimate.job.sizes
     yield from _labelled(
         "Base",
-        f"{config.model.name}: {in_words(sizes.parameters)} parameters, {sizes.blocks} blocks "
+        f"{plan.model.name}: {in_words(sizes.parameters)} parameters, {sizes.blocks} blocks "
         f"({sizes.model_type}); sizes from {plan.base_source}",
     )
     width = {2: "16-bit", 4: "fp32"}[job.element]
     yield from _labelled(
         "Run",
-        f"{config.adapter.method} rank {job.rank}, {job.batch_size} x {job.length:,} tokens, "
+        f"{plan.adapter.method} rank {job.rank}, {job.batch_size} x {job.length:,} tokens, "
         f"{job.gradient_accumulation} times a step; {width}, checkpointing {job.checkpointing}, {job.optimizer}",
     )
 
 
 def _phases(plan: Plan) -> list[str]:
-    counted: Estimate = plan.estimate
+    counted = plan.estimate
     text = " · ".join(f"{name} {in_gib(size)}" for name, size in counted.phases.items())
     if "evaluation" in counted.phases and plan.answers:
         text += f"; the evaluation with one held-out row of full length at a time ({plan.answers} fit)"
@@ -160,10 +160,10 @@ def _phases(plan: Plan) -> list[str]:
 
 
 def _measured(peak: Peak) -> str:
-    said = f"the longest batch of {peak.run} took {in_gib(peak.measured)}"
+    text = f"the longest batch of {peak.run} took {in_gib(peak.measured)}"
     if peak.estimated is None:
-        return said
-    return f"{said} at the highest; {in_gib(peak.estimated)} were estimated ({peak.measured / peak.estimated - 1:+.0%})"
+        return text
+    return f"{text} at the highest; {in_gib(peak.estimated)} were estimated ({peak.measured / peak.estimated - 1:+.0%})"
 
 
 def _at_limit(plan: Plan) -> bool:
@@ -181,7 +181,7 @@ def _longest(plan: Plan) -> str:
 
 def _batch(plan: Plan) -> str:
     assert plan.better is not None
-    train, better = plan.config.train, plan.better
+    train, better = plan.train, plan.better
     if better.batch_size == train.micro_batch:
         return f"{train.micro_batch} x {train.accumulation} is what we would take"
     why = "should be faster (not measured)" if better.batch_size > train.micro_batch else "is smaller"
@@ -201,17 +201,17 @@ def _disk(plan: Plan) -> str:
     return f"{_listed(plan.disk, f'{in_gib(total)} in all')}; {in_gib(plan.free_disk)} are free: {state}"
 
 
-def _listed(parts: Sequence[Part], said: str) -> str:
+def _listed(parts: Sequence[Part], remark: str) -> str:
     if not parts:
         return "nothing worth counting"
-    return f"{', '.join(f'{part.name} {in_gib(part.bytes)}' for part in parts)} ({said})"
+    return f"{', '.join(f'{part.name} {in_gib(part.bytes)}' for part in parts)} ({remark})"
 
 
 def _rows(plan: Plan) -> str:
     if plan.rows is None:
         return "not in local files, so not looked at; `qdora-fast data` counts them"
     rows, about = plan.rows, "" if plan.rows.exact else "about "
-    train = plan.config.train
+    train = plan.train
     length = "train.max_steps" if train.max_steps else f"{train.epochs:g} epochs"
     steps = f": {plan.steps:,} optimizer steps ({length})" if plan.steps else ""
     return (
@@ -222,7 +222,7 @@ def _rows(plan: Plan) -> str:
 
 def _time(plan: Plan) -> str:
     if plan.speed is None:
-        how = "`make bench-gpu` measures this card" if plan.place.on_gpu else "a first run measures it"
+        how = "`make bench-gpu` measures this card" if plan.machine.on_gpu else "a first run measures it"
         return f"not measured; {how}, and each run writes its tokens/s to metrics.jsonl, where the next plan finds it"
     speed = f"{plan.speed.tokens_per_second:,.0f} tokens/s in {plan.speed.run}"
     if plan.seconds is None:

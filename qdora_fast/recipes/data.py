@@ -21,13 +21,17 @@ from qdora_fast.config.own_code import allow_own_code, require_code_allowed
 from qdora_fast.config.presets import settings_of
 from qdora_fast.data.dataset import DUPLICATES, Prepared
 from qdora_fast.data.demo.base import DEMO, demo_base
+from qdora_fast.data.read.messages import ROW_SHAPE
 from qdora_fast.data.store import REJECTED
 from qdora_fast.data.tokenize.render import Renderer, Rendering
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import read_run_info
-from qdora_fast.planning.auto import ANYWHERE, RowLengths, Settled, asked_for, measuring, settle, this_machine
-from qdora_fast.planning.memory import base_config, sizes_of
+from qdora_fast.planning.auto.kinds import Resolved, RowLengths
+from qdora_fast.planning.cards import ANY_MACHINE, this_machine
+from qdora_fast.planning.memory.architecture import sizes_of
+from qdora_fast.planning.memory.base import base_config
 from qdora_fast.recipes import messages
+from qdora_fast.recipes.auto import has_auto, resolve, to_measure
 from qdora_fast.system import console
 from qdora_fast.system.errors import ConfigError, DoesNotFit
 from qdora_fast.system.run_folder import RunFolder, write_json
@@ -45,14 +49,14 @@ class Ready:
     base_name: str
     config: Config
     """What they were prepared by, without `auto`."""
-    settled: Settled | None = None
+    resolved: Resolved | None = None
     """What `auto` became, if there was any."""
 
 
 def prepare_data(
     config: str | Path | Mapping[str, Any] | Config, *, own_code: Sequence[str | Path] = (), **sections: Any
 ) -> Prepared:
-    """Prepare the rows of a config as `train` would, and say what became of them.
+    """Prepare the rows of a config as `train` would, and print what became of them.
 
     Args:
         config: name of a preset, path of a YAML file, a dictionary of sections, or a Config.
@@ -75,7 +79,7 @@ def prepare_data(
 
 
 def run_data(config: Config, *, name: str, out: Path | None, reviewed: Path | None) -> dict[str, Any]:
-    """Prepare, messages, and write the rows, the report and the page of the sample; returns the report as JSON."""
+    """Prepare the rows, print a summary, write rows, report and the page of the sample; returns the report as JSON."""
     require_code_allowed(config, FORMATTER)
     if config.data.quality.enabled:
         open_backend()
@@ -95,8 +99,8 @@ def review_run(folder: RunFolder, reviewed: Path) -> dict[str, Any]:
     """Record the review of a finished run's data in its evaluation log; returns the review as JSON."""
     from qdora_fast.data.report.review import read_review as read
 
-    report = folder.read_json("data/report.json")
-    hashes = {row["meta"]["hash"] for row in folder.read_rows("data/train.jsonl")}
+    report = folder.read_json("data/report.json", {"hash": str})
+    hashes = {row["meta"]["hash"] for row in folder.read_rows("data/train.jsonl", ROW_SHAPE)}
     review = read(reviewed, dataset=report["hash"], hashes=hashes)
     record_review(folder.path, review)
     return dict(review.as_json())
@@ -106,15 +110,15 @@ def find_base(config: Config, resumed: RunFolder | None = None) -> str:
     """The name of the base that loaders take: a hub id, or the absolute path of a folder.
 
     Args:
-        resumed: the run to go on with. One that began on another embedded base than this package's, as each machine
-            once made its own, goes on with that one where it still exists.
+        resumed: the run to resume. One that began on another embedded base than this package's, as each machine once
+            made its own, is resumed on that one where it still exists.
 
     Raises:
         IntegrityError: the embedded base is damaged.
     """
     if config.model.name == DEMO:
-        begun_on = Path(read_run_info(resumed).base) if resumed else None
-        return str(begun_on if begun_on and begun_on.is_dir() else demo_base())
+        first_base = Path(read_run_info(resumed).base) if resumed else None
+        return str(first_base if first_base and first_base.is_dir() else demo_base())
     folder = Path(config.model.name).expanduser()
     return str(folder.resolve()) if folder.is_dir() else config.model.name
 
@@ -130,10 +134,10 @@ def ready_data(config: Config, base_name: str, *, trains: bool = True) -> Ready:
         ConfigError: the base or its tokenizer is not there, the template does not fit.
         DoesNotFit: nothing that `auto` could become fits here.
     """
-    if asked_for(config):
-        settled = _settle(config, base_name, trains=trains)
-        messages.settled(settled)
-        return replace(ready_data(settled.config, base_name), settled=settled)
+    if has_auto(config):
+        config, resolved = _resolve_auto(config, base_name, trains=trains)
+        messages.resolved(resolved)
+        return replace(ready_data(config, base_name), resolved=resolved)
     from qdora_fast.data import prepare
     from qdora_fast.models.tokenizer import load_tokenizer
 
@@ -170,14 +174,14 @@ def with_quality(ready: Ready, config: Config, base: Any | None = None) -> Ready
     from qdora_fast.data.clean import quality
 
     prepared = ready.prepared
-    kept = prepared.folder / f"scores-{_scorer(ready, config)}.npy"
-    scores = quality.load_scores(kept) if config.data.cache else None
+    cached = prepared.folder / f"scores-{_scorer(ready, config)}.npy"
+    scores = quality.load_scores(cached) if config.data.cache else None
     if scores is None:
         model, tokenizer = _reference(ready, config, base)
         with console.counting_rows("reading training rows with the reference model", len(prepared.train)) as tell:
             scores = quality.score(model, tokenizer, prepared.scored_examples or [], settings, on_rows=tell)
         if config.data.cache:
-            quality.save_scores(kept, scores)
+            quality.save_scores(cached, scores)
     verdicts = quality.choose(scores, prepared.scripts, settings)
     return replace(ready, prepared=prepared.without(verdicts, quality.report(prepared.train, scores, verdicts)))
 
@@ -221,16 +225,17 @@ def record_review(folder: Path, review: Any) -> None:
     messages.reviewed(review, log.append(folder, "data_review", review.as_json()))
 
 
-def _settle(config: Config, base_name: str, *, trains: bool) -> Settled:
-    """What `auto` becomes, by the rows as long as the model can take them."""
+def _resolve_auto(config: Config, base_name: str, *, trains: bool) -> tuple[Config, Resolved]:
+    """The config with numbers in place of `auto`, chosen by the rows as long as the model can take them."""
     sizes = sizes_of(base_config(base_name, config.model.revision).values)
-    prepared = ready_data(measuring(config, sizes), base_name, trains=False).prepared
+    prepared = ready_data(to_measure(config, sizes), base_name, trains=False).prepared
     inside = np.concatenate([prepared.chosen, prepared.held])
     rows = RowLengths(prepared.columns.tokens[inside], beyond=prepared.report.dropped_for("too_long"))
-    settled = settle(config, sizes, this_machine(config) if trains else ANYWHERE, rows)
-    if settled.refusal:
-        raise DoesNotFit(settled.refusal)
-    return settled
+    machine = this_machine(config.train.vram) if trains else ANY_MACHINE
+    config, resolved = resolve(config, sizes, machine, rows)
+    if resolved.refusal:
+        raise DoesNotFit(resolved.refusal)
+    return config, resolved
 
 
 def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int]) -> Rendering:
@@ -251,12 +256,16 @@ def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int]) -> Rend
 
 def _reference(ready: Ready, config: Config, base: Any | None) -> tuple[Any, Any]:
     """The model that scores: the base as it is tuned, or the sibling that was named."""
-    from qdora_fast.models.loading import load_base, load_reference
+    from qdora_fast.models.loading import check_base, load_base, load_reference
     from qdora_fast.training.trainer import choose_precision
 
     sibling = config.data.quality.model
     if sibling is None:
-        base = base or load_base(ready.base_name, config, precision=choose_precision(config.train))
+        if base is None:
+            sections = (config.model, config.adapter)
+            targets = check_base(ready.base_name, *sections, merge_base=config.export.merge_base)
+            precision = choose_precision(config.train)
+            base = load_base(ready.base_name, *sections, config.train, targets=targets, precision=precision)
         return base.model, base.tokenizer
     model, tokenizer = load_reference(sibling, setting="data.quality.model: ")
     wanted = ready.rendering.identity()["tokenizer"]

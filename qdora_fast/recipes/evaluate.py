@@ -1,4 +1,4 @@
-"""Did it work? The evaluation of a run: base against tuned, what was forgotten, completions to read, and the log.
+"""The evaluation of a run: base against tuned, what was forgotten, completions to read, and the log.
 
 `train` calls `evaluate_model` with the model it has in memory; `evaluate` opens a finished run for it. Both leave the
 same: evaluation/evaluation.json, a line in evaluation/log.jsonl, the answers, completions to read, report.html.
@@ -16,6 +16,7 @@ from qdora_fast.config import Config
 from qdora_fast.config.code import of_evaluation
 from qdora_fast.config.loader import load_config
 from qdora_fast.config.own_code import allow_own_code, require_code_allowed
+from qdora_fast.data.read.messages import ROW_SHAPE
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.out_of_memory import Batches, make_room
 from qdora_fast.models.run_info import read_run_info
@@ -34,7 +35,7 @@ EVALUATION, ANSWERS = "evaluation/evaluation.json", "evaluation/held_out_answers
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalModel:
     """A trained model with its adapter, ready to be asked, and the held-out rows with their tokens."""
 
     model: Any
@@ -74,15 +75,18 @@ def evaluate(
     with allow_own_code(own_code), locked(folder.path):
         require_code_allowed(config, *of_evaluation(config))
         cap_memory(config.train.vram)
-        found = evaluate_model(open_run(folder, config), config, folder)
-        finish(folder)
+        record = evaluate_model(open_run(folder, config), config, folder)
+        write_report(folder)
     if not allow_regression:
-        refuse_regression(found)
-    return found
+        refuse_regression(record)
+    return record
 
 
-def evaluate_model(subject: Subject, config: Config, folder: RunFolder) -> dict[str, Any]:
-    """Measure, say, and write down; `subject.model` is used as it stands, its adapter switched off for the base.
+def evaluate_model(tuned: EvalModel, config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Measure, print and record; `tuned.model` is used as it is, its adapter switched off for the base.
+
+    Returns:
+        The evaluation, as in evaluation/evaluation.json.
 
     Raises:
         OutOfMemory: not even one row at a time fits.
@@ -93,35 +97,38 @@ def evaluate_model(subject: Subject, config: Config, folder: RunFolder) -> dict[
     from qdora_fast.evaluation.task import ask, judge, measure_loss
 
     settings = config.evaluation
-    make_room(subject.model)
-    batches = Batches(subject.model, on_note=console.note)
-    chosen = choose_rows(subject.rows, settings.max_rows)
-    rows, examples = [subject.rows[i] for i in chosen], [subject.examples[i] for i in chosen]
-    questions = check_questions(rows, subject.tokenizer, config)
+    make_room(tuned.model)
+    batches = Batches(tuned.model, on_note=console.note)
+    chosen = choose_rows(tuned.rows, settings.max_rows)
+    rows, examples = [tuned.rows[i] for i in chosen], [tuned.examples[i] for i in chosen]
+    questions = check_questions(rows, tuned.tokenizer, config)
     options = _options(config, folder) if settings.metric == "choice" else ()
-    model, tokenizer = subject.model, subject.tokenizer
+    model, tokenizer = tuned.model, tuned.tokenizer
     with messages.answering(2 * len(questions)) as on_answer:
         answered = ask(
             model,
             tokenizer,
             questions,
             settings,
-            subject.stop_ids,
+            tuned.stop_ids,
             options=options,
             on_answer=on_answer,
             batches=batches,
         )
     task, right = judge(answered, settings)
-    loss, losses = measure_loss(subject.model, examples, batches)
+    loss, losses = measure_loss(tuned.model, examples, batches)
     by_hash = {row["meta"]["hash"]: number for number, row in enumerate(rows)}
     folder.write_rows(ANSWERS, _answer_lines(answered, right, losses, by_hash))
-    completions = _completions(subject, answered, config, folder, batches)
-    mmlu = _mmlu(subject, config, folder, batches)
-    found = make_record(folder, config, task=task, heldout_loss=loss, mmlu=mmlu, completions=completions)
-    folder.write_json(EVALUATION, found)
-    log.append(folder.path, "evaluation", found)
-    messages.evaluation(found, answered)
-    return found
+    completions = _completions(tuned, answered, config, folder, batches)
+    mmlu = _mmlu(tuned, config, folder, batches)
+    every = config.model_dump(mode="json")
+    record = make_record(
+        folder, every, config.adapter, task=task, heldout_loss=loss, mmlu=mmlu, completions=completions
+    )
+    folder.write_json(EVALUATION, record)
+    log.append(folder.path, "evaluation", record)
+    messages.evaluation(record, answered)
+    return record
 
 
 def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: Config) -> list[Any]:
@@ -143,31 +150,33 @@ def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: C
     return questions
 
 
-def finish(folder: RunFolder) -> Path:
-    """Write report.html and the model cards anew from what lies in the run's folder; returns the report's path."""
+def write_report(folder: RunFolder) -> Path:
+    """Write report.html and the model cards again, from the files of the run's folder; returns the report's path."""
     from qdora_fast.evaluation.report.card import Kind, model_card
     from qdora_fast.evaluation.report.pages import run_page
+    from qdora_fast.recipes.report import read_parts
 
+    parts = read_parts(folder)
     kinds: tuple[Kind, ...] = ("adapter", "merged_16bit", "merged_4bit_forced")
     for kind in kinds:
         if (folder.path / kind).is_dir():
-            (folder.path / kind / "README.md").write_text(redact(model_card(folder, kind=kind)), encoding="utf-8")
+            (folder.path / kind / "README.md").write_text(redact(model_card(parts, kind=kind)), encoding="utf-8")
     report = folder.path / "report.html"
-    report.write_text(run_page(folder), encoding="utf-8")
+    report.write_text(run_page(parts), encoding="utf-8")
     return report
 
 
-def refuse_regression(found: Mapping[str, Any]) -> None:
+def refuse_regression(record: Mapping[str, Any]) -> None:
     """Raise RegressionError when an evaluation says that too much was forgotten."""
-    mmlu = found.get("mmlu")
+    mmlu = record.get("mmlu")
     if mmlu and mmlu["status"] == "fail":
         raise RegressionError(
             f"{mmlu['words']}. Fewer epochs, a lower learning rate or rank, or general rows in the mixture keep more; "
-            "--allow-regression goes on, evaluation.mmlu.fail_below moves the limit"
+            "--allow-regression reports it instead of failing, evaluation.mmlu.fail_below moves the limit"
         )
 
 
-def open_run(folder: RunFolder, config: Config) -> Subject:
+def open_run(folder: RunFolder, config: Config) -> EvalModel:
     """Load a run's base and adapter, its held-out rows, and their tokens as they were for training.
 
     Raises:
@@ -176,13 +185,13 @@ def open_run(folder: RunFolder, config: Config) -> Subject:
     unsloth = open_backend()
     from qdora_fast.data import choose_template
     from qdora_fast.data.tokenize.render import Renderer, Rendering
-    from qdora_fast.models.loading import load_trained
     from qdora_fast.models.tokenizer import read_tokenizer
+    from qdora_fast.recipes.report import trained_model
     from qdora_fast.training.trainer import choose_precision
 
     info = read_run_info(folder)
     require_allowed(info.own_code)
-    rows = folder.read_rows("data/held_out.jsonl")
+    rows = folder.read_rows("data/held_out.jsonl", ROW_SHAPE)
     if not rows:
         raise ConfigError(
             f"{folder.path} held no rows out (data.held_out: 0), so there is nothing to evaluate on; train with "
@@ -191,7 +200,7 @@ def open_run(folder: RunFolder, config: Config) -> Subject:
     if not folder.adapter.is_dir():
         raise ConfigError(f"{folder.path} has no adapter yet: the run did not finish; run it again or --resume it")
     tokenizer = read_tokenizer(str(folder.adapter))
-    base, model = load_trained(info.base, config, folder.adapter, precision=choose_precision(config.train))
+    base, model = trained_model(folder, config).load(precision=choose_precision(config.train))
     template = choose_template(base.tokenizer, config.data.template)
     if template.text != tokenizer.chat_template:
         raise ConfigError(
@@ -202,7 +211,7 @@ def open_run(folder: RunFolder, config: Config) -> Subject:
     unsloth.FastLanguageModel.for_inference(model)
     stop_ids = frozenset(info.stop_ids)
     renderer = Renderer(Rendering(tokenizer, config.model.length, config.data.train_on, config.data.on_long, stop_ids))
-    return Subject(model, tokenizer, stop_ids, rows, [renderer(row)[0] for row in rows], base.precision)
+    return EvalModel(model, tokenizer, stop_ids, rows, [renderer(row)[0] for row in rows], base.precision)
 
 
 def _changed(folder: RunFolder, overrides: Sequence[str]) -> Config:
@@ -215,7 +224,7 @@ def _changed(folder: RunFolder, overrides: Sequence[str]) -> Config:
 def _options(config: Config, folder: RunFolder) -> Sequence[str]:
     from qdora_fast.evaluation.choices import options_of
 
-    return config.evaluation.choices or options_of(folder.read_rows("data/train.jsonl"))
+    return config.evaluation.choices or options_of(folder.read_rows("data/train.jsonl", ROW_SHAPE))
 
 
 def _answer_lines(answered: Any, right: Sequence[tuple[float, float]], losses: Any, by_hash: Mapping[str, int]) -> Any:
@@ -240,7 +249,7 @@ def _answer_lines(answered: Any, right: Sequence[tuple[float, float]], losses: A
 
 
 def _completions(
-    subject: Subject, answered: Any, config: Config, folder: RunFolder, batches: Batches
+    tuned: EvalModel, answered: Any, config: Config, folder: RunFolder, batches: Batches
 ) -> dict[str, Any] | None:
     """Answers for a person to read: some of the held-out ones, and general prompts that show what was forgotten."""
     from qdora_fast.evaluation.heldout import generate, of_both
@@ -249,12 +258,12 @@ def _completions(
     settings = config.evaluation
     if not settings.completions or settings.metric == "choice":
         return None
-    ask = partial(subject.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+    ask = partial(tuned.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
     prompts = [ask(list(messages)) for messages in GENERAL]
     with messages.answering(2 * len(prompts)) as on_answer:
-        asked = (prompts, settings.max_new_tokens, settings.batch_size, subject.stop_ids, on_answer, batches)
-        general = of_both(subject.model, lambda: generate(subject.model, subject.tokenizer, *asked))
-    kept = [
+        asked = (prompts, settings.max_new_tokens, settings.batch_size, tuned.stop_ids, on_answer, batches)
+        general = of_both(tuned.model, lambda: generate(tuned.model, tuned.tokenizer, *asked))
+    shown = [
         completion(f"general-{number}", messages, messages[-1]["content"], None, general, number - 1)
         for number, messages in enumerate(GENERAL, 1)
     ]
@@ -262,29 +271,29 @@ def _completions(
         question = answered.questions[index]
         prompt = question.row["messages"][:-1]
         row = question.row["meta"]["hash"]
-        kept.append(completion(row, prompt, question.shown, question.reference, answered.replies, index))
+        shown.append(completion(row, prompt, question.shown, question.reference, answered.replies, index))
     about = f"{config.adapter.method} on {Path(read_run_info(folder).base).name}"
-    written = write(kept, folder.evaluation, name=folder.path.name, about=about)
-    return {"n": len(kept), "path": str(written.path.relative_to(folder.path)), "sha256": written.sha256}
+    written = write(shown, folder.evaluation, name=folder.path.name, about=about)
+    return {"n": len(shown), "path": str(written.path.relative_to(folder.path)), "sha256": written.sha256}
 
 
-def _mmlu(subject: Subject, config: Config, folder: RunFolder, batches: Batches) -> dict[str, Any] | None:
+def _mmlu(tuned: EvalModel, config: Config, folder: RunFolder, batches: Batches) -> dict[str, Any] | None:
     settings = config.evaluation.mmlu
     if not settings.enabled:
         return None
     from qdora_fast.evaluation.mmlu.mmlu import measure
 
-    info, packages = read_run_info(folder), folder.read_json("environment.json")["packages"]
+    info, packages = read_run_info(folder), folder.read_json("environment.json", {"packages": dict})["packages"]
     identity = {
         "base": base_fingerprint(info.base, info.revision),
         "quantized": config.adapter.quantized,
-        "precision": subject.precision,
+        "precision": tuned.precision,
         "packages": {name: packages.get(name) for name in ("torch", "transformers", "bitsandbytes", "unsloth")},
     }
     with messages.asking_benchmark() as on_request:
         return measure(
-            subject.model,
-            subject.tokenizer,
+            tuned.model,
+            tuned.tokenizer,
             settings,
             identity=identity,
             cache=cache_folder() / "benchmarks",

@@ -1,20 +1,25 @@
-"""A trained run in a form that others can load: one format, one function, and the table that finds it.
+"""A trained run in a format that others can load: one function for each format, and the table of formats.
 
-Every format is refused when it would be wrong, built beside its final place, and checked before
-it moves there. What is checked is the business of its module.
+A format that would be wrong for the run is refused. Files are built beside their final folder and checked before they
+move there; what is checked is the business of the format's module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qdora_fast.config import Config
 from qdora_fast.config.recorded import read_config
-from qdora_fast.exports import adapter, merged, merged_4bit
-from qdora_fast.exports.gguf import export as gguf_export
-from qdora_fast.recipes.evaluate import finish
+from qdora_fast.evaluation.report.card import public_config
+from qdora_fast.exports.adapter import export_adapter
+from qdora_fast.exports.gguf.export import export_gguf
+from qdora_fast.exports.merged import FOUR_BIT, FOUR_BIT_COST, SIXTEEN_BIT, export_merged_4bit, export_merged_16bit
+from qdora_fast.recipes.evaluate import write_report
+from qdora_fast.recipes.report import trained_model
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.run_folder import RunFolder
 from qdora_fast.system.run_lock import locked
@@ -33,12 +38,32 @@ class Format(NamedTuple):
     """What it gives up, to be confirmed by whoever asks for it on a command line."""
 
 
+def _merged_16bit(folder: RunFolder, config: Config, *, merge_base: str | None = None, **to: Any) -> dict[str, Any]:
+    """`merge_base`: None: the run's own setting."""
+    trained = trained_model(folder, config)
+    return export_merged_16bit(folder, trained, merge_base=merge_base or config.export.merge_base, **to)
+
+
+def _merged_4bit(folder: RunFolder, config: Config, **to: Any) -> dict[str, Any]:
+    return export_merged_4bit(folder, trained_model(folder, config), merge_base=config.export.merge_base, **to)
+
+
+def _gguf(folder: RunFolder, config: Config, *, merge_base: str | None = None, **to: Any) -> dict[str, Any]:
+    """`merge_base`: None: the run's own setting."""
+    trained = trained_model(folder, config)
+    return export_gguf(folder, trained, merge_base=merge_base or config.export.merge_base, **to)
+
+
+def _adapter(folder: RunFolder, config: Config, **to: Any) -> dict[str, Any]:
+    return export_adapter(folder, config.adapter, public_config(config.model_dump(mode="json")), **to)
+
+
 FORMATS = {
-    "merged_16bit": Format(merged.export_run, ("merge_base",)),
-    merged_4bit.FORMAT: Format(merged_4bit.export_run, cost=merged_4bit.COST),
-    "gguf": Format(gguf_export.export_run, ("merge_base", "llama_cpp", "gguf_type"), writes_in_run=True),
-    "adapter": Format(adapter.export_run),
-    "lora": Format(adapter.export_lora),
+    SIXTEEN_BIT: Format(_merged_16bit, ("merge_base",)),
+    FOUR_BIT: Format(_merged_4bit, cost=FOUR_BIT_COST),
+    "gguf": Format(_gguf, ("merge_base", "llama_cpp", "gguf_type"), writes_in_run=True),
+    "adapter": Format(_adapter),
+    "lora": Format(partial(_adapter, to="lora")),
 }
 
 
@@ -57,7 +82,8 @@ def export(
         to: a key of FORMATS; `lora` is refused for DoRA runs.
         out: folder to write; None: inside the run.
         overwrite: replace an existing folder.
-        **options: of the format, see `export_run` in its module: merge_base (merged_16bit, gguf); llama_cpp, gguf_type.
+        **options: merge_base (merged_16bit, gguf): auto, original16 or dequant4; llama_cpp and gguf_type (gguf): see
+            `export_gguf`.
 
     Returns:
         The report: format, path and what the format says of itself (for merged_16bit what export.json holds).
@@ -70,22 +96,22 @@ def export(
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
     config = read_config(folder)
     asked = {name: value for name, value in options.items() if value is not None}
-    chosen = _find(to, asked)
-    place = Path(out) if out else None
-    alone = locked(folder.path) if chosen.writes_in_run or not place else nullcontext()
-    with alone:  # a run is not written to by two
-        report = chosen.write(folder, config, out=place, overwrite=overwrite, **asked)
-        if not place:
-            finish(folder)  # the run's report and model cards tell of it
+    chosen = _format(to, asked)
+    target = Path(out) if out else None
+    alone = locked(folder.path) if chosen.writes_in_run or not target else nullcontext()
+    with alone:  # no other process writes to the run meanwhile
+        report = chosen.write(folder, config, out=target, overwrite=overwrite, **asked)
+        if not target:
+            write_report(folder)  # the run's report and model cards tell of it
     return report
 
 
-def _find(to: str, options: dict[str, Any]) -> Format:
+def _format(to: str, options: dict[str, Any]) -> Format:
     if to not in FORMATS:
         raise ConfigError(f"--to {to}: unknown format; choose one of {', '.join(FORMATS)}")
     for name in options:
         if name not in FORMATS[to].options:
             takers = [other for other, each in FORMATS.items() if name in each.options]
-            fit = f"it belongs to {' and '.join(takers)}" if takers else "no format has it"
-            raise ConfigError(f"--{name.replace('_', '-')} means nothing for --to {to}: {fit}")
+            owners = f"it belongs to {' and '.join(takers)}" if takers else "no format has it"
+            raise ConfigError(f"--{name.replace('_', '-')} means nothing for --to {to}: {owners}")
     return FORMATS[to]

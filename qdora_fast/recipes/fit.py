@@ -8,35 +8,54 @@ carried out at the end.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import Config
 from qdora_fast.models.backend import captured_prints
+from qdora_fast.planning.cards import Card
 from qdora_fast.planning.history import earlier_speed
+from qdora_fast.planning.memory.architecture import sizes_of
+from qdora_fast.planning.memory.base import base_config
+from qdora_fast.planning.memory.estimate import estimate
+from qdora_fast.planning.memory.job import JobSettings, job_of
 from qdora_fast.recipes import messages
 from qdora_fast.recipes.data import Ready
+from qdora_fast.recipes.plan import shape_of_config, shape_of_run
 from qdora_fast.system import console, distributed
+from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.run_folder import RunFolder
+from qdora_fast.training.callbacks import record_notes, training_callbacks
 from qdora_fast.training.probe import Probed, meter_here, probe
 from qdora_fast.training.resume import identity, require_same
-from qdora_fast.training.throughput import Expected, ProcessorTime, Slow, Throughput, causes, look_around
+from qdora_fast.training.signals import listening, signal_callback
+from qdora_fast.training.throughput import Expected, ProcessorTime, Slow, Throughput, causes, observe
+from qdora_fast.training.trainer import Recipe, build_trainer, describe, make_recipe, sft_arguments, trained_groups
 
 
-def fit(model: Any, base: Any, config: Config, folder: RunFolder, ready: Ready, checkpoint: Path | None) -> None:
+def fit(
+    model: Any,
+    base: Any,
+    config: Config,
+    folder: RunFolder,
+    ready: Ready,
+    recipe: Recipe,
+    checkpoint: Path | None,
+) -> None:
     """Train `model` on the prepared rows, and say how.
+
+    Args:
+        recipe: from `recipe_of`, by these rows.
+        checkpoint: to resume from; None: from step 0.
 
     Raises:
         CheckpointError: the checkpoint is of another run.
         Stopped: a signal ended it; a checkpoint was saved.
         NonFiniteError, OutOfMemory: see `nonfinite.py`, `oom.py` and `probe.py`.
     """
-    from qdora_fast.training.callbacks import keep_notes, training_callbacks
-    from qdora_fast.training.signals import listening, signal_callback
-    from qdora_fast.training.trainer import build_trainer, describe, sft_arguments, trained_groups
-
-    prepared, recipe, identity = ready.prepared, _recipe(config, ready), identity_of(config, ready)
+    prepared, identity = ready.prepared, identity_of(config, ready, recipe)
     if checkpoint is not None:
         require_same(checkpoint, identity, ready.base_name)
     messages.recipe(describe(recipe, config.train, trained_groups(model, config.train)))
@@ -49,7 +68,7 @@ def fit(model: Any, base: Any, config: Config, folder: RunFolder, ready: Ready, 
     )
     held_out = prepared.held_out_examples
     datasets = (prepared.tokens.dataset(), held_out.dataset() if held_out else None)
-    found = _try_longest(model, base.tokenizer, config, folder, ready, datasets)
+    probed = _try_longest(model, base.tokenizer, config, folder, ready, recipe, datasets)
     watching = training_callbacks(
         metrics=folder.metrics,
         throughput=Throughput(prepared.train_tokens, _expected(config, folder)),
@@ -65,11 +84,11 @@ def fit(model: Any, base: Any, config: Config, folder: RunFolder, ready: Ready, 
             arguments=arguments,
             callbacks=[*callbacks, signal_callback(requests)],
             identity=identity,
-            place_of=prepared.place_of,
-            on_note=keep_notes(folder.metrics),
+            source_of=prepared.place_of,
+            on_note=record_notes(folder.metrics),
         )
-        if found is not None:
-            trainer.micro_parts, trainer.eval_parts = found.parts, found.eval_parts
+        if probed is not None:
+            trainer.micro_parts, trainer.eval_parts = probed.parts, probed.eval_parts
         with captured_prints():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         requests.raise_if_stopped(f"checkpoint-{trainer.state.global_step} of {folder.path}")
@@ -83,10 +102,11 @@ def _try_longest(
     config: Config,
     folder: RunFolder,
     ready: Ready,
+    recipe: Recipe,
     datasets: tuple[Any, Any | None],
 ) -> Probed | None:
-    """What the longest batch takes, said and recorded; None where it is not tried. A run that is gone on with tries it
-    again: it may be on another card, or not alone on it."""
+    """What the longest batch takes, said and recorded; None where it is not tried. A resumed run tries it again: it may
+    be on another card, or not alone on it."""
     meter = meter_here()
     if meter is None or not config.train.probe:
         return None
@@ -97,50 +117,69 @@ def _try_longest(
     prepared = ready.prepared
     lengths = prepared.columns.tokens[prepared.per_epoch], prepared.columns.tokens[prepared.held]
     try:
-        found = probe(
+        probed = probe(
             model,
             tokenizer,
-            config,
-            _recipe(config, ready),
+            config.train,
+            recipe,
             datasets,
             lengths,
-            base_name=ready.base_name,
+            max_length=config.model.length,
             folder=folder.path / "checkpoints",
             meter=meter,
+            estimated=partial(estimated_step, config, ready.base_name),
         )
     except Exception as error:
         error.add_note("while the longest batch was tried; train.probe: false starts without that")
         raise
-    messages.probed(found)
-    folder.add_to_json("fit.json", {"probe": found.as_dict()})
-    return found
+    messages.probed(probed)
+    folder.add_to_json("fit.json", {"probe": probed.as_dict()})
+    return probed
+
+
+def estimated_step(config: Config, base_name: str, tokens: int, memory: int) -> int | None:
+    """Bytes to be expected of a training step; None: this architecture is not counted.
+
+    Args:
+        tokens: of a row, or of a packed sequence.
+        memory: bytes of the card.
+    """
+    try:
+        sizes = sizes_of(base_config(base_name, config.model.revision).values)
+        settings = JobSettings(config.adapter, config.train, config.engine)
+        job = replace(job_of(settings, sizes, length=config.model.length, on_gpu=True), length=tokens)
+    except ConfigError:  # nothing depends on it
+        return None
+    return estimate(job, Card("", memory)).phases["step"]
 
 
 def _expected(config: Config, folder: RunFolder) -> Expected | None:
-    """The speed of the newest run of this name and shape that has logged any; of this one if it is gone on with."""
-    found = earlier_speed(config, re.sub(r"-\d+$", "", folder.path.name))
-    return Expected(found.tokens_per_second, found.run) if found else None
+    """Tokens/s of the newest comparable run; when resuming, of this run. None if nothing was logged."""
+    name = config.run.name or re.sub(r"-\d+$", "", folder.path.name)
+    speed = earlier_speed(Path(config.run.dir), name, shape_of_config(config), shape_of_run)
+    return Expected(speed.tokens_per_second, speed.run) if speed else None
 
 
 def _why_slow(model: Any, config: Config, ready: Ready, slow: Slow, *, packed: bool, since: ProcessorTime) -> list[str]:
     lengths, batch = ready.prepared.columns.tokens[ready.prepared.per_epoch], config.train.micro_batch
-    found = look_around(model, lengths, batch_size=batch, packed=packed, waiting=slow.waiting, since=since)
+    found = observe(model, lengths, batch_size=batch, packed=packed, waiting=slow.waiting, since=since)
     return causes(found)
 
 
-def identity_of(config: Config, ready: Ready) -> dict[str, Any]:
-    """What a checkpoint must share with this run to be gone on from; see `resume.py`."""
+def identity_of(config: Config, ready: Ready, recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint and this run must share for the run to be resumed from it; see `training/resume.py`."""
     return identity(
-        config,
+        config.model,
+        config.adapter,
+        config.train,
         base=ready.base_name,
         data=ready.prepared.report.hash,
         rendering=ready.rendering.identity(),
-        recipe=_recipe(config, ready),
+        recipe=recipe,
     )
 
 
-def _recipe(config: Config, ready: Ready) -> Any:
-    from qdora_fast.training.trainer import make_recipe
-
+def recipe_of(config: Config, ready: Ready, precision: str) -> Recipe:
+    """What the settings come to with these rows, on this machine; `precision`: from `choose_precision`."""
     rows, tokens = ready.prepared.report.per_epoch, ready.prepared.train_tokens
-    return make_recipe(config.train, rows=rows, tokens=tokens, max_length=config.model.length)
+    return make_recipe(config.train, rows=rows, tokens=tokens, max_length=config.model.length, precision=precision)

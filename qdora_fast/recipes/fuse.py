@@ -53,5 +53,5 @@ def _checked(settings: dict[str, Any]) -> EngineSettings:
     try:
         return EngineSettings.model_validate(settings)
     except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"qdora_fast.fuse: {said}") from None
+        mistakes = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"qdora_fast.fuse: {mistakes}") from None

@@ -24,11 +24,12 @@ from qdora_fast.exports.adapter_fit import Fit, fit
 from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import RunInfo, write_run_info
-from qdora_fast.models.weights import WeightFolder, read_json
+from qdora_fast.models.weights import WeightFolder
 from qdora_fast.recipes import messages
 from qdora_fast.recipes.data import find_base, ready_data, write_data
 from qdora_fast.system.errors import ConfigError, IntegrityError
 from qdora_fast.system.hardware import describe as describe_machine
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import NAME as MANIFEST
 from qdora_fast.system.manifest import problems, read_manifest, sha256_of
 from qdora_fast.system.paths import refuse_links_out
@@ -57,11 +58,11 @@ def import_adapter(
         own_code: files of code that may run where `overrides` names them; `--own-code` of the command line.
 
     Returns:
-        What was found: path (of the run), method, r, alpha, layers, base, ...
+        A report: path (of the run), method, r, alpha, layers, base, ...
 
     Raises:
         ConfigError: no adapter there, weights in a pickle, a kind that cannot be merged, or the base is not reachable.
-        IntegrityError: it is not whole, or does not fit its base.
+        IntegrityError: it is incomplete or corrupt, or does not fit its base.
         RefusedError: the base or the layers are of a kind that is refused for training, too.
     """
     folder = Path(source).expanduser()
@@ -72,18 +73,22 @@ def import_adapter(
     with allow_own_code(own_code):
         if config.data.path != UNKNOWN_DATA:
             require_code_allowed(config, FORMATTER)
-        return _checked(adapter, config, stated or _sets_method(overrides), folder)
+        return _make_run(adapter, config, bool(stated) or _sets_method(overrides), folder)
 
 
-def _checked(adapter: Adapter, config: Config, known: Any, folder: Path) -> dict[str, Any]:
-    """Compare the adapter with its base, and make the run; `known`: that the method was not guessed."""
+def _make_run(adapter: Adapter, config: Config, known: bool, folder: Path) -> dict[str, Any]:
+    """Compare the adapter with its base, and make the run.
+
+    Args:
+        known: the method was not guessed.
+    """
     messages.adapter_found(adapter, config)
     base_name = find_base(config)
-    found = fit(adapter, config, base_name)
-    messages.adapter_fits(found.shapes_compared, guess=None if known else config.adapter.method)
+    match = fit(adapter, base_name, config.model, config.adapter, merge_base=config.export.merge_base)
+    messages.adapter_fits(match.shapes_compared, guess=None if known else config.adapter.method)
     run = create_run(config, folder.resolve().name)
     try:
-        report = _fill(run, adapter, config, base_name, found)
+        report = _fill(run, adapter, config, base_name, match)
     except BaseException:
         shutil.rmtree(run.path)
         raise
@@ -96,7 +101,7 @@ def _sets_method(overrides: Sequence[str]) -> bool:
 
 
 def _read(folder: Path) -> Adapter:
-    """The adapter, whole. The usual loss gets a message of its own."""
+    """The complete adapter. The usual loss, DoRA without magnitudes, has a message of its own."""
     if (folder / "config.yaml").is_file() and (folder / "adapter").is_dir():
         raise ConfigError(f"{folder} is a run already; export, chat and evaluate take it as it is")
     if folder.is_dir():
@@ -104,7 +109,7 @@ def _read(folder: Path) -> Adapter:
     if (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file():
         names = WeightFolder(folder, single=WEIGHTS_NAME).infos
         lost = not any("lora_magnitude_vector" in name for name in names)
-        if lost and read_json(folder / CONFIG_NAME).get("use_dora"):
+        if lost and read_object(folder / CONFIG_NAME).get("use_dora"):
             raise IntegrityError(
                 f"{folder}: {CONFIG_NAME} says use_dora: true, but the file holds A and B without any magnitude. Such "
                 "saves come from Unsloth's save_lora and from filtered state_dicts; PEFT loads them with a warning and "
@@ -137,7 +142,7 @@ def _settings(adapter: Adapter, base: str | None, data: str | None, stated: str 
     if base is None and Path(named).is_absolute() and not Path(named).is_dir():
         raise ConfigError(f"the adapter names its base by a path of another machine ({named}); give it by --base")
     described = Path(named).expanduser() / "config.json"
-    packed = described.is_file() and "quantization_config" in read_json(described)
+    packed = described.is_file() and "quantization_config" in read_object(described)
     in_4bit = packed or "4bit" in named.lower().replace("-", "")
     return {
         "model": {"name": named},
@@ -154,7 +159,7 @@ def _settings(adapter: Adapter, base: str | None, data: str | None, stated: str 
     }
 
 
-def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, found: Fit) -> dict[str, Any]:
+def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, match: Fit) -> dict[str, Any]:
     """Write everything that a run's folder has and that is known here."""
     from qdora_fast.models.tokenizer import load_tokenizer
     from qdora_fast.training.trainer import choose_precision
@@ -171,8 +176,8 @@ def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, found: Fi
         base=base,
         revision=config.model.revision,
         method=config.adapter.method,
-        targets=[layer for layer in found.linears if layer in adapter.modules],
-        quantized_modules=[*found.linears, *found.elsewhere] if config.adapter.quantized else [],
+        targets=[layer for layer in match.linears if layer in adapter.modules],
+        quantized_modules=[*match.linears, *match.elsewhere] if config.adapter.quantized else [],
         precision=choose_precision(config.train),
         template=template,
         stop_ids=sorted({*stop_ids, tokenizer.eos_token_id}),
@@ -190,7 +195,7 @@ def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, found: Fi
         "layers": len(adapter.modules),
         "modules_to_save": sorted(adapter.saved_modules),
         "base": base,
-        "shapes_compared": found.shapes_compared,
+        "shapes_compared": match.shapes_compared,
         "template": template,
         "template_assumed": assumed,
         "rows": _write_rows(run, config, base, tokenizer),

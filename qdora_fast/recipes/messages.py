@@ -1,7 +1,7 @@
 """What recipes tell their user: one line a decision, warnings where they matter. Nothing is decided here.
 
-Reports that speak for themselves (the plan, the proof, the engine) are printed by `console.line` and `console.lines`
-where they arise; here is what belongs to a whole recipe.
+Reports that have sentences of their own (the plan, the proof, the engine) are printed by `console.line` and
+`console.lines` where they are made; here is what belongs to a recipe.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from rich.console import Console
 from rich.table import Table
 
 from qdora_fast.config import AdapterSettings, Config
+from qdora_fast.planning.auto.kinds import Resolved
+from qdora_fast.recipes.resume import Start
 from qdora_fast.system import console
 from qdora_fast.system.errors import QdoraError, first_line
 from qdora_fast.system.run_folder import RunFolder
 from qdora_fast.training.oom import Note
-from qdora_fast.training.resume import Start
 
-STEPS_SAID = 8
+STEPS_NAMED = 8
 """Numbers of steps that one line names."""
+ANSWERS_SHOWN = 3
+"""Answers of an evaluation that are shown in the terminal."""
 
 
 def chosen(path: Path, why: str | None) -> None:
@@ -36,9 +39,9 @@ def chosen(path: Path, why: str | None) -> None:
 
 def started(folder: RunFolder, start: Start) -> None:
     """Where the run's files go, and where it begins."""
-    console.line("run", f"{folder.path}" + (f", going on from {start.checkpoint.name}" if start.checkpoint else ""))
-    for said in start.said:
-        console.line("", said)
+    console.line("run", f"{folder.path}" + (f", resuming from {start.checkpoint.name}" if start.checkpoint else ""))
+    for message in start.messages:
+        console.line("", message)
 
 
 def own_code(name: str, files: Sequence[str], *, runs: bool) -> None:
@@ -46,7 +49,7 @@ def own_code(name: str, files: Sequence[str], *, runs: bool) -> None:
     if files and runs:
         console.line("warning", f"running code that came with {name}: {', '.join(files)}")
     elif files:
-        console.line("base", f"{', '.join(files)} came with it and is not run; Transformers has classes for it")
+        console.line("base", f"{', '.join(files)} came with {name} and is not run: Transformers knows this model")
 
 
 def code_elsewhere(paths: Sequence[str]) -> None:
@@ -54,13 +57,13 @@ def code_elsewhere(paths: Sequence[str]) -> None:
     for path in paths:
         console.line(
             "code",
-            f"{path} is not copied into the run; going on with the run and evaluating it need it there, unchanged",
+            f"{path} is not copied into the run; to resume or evaluate the run it must still be there, unchanged",
         )
 
 
-def settled(found: Any) -> None:
+def resolved(report: Resolved) -> None:
     """What `auto` became, and why."""
-    console.lines("auto", filter(None, (*found.said, found.peak)))
+    console.lines("auto", report.lines())
 
 
 def adapter(settings: AdapterSettings, targets: Any, model: Any) -> None:
@@ -71,7 +74,7 @@ def adapter(settings: AdapterSettings, targets: Any, model: Any) -> None:
     base = "4-bit NF4 base" if settings.quantized else "16-bit base"
     kind = "DoRA" if settings.decomposed else "LoRA"
     console.line("adapter", f"{settings.method}: {kind} r={settings.r} alpha={settings.alpha:g} ({scale}) on a {base}")
-    console.line("", targets.said)
+    console.line("", targets.summary)
     console.line("", str(parameter_report(model)))
 
 
@@ -86,9 +89,9 @@ def engine_afterwards(model: Any) -> None:
 
     for why, calls in fallbacks(model).items():
         console.line("engine", f"{calls} layer calls ran PEFT's own forward: {why}")
-    kept = residency(model)
-    if kept is not None and kept.given_up:
-        console.line("engine", f"gave its kept weights back: {kept.given_up}; the run was slower from there on")
+    cached = residency(model)
+    if cached is not None and cached.given_up:
+        console.line("engine", f"released its cached merged weights: {cached.given_up}; steps were slower from then on")
 
 
 def recipe(lines: Sequence[str]) -> None:
@@ -96,9 +99,9 @@ def recipe(lines: Sequence[str]) -> None:
     console.lines("train", lines)
 
 
-def probed(found: Any) -> None:
+def probed(report: Any) -> None:
     """What the longest batch takes, tried before step 1."""
-    console.lines("memory", found.said())
+    console.lines("memory", report.summary())
 
 
 def trained(state: Any, notes: Sequence[Note]) -> None:
@@ -110,22 +113,22 @@ def trained(state: Any, notes: Sequence[Note]) -> None:
     for kind in dict.fromkeys(each.kind for each in notes):
         alike = [each for each in notes if each.kind == kind]
         steps = list(dict.fromkeys(str(each.step) for each in alike))
-        numbers = f"step{'s' * (len(steps) > 1)} {', '.join(steps[:STEPS_SAID])}{' …' * (len(steps) > STEPS_SAID)}"
+        numbers = f"step{'s' * (len(steps) > 1)} {', '.join(steps[:STEPS_NAMED])}{' …' * (len(steps) > STEPS_NAMED)}"
         all_of_them = f" (the last of {len(alike)} notes; all are in metrics.jsonl)" if len(alike) > 1 else ""
-        console.line("", f"{numbers}: {alike[-1].said}{all_of_them}")
+        console.line("", f"{numbers}: {alike[-1].message}{all_of_them}")
 
 
 def dry_run(targets: Any) -> None:
-    """What a real run would adapt; said in place of training."""
-    console.line("adapter", targets.said)
-    console.line("dry run", "everything checked; no weights were read and nothing was written")
+    """What a real run would adapt; printed in place of training."""
+    console.line("adapter", targets.summary)
+    console.line("dry run", "all checks passed; no weights were read and nothing was written")
 
 
 def not_evaluated(folder: RunFolder, error: Exception) -> None:
-    """The evaluation ended with an error, and the run goes on."""
-    said = str(error) if isinstance(error, QdoraError) else first_line(error)
-    console.line("warning", f"the model is not evaluated: {said}")
-    console.line("", f"the run goes on to its export; later: qdora-fast evaluate {folder.path}")
+    """The evaluation ended with an error, and the run continues."""
+    why = str(error) if isinstance(error, QdoraError) else first_line(error)
+    console.line("warning", f"the model is not evaluated: {why}")
+    console.line("", f"the run continues with its export; evaluate it later: qdora-fast evaluate {folder.path}")
 
 
 def finished(folder: RunFolder) -> None:
@@ -203,12 +206,9 @@ def tokenizer_differs() -> None:
     console.line("data", "the loaded model's tokenizer gives other tokens; preparing the rows again with it")
 
 
-ANSWERS_SHOWN = 3
-
-
-def evaluation(found: dict[str, Any], answered: Any) -> None:
+def evaluation(record: dict[str, Any], answered: Any) -> None:
     """The verdict, what it rests on, and a few answers side by side."""
-    task, loss, mmlu = found["task"], found["heldout_loss"], found["mmlu"]
+    task, loss, mmlu = record["task"], record["heldout_loss"], record["mmlu"]
     console.print()
     if task:
         console.print(f"held-out answers ({task['metric']}): {task['words']}", style="bold", markup=False)
@@ -222,10 +222,10 @@ def evaluation(found: dict[str, Any], answered: Any) -> None:
                     markup=False,
                 )
     if loss:
-        low, high = loss["ci95"]
+        interval = ", 95% interval {:+.4f} to {:+.4f}".format(*loss["ci95"]) if loss["ci95"] else ""
         console.print(
             f"held-out loss: base {loss['base']:.4f}, tuned {loss['tuned']:.4f} "
-            f"(difference {loss['difference']:+.4f}, 95% interval {low:+.4f} to {high:+.4f})"
+            f"(difference {loss['difference']:+.4f}{interval})"
         )
     if mmlu:
         console.print(f"MMLU: {mmlu['words']}", style="bold" if mmlu["status"] != "ok" else None, markup=False)
@@ -241,9 +241,9 @@ def evaluation(found: dict[str, Any], answered: Any) -> None:
             console.print(f"  {label:<9} {console.short(text)}", markup=False)
 
 
-def review_recorded(found: dict[str, Any], path: Path) -> None:
+def review_recorded(review: dict[str, Any], path: Path) -> None:
     """A person's verdict on the completions."""
-    console.line("review", f"{found['reviewer']}: {found['verdict']}; recorded in {path}")
+    console.line("review", f"{review['reviewer']}: {review['verdict']}; recorded in {path}")
 
 
 def evaluations(entries: Sequence[dict[str, Any]]) -> None:
@@ -304,26 +304,26 @@ def adapter_found(adapter: Any, config: Config) -> None:
 def adapter_fits(shapes_compared: bool, *, guess: str | None) -> None:
     """What was compared with the base; `guess`: the method that was assumed."""
     if shapes_compared:
-        console.line("", "every layer has the shape that it has in the base's weights")
+        console.line("", "the shapes of all layers match the base's weights")
     else:
-        console.line("", "its weights are not on this machine: layers were compared by name, not by shape")
+        console.line("", "the base's weights are not on this machine: layers were compared by name, not by shape")
     if guess:
         bits, other = ("4", guess.removeprefix("q")) if guess.startswith("q") else ("16", f"q{guess}")
         console.line(
             "method",
-            f"{guess}: trained on the base in {bits} bits, by all signs; if not, import it again "
+            f"{guess}: it seems to have been trained on the base in {bits} bits; if not, import it again "
             f"with --set adapter.method={other}",
         )
 
 
 def adapter_imported(report: dict[str, Any]) -> None:
     """Template, rows, and what to do next."""
-    assumed = ": assumed, since none came with the adapter; another by --set data.template=FILE.jinja"
+    assumed = ": assumed, as none came with the adapter; --set data.template=FILE.jinja names another"
     console.line("template", report["template"] + (assumed if report["template_assumed"] else ""))
     given = f"{report['rows']} to prove exports on and to evaluate"
     console.line(
         "rows",
-        given if report["rows"] else "none: exports are proven on general prompts; --data FILE gives some",
+        given if report["rows"] else "none: exports are proven on general prompts; --data FILE gives rows",
     )
     console.line("run", report["path"])
     console.print(f"\ntry it        qdora-fast chat {report['path']}")

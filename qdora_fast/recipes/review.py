@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.evaluation import log
-from qdora_fast.evaluation.report.run_parts import read_run
 from qdora_fast.recipes import messages
-from qdora_fast.recipes.evaluate import EVALUATION, finish
+from qdora_fast.recipes.evaluate import EVALUATION, write_report
+from qdora_fast.recipes.report import read_parts
 from qdora_fast.system.errors import ConfigError, RefusedError
 from qdora_fast.system.run_folder import RunFolder
+
+EVALUATION_SHAPE = {
+    **{"run": str, "dataset": {"hash": str}, "training": {"method": str}},
+    **{"task": dict | None, "heldout_loss": dict | None, "mmlu": dict | None, "completions": dict | None},
+}
+REVIEW_SHAPE = {"completions_sha256": str, "verdict": str, "reviewer": str}
 
 
 def review(
@@ -33,43 +39,44 @@ def review(
         DataError: the file is about other completions.
     """
     folder = RunFolder.open(run)
-    kept = folder.read_json(EVALUATION)["completions"]
-    if not kept:
+    completions = folder.read_json(EVALUATION, {"completions": dict | None})["completions"]
+    if not completions:
         raise ConfigError(f"{run} has no completions to review (evaluation.completions: 0); run `qdora-fast evaluate`")
     if file is not None:
         from qdora_fast.evaluation.report.completions import read_review
 
-        found = dict(read_review(file, sha256=kept["sha256"]).as_json())
+        entry = dict(read_review(file, sha256=completions["sha256"]).as_json())
     elif reviewer and reviewer.strip() and verdict:
-        found = {"reviewer": reviewer.strip(), "verdict": verdict, "note": note, "completions_sha256": kept["sha256"]}
+        sha256 = completions["sha256"]
+        entry = {"reviewer": reviewer.strip(), "verdict": verdict, "note": note, "completions_sha256": sha256}
     else:
         raise ConfigError("give the file saved from completions.html, or --reviewer NAME and --verdict")
-    path = log.append(folder.path, "review", found)
-    finish(folder)
-    messages.review_recorded(found, path)
-    return found
+    path = log.append(folder.path, "review", entry)
+    write_report(folder)
+    messages.review_recorded(entry, path)
+    return entry
 
 
 def require_review(folder: RunFolder) -> None:
-    """Refuse to go on unless a person has read the completions and let them pass.
+    """Refuse to continue unless a person has read the completions and let them pass.
 
     Raises:
         RefusedError: nobody did, or the last verdict is another one.
     """
-    found = read_run(folder).review()
-    if found is None:
+    last = read_parts(folder).review()
+    if last is None:
         raise RefusedError(
             f"--require-review: nobody has reviewed {folder.path} yet; read {folder.evaluation / 'completions.html'}, "
             f"then `qdora-fast review {folder.path} --reviewer NAME --verdict pass`"
         )
-    if found["verdict"] != "pass":
+    if last["verdict"] != "pass":
         raise RefusedError(
-            f"--require-review: {found['reviewer']} said `{found['verdict']}` about {folder.path}"
-            + (f": {found['note']}" if found["note"] else "")
+            f"--require-review: {last['reviewer']} said `{last['verdict']}` about {folder.path}"
+            + (f": {last['note']}" if last["note"] else "")
         )
 
 
-def evaluations(paths: Sequence[str]) -> list[dict[str, Any]]:
+def list_evaluations(paths: Sequence[str]) -> list[dict[str, Any]]:
     """The evaluations of runs, oldest first, each with the review that it got; folders of runs stand for their runs.
 
     Raises:
@@ -82,10 +89,10 @@ def evaluations(paths: Sequence[str]) -> list[dict[str, Any]]:
             folders.append(RunFolder.open(path))
         else:
             folders += [RunFolder(run) for run in inside]
-    found = []
+    evaluations = []
     for folder in folders:
-        reviews = {entry["completions_sha256"]: entry for entry in log.entries(folder.path, "review")}
-        for entry in log.entries(folder.path, "evaluation"):
-            kept = entry["completions"] or {}
-            found.append(entry | {"path": str(folder.path), "review": reviews.get(kept.get("sha256"))})
-    return sorted(found, key=lambda entry: str(entry["at"]))
+        reviews = {entry["completions_sha256"]: entry for entry in log.entries(folder.path, "review", REVIEW_SHAPE)}
+        for entry in log.entries(folder.path, "evaluation", EVALUATION_SHAPE):
+            completions = entry["completions"] or {}
+            evaluations.append(entry | {"path": str(folder.path), "review": reviews.get(completions.get("sha256"))})
+    return sorted(evaluations, key=lambda entry: str(entry["at"]))

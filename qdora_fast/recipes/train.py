@@ -1,7 +1,7 @@
-"""The recipe: the only place where the whole path from a config to a proven model is spelled out.
+"""The recipe of a run, from a config to a proven model.
 
-Read `train` from top to bottom; each line is one module's work, and what it decided is shown
-as it happens. Nothing is computed here.
+Read `run_recipe` from top to bottom: each line is one module's work, and what it decided is shown as it happens.
+Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from qdora_fast.data.dataset import Prepared
 from qdora_fast.exports.verify import token_identity
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import RunInfo, write_run_info
-from qdora_fast.planning.auto import adopt
+from qdora_fast.models.targets import Targets
 from qdora_fast.recipes import messages
+from qdora_fast.recipes.auto import adopt
 from qdora_fast.recipes.data import (
     Ready,
     confirm,
@@ -34,10 +35,11 @@ from qdora_fast.recipes.data import (
     with_quality,
     write_data,
 )
-from qdora_fast.recipes.evaluate import Subject, check_questions, evaluate_model, finish, refuse_regression
-from qdora_fast.recipes.fit import fit, identity_of
+from qdora_fast.recipes.evaluate import EvalModel, check_questions, evaluate_model, refuse_regression, write_report
+from qdora_fast.recipes.fit import fit, identity_of, recipe_of
+from qdora_fast.recipes.resume import NEW, Start, resume_if_unfinished, resume_run
 from qdora_fast.system import console, distributed
-from qdora_fast.system.atomic import disk_trouble
+from qdora_fast.system.disk import disk_errors
 from qdora_fast.system.errors import without_frames
 from qdora_fast.system.hardware import describe as describe_machine
 from qdora_fast.system.manifest import write_manifest
@@ -45,7 +47,8 @@ from qdora_fast.system.remote_code import code_of, remote_code_allowed
 from qdora_fast.system.run_folder import FINISHED, RunFolder
 from qdora_fast.system.run_lock import locked
 from qdora_fast.training.memory_cap import cap_memory
-from qdora_fast.training.resume import NEW, Start, go_on, go_on_if_stopped, require_same
+from qdora_fast.training.resume import require_same
+from qdora_fast.training.trainer import Recipe, choose_precision
 
 
 def train(
@@ -59,7 +62,7 @@ def train(
 
     Args:
         config: name of a preset, path of a YAML file, a dictionary of sections, or a Config.
-        resume: go on from the newest whole checkpoint of the run of the same name; "auto": if that run was stopped.
+        resume: from the newest complete checkpoint of the run of the same name; "auto": if that run was stopped.
         own_code: files of code that may run where the config names them; `--own-code` of the command line.
         **sections: settings that replace the config's, for instance train={"epochs": 1}.
 
@@ -88,18 +91,24 @@ def run_recipe(
     """
     train = config.train
     distributed.accumulation_per_rank(train.rows_per_step if train.batch_size == "auto" else train.accumulation)
-    with distributed.process_group(), disk_trouble(Path(config.run.dir)):
+    disk = disk_errors(
+        Path(config.run.dir),
+        saved=lambda: "what was finished before is complete",
+        again="run the same command again with --auto-resume",
+    )
+    with distributed.process_group(), disk:
         config, start = distributed.broadcast(_begin(config, name, resume) if distributed.is_main() else (config, NEW))
-        ready = _prepared(config, start.folder)
+        ready, targets = _prepared(config, start.folder)
         config = ready.config
-        start = distributed.broadcast(_start(config, ready, name, start) if distributed.is_main() else NEW)
+        recipe = recipe_of(config, ready, choose_precision(config.train))
+        start = distributed.broadcast(_start(config, ready, recipe, name, start) if distributed.is_main() else NEW)
         folder = start.folder
         assert folder is not None, "the first process has chosen or made one"
         with locked(folder.path) if distributed.is_main() else nullcontext():
             config = distributed.broadcast(keep_code(folder, config) if distributed.is_main() else config)
             messages.started(folder, start)
             messages.code_elsewhere(code_elsewhere(folder, config))
-            model, base, ready = _trained(config, folder, ready, start.checkpoint, reviewed)
+            model, base, ready = _trained(config, folder, ready, recipe, targets, start.checkpoint, reviewed)
             if distributed.is_main():
                 _save_adapter(model, base.tokenizer, folder)
                 found = _evaluate(model, base, config, folder, ready.prepared)
@@ -112,24 +121,26 @@ def run_recipe(
 
 
 def _begin(config: Config, name: str, resume: bool | Literal["auto"]) -> tuple[Config, Start]:
-    """Which run to go on with, if any, and the settings: its own choice where they say `auto`."""
+    """Which run to resume, if any, and the settings: with the numbers of that run where they say `auto`."""
     earlier = RunFolder.newest(Path(config.run.dir), config.run.name or name) if resume else None
     as_before = adopt(config, read_config(earlier)) if earlier else config
-    start = NEW if not resume else go_on_if_stopped(as_before, name) if resume == "auto" else go_on(as_before, name)
+    start = NEW
+    if resume:
+        start = resume_if_unfinished(as_before, name) if resume == "auto" else resume_run(as_before, name)
     return (as_before if start.folder else config), start
 
 
-def _prepared(config: Config, resumed: RunFolder | None) -> Ready:
-    """Rows and tokens. The first process prepares them and decides what `auto` becomes; the others do as it did."""
-    ready = prepare_run(config, resumed) if distributed.is_main() else None
-    config = distributed.broadcast(ready.config if ready else config)
-    return ready or prepare_run(config, resumed)
+def _prepared(config: Config, resumed: RunFolder | None) -> tuple[Ready, Targets]:
+    """`prepare_run`. The first process prepares and decides what `auto` becomes; the others do as it did."""
+    first = prepare_run(config, resumed) if distributed.is_main() else None
+    config = distributed.broadcast(first[0].config if first else config)
+    return first or prepare_run(config, resumed)
 
 
-def _start(config: Config, ready: Ready, name: str, start: Start) -> Start:
+def _start(config: Config, ready: Ready, recipe: Recipe, name: str, start: Start) -> Start:
     """Where this run begins: in a new folder, or at a checkpoint that is of this very run."""
     if start.checkpoint is not None and not config.data.quality.enabled:  # else the rows are not chosen yet
-        require_same(start.checkpoint, identity_of(config, ready), ready.base_name)
+        require_same(start.checkpoint, identity_of(config, ready, recipe), ready.base_name)
     return start if start.folder else replace(start, folder=create_run(config, name))
 
 
@@ -137,20 +148,26 @@ def _trained(
     config: Config,
     folder: RunFolder,
     ready: Ready,
+    recipe: Recipe,
+    targets: Targets,
     checkpoint: Path | None,
     reviewed: Path | None,
 ) -> tuple[Any, Any, Ready]:
     """Base → adapter → fused layers → training. Returns the model, its base, and the rows as they were used."""
     from qdora_fast.models.loading import attach, fuse_layers, load_base
-    from qdora_fast.training.trainer import choose_precision
 
     judged = config.data.quality.enabled  # a review is then about rows that are not chosen yet
     review = read_review(ready.prepared, reviewed, config) if reviewed and not judged else None
     if capped := cap_memory(config.train.vram):
         console.note(capped)
-    base = load_base(ready.base_name, config, precision=choose_precision(config.train))
+    base = load_base(
+        ready.base_name, config.model, config.adapter, config.train, targets=targets, precision=recipe.precision
+    )
+    rows = ready.prepared
     with distributed.main_process_first():
         ready = with_quality(confirm(ready, base, config), config, base)
+    if ready.prepared is not rows:  # other rows may mean other steps
+        recipe = recipe_of(config, ready, recipe.precision)
     messages.quality(ready)
     review = read_review(ready.prepared, reviewed, config) if reviewed and judged else review
     if distributed.is_main():
@@ -166,7 +183,7 @@ def _trained(
         from qdora_fast.training.warm_start import warm_start
 
         console.note(warm_start(model, config.adapter))
-    fit(model, base, config, folder, ready, checkpoint)
+    fit(model, base, config, folder, ready, recipe, checkpoint)
     return model, base, ready
 
 
@@ -184,19 +201,23 @@ def _export(evidence: Any, config: Config, folder: RunFolder, again: bool) -> No
     try:
         if evidence is not None:
             from qdora_fast.exports.merged import export_merged, merged_folder
-            from qdora_fast.exports.verify.recording import release_memory
+            from qdora_fast.models.out_of_memory import release_memory
 
             release_memory()
-            merge_base = config.export.merge_base
+            base, merge_base = config.model.base_16bit, config.export.merge_base
             out = merged_folder(folder, merge_base)
-            export_merged(folder, evidence, merge_base=merge_base, out=out, overwrite=again)
+            export_merged(folder, evidence, merge_base=merge_base, base_16bit=base, out=out, overwrite=again)
     finally:  # a proof that failed is in the report, too
-        finish(folder)
+        write_report(folder)
     folder.write_json(FINISHED, {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
-def prepare_run(config: Config, resumed: RunFolder | None = None) -> Ready:
-    """The part that fails fast: the base found and checked, rows prepared, split and tokenised, no weights read."""
+def prepare_run(config: Config, resumed: RunFolder | None = None) -> tuple[Ready, Targets]:
+    """The part that fails fast: the base found and checked, rows prepared, split and tokenised, no weights read.
+
+    Returns:
+        The rows, and the layers that get an adapter.
+    """
     from qdora_fast.models.loading import check_base
     from qdora_fast.training.trainer import check_tracker
 
@@ -204,21 +225,19 @@ def prepare_run(config: Config, resumed: RunFolder | None = None) -> Ready:
     require_code_allowed(config, FORMATTER, *of_evaluation(config))  # before hours of training, not after them
     open_backend()
     base_name = find_base(config, resumed)
-    check_base(base_name, config)
+    targets = check_base(base_name, config.model, config.adapter, merge_base=config.export.merge_base)
     messages.own_code(base_name, code_of(base_name, config.model.revision), runs=remote_code_allowed())
     ready = ready_data(config, base_name)
     messages.preflight(ready)
     if config.evaluation.max_rows:
         check_questions(ready.prepared.held_out, ready.rendering.tokenizer, ready.config)
-    return ready
+    return ready, targets
 
 
 def dry_run(config: Config) -> None:
     """Everything short of reading the base's weights: settings, rows, tokens, masks, targets."""
-    ready = prepare_run(config)
-    from qdora_fast.models.loading import check_base
-
-    messages.dry_run(check_base(ready.base_name, config))
+    _, targets = prepare_run(config)
+    messages.dry_run(targets)
 
 
 def _evaluate(
@@ -230,10 +249,10 @@ def _evaluate(
         return {}
     try:
         open_backend().FastLanguageModel.for_inference(model)
-        subject = Subject(
+        tuned = EvalModel(
             model, base.tokenizer, base.stop_ids, prepared.held_out, prepared.held_out_examples, base.precision
         )
-        return evaluate_model(subject, config, folder)
+        return evaluate_model(tuned, config, folder)
     except Exception as error:  # noqa: BLE001 - training is over; it is raised when everything else is done
         messages.not_evaluated(folder, error)
         return without_frames(error)
@@ -264,8 +283,8 @@ def _describe_run(folder: RunFolder, config: Config, base: Any, ready: Ready, re
 
     (folder.path / FINISHED).unlink(missing_ok=True)
     folder.write_json("environment.json", describe_machine())
-    if ready.settled is not None:
-        folder.write_json("fit.json", ready.settled.as_dict())
+    if ready.resolved is not None:
+        folder.write_json("fit.json", ready.resolved.as_dict())
     write_data(ready.prepared, folder.data, name=folder.path.name, seed=config.train.seed, review=review)
     if review is not None:
         record_review(folder.path, review)

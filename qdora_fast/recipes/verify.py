@@ -1,4 +1,4 @@
-"""Is everything still what was written? A run, a checkpoint, an adapter or an export, hashed again file by file.
+"""Whether files are as they were written: a run, a checkpoint, an adapter or an export, hashed again file by file.
 
 Each of them carries a manifest (`manifest.py`); a run is all of its parts together, and an export in it must be of the
 adapter that the run holds now. Nothing is loaded, so this needs neither the base nor torch. What it does not do: say
@@ -7,7 +7,7 @@ whether the model is a good one, or whether an export was proven (export.json do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Part:
 
     def __str__(self) -> str:
         if not self.problems:
-            return f"whole    {self.path}  ({self.files} files, {self.bytes / 2**20:,.1f} MiB)"
+            return f"intact   {self.path}  ({self.files} files, {self.bytes / 2**20:,.1f} MiB)"
         return "\n".join([f"DAMAGED  {self.path}", *(f"  - {problem}" for problem in self.problems)])
 
     def as_dict(self) -> dict[str, Any]:
@@ -55,7 +55,13 @@ def verify(path: Path) -> Iterator[Part]:
         yield _part(folder, run)
 
 
-def require_whole(parts: list[Part], path: Path) -> None:
+def summary(parts: Sequence[Part], path: Path) -> dict[str, Any]:
+    """All parts, for `--json`."""
+    intact = not any(part.problems for part in parts)
+    return {"path": str(path), "whole": intact, "parts": [part.as_dict() for part in parts]}
+
+
+def require_undamaged(parts: Sequence[Part], path: Path) -> None:
     """Raise IntegrityError when something is not as it was written."""
     damaged = [part for part in parts if part.problems]
     if damaged:
@@ -76,13 +82,13 @@ def _parts(run: RunFolder) -> list[Path]:
 def _part(folder: Path, run: RunFolder | None) -> Part:
     problems = manifest.problems(folder)
     try:
-        found = manifest.read_manifest(folder)
+        written = manifest.read_manifest(folder)
     except IntegrityError:
         return Part(folder, 0, 0, tuple(problems))
-    files = found["files"].values()
-    made_of, here = found["about"].get("adapter_sha256"), _adapter_hash(run) if run else None
-    if made_of and here and made_of != here:
-        problems.append(f"it was made from another adapter ({made_of[:12]}) than the run holds now ({here[:12]})")
+    files = written["files"].values()
+    exported, here = written["about"].get("adapter_sha256"), _adapter_hash(run) if run else None
+    if exported and here and exported != here:
+        problems.append(f"it was made from another adapter ({exported[:12]}) than the run holds now ({here[:12]})")
     return Part(folder, len(files), sum(entry["bytes"] for entry in files), tuple(problems))
 
 

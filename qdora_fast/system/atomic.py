@@ -1,29 +1,25 @@
-"""Folders, and files, that appear whole or not at all.
+"""Folders, and files, that appear complete or not at all.
 
 A crash, a full disk or Ctrl-C in the middle of a save must never leave something that looks like
 a model and is half of one. So a folder is built under `<name>.incomplete`, flushed to the disk,
 and renamed when it is finished; whatever an earlier crash left under that name is thrown away.
-Free space is asked for first, and what the system says when it cannot write becomes words for the
-user. What this does not do: lock the folder against a second process.
+Free space is asked for first; what a disk refuses meanwhile is `disk.py`'s business. What this does
+not do: lock the folder against a second process.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qdora_fast.system.errors import ConfigError, DiskSpaceError, QdoraError
+from qdora_fast.system.errors import ConfigError, DiskSpaceError
 from qdora_fast.system.hardware import nearest_folder
 
 SPARE_BYTES = 256 * 2**20
 """Space left free beyond what is written, so that logs and metrics can still be."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_BROKEN = (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -72,53 +68,17 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-@contextmanager
-def disk_trouble(place: Path) -> Iterator[None]:
-    """Turn what the system says when a disk is full, broken or read-only into an error for the user; others pass.
-
-    Args:
-        place: named where the system does not say which file it is.
-    """
-    try:
-        yield
-    except Exception as error:
-        number = system_error(error)
-        if number not in (*_FULL, *_BROKEN):
-            raise
-        kind = DiskSpaceError if number in _FULL else QdoraError
-        raise kind(
-            f"{getattr(error, 'filename', None) or place}: {os.strerror(number)}; what was finished before is whole. "
-            f"{'Free some space there' if number in _FULL else 'Mend that'}, and start the same command again with "
-            "--auto-resume"
-        ) from error
-
-
-def disk_full(error: BaseException) -> bool:
-    """Whether there was no room to write."""
-    return system_error(error) in _FULL
-
-
-def system_error(error: BaseException) -> int | None:
-    """The system's number of an error; safetensors has it in its words only."""
-    from safetensors import SafetensorError
-
-    if isinstance(error, OSError):
-        return error.errno
-    said = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
-    return int(said[1]) if said else None
-
-
 def publish(staging: Path, out: Path) -> None:
     """Flush a finished folder to the disk and rename it to `out`."""
     for path in [*staging.rglob("*"), staging]:
         if path.is_file():
             let_read(path)
         _flush(path)
-    take_place(staging, out)
+    _replace_folder(staging, out)
 
 
 def let_read(file: Path) -> None:
-    """Who may list the folder may read the file: safetensors keeps what it writes to its owner alone.
+    """Let everybody read a file who may list its folder; safetensors lets the owner alone.
 
     Where a file system has no such rights, nothing changes.
     """
@@ -128,7 +88,7 @@ def let_read(file: Path) -> None:
             file.chmod(mode | wanted)
 
 
-def take_place(staging: Path, out: Path) -> None:
+def _replace_folder(staging: Path, out: Path) -> None:
     """Rename `staging` to `out`; a folder already there is removed only after the new one stands."""
     replaced = out.with_name(out.name + ".replaced")
     shutil.rmtree(replaced, ignore_errors=True)
@@ -140,7 +100,7 @@ def take_place(staging: Path, out: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder that looks like a whole one: it loses its name first, so that no half of it keeps it."""
+    """Remove a folder that looks complete: it is renamed first, so that no half of it keeps its name."""
     removed = folder.with_name(folder.name + ".removed")
     shutil.rmtree(removed, ignore_errors=True)
     folder.rename(removed)

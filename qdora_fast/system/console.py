@@ -148,10 +148,10 @@ def visible(text: str) -> str:
 
 def clock(seconds: float) -> str:
     """95 → 1:35 min, 5400 → 1:30 h."""
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02} min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02} h"
+    total = round(seconds)
+    if total < 3600:
+        return f"{total // 60}:{total % 60:02} min"
+    return f"{total // 3600}:{total % 3600 // 60:02} h"
 
 
 def time_range(seconds: tuple[float, float]) -> str:

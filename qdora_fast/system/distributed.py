@@ -4,12 +4,12 @@
 
 Every process holds the whole 4-bit model and trains on its share of each step's rows; gradients of
 the adapter are averaged. The effective batch stays what the config says, so one card and several
-learn the same thing. The first process speaks, writes, evaluates and exports; where others must
-wait for its result, or have the same value, that is done here. Started without torchrun there is
-one process, and all of this does nothing.
+learn the same thing. The main process (rank 0) prints, writes, evaluates and exports; where the
+others must wait for its result, or need the same value, the functions here see to it. Started
+without torchrun there is one process, and none of them does anything.
 
-What it does not do: split a model that does not fit one card, or go on when a process dies. Then
-all end, and the newest checkpoint is gone on with.
+What it does not do: split a model that does not fit one card, or continue when a process dies. Then
+all end, and the run can be resumed from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from qdora_fast.system.errors import ConfigError
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
-"""For the first process's work that others wait for (preparing millions of rows). The death of one ends all sooner."""
+"""How long ranks wait for the main process (it may prepare millions of rows). The death of one ends all sooner."""
 
 
 def world_size() -> int:
-    """Processes of this run."""
+    """The number of processes of this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """This process among them, from 0."""
+    """The number of this process among them, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_main() -> bool:
-    """Whether this process speaks and writes for all."""
+    """Whether this is the main process, which prints and writes for all."""
     return rank() == 0
 
 
@@ -46,19 +46,19 @@ def accumulation_per_rank(accumulation: int) -> int:
     """Forward passes per optimizer step of one process.
 
     Raises:
-        ConfigError: they cannot be dealt out evenly, and the effective batch would be another.
+        ConfigError: they cannot be shared evenly, and the effective batch would be another.
     """
     if accumulation % world_size():
         raise ConfigError(
             f"train.gradient_accumulation: {accumulation} forward passes cannot be shared by {world_size()} processes; "
-            f"take a multiple of {world_size()} (train.effective_batch=N and train.batch_size=auto do it, too)"
+            f"take a multiple of {world_size()}, or set train.effective_batch and train.batch_size: auto"
         )
     return accumulation // world_size()
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """The processes can talk to each other until the block ends."""
+    """PyTorch's process group, in which the ranks communicate until the block ends."""
     if world_size() == 1:
         yield
         return
@@ -76,8 +76,7 @@ def process_group() -> Iterator[None]:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """The first process does the block, then the others: they find its results in the cache. If it fails, it ends,
-    and they are ended with it."""
+    """The main process runs the block, then the others, which find its results in the cache. If it fails, all end."""
     if is_main():
         yield
     barrier()
@@ -86,7 +85,7 @@ def main_process_first() -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Until all are here."""
+    """Wait until all processes are here."""
     if world_size() > 1:
         import torch
 
@@ -94,7 +93,7 @@ def barrier() -> None:
 
 
 def broadcast(value: T) -> T:
-    """The first process's value, in all."""
+    """The main process's value, in every process."""
     if world_size() == 1:
         return value
     import torch
@@ -105,7 +104,7 @@ def broadcast(value: T) -> T:
 
 
 def all_reduce_max(value: int) -> int:
-    """The largest of all processes' values."""
+    """The largest value of any process, in every process."""
     if world_size() == 1:
         return value
     import torch
@@ -116,7 +115,7 @@ def all_reduce_max(value: int) -> int:
 
 
 def all_gather(value: T) -> list[T]:
-    """Each process's value, in their order."""
+    """Every process's value, in the order of their ranks, in every process."""
     if world_size() == 1:
         return [value]
     import torch

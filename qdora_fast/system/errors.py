@@ -1,7 +1,7 @@
 """Every way a run can end badly, as an exception that carries its exit code.
 
 A user's mistake is an answer, not a crash: each class below is shown as one
-message (what happened, where, how to mend it) and ends the process with its own
+message (what happened, where, how to fix it) and ends the process with its own
 code, so that scripts can tell "the config is wrong" from "the proof failed".
 Anything that is not one of these is a bug of ours and keeps its traceback.
 """
@@ -82,7 +82,7 @@ class RunLocked(QdoraError):
 
 
 class Stopped(QdoraError):
-    """A signal ended the run, and a checkpoint was saved; the same command with --resume goes on."""
+    """A signal ended the run, and a checkpoint was saved; the same command with --resume continues."""
 
     exit_code = 75
 

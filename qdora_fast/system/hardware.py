@@ -57,11 +57,11 @@ def gpus() -> list[Gpu]:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    found = [gpu for line in answer.splitlines() if (gpu := _parse(line))]
+    cards = [gpu for line in answer.splitlines() if (gpu := _parse(line))]
     chosen = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
     if chosen and all(part.isdigit() for part in chosen):
-        return [found[int(part)] for part in chosen if int(part) < len(found)]
-    return found
+        return [cards[int(part)] for part in chosen if int(part) < len(cards)]
+    return cards
 
 
 def _parse(line: str) -> Gpu | None:

@@ -2,11 +2,11 @@
 
 A flipped bit in an adapter loads without a word and trains on; a file that a crash left out is
 filled with fresh values. So a checkpoint, an adapter and an export each carry a list of what was
-written, and nothing is read back before it has been compared. The manifest covers itself: its own
-text must be exactly what its content comes to, and its last entry is the hash of the others.
+written, and nothing is read back before it has been compared. The manifest covers itself: its text
+must be exactly the one that its content gives, and its last entry is the hash of the others.
 
 What this does not do: protect against somebody who wants to cheat, for they can write a new
-manifest. Files that came later (a model card) are nobody's business here.
+manifest. Files that came later (a model card) are not looked at.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qdora_fast.system.errors import IntegrityError
+from qdora_fast.system.json_files import parse_json, read_limited
 
 NAME = "MANIFEST.json"
 
@@ -50,21 +51,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / NAME
     try:
-        text = path.read_bytes().decode("utf-8")
-        found = json.loads(text)
-        content = {"about": found["about"], "files": found["files"]}
-        whole = isinstance(found["about"], dict) and isinstance(found["files"], dict) and text == _text(content)
+        raw = read_limited(path)
+        written = parse_json(raw)
+        content = {"about": written["about"], "files": written["files"]}
+        unchanged = all(isinstance(part, dict) for part in content.values()) and raw == _text(content).encode()
     except OSError as error:
         raise IntegrityError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
+        unchanged = False
+    if not unchanged:
         raise IntegrityError(f"{path}: damaged; it is not what was written")
     return content
 
 
 def problems(folder: Path) -> list[str]:
-    """What is wrong with the files of a folder, each by name; nothing: it is as it was written."""
+    """What is wrong with the files of a folder, a sentence each; [] where all is as it was written."""
     try:
         files = read_manifest(folder)["files"]
     except IntegrityError as error:
@@ -92,10 +93,10 @@ def value_hash(value: Any) -> str:
 
 def _wrong(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:
     """Why one file is not as the manifest says; None: it is."""
-    place = PurePosixPath(name)
-    if place.is_absolute() or ".." in place.parts:
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts:
         return "lies outside the folder"
-    path = folder / place
+    path = folder / relative
     try:
         size = path.stat().st_size
         if size != entry["bytes"]:

@@ -55,18 +55,18 @@ def _audit(event: str, given: tuple[Any, ...]) -> None:
         return
     if event == "socket.connect" and given[0].family not in (socket.AF_INET, socket.AF_INET6):
         return
-    place = given[1][0] if event == "socket.connect" else given[0]
-    if not _here(place):
-        raise ConnectionError(f"--offline: no connection to {place}")
+    address = given[1][0] if event == "socket.connect" else given[0]
+    if not _is_local(address):
+        raise ConnectionError(f"--offline: no connection to {address}")
 
 
-def _here(place: Any) -> bool:
+def _is_local(address: Any) -> bool:
     """Whether an address or a name is this machine's own."""
-    if isinstance(place, bytes):
-        place = place.decode(errors="replace")
-    if place in (None, "", "localhost"):
+    if isinstance(address, bytes):
+        address = address.decode(errors="replace")
+    if address in (None, "", "localhost"):
         return True
     try:
-        return ipaddress.ip_address(place).is_loopback
+        return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False

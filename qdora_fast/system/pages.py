@@ -39,9 +39,9 @@ def _templates(folder: str) -> Any:
     """The environment of the templates, compiled once a process."""
     import jinja2
 
-    places = [jinja2.PackageLoader("qdora_fast", place) for place in dict.fromkeys((folder, TEMPLATES))]
+    loaders = [jinja2.PackageLoader("qdora_fast", path) for path in dict.fromkeys((folder, TEMPLATES))]
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(places),
+        loader=jinja2.ChoiceLoader(loaders),
         autoescape=True,
         undefined=jinja2.ChainableUndefined,
         finalize=lambda value: "" if value is None else value,

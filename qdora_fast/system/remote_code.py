@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
-from qdora_fast.system.errors import ConfigError, RefusedError, first_line
+from qdora_fast.system.errors import ConfigError, QdoraError, RefusedError, first_line
 
 FLAG = "--trust-remote-code"
 BASE_SETTING = "model.name: "
@@ -49,30 +50,55 @@ def code_of(name: str, revision: str | None = None) -> tuple[str, ...]:
     try:
         described = [PreTrainedConfig.get_config_dict(name, revision=revision)[0]]
         described.append(get_tokenizer_config(name, revision=revision))
-    except (OSError, ValueError):  # whoever loads it next says this better
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # whoever loads it next says this better
         return ()
     return tuple(sorted({file for each in described for file in _files(each.get("auto_map"))}))
 
 
+@contextmanager
+def foreign_files(what: str, name: str, revision: str | None = None, *, setting: str = BASE_SETTING) -> Iterator[None]:
+    """Around one `from_pretrained`: what the library raises over a file that is missing or damaged becomes our error.
+
+    Args:
+        what: is read: `tokenizer`, `config`, ...
+        setting: that names the model; "" where a folder was named.
+
+    Raises:
+        ConfigError: see `unreadable`. Trouble with memory or the device is not about the file and passes.
+    """
+    try:
+        yield
+    except QdoraError:
+        raise
+    except BaseException as error:
+        about_device = isinstance(error, RuntimeError) and not isinstance(error, RecursionError)
+        panic = type(error).__name__ == "PanicException"  # of the tokenizers library; no Exception
+        if not panic and (about_device or isinstance(error, MemoryError) or not isinstance(error, Exception)):
+            raise
+        raise unreadable(what, name, revision, error, setting=setting) from None
+
+
 def unreadable(
-    what: str, name: str, revision: str | None, error: Exception, *, setting: str = BASE_SETTING
+    what: str, name: str, revision: str | None, error: BaseException, *, setting: str = BASE_SETTING
 ) -> ConfigError:
     """Why a part of a model could not be loaded, as the error to raise: the user's next step is in it.
 
     Args:
         setting: that names the model; "" where a folder was named.
     """
-    unknown = isinstance(error, ValueError)  # it could be read; OSError: it could not
+    unknown = isinstance(error, ValueError)  # the file could be read; with an OSError it could not
     files = code_of(name, revision) if unknown and not remote_code_allowed() else ()
     if files:
         return RefusedError(
             f"{setting}`{name}` needs code of its own ({', '.join(files)}), and nothing that comes with a model is "
             f"run unasked. Take a base that Transformers knows, or read those files and add {FLAG} to the command"
         )
-    return ConfigError(
-        f"{setting}cannot read the {what} of `{name}`: {first_line(error)}\n  Check the spelling; for gated models run "
-        "`hf auth login`; without a network give a local folder (or `demo`)"
+    advice = (
+        "Check the spelling; for gated models run `hf auth login`; without a network give a local folder (or `demo`)"
     )
+    if Path(name).is_dir() and (isinstance(error, UnicodeError) or not isinstance(error, OSError | ValueError)):
+        advice = "A file in that folder is damaged: copy or download it again"
+    return ConfigError(f"{setting}cannot read the {what} of `{name}`: {first_line(error)}\n  {advice}")
 
 
 def require_allowed(files: Sequence[str]) -> None:

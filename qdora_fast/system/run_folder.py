@@ -3,7 +3,7 @@
     runs/<name>/
       config.yaml        the resolved config, every default spelled out; load it to repeat the run
       environment.json   machine and package versions
-      fit.json           what `auto` became and why, where something was `auto`; what the longest batch took on a GPU
+      fit.json           what `auto` was resolved to and why, if anything was; the longest batch's memory on a GPU
       model.json         what was trained: base, revision, adapted and quantised layers, template
       base_sample.safetensors  some weights of that base, by which an export knows it again
       code/              copies of the files of code that the config names; run only where their user has allowed it
@@ -11,7 +11,7 @@
                          report.json and report.html, review.html (a sample to read and mark)
       metrics.jsonl      one line a log event: loss, learning rate, tokens/s, memory
       checkpoints/       for --resume; the newest two and the best
-      finished.json      written last: without it, the run was stopped on its way
+      finished.json      written last: without it, the run was stopped before its end
       adapter/           the trained adapter with its tokenizer and chat template
       merged_16bit/      the deployable model, with export.json beside its weights
       evaluation/        held-out answers of base and tuned model; log.jsonl, the evaluation log
@@ -22,18 +22,21 @@ A folder explains itself: exporting or chatting needs nothing but the folder and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.json_files import read_lines, read_object
 from qdora_fast.system.paths import refuse_links_out
 from qdora_fast.system.redact import redacted
 
 FINISHED = "finished.json"
+COPY_RUN = "copy the run again, or train it again"
+"""What to do about a damaged file of a run."""
 UNPROVEN = ".unproven"
-"""How the folder of an export ends that did not pass its proof."""
+"""The suffix of the folder of an export that did not pass its proof."""
 
 
 @dataclass(frozen=True)
@@ -126,18 +129,20 @@ class RunFolder:
         earlier = self.read_json(name) if (self.path / name).is_file() else {}
         return self.write_json(name, earlier | content)
 
-    def read_json(self, name: str) -> Any:
-        """Read a JSON file below the folder.
+    def read_json(self, name: str, shape: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Read a JSON object below the folder.
+
+        Args:
+            shape: the keys that it must have, see `json_files.Shape`.
 
         Raises:
             ConfigError: the run did not get that far.
+            IntegrityError: the file is damaged.
         """
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(
-                f"{self.path} has no {name}: the run did not finish; run it again or --resume it"
-            ) from None
+        path = self.path / name
+        if not path.exists():
+            raise ConfigError(f"{self.path} has no {name}: the run did not finish; run it again or --resume it")
+        return read_object(path, shape, fix=COPY_RUN)
 
     def write_rows(self, name: str, rows: Iterable[Any]) -> Path:
         """Write one JSON object a line below the folder."""
@@ -147,24 +152,29 @@ class RunFolder:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         return path
 
-    def read_rows(self, name: str) -> list[Any]:
-        """Read a file of one JSON object a line; [] where there is none."""
+    def read_rows(self, name: str, shape: Mapping[str, Any] | None = None) -> list[Any]:
+        """Read a file of one JSON object a line; [] where there is none.
+
+        Args:
+            shape: the keys that each must have, see `json_files.Shape`.
+
+        Raises:
+            IntegrityError: the file is damaged.
+        """
         path = self.path / name
-        if not path.is_file():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return read_lines(path, shape, fix=COPY_RUN) if path.exists() else []
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The folders `checkpoint-<step>` below `folder`, oldest first, by step."""
-    found = (p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit())
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    checkpoints = (p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit())
+    return sorted(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def newest_checkpoint(folder: Path) -> str:
-    """Which checkpoint below `folder` a run can go on from, in words; none is saved that is not good."""
-    found = checkpoints_in(folder)
-    return f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+    """For messages: the checkpoint below `folder` from which a run can be resumed. Only good ones are saved."""
+    checkpoints = checkpoints_in(folder)
+    return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
 
 
 def write_json(path: Path, content: Any) -> Path:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from qdora_fast.system.errors import RunLocked
+from qdora_fast.system.errors import IntegrityError, RunLocked
+from qdora_fast.system.json_files import read_object
 
 LOCK, HOLDER = ".lock", ".lock.json"
 
@@ -60,7 +61,7 @@ def in_use(folder: Path) -> bool:
 
 def _holder(folder: Path) -> str:
     try:
-        note = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
-        return f"process {note['pid']} on {note['host']} (since {note['since']})"
-    except (OSError, ValueError, KeyError):
+        note = read_object(folder / HOLDER, {"pid": int, "host": str, "since": str})
+    except IntegrityError:
         return "another process"
+    return f"process {note['pid']} on {note['host']} (since {note['since']})"

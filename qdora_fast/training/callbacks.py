@@ -1,4 +1,4 @@
-"""What happens at every step besides learning: the progress bar, metrics.jsonl, a word when a run is slow.
+"""What happens at every step besides learning: the progress bar, metrics.jsonl, a message when a run is slow.
 
 The arithmetic is `throughput.py`'s; the class that hangs it into the Trainer is defined inside a
 function because transformers may only be imported after Unsloth.
@@ -17,6 +17,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from qdora_fast.system import console, distributed
+from qdora_fast.system.json_files import end_last_line
 from qdora_fast.training.oom import Note
 from qdora_fast.training.throughput import Slow, Throughput
 
@@ -40,8 +41,8 @@ def training_callbacks(
 
     Args:
         metrics: file that gets one JSON object a line, flushed at once.
-        throughput: told of every step.
-        find_causes: asked, once at most, why a run is slow.
+        throughput: informed of every step.
+        find_causes: called, once at most, for why a run is slow.
     """
     watch, stopwatch = _watch(metrics, throughput), _stopwatch(metrics, throughput, find_causes)
     try:
@@ -62,6 +63,7 @@ def _watch(metrics: Path, throughput: Throughput) -> Any:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.started = time.time()
+            end_last_line(metrics)  # a run that was killed may have left half a line
             self.progress = console.progress(
                 TextColumn("  {task.description}"),
                 BarColumn(bar_width=24),
@@ -77,16 +79,16 @@ def _watch(metrics: Path, throughput: Throughput) -> Any:
                 speed = throughput.tokens_per_second()
                 record |= {"tokens_per_second": round(speed, 1) if speed else None}
                 record |= {"memory_gib": round(memory_gib(), 2)}
-            _keep(metrics, record)
-            place = f"  step {state.global_step}/{state.max_steps}: "
+            _append(metrics, record)
+            step = f"  step {state.global_step}/{state.max_steps}: "
             if self.progress and "loss" in record:
                 left = throughput.left(state.max_steps - state.global_step)
-                said = _said(record) + (f"  {console.time_range(left)} left" if left and left[1] >= 1 else "")
-                self.progress.update(self.progress.task_ids[0], completed=state.global_step, message=said)
+                message = _summary(record) + (f"  {console.time_range(left)} left" if left and left[1] >= 1 else "")
+                self.progress.update(self.progress.task_ids[0], completed=state.global_step, message=message)
                 if not console.is_terminal() and state.global_step % max(1, state.max_steps // 10) == 0:
-                    console.print(place + said)
+                    console.print(step + message)
             elif "eval_loss" in record:
-                console.print(f"{place}held-out loss {float(record['eval_loss']):.4f}")
+                console.print(f"{step}held-out loss {float(record['eval_loss']):.4f}")
 
         def on_train_end(self, *args: Any, **kwargs: Any) -> None:
             if self.progress:
@@ -100,8 +102,8 @@ def _stopwatch(metrics: Path, throughput: Throughput, find_causes: Callable[[Slo
     from transformers import TrainerCallback
 
     class Stopwatch(TrainerCallback):
-        """Tells throughput of every step, and the user when it finds the run slow. Comes last: what other callbacks do
-        is between steps."""
+        """Informs throughput of every step, and the user when the run is slow. Comes last: what other callbacks do is
+        between steps."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             throughput.begin(float(state.epoch or 0.0), time.monotonic())
@@ -113,9 +115,9 @@ def _stopwatch(metrics: Path, throughput: Throughput, find_causes: Callable[[Slo
             throughput.step_ends(float(state.epoch or 0.0), time.monotonic())
             slow = throughput.slow()
             if slow is not None:
-                said = slow.said(find_causes(slow))
-                console.print(f"  step {state.global_step}: {said}")
-                _keep(metrics, {"step": state.global_step, "event": "slow", "said": said})
+                message = slow.message(find_causes(slow))
+                console.print(f"  step {state.global_step}: {message}")
+                _append(metrics, {"step": state.global_step, "event": "slow", "said": message})
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             throughput.between_ends(time.monotonic())
@@ -125,27 +127,27 @@ def _stopwatch(metrics: Path, throughput: Throughput, find_causes: Callable[[Slo
     return Stopwatch()
 
 
-def keep_notes(metrics: Path) -> Callable[[Note], None]:
-    """Keeps notes in `metrics`, a line with an `event` each, and says them on the console: the same words once."""
-    told: set[str] = set()
+def record_notes(metrics: Path) -> Callable[[Note], None]:
+    """Appends notes to `metrics`, a line with an `event` each, and prints them; the same message is printed once."""
+    printed: set[str] = set()
 
-    def keep(note: Note) -> None:
+    def record(note: Note) -> None:
         if not distributed.is_main():
             return
-        if note.said not in told:
-            console.print(f"  step {note.step}: {note.said}")
-            told.add(note.said)
-        _keep(metrics, {"step": note.step, "event": note.kind, "said": note.said, "rows": note.rows})
+        if note.message not in printed:
+            console.print(f"  step {note.step}: {note.message}")
+            printed.add(note.message)
+        _append(metrics, {"step": note.step, "event": note.kind, "said": note.message, "rows": note.rows})
 
-    return keep
+    return record
 
 
-def _keep(metrics: Path, record: dict[str, Any]) -> None:
+def _append(metrics: Path, record: dict[str, Any]) -> None:
     with metrics.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _said(record: dict[str, Any]) -> str:
+def _summary(record: dict[str, Any]) -> str:
     speed = f"{record['tokens_per_second']:,.0f} tok/s" if record.get("tokens_per_second") else ""
     loss, rate = float(record["loss"]), float(record["learning_rate"])
     return f"loss {loss:.4f}  lr {rate:.2e}  {speed}  {record['memory_gib']:.1f} GiB"

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and are read only after every byte has been compared.
+"""Checkpoints that are complete or not there, and are read only after every byte has been compared.
 
 The Trainer's own are written in place, carry no hash, and the one with the highest number is
 trusted: a kill during a save loses the run, a flipped bit trains on, a missing optimizer file
@@ -12,21 +12,21 @@ starts it afresh without a word. Here a checkpoint is
 
 built beside its place, flushed to the disk and renamed; older ones go only after that. Whatever is
 not finite is not saved at all. The class is a mixin before SFTTrainer, whose own saving and loading
-it replaces. What it does not do: choose the checkpoint to go on from (`resume.py`).
+it replaces. What it does not do: choose the checkpoint that a run is resumed from (`resume.py`).
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qdora_fast.models.adapter import load_into, write_adapter
 from qdora_fast.system import distributed
-from qdora_fast.system.atomic import discard, disk_full, require_space, staged_folder
-from qdora_fast.system.errors import DiskSpaceError, NonFiniteError, QdoraError
+from qdora_fast.system.atomic import discard, require_space, staged_folder
+from qdora_fast.system.disk import disk_errors
+from qdora_fast.system.errors import NonFiniteError
 from qdora_fast.system.manifest import write_manifest
 from qdora_fast.system.run_folder import checkpoints_in, newest_checkpoint
 from qdora_fast.training.state import (
@@ -46,7 +46,7 @@ class DurableCheckpoints:
     """Put before a Trainer class. Set `identity` before training."""
 
     identity: Mapping[str, Any] = {}
-    """What a run must share with a checkpoint to go on from it; goes into the manifest."""
+    """What a run and a checkpoint must share for the run to be resumed from it; goes into the manifest."""
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         """Write everything, then make room. With several processes the first writes for all."""
@@ -65,7 +65,9 @@ class DurableCheckpoints:
                 "micro_parts": getattr(self, "micro_parts", 1),
             }
             about = {"kind": "checkpoint", "step": step, "identity": dict(self.identity)}
-            with _disk_errors(folder):
+            saved = checkpoints_in(folder)
+            safe = f"{saved[-1]} is untouched" if saved else "there is no checkpoint yet"
+            with disk_errors(folder, saved=lambda: safe, again="run the same command again with --auto-resume"):
                 _write(folder / f"checkpoint-{step}", self.model, content, self.state.save_to_json, about)
                 rotate(folder, keep=self.args.save_total_limit, best=self.state.best_global_step)
         self.accelerator.wait_for_everyone()
@@ -93,15 +95,15 @@ class DurableCheckpoints:
         """This process's generators; those of the first where there were fewer processes."""
         if checkpoint is not None:
             generators = read_state(Path(checkpoint))["generators"]
-            place = self.args.process_index
-            set_random_state(generators[place if place < len(generators) else 0])
+            rank = self.args.process_index
+            set_random_state(generators[rank if rank < len(generators) else 0])
 
     def _init_training_state(self: Any, max_steps: int, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's; the best checkpoint is looked for here and not where the run once was."""
-        found = super()._init_training_state(max_steps, *args, **kwargs)  # type: ignore[misc]
+        result = super()._init_training_state(max_steps, *args, **kwargs)  # type: ignore[misc]
         best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
         self.state.best_model_checkpoint = str(best) if self.state.best_global_step and best.is_dir() else None
-        return found
+        return result
 
     def _run_epoch(self: Any, *args: Any, **kwargs: Any) -> None:
         """The Trainer's, unless all steps are done: resumed at the last one, it would take one more."""
@@ -111,8 +113,8 @@ class DurableCheckpoints:
             super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def _evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, which draws random numbers: how often is evaluated must not change what is learned, nor may
-        the evaluation that a run skips when it is told to stop."""
+        """The Trainer's, which draws random numbers: neither how often a run evaluates nor an evaluation that it skips
+        when it is told to stop may change what is learned."""
         before = random_state()
         try:
             return super()._evaluate(*args, **kwargs)  # type: ignore[misc]
@@ -139,8 +141,7 @@ def require_finite(model: Any, checkpoints: Path) -> None:
 
 def rotate(folder: Path, *, keep: int | None, best: int | None) -> None:
     """Remove all checkpoints but the newest `keep` by step, and the best one."""
-    found = checkpoints_in(folder)
-    for path in found[: -keep or None] if keep else []:
+    for path in checkpoints_in(folder)[: -keep or None] if keep else []:
         if path.name != f"checkpoint-{best}":
             discard(path)
     for path in folder.glob("checkpoint-*.removed"):  # from a kill in the middle of that
@@ -169,21 +170,6 @@ def _remember(trainer: Any, folder: Path) -> None:
     for callback in [*trainer.callback_handler.callbacks, trainer.control]:
         if isinstance(callback, ExportableState):
             state.stateful_callbacks[type(callback).__name__] = callback.state()
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turn the system's errors of writing into ours, which say what is safe."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        good = checkpoints_in(folder)
-        safe = f"{good[-1]} is untouched: --resume goes on from there" if good else "there was no checkpoint yet"
-        said = getattr(error, "strerror", None) or str(error)
-        kind = DiskSpaceError if disk_full(error) else QdoraError
-        raise kind(f"{folder}: the checkpoint could not be written ({said}); {safe}") from error
 
 
 def _names(model: Any) -> dict[int, str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from qdora_fast.planning.memory.estimate import CONTEXT
-from qdora_fast.planning.memory.job import GIB
+from qdora_fast.planning.cards import CONTEXT, GIB
 from qdora_fast.system.errors import ConfigError
 
 

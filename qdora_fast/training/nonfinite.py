@@ -1,18 +1,18 @@
-"""Steps that do no harm: what is not finite never reaches the weights, and what happens beside training never ends it.
+"""Nothing that is not finite reaches the weights, and neither an evaluation nor a tracker that fails ends training.
 
 One row with a NaN turns every weight into NaN within one step; a plain Trainer then logs a loss of 0.0, saves it and
 ends with success. Here the norm of the gradients and the losses of a step are looked at before the optimizer's step,
 in one read of the device. If anything is not finite the gradients go, so that the step changes no weight, no decay and
-no optimizer state; its rows are named as the user knows them, and training goes on. After `max_nonfinite` such steps in
-a row, or ten times as many in all, it ends with NonFiniteError. A trained weight that is not finite itself ends it at
-once: no later step could be right.
+no optimizer state; its rows are named as the user knows them, and training continues. After `max_nonfinite` such steps
+in a row, or ten times as many in all, it ends with NonFiniteError. A trained weight that is not finite itself ends it
+at once: no later step could be right.
 
 With fp16 an overflow of the scaled gradients is the scaler's normal business: it skips the step and lowers its scale.
-That is left to it, and only ten times as long a streak ends training. With several processes gradients are averaged
-before this, so the norm is the same in all of them; losses are not, and whether a step is skipped is agreed on.
+That is left to the scaler, and only ten times as long a streak ends training. With several processes gradients are
+averaged before this, so the norm is the same in all of them; losses are not, so the processes agree on skipping a step.
 
-An evaluation that fails, or a tracker, is said once and training goes on without it. In a run of several processes a
-failed evaluation ends the run, for the others would wait for it.
+A failure of an evaluation or of a tracker is noted once, and training continues without it. In a run of several
+processes a failed evaluation ends the run, for the others would wait for it.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from qdora_fast.system.errors import NonFiniteError, QdoraError, first_line
 from qdora_fast.system.run_folder import newest_checkpoint
 from qdora_fast.training.checkpoint import require_finite
 from qdora_fast.training.microbatch import conversations
-from qdora_fast.training.oom import BackOff
+from qdora_fast.training.oom import OomRetry
 
 PATIENCE = 10
 """Times `max_nonfinite`: skipped steps in all, and overflows of fp16 in a row, that end training."""
-ROWS_SAID = 8
+ROWS_NAMED = 8
 """Rows that a message names; all of them are in metrics.jsonl."""
 TRACKER_FAILURES = 3
 """In a row, after which a tracker is left alone: each may cost a timeout."""
 
 
-class SafeSteps(BackOff):
-    """Put before SFTTrainer."""
+class SkipNonFinite(OomRetry):
+    """A mixin before SFTTrainer."""
 
     max_nonfinite = 3
     """Steps in a row that may be skipped before training ends."""
-    place_of: Callable[[Sequence[int]], str | None] | None = None
-    """Where a row with these token ids stands, for the user; None where that is not known."""
+    source_of: Callable[[Sequence[int]], str | None] | None = None
+    """Where a row with these token ids comes from, such as rows.jsonl:12; None where that is not known."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -96,8 +96,8 @@ class SafeSteps(BackOff):
             why = _named(error)
         gradient_state.dataloader_references = being_read  # else the held-out rows would count as being read for ever
         self._metrics["eval"].clear()
-        said = f"the evaluation failed ({why}); training goes on, its figures are missing"
-        self.note("evaluation", said, step=self.state.global_step)
+        message = f"the evaluation failed ({why}); training continues, its figures are missing"
+        self.note("evaluation", message, step=self.state.global_step)
         return {}
 
     def _determine_best_metric(self: Any, metrics: dict[str, float], trial: Any) -> bool:
@@ -114,7 +114,7 @@ class SafeSteps(BackOff):
         return bool(bad_loss), bool(bad_norm)
 
     def _skip(self: Any, model: Any, bad_loss: bool) -> None:
-        """Take the gradients away, name the rows, and make sure that the weights are not the reason."""
+        """Drop the gradients, name the rows, and make sure that the weights are not the reason."""
         self.skipped += 1
         self._skipped_step = step = self.state.global_step + 1
         broken = self._broken_by_loss() if bad_loss else self._broken_by_gradient(model)
@@ -122,22 +122,22 @@ class SafeSteps(BackOff):
             for parameter in model.parameters():
                 parameter.grad = None
         require_finite(self.model, Path(self.args.output_dir))
-        rows = {number: [self._place(ids) for ids in conversations(self.window.inputs[number])] for number in broken}
-        here = [(self._described(number, places, bad_loss), places) for number, places in rows.items()]
-        found = [each for process in distributed.all_gather(here) for each in process]
-        named = "; ".join(words for words, _ in found)
+        rows = {number: [self._source(ids) for ids in conversations(self.window.inputs[number])] for number in broken}
+        here = [(self._described(number, sources, bad_loss), sources) for number, sources in rows.items()]
+        everywhere = [each for process in distributed.all_gather(here) for each in process]
+        named = "; ".join(description for description, _ in everywhere)
         named = named or "gradients are not finite, but those of no micro-batch when it is computed again"
         self._in_a_row.append(f"step {step}: {named}")
-        places = tuple(place for _, places in found for place in places)
-        self.note("skipped", f"skipped, no weight was changed: {named}", places, step=step)
+        sources = tuple(source for _, sources in everywhere for source in sources)
+        self.note("skipped", f"skipped, no weight was changed: {named}", sources, step=step)
 
-    def _described(self: Any, number: int, places: list[str], bad_loss: bool) -> str:
+    def _described(self: Any, number: int, sources: list[str], bad_loss: bool) -> str:
         micro_batch = f"micro-batch {number + 1} of {len(self.window.inputs)}"
         if distributed.world_size() > 1:
             micro_batch += f" in process {distributed.rank()}"
         loss = float(self.window.losses[number])
-        words = f"the loss of {micro_batch} is {loss}" if bad_loss else f"gradients of {micro_batch} are not finite"
-        return f"{words} ({_listed(places)})"
+        problem = f"the loss of {micro_batch} is {loss}" if bad_loss else f"gradients of {micro_batch} are not finite"
+        return f"{problem} ({_listed(sources)})"
 
     def _broken_by_loss(self: Any) -> list[int]:
         """Numbers of this process's micro-batches whose loss is not finite."""
@@ -152,7 +152,7 @@ class SafeSteps(BackOff):
         if distributed.world_size() > 1:
             return list(range(len(window.inputs)))
         broken = []
-        self._return_to(window.before)
+        self._restore(window.before)
         for number, inputs in enumerate(window.inputs):
             model.zero_grad()
             self._compute(model, inputs)
@@ -161,19 +161,19 @@ class SafeSteps(BackOff):
                 broken.append(number)
         return broken
 
-    def _place(self: Any, ids: Sequence[int]) -> str:
-        place = self.place_of(ids) if self.place_of is not None else None
-        return place or f"a row of {len(ids)} tokens"
+    def _source(self: Any, ids: Sequence[int]) -> str:
+        source = self.source_of(ids) if self.source_of is not None else None
+        return source or f"a row of {len(ids)} tokens"
 
     def _too_many(self: Any) -> NonFiniteError:
         rows, limit = self._in_a_row, f"train.max_nonfinite: {self.max_nonfinite}"
         how_many = f"{len(rows)} steps in a row" if len(rows) >= self.max_nonfinite else f"{self.skipped} steps in all"
-        listed = "\n".join(f"  - {line}" for line in rows[-ROWS_SAID:])
-        good = newest_checkpoint(Path(self.args.output_dir))
+        listed = "\n".join(f"  - {line}" for line in rows[-ROWS_NAMED:])
+        checkpoint = newest_checkpoint(Path(self.args.output_dir))
         return NonFiniteError(
             f"training ended at step {self.state.global_step + 1}: losses or gradients were not finite in {how_many} "
             f"({limit}):\n{listed}\n"
-            f"  None of these steps changed a weight; {good}.\n"
+            f"  None of these steps changed a weight; {checkpoint}.\n"
             "  Look at these rows first. If they are sound, take a lower train.learning_rate or a wider "
             "train.precision (fp16 < bf16 < fp32);\n  adapter.init_adapter starts a new run from a checkpoint's weights"
         )
@@ -186,17 +186,17 @@ class SafeSteps(BackOff):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, kinds):
                 for event in (name for name in dir(callback) if name.startswith("on_")):
-                    say = partial(self._say_tracker, type(callback).__name__.removesuffix("Callback"))
-                    setattr(callback, event, _guarded(getattr(callback, event), say))
+                    report = partial(self._note_tracker, type(callback).__name__.removesuffix("Callback"))
+                    setattr(callback, event, _guarded(getattr(callback, event), report))
 
-    def _say_tracker(self: Any, name: str, why: str) -> None:
-        said = f"the tracker {name} failed ({why}); training goes on, metrics.jsonl has everything"
-        if said not in (note.said for note in self.notes):
-            self.note("tracker", said, step=self.state.global_step)
+    def _note_tracker(self: Any, name: str, why: str) -> None:
+        message = f"the tracker {name} failed ({why}); training continues, metrics.jsonl has everything"
+        if message not in (note.message for note in self.notes):
+            self.note("tracker", message, step=self.state.global_step)
 
 
-def _guarded(event: Callable[..., Any], say: Callable[[str], None]) -> Callable[..., Any]:
-    """A callback's event that tells `say` of failures instead of raising, and is left alone after a few in a row."""
+def _guarded(event: Callable[..., Any], report: Callable[[str], None]) -> Callable[..., Any]:
+    """A callback's event that calls `report` instead of raising, and is no longer called after a few failures."""
     failures = 0
 
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -207,7 +207,7 @@ def _guarded(event: Callable[..., Any], say: Callable[[str], None]) -> Callable[
             control = event(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - not ours, and training does not need it
             failures += 1
-            say(_named(error))
+            report(_named(error))
             return None
         failures = 0
         return control
@@ -216,8 +216,8 @@ def _guarded(event: Callable[..., Any], say: Callable[[str], None]) -> Callable[
 
 
 def _listed(rows: Sequence[str]) -> str:
-    more = f" and {len(rows) - ROWS_SAID} more" if len(rows) > ROWS_SAID else ""
-    return ", ".join(rows[:ROWS_SAID]) + more
+    more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
+    return ", ".join(rows[:ROWS_NAMED]) + more
 
 
 def _named(error: BaseException) -> str:

@@ -1,11 +1,12 @@
 """When memory runs out in a step, the step is repeated in smaller parts instead of ending the run.
 
-Gradients of a micro-batch that failed half-way are already mixed with those of the micro-batches before it. So nothing
-is saved of the step: gradients go, what can be freed is (out_of_memory.py: kept weights, buffers, cache), the random
-generators return to where the step began, and all its micro-batches are computed again. If giving back freed something
-that is tried first, as it was; from then on each micro-batch is computed in 2, 4, 8, … parts, down to one conversation.
-What was drawn from the data stays, and the loss is divided by the tokens of the whole step, as before: the step is the
-same to the rounding of sums. (With dropout the masks of a part are others than those of the whole, equally random.)
+Gradients of a micro-batch that failed half-way are already added to those of the micro-batches before it. So nothing
+of the step is retained: gradients are dropped, what can be freed is freed (`models/out_of_memory.py`: cached weights,
+buffers, the allocator's cache), the random generators return to where the step began, and all its micro-batches are
+computed again. If cached weights were freed, the step is first tried as it was; otherwise each micro-batch is computed
+in 2, 4, 8, … parts from then on, down to one conversation. The rows stay the same, and the loss is divided by the
+tokens of the whole step, as before: the step is the same to the rounding of sums. (With dropout a part has other masks
+than the whole micro-batch, equally random.)
 
 An evaluation has its own parts and leaves those of training alone.
 
@@ -20,11 +21,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.models.out_of_memory import Lack, attempt, first_sentence, give_back, is_out_of_memory
+from qdora_fast.models.out_of_memory import (
+    OutOfMemoryEvent,
+    attempt,
+    first_sentence,
+    freed_message,
+    give_back,
+    is_out_of_memory,
+)
 from qdora_fast.system import distributed
 from qdora_fast.system.errors import OutOfMemory
 from qdora_fast.system.run_folder import newest_checkpoint
-from qdora_fast.training.microbatch import Batch, Whole, halves, parts, trained_tokens
+from qdora_fast.training.microbatch import Batch, CannotSplit, halves, split, trained_tokens
 from qdora_fast.training.state import random_state, set_random_state
 
 ADVICE = (
@@ -41,15 +49,15 @@ class Note:
     step: int
     kind: str
     """memory, skipped, evaluation or tracker."""
-    said: str
+    message: str
     """For the user: what happened, and what was done."""
     rows: tuple[str, ...] = ()
-    """Places of the rows it is about."""
+    """Sources of the rows it is about, such as rows.jsonl:12."""
 
 
 @dataclass
-class Window:
-    """The micro-batches of one optimizer step so far."""
+class AccumulationWindow:
+    """The micro-batches of one optimizer step, as far as they were drawn."""
 
     inputs: list[Batch] = field(default_factory=list)
     losses: list[Any] = field(default_factory=list)
@@ -57,49 +65,49 @@ class Window:
     items: Any = None
     """Trained tokens of the whole step, by which its loss is divided; None: each micro-batch by its own."""
     before: Any = None
-    """Random generators, and what TRL had counted, before the first."""
+    """Random generators and TRL's counts before the first micro-batch, from `_saved_state`."""
 
 
-class BackOff:
-    """Put before SFTTrainer. `micro_parts` belongs into a checkpoint: a resumed run then adds in the same order."""
+class OomRetry:
+    """A mixin before SFTTrainer. `micro_parts` is saved in checkpoints: a resumed run then adds in the same order."""
 
     micro_parts = 1
     """In how many parts a micro-batch is computed while training: 1, 2, 4, …"""
     eval_parts = 1
     """The same while evaluating."""
     on_note: Callable[[Note], None] | None = None
-    """Told of every note when it is made."""
+    """Called with every note when it is made."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.notes: list[Note] = []
-        self.window = Window()
+        self.window = AccumulationWindow()
         self._part: Batch = {}
         self._share: Any = None
         self._in_update = False
         super().__init__(*args, **kwargs)
 
-    def note(self: Any, kind: str, said: str, rows: tuple[str, ...] = (), *, step: int) -> None:
+    def note(self: Any, kind: str, message: str, rows: tuple[str, ...] = (), *, step: int) -> None:
         """Make a note of something that happened in this step, or after it."""
-        self.notes.append(Note(step, kind, said, rows))
+        self.notes.append(Note(step, kind, message, rows))
         if self.on_note is not None:
             self.on_note(self.notes[-1])
 
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's; memory that runs out where nothing can be repeated is said in words."""
+        """The Trainer's; memory that runs out where nothing can be repeated raises OutOfMemory."""
         try:
             return super().train(*args, **kwargs)  # type: ignore[misc]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            step, lack = self.state.global_step + 1, Lack(first_sentence(error))
+            step, event = self.state.global_step + 1, OutOfMemoryEvent(first_sentence(error))
             if self._in_update:
                 half = "That is never repeated: some weights may be updated and others not"
-                raise self._out_of_memory(lack, f"inside the optimizer's step {step}", half) from error
-            raise self._out_of_memory(lack, f"around step {step}", "Nothing there can be computed in parts") from error
+                raise self._out_of_memory(event, f"inside the optimizer's step {step}", half) from error
+            raise self._out_of_memory(event, f"around step {step}", "Nothing there can be computed in parts") from error
 
     def get_batch_samples(self: Any, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's: where a step begins."""
-        self.window = Window()
+        self.window = AccumulationWindow()
         return super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
 
     def training_step(self: Any, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Any:
@@ -107,17 +115,15 @@ class BackOff:
         window = self.window
         window.items = num_items_in_batch
         if not window.inputs:
-            window.before = self._standing()
+            window.before = self._saved_state()
         window.inputs.append(inputs)
-        while isinstance(lack := attempt(lambda: self._compute_rest(model)), Lack):
+        while isinstance(event := attempt(lambda: self._compute_rest(model)), OutOfMemoryEvent):
             window.losses.clear()
             model.zero_grad()
-            self._return_to(window.before)
+            self._restore(window.before)
             step = self.state.global_step + 1
-            told = (
-                "the step is repeated with each micro-batch in {} parts, and so are later ones; its rows stay the same"
-            )
-            self.micro_parts = self._smaller(lack, f"in step {step}", self.micro_parts, step, told)
+            then = "the step is repeated with each micro-batch in {} parts, as are later steps; the rows stay the same"
+            self.micro_parts = self._next_parts(event, f"in step {step}", self.micro_parts, step, then)
         return window.losses[-1]
 
     def compute_loss(self: Any, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
@@ -134,18 +140,19 @@ class BackOff:
             return predict(model, inputs, False, ignore_keys)
 
         def mean_loss() -> Any:
-            whole, total = trained_tokens(inputs), 0.0
-            for part in parts(inputs, self.eval_parts):
+            tokens, total = trained_tokens(inputs), 0.0
+            for part in split(inputs, self.eval_parts):
                 self._part = part
                 loss = predict(model, part, True, ignore_keys)[0]
-                total = loss if part is inputs else total + loss * (trained_tokens(part) / whole)
+                total = loss if part is inputs else total + loss * (trained_tokens(part) / tokens)
             return total
 
-        while isinstance(found := attempt(mean_loss), Lack):
+        while isinstance(loss := attempt(mean_loss), OutOfMemoryEvent):
             step = self.state.global_step
-            told = "held-out batches are computed in {} parts from here on, training as before"
-            self.eval_parts = self._smaller(found, f"in the evaluation after step {step}", self.eval_parts, step, told)
-        return found, None, None
+            where = f"in the evaluation after step {step}"
+            then = "held-out batches are computed in {} parts from here on, training as before"
+            self.eval_parts = self._next_parts(loss, where, self.eval_parts, step, then)
+        return loss, None, None
 
     def _get_grad_norm(self: Any, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's; the optimizer's step follows."""
@@ -166,7 +173,7 @@ class BackOff:
     def _compute(self: Any, model: Any, inputs: Batch) -> Any:
         """Forward and backward of one micro-batch in its parts; the sum of their losses."""
         total: Any = 0.0
-        for part in parts(inputs, self.micro_parts):
+        for part in split(inputs, self.micro_parts):
             self._part = part
             if self.window.items is None and part is not inputs:
                 self._share = trained_tokens(part) / trained_tokens(inputs)
@@ -177,40 +184,47 @@ class BackOff:
             total = loss if part is inputs else total + loss
         return total
 
-    def _smaller(self: Any, lack: Lack, where: str, now: int, step: int, told: str) -> int:
-        """Free what can be freed; in how many parts to try next, which is noted as `told`.
+    def _next_parts(self: Any, event: OutOfMemoryEvent, where: str, parts: int, step: int, then: str) -> int:
+        """Free what can be freed, and note what is done.
+
+        Args:
+            parts: in which memory ran out.
+            then: the note, with a place for the number of parts.
+
+        Returns:
+            In how many parts to try next: as many where something was freed, else twice as many.
 
         Raises:
             OutOfMemory: no smaller part is left, or other processes would wait.
         """
         if distributed.world_size() > 1:
             alone = "With several processes no step is repeated, for the others would wait: take a smaller"
-            raise self._out_of_memory(lack, where, f"{alone} train.batch_size with the same train.effective_batch")
-        given = give_back(self.model)
-        if given:
-            freed = f"the engine gave back {given / 2**20:,.3g} MiB of kept weights, and the same is tried again"
-            self.note("memory", f"memory ran out ({lack.why}); {freed}", step=step)
-            return now
+            raise self._out_of_memory(event, where, f"{alone} train.batch_size with the same train.effective_batch")
+        ran_out = f"memory ran out ({event.reason})"
+        freed = give_back(self.model)
+        if freed:
+            self.note("memory", f"{ran_out}; {freed_message(freed)}", step=step)
+            return parts
         try:
             halves(self._part)
-        except Whole as whole:
-            tried = f"What is left is {whole}; it was tried in {now} parts, with everything given back that was kept"
-            raise self._out_of_memory(lack, where, tried) from None
-        self.note("memory", f"memory ran out ({lack.why}); {told.format(2 * now)}", step=step)
-        return 2 * now
+        except CannotSplit as smallest:
+            tried = f"The smallest part is {smallest}; a micro-batch was tried in {parts} parts, with all caches freed"
+            raise self._out_of_memory(event, where, tried) from None
+        self.note("memory", f"{ran_out}; {then.format(2 * parts)}", step=step)
+        return 2 * parts
 
-    def _out_of_memory(self: Any, lack: Lack, where: str, why_final: str) -> OutOfMemory:
-        good = newest_checkpoint(Path(self.args.output_dir))
-        said = f"memory ran out {where} ({lack.why})"
-        return OutOfMemory(f"{said}.\n  {why_final}.\n  {good[0].upper()}{good[1:]}.\n  {ADVICE}")
+    def _out_of_memory(self: Any, event: OutOfMemoryEvent, where: str, why_final: str) -> OutOfMemory:
+        checkpoint = newest_checkpoint(Path(self.args.output_dir))
+        ran_out = f"memory ran out {where} ({event.reason})"
+        return OutOfMemory(f"{ran_out}.\n  {why_final}.\n  {checkpoint[0].upper()}{checkpoint[1:]}.\n  {ADVICE}")
 
-    def _standing(self: Any) -> Any:
+    def _saved_state(self: Any) -> Any:
         """What computing a micro-batch changes besides gradients: random generators, TRL's counts."""
         counts = {name: list(values) for name, values in self._metrics["train"].items()}
         return random_state(), counts, self._total_train_tokens
 
-    def _return_to(self: Any, standing: Any) -> None:
-        generators, counts, self._total_train_tokens = standing
+    def _restore(self: Any, saved: Any) -> None:
+        generators, counts, self._total_train_tokens = saved
         set_random_state(generators)
         self._metrics["train"].clear()
         self._metrics["train"].update({name: list(values) for name, values in counts.items()})

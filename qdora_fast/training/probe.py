@@ -1,4 +1,4 @@
-"""The longest batch, tried on the GPU before step 1: what does not fit is found out now, and not hours later.
+"""The longest batch, tried on the GPU before step 1: what does not fit shows now, and not hours later.
 
 Two steps and an evaluation are made on the longest rows with all that the run itself will use: trainer, engine,
 optimizer. At learning rate 0; and two steps, because only in the second are gradients and optimizer state all there.
@@ -6,8 +6,8 @@ Then weights, random generators, modes and the model's own attributes are put ba
 what the run learns is the same (tested to the bit, on the CPU).
 
 If memory runs out, the trainer computes each micro-batch in 2, 4, 8, … parts, down to one row (oom.py). That is
-halving the micro-batch and doubling the accumulation; the run begins with as many, and without the kept weights that
-the engine gave back. What does not fit even so ends with OutOfMemory, before anything was trained.
+halving the micro-batch and doubling the accumulation; the run begins with as many, and without the cached weights that
+the engine released. What does not fit even so ends with OutOfMemory, before anything was trained.
 
 What it does not do: answer questions or export, which come after training; run on the CPU, where memory does not run
 out with an error; or in several processes, where the others would wait for one that failed. With fp16 the scaler may
@@ -17,19 +17,19 @@ optimizer: that of the two steps stays, in pages that nobody touches again.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from qdora_fast.config import Config
+from qdora_fast.config import TrainSettings
 from qdora_fast.models.backend import captured_prints
-from qdora_fast.planning.memory import Card, base_config, estimate, in_gib, job_of, sizes_of
-from qdora_fast.system.errors import ConfigError, OutOfMemory
+from qdora_fast.models.out_of_memory import release_memory
+from qdora_fast.planning.memory.estimate import in_gib
+from qdora_fast.system.errors import OutOfMemory
 from qdora_fast.training.state import random_state, set_random_state
 from qdora_fast.training.trainer import Recipe, build_trainer, sft_arguments
 
@@ -95,7 +95,7 @@ class Probed:
     """In which a micro-batch is computed, so that it fits."""
     eval_parts: int
     given_back: bool
-    """The engine's kept weights did not fit beside it."""
+    """The engine's cached weights did not fit beside it."""
     peak_bytes: int
     total_bytes: int
     estimated_bytes: int | None
@@ -105,49 +105,52 @@ class Probed:
         """For fit.json."""
         return asdict(self)
 
-    def said(self) -> list[str]:
-        """For the user."""
+    def summary(self) -> list[str]:
+        """Sentences for the user."""
         guess = f" ({in_gib(self.estimated_bytes)} estimated)" if self.estimated_bytes else ""
         left = in_gib(max(0, self.total_bytes - self.peak_bytes))
         what = f"the longest batch, {self.rows} x {self.tokens:,} tokens, was tried"
         lines = [f"{what}: peak {in_gib(self.peak_bytes)}{guess}, {left} left of {in_gib(self.total_bytes)}"]
         if self.given_back:
-            lines.append("it does not fit beside merged weights that are kept, so none are")
+            lines.append("it does not fit beside cached merged weights, so none are cached")
         for batches, parts in (("micro-batches", self.parts), ("held-out batches", self.eval_parts)):
             if parts > 1:
-                lines.append(f"{batches} are computed in {parts} parts: as they are they do not fit; same rows a step")
+                lines.append(f"{batches} are computed in {parts} parts: at once they do not fit; same rows a step")
         return lines
 
 
 def probe(
     model: Any,
     tokenizer: Any,
-    config: Config,
+    train: TrainSettings,
     recipe: Recipe,
     datasets: tuple[Any, Any | None],
     lengths: tuple[np.ndarray, np.ndarray],
     *,
-    base_name: str,
+    max_length: int,
     folder: Path,
     meter: Meter,
+    estimated: Callable[[int, int], int | None],
 ) -> Probed:
     """Try the longest batch.
 
     Args:
         datasets: training and held-out rows, as `build_trainer` takes them.
         lengths: their tokens, row by row.
-        base_name: of the base whose config.json says what was to be expected.
+        max_length: tokens of a packed sequence.
         folder: of the run's checkpoints; nothing is written into it.
+        estimated: bytes to be expected of a training step; asked with the tokens of a row and the bytes of the card,
+            None where the architecture is not counted.
 
     Raises:
         OutOfMemory: not even one row fits.
     """
     from qdora_fast.engine.patch import residency
 
-    chosen = _longest(config, recipe, datasets, lengths)
+    chosen = _longest(train, recipe, datasets, lengths, max_length)
     peaks: list[int] = []
     with _nothing_changes(model):
-        trainer = _still_trainer(model, tokenizer, config, recipe, chosen, folder)
+        trainer = _still_trainer(model, tokenizer, train, recipe, chosen, folder, max_length)
         trainer.add_callback(_after_steps(meter, peaks))
         trainer.on_note = lambda note: meter.begin() if note.kind == "memory" else None  # what failed does not count
         meter.begin()
@@ -156,40 +159,50 @@ def probe(
                 trainer.train()
         except OutOfMemory as error:
             raise OutOfMemory(f"the longest rows do not fit, so no step was made: {error}") from None
-        tokens = config.model.length if trainer.args.packing else int(lengths[0].max())
-        found = Probed(
-            rows=min(config.train.micro_batch, len(trainer.train_dataset)),
+        tokens = max_length if trainer.args.packing else int(lengths[0].max())
+        probed = Probed(
+            rows=min(train.micro_batch, len(trainer.train_dataset)),
             tokens=tokens,
             parts=trainer.micro_parts,
             eval_parts=trainer.eval_parts,
-            given_back=bool((kept := residency(model)) and kept.given_up),
+            given_back=bool((resident := residency(model)) and resident.given_up),
             peak_bytes=max(*peaks, meter.peak()),
             total_bytes=(total := meter.total()),
-            estimated_bytes=_estimated(config, base_name, tokens, total),
+            estimated_bytes=estimated(tokens, total),
         )
         del trainer
-    return found
+    return probed
 
 
 def _longest(
-    config: Config, recipe: Recipe, datasets: tuple[Any, Any | None], lengths: tuple[np.ndarray, np.ndarray]
+    train: TrainSettings,
+    recipe: Recipe,
+    datasets: tuple[Any, Any | None],
+    lengths: tuple[np.ndarray, np.ndarray],
+    max_length: int,
 ) -> tuple[Any, Any | None]:
     """The rows of the steps, and of one held-out batch."""
-    size = config.train.micro_batch
-    count = size * min(STEPS, config.train.accumulation) * STEPS
+    size = train.micro_batch
+    count = size * min(STEPS, train.accumulation) * STEPS
     wanted = (
-        longest_rows(lengths[0], count, config.model.length if recipe.packing else None),
+        longest_rows(lengths[0], count, max_length if recipe.packing else None),
         longest_rows(lengths[1], size, None),
     )
-    train, held_out = (  # in memory, so that packing them leaves no file beside the prepared ones
-        rows and rows.from_dict(rows[numbers], features=rows.features)
-        for rows, numbers in zip(datasets, wanted, strict=True)
+    rows, held_out = (  # in memory, so that packing them leaves no file beside the prepared ones
+        dataset and dataset.from_dict(dataset[numbers], features=dataset.features)
+        for dataset, numbers in zip(datasets, wanted, strict=True)
     )
-    return train, held_out
+    return rows, held_out
 
 
 def _still_trainer(
-    model: Any, tokenizer: Any, config: Config, recipe: Recipe, datasets: tuple[Any, Any | None], folder: Path
+    model: Any,
+    tokenizer: Any,
+    train: TrainSettings,
+    recipe: Recipe,
+    datasets: tuple[Any, Any | None],
+    folder: Path,
+    max_length: int,
 ) -> Any:
     """The run's trainer, for steps that move nothing, over rows in their order."""
     still = {
@@ -199,9 +212,9 @@ def _still_trainer(
         "tracker": "none",
         "max_nonfinite": STEPS + 1,  # a row with a NaN is the run's business
     }
-    train = config.train.model_copy(update=still)
+    train = train.model_copy(update=still)
     evaluates = datasets[1] is not None
-    arguments = sft_arguments(train, recipe, folder=folder, max_length=config.model.length, evaluates=evaluates)
+    arguments = sft_arguments(train, recipe, folder=folder, max_length=max_length, evaluates=evaluates)
     arguments |= {
         "max_steps": STEPS,
         "gradient_accumulation_steps": min(STEPS, train.accumulation),
@@ -228,7 +241,7 @@ def longest_rows(lengths: Sequence[int] | np.ndarray, count: int, packed_into: i
 
 
 def _after_steps(meter: Meter, peaks: list[int]) -> Any:
-    """A callback that keeps the peak of the steps: an evaluation that has to be repeated would lose it."""
+    """A callback that records the peak of the steps: an evaluation that has to be repeated would lose it."""
     from transformers import TrainerCallback
 
     class AfterSteps(TrainerCallback):
@@ -245,7 +258,7 @@ def _after_steps(meter: Meter, peaks: list[int]) -> Any:
 def _nothing_changes(model: Any) -> Iterator[None]:
     """Put weights, gradients, modes, generators and the model's attributes back to what they were.
 
-    What the engine may keep on a GPU is decided by the run's own first step, as ever. The allocator's peak is left for
+    What the engine may cache on a GPU is decided by the run's own first step. The allocator's peak is left for
     that decision: it then knows what the longest batch needs.
     """
     import torch
@@ -256,10 +269,10 @@ def _nothing_changes(model: Any) -> Iterator[None]:
     trained = [(each, each.detach().to("cpu", copy=True)) for each in model.parameters() if each.requires_grad]
     modes = [(module, module.training) for module in model.modules()]
     attributes = dict(vars(model))  # Accelerate puts its autocast around `forward`, and the next trainer's around that
-    kept = residency(model)
-    undecided = kept is not None and kept.later
-    if kept is not None:
-        kept.later = False
+    resident = residency(model)
+    undecided = resident is not None and resident.later
+    if resident is not None:
+        resident.later = False
     try:
         yield
     finally:
@@ -271,20 +284,8 @@ def _nothing_changes(model: Any) -> Iterator[None]:
         vars(model).update(attributes)
         for module, mode in modes:
             module.training = mode
-        if kept is not None:
-            kept.later = undecided
+        if resident is not None:
+            resident.later = undecided
         forget_fallbacks(model)
         set_random_state(before)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def _estimated(config: Config, base_name: str, tokens: int, memory: int) -> int | None:
-    """Bytes that were to be expected of a training step on such rows."""
-    try:
-        sizes = sizes_of(base_config(base_name, config.model.revision).values)
-        job = replace(job_of(config, sizes, on_gpu=True), length=tokens)
-    except ConfigError:  # not counted; nothing depends on it
-        return None
-    return estimate(job, Card("", memory)).phases["step"]
+        release_memory()

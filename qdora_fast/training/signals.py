@@ -1,9 +1,9 @@
 """Ctrl-C, SIGTERM and SIGUSR1 while a model is trained.
 
 The first Ctrl-C or SIGTERM is a request: the step in hand is finished, a checkpoint is saved, and
-the process ends with 130 or 75 (run again to go on). The second is an order: the process ends at
+the process ends with 130 or 75 (the same command with --resume continues). The second is an order: the process ends at
 once; nothing is left half-written, because whatever is being saved does not have its name yet.
-SIGUSR1 saves a checkpoint and goes on. Handlers are set while training runs and put back after it.
+SIGUSR1 saves a checkpoint, and training continues. Handlers are set while training runs and put back after it.
 
 With several processes each gets the signal at its own time, or only one does; they agree at the end
 of every step, so that all stop at the same one.
@@ -28,7 +28,7 @@ _CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 @dataclass
 class Requests:
-    """What was asked for by signals so far."""
+    """What signals have asked for so far."""
 
     stop: int = 0
     """The signal that asked to stop; 0: none."""
@@ -40,7 +40,7 @@ class Requests:
         if self.stop:
             name = signal.Signals(self.stop).name
             raise Stopped(
-                f"stopped by {name}; {where} was saved. Go on with the same command and --resume", _CODES[self.stop]
+                f"stopped by {name}; {where} was saved. Continue with the same command and --resume", _CODES[self.stop]
             )
 
 
@@ -54,7 +54,7 @@ def listening(say: Callable[[str], None]) -> Iterator[Requests]:
         if requests.stop:
             os._exit(128 + number)
         requests.stop = number
-        say(f"{signal.Signals(number).name}: saving a checkpoint after this step; once more to leave at once")
+        say(f"{signal.Signals(number).name}: saving a checkpoint after this step; send it once more to end at once")
 
     def on_save(_: int, __: FrameType | None) -> None:
         requests.save = True
@@ -77,18 +77,18 @@ def signal_callback(requests: Requests) -> Any:
     """A Trainer callback that carries requests out at the end of a step."""
     from transformers import TrainerCallback
 
-    class Obey(TrainerCallback):
+    class StopAndSave(TrainerCallback):
         """Saves, or saves and stops."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self._obey(control)
+            self._carry_out(control)
             if requests.stop and not args.load_best_model_at_end:  # there, the evaluation decides what is best
                 control.should_evaluate = False
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self._obey(control)
+            self._carry_out(control)
 
-        def _obey(self, control: Any) -> None:
+        def _carry_out(self, control: Any) -> None:
             requests.stop, save = all_reduce_max(requests.stop), all_reduce_max(int(requests.save))
             if requests.stop or save:
                 control.should_save = True
@@ -96,4 +96,4 @@ def signal_callback(requests: Requests) -> Any:
             if requests.stop:
                 control.should_training_stop = True
 
-    return Obey()
+    return StopAndSave()

@@ -6,7 +6,7 @@ tensors go into one, and the nest into the other, with a name where each tensor 
 is the same to the bit and of the same types, integers as keys and tuples included; so an optimizer
 takes it as if it had never been written.
 
-What this does not do: know what is in there, or whether the files are whole (`manifest.py`).
+What this does not do: know what is in there, or whether the files are complete (`manifest.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qdora_fast.system.json_files import read_object
+
 NEST, TENSORS = "training_state.json", "training_state.safetensors"
 _KINDS = ("$tensor", "$tuple", "$pairs")
 
@@ -25,7 +27,7 @@ def write_state(folder: Path, content: Any) -> None:
     """Write a nest of plain values and tensors below `folder`.
 
     Raises:
-        TypeError: something that is neither; names its place.
+        TypeError: something that is neither; names its path in the state.
     """
     from safetensors.torch import save_file
 
@@ -36,10 +38,14 @@ def write_state(folder: Path, content: Any) -> None:
 
 
 def read_state(folder: Path) -> Any:
-    """What `write_state` wrote; tensors are on the CPU."""
+    """What `write_state` wrote; tensors are on the CPU.
+
+    Raises:
+        IntegrityError: the JSON file is damaged.
+    """
     from safetensors.torch import load_file
 
-    return _unpacked(json.loads((folder / NEST).read_text(encoding="utf-8")), load_file(str(folder / TENSORS)))
+    return _unpacked(read_object(folder / NEST), load_file(str(folder / TENSORS)))
 
 
 def random_state() -> dict[str, Any]:
@@ -102,22 +108,22 @@ def _page_again(optimizer: Any) -> None:
                 state[key] = optimizer.get_state_buffer(parameter, dtype=state[key].dtype).copy_(state[key])
 
 
-def _packed(value: Any, place: str, tensors: dict[str, Any]) -> Any:
+def _packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor):
-        tensors[place] = value.detach().cpu().contiguous().clone()  # two places may share memory; a file may not
-        return {"$tensor": place}
+        tensors[path] = value.detach().cpu().contiguous().clone()  # two tensors may share memory; a file may not
+        return {"$tensor": path}
     if isinstance(value, Mapping):
-        pairs = [[key, _packed(each, f"{place}.{key}", tensors)] for key, each in value.items()]
+        pairs = [[key, _packed(each, f"{path}.{key}", tensors)] for key, each in value.items()]
         plain = all(isinstance(key, str) and key not in _KINDS for key in value)
         return dict(pairs) if plain else {"$pairs": pairs}
     if isinstance(value, list | tuple):
-        items = [_packed(each, f"{place}.{number}", tensors) for number, each in enumerate(value)]
+        items = [_packed(each, f"{path}.{number}", tensors) for number, each in enumerate(value)]
         return items if isinstance(value, list) else {"$tuple": items}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"{place}: a {type(value).__name__} cannot be saved without a pickle")
+    raise TypeError(f"{path}: a {type(value).__name__} cannot be saved without a pickle")
 
 
 def _unpacked(value: Any, tensors: Mapping[str, Any]) -> Any:

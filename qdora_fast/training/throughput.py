@@ -1,12 +1,12 @@
-"""How fast a training runs, how long it still takes, and one word when it is much slower than it should be.
+"""How fast a training runs, how long it still takes, and one message when it is much slower than it should be.
 
 Only the time of steps counts, the wait for their rows included; evaluations, checkpoints and logging lie between steps.
 Tokens are those of an epoch times the share of it that was seen: exact on average, and free to compute.
 
 Slow means: in two stretches of 20 steps one after the other, under 70 % of what an earlier run of the same shape made
 on this machine, or of what this run itself made before. The first steps (kernels are compiled, caches filled) count for
-nothing, nor does a single step that took long. It is said once, with what was found that would explain it; nothing is
-measured for it until then.
+nothing, nor does a single step that took long. The message comes once, with what would explain it; nothing is measured
+for it until then.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ class Expected:
 
     tokens_per_second: float
     source: str
-    """Where, in a few words."""
+    """Where it was measured: "the run demo-2"."""
 
 
 @dataclass(frozen=True)
 class Slow:
-    """What is to be said about a run that is slow."""
+    """How slow a run is."""
 
     tokens_per_second: float
     expected: Expected
     waiting: float
     """Share of the time in which the rows of a step were waited for."""
 
-    def said(self, causes: list[str]) -> str:
-        """For the user."""
+    def message(self, causes: list[str]) -> str:
+        """A sentence for the user; `causes`: from the function `causes`."""
         share = self.tokens_per_second / self.expected.tokens_per_second
-        why = f"likely because {'; '.join(causes)}" if causes else "nothing was found that explains it"
+        why = f"likely because {'; '.join(causes)}" if causes else "no cause was found"
         return (
             f"slow: {self.tokens_per_second:,.0f} tokens/s, {share:.0%} of the {self.expected.tokens_per_second:,.0f} "
             f"that {self.expected.source} made; {why}"
@@ -86,10 +86,10 @@ class Throughput:
     _begun: float = 0.0
     _epoch: float = 0.0
     _asked: int = 0
-    _told: bool = False
+    _reported: bool = False
 
     def begin(self, epoch: float, now: float) -> None:
-        """Training begins, or goes on, at this epoch."""
+        """Training begins, or is resumed, at this epoch."""
         self._epoch, self._free = epoch, now
 
     def step_begins(self, now: float) -> None:
@@ -120,12 +120,12 @@ class Throughput:
         if len(seen) < FEWEST:
             return None
         usual, mean = (f([step.seconds for step in seen]) for f in (statistics.median, statistics.fmean))
-        whole = mean + self._between / len(self._steps)
-        return steps * min(usual, whole), steps * max(usual, whole)
+        with_between = mean + self._between / len(self._steps)
+        return steps * min(usual, with_between), steps * max(usual, with_between)
 
     def slow(self) -> Slow | None:
-        """What is to be said now; once at most."""
-        if self._told or len(self._paces) < 2 or (len(self._steps) - WARM_UP) % STRETCH:
+        """The run, if it has just turned out to be slow; once at most."""
+        if self._reported or len(self._paces) < 2 or (len(self._steps) - WARM_UP) % STRETCH:
             return None
         bars = [self.expected] if self.expected else []
         if len(self._paces) > 2:
@@ -135,7 +135,7 @@ class Throughput:
         bar = max(bars, key=lambda each: each.tokens_per_second)
         if max(self._paces[-2:]) >= SLOW * bar.tokens_per_second:
             return None
-        self._told = True
+        self._reported = True
         steps = self._steps[-2 * STRETCH :]
         waiting = sum(step.waited for step in steps) / max(1e-9, sum(step.seconds for step in steps))
         return Slow(statistics.fmean(self._paces[-2:]), bar, waiting)
@@ -143,7 +143,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What may slow a run down, as it was found."""
+    """What may slow a run down."""
 
     waiting: float = 0.0
     """Share of the time in which rows were waited for."""
@@ -154,7 +154,7 @@ class Circumstances:
     left_to_peft: Mapping[str, int] = field(default_factory=dict)
     """Calls of adapted layers that the engine left to PEFT, by reason."""
     given_up: str = ""
-    """Why the engine gave its kept weights back."""
+    """Why the engine released its cached weights; empty: it did not."""
     brakes: tuple[str, ...] = ()
     """What holds the card's clocks down."""
     spilled: bool = False
@@ -163,27 +163,27 @@ class Circumstances:
     """Share of the processor that other programs use."""
 
 
-def causes(found: Circumstances) -> list[str]:
+def causes(seen: Circumstances) -> list[str]:
     """What explains a slow run, the worst first, each with what helps."""
-    said = []
-    if found.spilled:
-        said.append("memory spilled from the card into the host's: a smaller train.batch_size, or train.vram")
-    if found.brakes:
-        said.append(f"the card's clocks are held down by {', '.join(found.brakes)}: cooling or power")
-    if found.waiting >= WAITING:
-        said.append(f"{found.waiting:.0%} of the time rows are waited for: is the disk or the processor busy?")
-    if found.others >= OTHERS:
-        said.append(f"other programs use {found.others:.0%} of the processor")
-    if found.attention == "eager":
-        said.append("attention is computed without a fused kernel (eager): `qdora-fast doctor` says which are there")
-    if found.left_to_peft:
-        why, calls = max(found.left_to_peft.items(), key=lambda each: each[1])
-        said.append(f"{calls:,} calls of adapted layers went PEFT's slow way ({why})")
-    if found.given_up:
-        said.append(f"the engine gave its kept weights back ({found.given_up})")
-    if found.padding >= PADDING:
-        said.append(f"padding is {found.padding:.0%} of a batch: train.packing needs a GPU; a smaller batch has less")
-    return said
+    reasons = []
+    if seen.spilled:
+        reasons.append("memory spilled from the card into the host's: a smaller train.batch_size, or train.vram")
+    if seen.brakes:
+        reasons.append(f"the card's clocks are held down by {', '.join(seen.brakes)}: cooling or power")
+    if seen.waiting >= WAITING:
+        reasons.append(f"{seen.waiting:.0%} of the time rows are waited for: is the disk or the processor busy?")
+    if seen.others >= OTHERS:
+        reasons.append(f"other programs use {seen.others:.0%} of the processor")
+    if seen.attention == "eager":
+        reasons.append("attention is computed without a fused kernel (eager): `qdora-fast doctor` says which are there")
+    if seen.left_to_peft:
+        why, calls = max(seen.left_to_peft.items(), key=lambda each: each[1])
+        reasons.append(f"{calls:,} calls of adapted layers ran PEFT's slower forward ({why})")
+    if seen.given_up:
+        reasons.append(f"the engine released its cached weights ({seen.given_up})")
+    if seen.padding >= PADDING:
+        reasons.append(f"padding is {seen.padding:.0%} of a batch: train.packing needs a GPU; a smaller batch has less")
+    return reasons
 
 
 @dataclass(frozen=True)
@@ -218,10 +218,10 @@ class ProcessorTime:
         return max(0.0, (busy - (later.own - self.own)) / total) if total > 0 else 0.0
 
 
-def look_around(
+def observe(
     model: Any, lengths: np.ndarray, *, batch_size: int, packed: bool, waiting: float, since: ProcessorTime
 ) -> Circumstances:
-    """Find out what may slow this process down.
+    """What may slow this process down now.
 
     Args:
         lengths: of the training rows, in tokens.
@@ -232,13 +232,13 @@ def look_around(
     from qdora_fast.engine.patch import fallbacks, residency
 
     gpu = torch.cuda.is_available()
-    kept = residency(model)
+    resident = residency(model)
     return Circumstances(
         waiting=waiting,
         padding=0.0 if packed else 1 - padded_fill(lengths, batch_size),
         attention=str(getattr(model.config, "_attn_implementation", "") or ""),
         left_to_peft=fallbacks(model),
-        given_up=kept.given_up if kept else "",
+        given_up=resident.given_up if resident else "",
         brakes=tuple(hardware.clock_brakes()) if gpu else (),
         spilled=gpu and torch.cuda.memory_reserved() > torch.cuda.get_device_properties(0).total_memory,
         others=0.0 if gpu else since.others(ProcessorTime.now()),

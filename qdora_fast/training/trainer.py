@@ -3,7 +3,7 @@
 Every argument that matters is set here, because the SFTConfig that reaches us is not TRL's:
 Unsloth changes its defaults. Rows come already tokenised and masked (see `data/`), so the
 trainer only packs, pads and steps; it gets our optimizer and no collator of ours, since a
-custom one switches packing off. What `auto` became is said in `Recipe.notes`.
+custom one switches packing off. `Recipe.notes` says what was decided otherwise than asked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from qdora_fast.models.loading import checkpointing
 from qdora_fast.system import distributed
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.training.checkpoint import DurableCheckpoints
-from qdora_fast.training.nonfinite import SafeSteps
+from qdora_fast.training.eval_loss import TokenWeightedEvaluation
+from qdora_fast.training.nonfinite import SkipNonFinite
 from qdora_fast.training.oom import Note
 from qdora_fast.training.optimizer import build_optimizer, describe_groups, parameter_groups
 
@@ -67,13 +68,14 @@ def check_tracker(train: TrainSettings) -> None:
         )
 
 
-def make_recipe(train: TrainSettings, *, rows: int, tokens: int, max_length: int) -> Recipe:
+def make_recipe(train: TrainSettings, *, rows: int, tokens: int, max_length: int, precision: str) -> Recipe:
     """Resolve every `auto` and every count that depends on the machine or the data.
 
     Args:
         rows: training rows.
         tokens: their tokens together.
         max_length: tokens of a packed sequence.
+        precision: from `choose_precision`.
     """
     import torch
 
@@ -97,7 +99,7 @@ def make_recipe(train: TrainSettings, *, rows: int, tokens: int, max_length: int
     if train.early_stopping and save_steps % eval_steps:
         save_steps = eval_steps * max(1, round(save_steps / eval_steps))
         notes.append(f"save_steps set to {save_steps}: early stopping keeps the best of the evaluated checkpoints")
-    return Recipe(choose_precision(train), optimizer, packing, steps, eval_steps, save_steps, tuple(notes))
+    return Recipe(precision, optimizer, packing, steps, eval_steps, save_steps, tuple(notes))
 
 
 def sft_arguments(
@@ -160,7 +162,7 @@ def build_trainer(
     arguments: dict[str, Any],
     callbacks: Sequence[Any],
     identity: Mapping[str, Any] | None = None,
-    place_of: Callable[[Sequence[int]], str | None] | None = None,
+    source_of: Callable[[Sequence[int]], str | None] | None = None,
     on_note: Callable[[Note], None] | None = None,
 ) -> Any:
     """TRL's SFTTrainer (in Unsloth's version) over tokenised train and held-out rows.
@@ -169,13 +171,13 @@ def build_trainer(
         datasets: datasets.Dataset with `input_ids` and `labels`: (train, held-out or None).
         arguments: from `sft_arguments`.
         identity: goes into every checkpoint; see `resume.py`.
-        place_of: where a row with these token ids stands, for messages.
-        on_note: told of what happens and does not end training; see `nonfinite.py`.
+        source_of: where a row with these token ids comes from, such as rows.jsonl:12, for messages.
+        on_note: called with each note on what happens without ending training; see `oom.py`, `nonfinite.py`.
     """
     from transformers import EarlyStoppingCallback
     from trl import SFTConfig, SFTTrainer
 
-    class Trainer(SafeSteps, DurableCheckpoints, SFTTrainer):
+    class Trainer(TokenWeightedEvaluation, SkipNonFinite, DurableCheckpoints, SFTTrainer):
         """TRL's trainer with our steps and checkpoints."""
 
     with captured_prints(), _exact_weights(model):
@@ -187,7 +189,7 @@ def build_trainer(
             processing_class=tokenizer,
         )
     trainer.identity = identity or {}
-    trainer.max_nonfinite, trainer.place_of, trainer.on_note = train.max_nonfinite, place_of, on_note
+    trainer.max_nonfinite, trainer.source_of, trainer.on_note = train.max_nonfinite, source_of, on_note
     trainer.create_optimizer = MethodType(_optimizer_maker(train, recipe), trainer)
     for theirs in ("PrinterCallback", "ProgressCallback"):
         for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == theirs]:

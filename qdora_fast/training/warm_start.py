@@ -1,6 +1,6 @@
 """Begin a new run from a trained adapter: its weights, and nothing else of it.
 
-Not the same as `--resume`, which goes on with one run to the bit. Here optimizer, schedule, step
+Not the same as `--resume`, which continues one run to the bit. Here optimizer, schedule, step
 count and data start anew; only where A, B and the magnitudes begin is taken over. The adapter must
 have the form that the new run trains, or it would be another function from the start.
 """
@@ -23,11 +23,11 @@ def warm_start(model: Any, settings: AdapterSettings) -> str:
         model: with its adapter attached and fused; that makes fresh magnitudes, which are replaced here.
 
     Returns:
-        What was done, in words.
+        What was done, for the user.
 
     Raises:
         ConfigError: no adapter there, or of another form; each difference is named.
-        IntegrityError: it is not whole.
+        IntegrityError: it is incomplete or damaged.
     """
     assert settings.init_adapter is not None, "called only when it is set"
     named = Path(settings.init_adapter).expanduser()
@@ -53,5 +53,5 @@ def warm_start(model: Any, settings: AdapterSettings) -> str:
     base = saved.config.get("base_model_name_or_path")
     return (
         f"starts from the weights of {folder} ({len(there)} layers, trained on {base}); "
-        "optimizer, schedule and rows start anew (to go on with a run, use --resume)"
+        "optimizer, schedule and rows start anew (to continue a run, use --resume)"
     )

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from qdora_fast.cli.main import SECTIONS, cli
 
 
 def _run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -66,3 +69,23 @@ def test_doctor_ends_with_one_json_line() -> None:
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["ready"] is (done.returncode == 0)
     assert {"Python", "torch", "NF4", "backend"} <= {finding["check"] for finding in report["findings"]}
+
+
+def _summary(name: str) -> str:
+    """The first sentence of a command's help."""
+    return str(cli.commands[name].help).split("\n\n")[0].replace("\n", " ")
+
+
+def test_help_groups_all_commands_and_cuts_off_no_summary() -> None:
+    text = CliRunner(env={"COLUMNS": "80"}).invoke(cli, ["--help"]).output
+    listed = [line.split(maxsplit=1) for line in text.split("Before training:")[1].splitlines() if line[:2] == "  "]
+    assert dict(listed) == {name: _summary(name) for name in cli.commands}
+    assert all(f"{heading}:" in text for heading in SECTIONS)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_help_of_a_command_fits_80_columns_and_opens_with_its_summary(name: str) -> None:
+    text = CliRunner(env={"COLUMNS": "80"}).invoke(cli, [name, "--help"]).output
+    assert f"\n  {_summary(name)}\n" in text
+    assert max(map(len, text.splitlines())) <= 80

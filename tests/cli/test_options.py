@@ -18,7 +18,7 @@ def test_the_models_own_code_is_allowed_for_the_command_that_says_so() -> None:
         seen.append(remote_code_allowed())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qdora_fast.inference.chat", look)
+        patch.setattr("qdora_fast.recipes.chat.chat", look)
         for flags in (["--trust-remote-code"], []):
             assert CliRunner().invoke(cli, ["chat", "somewhere", *flags]).exit_code == 0
     assert seen == [True, False]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from qdora_fast.data.store import ROWS, Chunk, Columns, Rows, Spool, disk_errors, open_examples
-from qdora_fast.system.errors import DiskSpaceError
+from qdora_fast.data.store import ROWS, Chunk, Columns, Rows, Spool, open_examples
+from qdora_fast.system.errors import DiskSpaceError, QdoraError
 
 
 def chunk_of(numbers: list[int]) -> Chunk:
@@ -73,8 +74,13 @@ def test_an_empty_set_has_nothing_and_no_tokens(tmp_path: Path) -> None:
     assert open_examples(tmp_path, np.zeros(0, np.int64)) is None
 
 
-def test_a_full_disk_is_our_error_and_any_other_passes(tmp_path: Path) -> None:
-    with pytest.raises(DiskSpaceError, match=r"the disk is full.*QDORA_FAST_CACHE"), disk_errors(tmp_path):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(PermissionError), disk_errors(tmp_path):
-        raise PermissionError(errno.EACCES, "no")
+@pytest.mark.parametrize(("error", "kind"), [(errno.ENOSPC, DiskSpaceError), (errno.EACCES, QdoraError)])
+def test_what_a_disk_refuses_is_our_error_and_names_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, kind: type[QdoraError]
+) -> None:
+    def refuse(self: Spool, rejected: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(Spool, "reject", refuse)
+    with pytest.raises(kind, match=rf"{os.strerror(error)}.*QDORA_FAST_CACHE"):
+        Spool(tmp_path).add(Chunk(Columns()))

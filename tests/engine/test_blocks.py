@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from qdora_fast.engine import reference
 from qdora_fast.engine.blocks import gated_mlp
+from qdora_fast.engine.cache import LayerCache
 from qdora_fast.engine.frozen import Dense
 from qdora_fast.engine.functions import Projection, adapted_group
-from qdora_fast.engine.norms import LayerCache
 
 F64 = torch.float64
 HIDDEN, WIDE, RANK, SCALING = 40, 72, 3, 0.7

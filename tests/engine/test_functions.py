@@ -13,9 +13,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qdora_fast.engine import install, reference
+from qdora_fast.engine.cache import CLOCK, LayerCache
 from qdora_fast.engine.frozen import Dense
 from qdora_fast.engine.functions import Projection, adapted_group, prefers_merged
-from qdora_fast.engine.norms import CLOCK, LayerCache
 
 F64 = torch.float64
 FORMS = ["merged", "folded"]

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qdora_fast.engine import install, reference, uninstall
-from qdora_fast.engine.norms import CLOCK
+from qdora_fast.engine.cache import CLOCK
 from qdora_fast.engine.patch import residency
 
 WIDTH, OUT = 64, 12

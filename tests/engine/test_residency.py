@@ -27,8 +27,8 @@ from torch import Tensor
 
 from qdora_fast.engine import install, uninstall
 from qdora_fast.engine import residency as module_of_residency
+from qdora_fast.engine.cache import CLOCK, Scratch, Slot
 from qdora_fast.engine.frozen import Nf4
-from qdora_fast.engine.norms import CLOCK, Scratch, Slot
 from qdora_fast.engine.patch import residency
 from qdora_fast.engine.residency import Memory, Residency, card_memory
 

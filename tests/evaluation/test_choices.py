@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from loaded_models import loaded_base
 
 from qdora_fast.evaluation.choices import choose, options_of
-from qdora_fast.models.loading import attach, load_base
+from qdora_fast.models.loading import attach
 from qdora_fast.system.errors import ConfigError, DataError
 
 PROMPTS = [
@@ -25,7 +26,7 @@ OPTIONS = ["Paris", "New Delhi, India", "no", "yes, of course it is", "nope"]
 @pytest.fixture
 def loaded(tiny_config: Any) -> Any:
     config = tiny_config()
-    base = load_base(config.model.name, config, precision="fp32")
+    base = loaded_base(config)
     return attach(base, config.adapter, config.train).eval(), base.tokenizer
 
 

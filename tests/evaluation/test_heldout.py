@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from loaded_models import loaded_base
 
 from qdora_fast.data import choose_template
 from qdora_fast.evaluation.heldout import Loss, choose_rows, generate, make_questions, mean_loss, of_both, row_losses
-from qdora_fast.models.loading import attach, load_base
+from qdora_fast.models.loading import attach
 
 
 @pytest.fixture
 def loaded(tiny_config) -> Any:
     config = tiny_config()
-    base = load_base(config.model.name, config, precision="fp32")
+    base = loaded_base(config)
     choose_template(base.tokenizer, "auto")
     return base, attach(base, config.adapter, config.train).eval()
 

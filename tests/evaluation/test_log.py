@@ -16,3 +16,11 @@ def test_entries_are_appended_and_found_by_kind(tmp_path: Path) -> None:
     (review,) = log.entries(tmp_path, "data_review")
     assert review["reviewer"] == "Asha \u0906\u0936\u093e"
     assert datetime.fromisoformat(review["at"]).tzinfo is not None
+
+
+def test_half_a_line_of_a_killed_process_is_dropped_and_what_comes_next_is_whole(tmp_path: Path) -> None:
+    path = log.append(tmp_path, "held_out", {"n": 1})
+    path.write_bytes(path.read_bytes() + b'{"kind": "held_o')
+    assert [entry["n"] for entry in log.entries(tmp_path)] == [1]
+    log.append(tmp_path, "held_out", {"n": 2})
+    assert [entry["n"] for entry in log.entries(tmp_path)] == [1, 2]

@@ -75,7 +75,7 @@ def test_wild_text_gives_a_score_or_the_documented_error(name: str, said: str, r
     result = attempt(name, r"#(\w+)?", said, reference)
     if isinstance(result, str):
         assert result.startswith("rows.jsonl:7: the reference")
-        assert result.endswith("mend the row or choose another evaluation.metric")
+        assert result.endswith("correct the row or choose another evaluation.metric")
     else:
         assert 0 <= result <= 1
         assert name == "rouge_l" or result in (0, 1)
@@ -178,7 +178,7 @@ def test_regex_compares_what_its_group_finds_last() -> None:
     assert right("regex", "answer: a, no, answer: b", "answer: b", **options) == 1
     assert right("regex", "answer: b, no, answer: a", "answer: b", **options) == 0
     assert right("regex", "b", "answer: b", **options) == 0
-    with pytest.raises(DataError, match=r"rows.jsonl:7: the reference 'b' has no match for .*; mend the row or choose"):
+    with pytest.raises(DataError, match=r"rows.jsonl:7: the reference 'b' has no match for .*; correct the row"):
         right("regex", "answer: b", "b", **options)
 
 

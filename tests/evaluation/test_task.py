@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qdora_fast.config import EvaluationSettings
-from qdora_fast.evaluation.heldout import Both, Question, Reply
+from qdora_fast.evaluation.heldout import Both, Loss, Question, Reply
+from qdora_fast.evaluation.statistics import bootstrap_ci
 from qdora_fast.evaluation.task import Answered, check, judge, measure_loss
 from qdora_fast.system.errors import ConfigError, DataError
 
@@ -104,3 +106,15 @@ def test_the_loss_is_weighted_by_tokens_and_has_an_interval() -> None:
     assert found["ci95"] == pytest.approx([found["difference"]] * 2), "every token changed by the same"
     assert [loss.tokens for loss in losses.base] == [2, 8, 4, 6]
     assert measure_loss(_Model(), [])[0] is None
+    alone = measure_loss(_Model(), examples[:1])[0]
+    assert alone is not None and alone["ci95"] is None, "one row has no spread"
+
+
+def test_the_interval_of_the_loss_is_that_of_all_other_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = [12.0, 30.0, 7.0, 41.0, 15.0, 9.0], [11.0, 24.0, 8.0, 30.0, 15.5, 6.0]
+    tokens = [4, 9, 2, 11, 5, 3]
+    losses = Both(*([Loss(*loss) for loss in zip(totals, tokens, strict=True)] for totals in (before, after)))
+    monkeypatch.setattr("qdora_fast.evaluation.task.of_both", lambda *_: losses)
+    found, _ = measure_loss(None, [{}] * 6)
+    assert found is not None
+    assert tuple(found["ci95"]) == bootstrap_ci(np.subtract(after, before), tokens)

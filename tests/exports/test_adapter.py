@@ -65,7 +65,16 @@ def test_plain_peft_in_a_fresh_process_computes_what_was_trained(demo_run: RunFo
     subprocess.run([sys.executable, "-c", PLAIN_PEFT, *arguments], check=True, env=alone, cwd=tmp_path)
     theirs = torch.load(tmp_path / "logits.pt")
 
-    _, model = load_trained(made["base"], read_config(demo_run), demo_run.adapter, precision="fp32")
+    config = read_config(demo_run)
+    _, model = load_trained(
+        made["base"],
+        demo_run.adapter,
+        config.model,
+        config.adapter,
+        config.train,
+        config.engine,
+        precision="fp32",
+    )
 
     def said() -> list[torch.Tensor]:
         with torch.inference_mode():

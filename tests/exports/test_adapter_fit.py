@@ -13,8 +13,8 @@ from tiny_checkpoints import adapt, load, save_base
 
 from qdora_fast.config import Config
 from qdora_fast.config.loader import make_config
-from qdora_fast.exports.adapter_fit import fit
-from qdora_fast.models.adapter import read_adapter
+from qdora_fast.exports.adapter_fit import Fit, fit
+from qdora_fast.models.adapter import Adapter, read_adapter
 from qdora_fast.system.errors import ConfigError, IntegrityError, RefusedError
 
 
@@ -32,6 +32,10 @@ def config_for(base: Path | str, *overrides: str) -> Config:
     return make_config({"model": {"name": str(base)}, "adapter": {"method": "dora"}, "data": {"path": "x"}}, overrides)
 
 
+def fit_to(adapter: Adapter, config: Config, base: str) -> Fit:
+    return fit(adapter, base, config.model, config.adapter, merge_base=config.export.merge_base)
+
+
 def change(folder: Path, tensors: Any) -> None:
     """Apply `tensors` to an adapter's tensors."""
     file = folder / "adapter_model.safetensors"
@@ -47,7 +51,7 @@ def change(folder: Path, tensors: Any) -> None:
     ],
 )
 def test_what_peft_saved_for_this_base_fits(base: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
-    found = fit(read_adapter(adapter_on(base, tmp_path / "a", **lora)), config_for(base), str(base))
+    found = fit_to(read_adapter(adapter_on(base, tmp_path / "a", **lora)), config_for(base), str(base))
     assert found.shapes_compared
     assert len(found.linears) == 14
 
@@ -56,14 +60,14 @@ def test_a_layer_that_the_config_names_and_the_file_lacks(base: Path, tmp_path: 
     folder = adapter_on(base, tmp_path / "a")
     change(folder, lambda all_: {key: value for key, value in all_.items() if "layers.1.mlp.up_proj" not in key})
     with pytest.raises(IntegrityError, match=r"1 layers are missing.*\n.*1.mlp.up_proj: named in adapter_config"):
-        fit(read_adapter(folder), config_for(base), str(base))
+        fit_to(read_adapter(folder), config_for(base), str(base))
 
 
 def test_a_layer_that_the_base_does_not_have(base: Path, tmp_path: Path) -> None:
     folder = adapter_on(base, tmp_path / "a")
     change(folder, lambda all_: {key.replace("layers.1.mlp.up", "layers.7.mlp.up"): each for key, each in all_.items()})
     with pytest.raises(IntegrityError, match=r"1 are not the base's"):
-        fit(read_adapter(folder), config_for(base), str(base))
+        fit_to(read_adapter(folder), config_for(base), str(base))
 
 
 def test_another_base_of_the_same_family(base: Path, tmp_path: Path) -> None:
@@ -73,13 +77,13 @@ def test_another_base_of_the_same_family(base: Path, tmp_path: Path) -> None:
     LlamaForCausalLM(LlamaConfig(hidden_size=64, num_key_value_heads=2, **narrow)).save_pretrained(tmp_path / "other")
     adapter = read_adapter(adapter_on(base, tmp_path / "a"))
     with pytest.raises(IntegrityError, match=r"trained with shape \(64, 128\), but the base has \(64, 64\)"):
-        fit(adapter, config_for(tmp_path / "other"), str(tmp_path / "other"))
+        fit_to(adapter, config_for(tmp_path / "other"), str(tmp_path / "other"))
 
 
 def test_an_adapter_on_the_output_head_is_refused_as_for_training(base: Path, tmp_path: Path) -> None:
     adapter = read_adapter(adapter_on(base, tmp_path / "a", target_modules=["q_proj", "lm_head"]))
     with pytest.raises(RefusedError, match="output head"):
-        fit(adapter, config_for(base, "adapter.target_modules=[q_proj, lm_head]"), str(base))
+        fit_to(adapter, config_for(base, "adapter.target_modules=[q_proj, lm_head]"), str(base))
 
 
 def test_a_base_whose_weights_are_not_here_is_compared_by_name(
@@ -95,11 +99,11 @@ def test_a_base_whose_weights_are_not_here_is_compared_by_name(
     shutil.copyfile(base / "config.json", place / "snapshots" / "1" / "config.json")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     adapter = read_adapter(adapter_on(base, tmp_path / "a"))
-    assert not fit(adapter, config_for("org/tiny"), "org/tiny").shapes_compared
+    assert not fit_to(adapter, config_for("org/tiny"), "org/tiny").shapes_compared
 
 
 def test_a_base_that_cannot_be_reached(base: Path, tmp_path: Path) -> None:
     adapter = read_adapter(adapter_on(base, tmp_path / "a"))
     with pytest.raises(ConfigError, match="cannot read the config of `org/nowhere`"):
-        fit(adapter, config_for("org/nowhere"), "org/nowhere")
+        fit_to(adapter, config_for("org/nowhere"), "org/nowhere")
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["use_dora"]

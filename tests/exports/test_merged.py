@@ -13,9 +13,8 @@ from qdora_fast.config.recorded import read_config
 from qdora_fast.exports import merged
 from qdora_fast.exports.verify.case import record_saved
 from qdora_fast.recipes.export import export
+from qdora_fast.recipes.report import trained_model
 from qdora_fast.system.errors import ConfigError, ProofError, RefusedError
-
-pytestmark = pytest.mark.usefixtures("proven_here")
 
 
 @pytest.mark.parametrize("method", ["qdora", "dora", "qlora", "lora"])
@@ -120,7 +119,7 @@ def test_a_full_disk_is_told_before_anything_is_written(short_run, monkeypatch: 
     from qdora_fast.system.errors import DiskSpaceError
 
     made = short_run()
-    evidence = record_saved(made, read_config(made))
+    evidence = record_saved(made, trained_model(made, read_config(made)))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(DiskSpaceError, match="are needed") as caught:
         out = made.path / "m"

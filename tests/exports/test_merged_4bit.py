@@ -15,8 +15,6 @@ from qdora_fast.recipes.export import export
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.run_folder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("proven_here")
-
 
 def test_the_demo_in_4_bits_keeps_what_it_learned(demo_run: RunFolder, tmp_path: Path) -> None:
     from bitsandbytes.nn import Linear4bit

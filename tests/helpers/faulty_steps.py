@@ -82,12 +82,13 @@ def build(config: Any, folder: Path, **more: Any) -> Fit:
         more: arguments of `build_trainer` and of TRL that differ.
     """
     from datasets import Dataset
+    from loaded_models import loaded_base
 
-    from qdora_fast.models.loading import attach, fuse_layers, load_base
+    from qdora_fast.models.loading import attach, fuse_layers
 
-    recipe = make_recipe(config.train, rows=24, tokens=200, max_length=32)
+    recipe = make_recipe(config.train, rows=24, tokens=200, max_length=32, precision="fp32")
     arguments = sft_arguments(config.train, recipe, folder=folder, max_length=32, evaluates=True)
-    base = load_base(config.model.name, config, precision="fp32")
+    base = loaded_base(config)
     model = attach(base, config.adapter, config.train)
     fuse_layers(model, config.engine)
     rows = Dataset.from_dict({"input_ids": ROWS, "labels": ROWS})
@@ -100,7 +101,7 @@ def build(config: Any, folder: Path, **more: Any) -> Fit:
         recipe=recipe,
         arguments=arguments | more,
         callbacks=[],
-        place_of=lambda ids: f"row {ROWS.index(list(ids))}",
+        source_of=lambda ids: f"row {ROWS.index(list(ids))}",
         on_note=fit.notes.append,
     )
     return fit

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qdora_fast.engine import reference
-from qdora_fast.engine.norms import Slot
+from qdora_fast.engine.cache import Slot
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,

@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
-from qdora_fast.inference import Asking, Conversation, Source, Speaker, answer, find, load
+from qdora_fast.inference import ChatModel, Conversation, SamplingParams, Source, answer
+from qdora_fast.recipes.chat import find, load
 from qdora_fast.system.errors import ConfigError, OutOfMemory
 from qdora_fast.system.run_folder import RunFolder
 
 HELLO = [{"role": "user", "content": "Hello"}]
-ENDLESS = Asking(temperature=1e6, seed=5)
+ENDLESS = SamplingParams(temperature=1e6, seed=5)
 """Any word of the vocabulary, the stop token hardly ever."""
 
 
 @pytest.fixture(scope="module")
-def tuned(demo_run: RunFolder) -> Speaker:
+def tuned(demo_run: RunFolder) -> ChatModel:
     return load(demo_run.path)
 
 
@@ -30,8 +31,8 @@ def _questions(run: RunFolder) -> list[str]:
     return [row["messages"][0]["content"] for row in run.read_rows("data/held_out.jsonl")[:6]]
 
 
-def _ask(speaker: Speaker, question: str, **options) -> str:
-    return answer(speaker, [{"role": "user", "content": question}], Asking(24), **options).text
+def _ask(chat_model: ChatModel, question: str, **options) -> str:
+    return answer(chat_model, [{"role": "user", "content": question}], SamplingParams(24), **options).text
 
 
 def _with_template(source: Source, template: str) -> Source:
@@ -41,7 +42,7 @@ def _with_template(source: Source, template: str) -> Source:
 
 
 def test_run_bare_adapter_and_merged_models_give_the_same_answers(
-    demo_run: RunFolder, tuned: Speaker, tmp_path: Path
+    demo_run: RunFolder, tuned: ChatModel, tmp_path: Path
 ) -> None:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -58,13 +59,13 @@ def test_run_bare_adapter_and_merged_models_give_the_same_answers(
     expected = [_ask(tuned, question) for question in questions]
     assert all("###" not in text for text in expected)  # it stops at the end of its answer
     for path in (merged, bare, tmp_path / "recorded", four_bit):
-        speaker = load(path)
-        assert speaker.source.vocabulary.tokenizer.eos_token_id in speaker.source.vocabulary.stop_ids
-        said = [_ask(speaker, question) for question in questions]
+        chat_model = load(path)
+        assert chat_model.source.vocabulary.tokenizer.eos_token_id in chat_model.source.vocabulary.stop_ids
+        said = [_ask(chat_model, question) for question in questions]
         assert sum(a == b for a, b in zip(said, expected, strict=True)) >= 5, path
 
 
-def test_the_base_is_the_same_model_with_its_adapter_off(demo_run: RunFolder, tuned: Speaker) -> None:
+def test_the_base_is_the_same_model_with_its_adapter_off(demo_run: RunFolder, tuned: ChatModel) -> None:
     questions = _questions(demo_run)
     before = [_ask(tuned, question) for question in questions]
     base = [_ask(tuned, question, base=True) for question in questions]
@@ -72,7 +73,7 @@ def test_the_base_is_the_same_model_with_its_adapter_off(demo_run: RunFolder, tu
     assert [_ask(tuned, question) for question in questions] == before
 
 
-def test_pieces_are_the_answer_as_it_is_written(tuned: Speaker) -> None:
+def test_pieces_are_the_answer_as_it_is_written(tuned: ChatModel) -> None:
     pieces: list[str] = []
     said = answer(tuned, HELLO, replace(ENDLESS, max_new_tokens=40), on_text=pieces.append)
     assert len(pieces) > 5
@@ -86,36 +87,36 @@ def test_memory_that_runs_out_is_first_sought_in_kept_weights(
 
     from qdora_fast.engine.patch import residency
 
-    speaker, asking = load(short_run().path), Asking(8)
-    kept = residency(speaker.model)
+    chat_model, sampling = load(short_run().path), SamplingParams(8)
+    kept = residency(chat_model.model)
     assert kept is not None
-    expected = answer(speaker, HELLO, asking).text
+    expected = answer(chat_model, HELLO, sampling).text
     kept.admit(2**40)
-    theirs, pieces, room = speaker.model.generate, [], [1]
+    theirs, pieces, room = chat_model.model.generate, [], [1]
 
     def short_of_memory(**asked: object) -> object:
         if kept.bytes or not room:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return theirs(**asked)
 
-    monkeypatch.setattr(speaker.model, "generate", short_of_memory)
-    assert answer(speaker, HELLO, asking, on_text=pieces.append).text == expected == "".join(pieces).strip()
+    monkeypatch.setattr(chat_model.model, "generate", short_of_memory)
+    assert answer(chat_model, HELLO, sampling, on_text=pieces.append).text == expected == "".join(pieces).strip()
     room.clear()
     with pytest.raises(OutOfMemory, match="/new starts over"):
-        answer(speaker, HELLO, asking)
+        answer(chat_model, HELLO, sampling)
 
 
-def test_an_answer_says_how_it_ended(demo_run: RunFolder, tuned: Speaker) -> None:
+def test_an_answer_says_how_it_ended(demo_run: RunFolder, tuned: ChatModel) -> None:
     question = [{"role": "user", "content": _questions(demo_run)[0]}]
     assert answer(tuned, question).end == "finished"
-    cut = answer(tuned, question, Asking(max_new_tokens=1))
+    cut = answer(tuned, question, SamplingParams(max_new_tokens=1))
     assert (cut.end, cut.tokens) == ("limit", 1)
     length = len(tuned.source.prompt(HELLO)) + 3
     full = answer(replace(tuned, source=replace(tuned.source, max_length=length)), HELLO, ENDLESS)
     assert (full.end, full.tokens) == ("full", 3)
 
 
-def test_a_stopped_answer_leaves_the_model_as_it_was(demo_run: RunFolder, tuned: Speaker) -> None:
+def test_a_stopped_answer_leaves_the_model_as_it_was(demo_run: RunFolder, tuned: ChatModel) -> None:
     stop = threading.Event()
     talk = Conversation(tuned, base=True)
     said = talk.say("Hello", ENDLESS, on_text=lambda _: stop.set(), stop=stop)
@@ -126,19 +127,19 @@ def test_a_stopped_answer_leaves_the_model_as_it_was(demo_run: RunFolder, tuned:
     assert _ask(tuned, question) != _ask(tuned, question, base=True)
 
 
-def test_answers_are_drawn_only_on_request_and_again_with_the_same_seed(tuned: Speaker) -> None:
-    drawn = [answer(tuned, HELLO, Asking(12, 1e6, seed=seed)).text for seed in (1, 1, 2)]
+def test_answers_are_drawn_only_on_request_and_again_with_the_same_seed(tuned: ChatModel) -> None:
+    drawn = [answer(tuned, HELLO, SamplingParams(12, 1e6, seed=seed)).text for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    likeliest = [answer(tuned, HELLO, Asking(12, 5.0, top_p=1e-6, seed=seed)).text for seed in (1, 2)]
-    assert likeliest == [answer(tuned, HELLO, Asking(12)).text] * 2
+    likeliest = [answer(tuned, HELLO, SamplingParams(12, 5.0, top_p=1e-6, seed=seed)).text for seed in (1, 2)]
+    assert likeliest == [answer(tuned, HELLO, SamplingParams(12)).text] * 2
     with pytest.raises(ConfigError, match="set --temperature"):
-        Asking(top_p=0.9)
+        SamplingParams(top_p=0.9)
 
 
-def test_the_oldest_turns_go_when_the_model_is_full_and_the_system_message_stays(tuned: Speaker) -> None:
+def test_the_oldest_turns_go_when_the_model_is_full_and_the_system_message_stays(tuned: ChatModel) -> None:
     small = replace(tuned, source=replace(tuned.source, max_length=110))
     talk = Conversation(small, system="Answer in one word.")
-    dropped = [talk.say(f"What is the capital of country {number}?", Asking(8)).dropped for number in range(6)]
+    dropped = [talk.say(f"What is the capital of country {number}?", SamplingParams(8)).dropped for number in range(6)]
     assert dropped[0] == 0
     assert sum(dropped) + len(talk.turns) == 12
     assert dropped[-1] >= 2 and dropped[-1] % 2 == 0  # questions go with their answers
@@ -146,13 +147,13 @@ def test_the_oldest_turns_go_when_the_model_is_full_and_the_system_message_stays
     assert len(small.source.prompt([{"role": "system", "content": talk.system}, *talk.turns])) < 110
     kept = list(talk.turns)
     with pytest.raises(ConfigError, match=r"tokens to read, and the model takes 110"):
-        talk.say("word " * 200, Asking(8))
+        talk.say("word " * 200, SamplingParams(8))
     with pytest.raises(ConfigError, match="empty"):
-        talk.say(" ", Asking(8))
+        talk.say(" ", SamplingParams(8))
     assert talk.turns == kept
 
 
-def test_templates_that_take_less_than_is_asked_are_refused(tuned: Speaker) -> None:
+def test_templates_that_take_less_than_is_asked_are_refused(tuned: ChatModel) -> None:
     turns = [*HELLO, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "Bye"}]
     system = [{"role": "system", "content": "Be brief."}, *HELLO]
     no_system = _with_template(

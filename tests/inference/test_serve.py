@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from qdora_fast.inference import Asking, Speaker, answer, load
-from qdora_fast.inference.serve import make_app, serve
+from qdora_fast.inference import ChatModel, SamplingParams, answer
+from qdora_fast.inference.serve import make_app
+from qdora_fast.recipes.chat import load, serve
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.run_folder import RunFolder
 
@@ -23,12 +24,12 @@ MAIN = "from qdora_fast.cli.main import main; main()"
 
 
 @pytest.fixture(scope="module")
-def tuned(demo_run: RunFolder) -> Speaker:
+def tuned(demo_run: RunFolder) -> ChatModel:
     return load(demo_run.path)
 
 
 @pytest.fixture(scope="module")
-def client(tuned: Speaker) -> Iterator[Any]:
+def client(tuned: ChatModel) -> Iterator[Any]:
     """OpenAI's client of a server in a thread."""
     import openai
     import uvicorn
@@ -47,7 +48,7 @@ def _messages(run: RunFolder, number: int) -> list[dict[str, Any]]:
     return list(run.read_rows("data/held_out.jsonl")[number]["messages"][:1])
 
 
-def test_answers_are_those_of_chat(demo_run: RunFolder, tuned: Speaker, client: Any) -> None:
+def test_answers_are_those_of_chat(demo_run: RunFolder, tuned: ChatModel, client: Any) -> None:
     assert [model.id for model in client.models.list()] == [tuned.source.name]
     for number in range(3):
         messages = _messages(demo_run, number)
@@ -57,7 +58,7 @@ def test_answers_are_those_of_chat(demo_run: RunFolder, tuned: Speaker, client: 
         assert done.usage.prompt_tokens == len(tuned.source.prompt(messages))
 
 
-def test_a_streamed_answer_comes_in_pieces(demo_run: RunFolder, tuned: Speaker, client: Any) -> None:
+def test_a_streamed_answer_comes_in_pieces(demo_run: RunFolder, tuned: ChatModel, client: Any) -> None:
     system = [{"role": "system", "content": "Be brief."}, *_messages(demo_run, 0)]
     chunks = list(client.chat.completions.create(model=tuned.source.name, messages=system, stream=True))
     pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
@@ -66,7 +67,7 @@ def test_a_streamed_answer_comes_in_pieces(demo_run: RunFolder, tuned: Speaker, 
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
-def test_temperature_and_length_are_followed(demo_run: RunFolder, tuned: Speaker, client: Any) -> None:
+def test_temperature_and_length_are_followed(demo_run: RunFolder, tuned: ChatModel, client: Any) -> None:
     def say(**options: Any) -> Any:
         messages = _messages(demo_run, 0)
         return client.chat.completions.create(model=tuned.source.name, messages=messages, **options).choices[0]
@@ -74,11 +75,11 @@ def test_temperature_and_length_are_followed(demo_run: RunFolder, tuned: Speaker
     greedy = say(temperature=0).message.content
     assert say().message.content == greedy
     drawn = say(temperature=1.5, seed=1, max_tokens=12).message.content
-    assert drawn == answer(tuned, _messages(demo_run, 0), Asking(12, 1.5, seed=1)).text
+    assert drawn == answer(tuned, _messages(demo_run, 0), SamplingParams(12, 1.5, seed=1)).text
     assert say(max_completion_tokens=1).finish_reason == "length"
 
 
-def test_what_cannot_be_answered_is_refused_with_the_reason(tuned: Speaker, client: Any) -> None:
+def test_what_cannot_be_answered_is_refused_with_the_reason(tuned: ChatModel, client: Any) -> None:
     import openai
 
     def ask(content: str, model: str = tuned.source.name) -> None:
@@ -94,7 +95,7 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(tuned: Speaker, clie
         client.completions.create(model=tuned.source.name, prompt="Hello")
 
 
-def test_a_real_server_answers_and_ends_on_a_signal(demo_run: RunFolder, tuned: Speaker) -> None:
+def test_a_real_server_answers_and_ends_on_a_signal(demo_run: RunFolder, tuned: ChatModel) -> None:
     import openai
 
     merged = demo_run.path / "merged_16bit"

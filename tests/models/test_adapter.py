@@ -19,13 +19,12 @@ from tiny_checkpoints import LINEARS, adapt, load, load_in_4bit, save_adapter_fo
 from qdora_fast.models import adapter_guard
 from qdora_fast.models.adapter import (
     assert_complete,
-    assert_complete_dora,
     load_into,
     read_adapter,
     save_adapter,
-    sha256_of,
 )
 from qdora_fast.system.errors import ConfigError, IntegrityError
+from qdora_fast.system.manifest import sha256_of
 
 PREFIX = "base_model.model."
 
@@ -82,12 +81,12 @@ def test_modules_trained_in_full_are_listed_and_read_by_rows(tmp_path: Path) -> 
 
 def test_a_whole_adapter_passes(whole: Path) -> None:
     modules = read_adapter(whole).modules
-    assert_complete_dora(whole)
-    assert_complete_dora(whole, expected_modules=modules)
+    assert_complete(whole, decomposed=True)
+    assert_complete(whole, expected_modules=modules, decomposed=True)
     with pytest.raises(IntegrityError, match=r"lm_head: was trained but is not in the file"):
-        assert_complete_dora(whole, expected_modules=[*modules, "lm_head"])
+        assert_complete(whole, expected_modules=[*modules, "lm_head"], decomposed=True)
     with pytest.raises(IntegrityError, match=r"model.layers.0.mlp.down_proj: in the file but was not trained"):
-        assert_complete_dora(whole, expected_modules=modules.keys() - {"model.layers.0.mlp.down_proj"})
+        assert_complete(whole, expected_modules=modules.keys() - {"model.layers.0.mlp.down_proj"}, decomposed=True)
     with pytest.raises(IntegrityError, match="use_dora is True, but False was trained"):
         assert_complete(whole, decomposed=False)
 
@@ -96,7 +95,7 @@ def test_plain_lora_is_not_dora(tmp_path: Path) -> None:
     save_adapter_for(save_base(tmp_path / "base"), tmp_path / "adapter", use_dora=False)
     assert_complete(tmp_path / "adapter", decomposed=False)
     with pytest.raises(IntegrityError, match="use_dora is False, but True was trained"):
-        assert_complete_dora(tmp_path / "adapter")
+        assert_complete(tmp_path / "adapter", decomposed=True)
 
 
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -121,7 +120,7 @@ def test_any_one_damaged_tensor_is_named(whole: Path, tmp_path: Path, data: st.D
     save_file(tensors, bad / "adapter_model.safetensors", metadata={"format": "pt"})
     layer = key.removeprefix(PREFIX).split(".lora_")[0]
     with pytest.raises(IntegrityError, match=layer):
-        assert_complete_dora(bad)
+        assert_complete(bad, decomposed=True)
 
 
 def test_magnitudes_without_dora_and_dora_without_magnitudes(whole: Path, tmp_path: Path) -> None:
@@ -131,7 +130,7 @@ def test_magnitudes_without_dora_and_dora_without_magnitudes(whole: Path, tmp_pa
     kept = {k: v for k, v in load_file(bad / "adapter_model.safetensors").items() if "magnitude" not in k}
     save_file(kept, bad / "adapter_model.safetensors")
     with pytest.raises(IntegrityError, match=r"lora_magnitude_vector: missing[\s\S]*and 9 more"):
-        assert_complete_dora(bad)
+        assert_complete(bad, decomposed=True)
 
 
 def test_the_checks_survive_python_o() -> None:
@@ -174,7 +173,7 @@ def test_files_that_are_not_an_adapter(whole: Path, tmp_path: Path) -> None:
         read_adapter(tmp_path)
     bad = change(whole, tmp_path / "bad")
     (bad / "adapter_model.safetensors").write_bytes((whole / "adapter_model.safetensors").read_bytes()[:-100])
-    with pytest.raises(IntegrityError, match="not a whole safetensors file"):
+    with pytest.raises(IntegrityError, match="not a complete safetensors file"):
         read_adapter(bad)
     (bad / "adapter_model.safetensors").unlink()
     with pytest.raises(IntegrityError, match="is missing"):
@@ -191,12 +190,14 @@ def test_saving_gives_back_what_was_in_memory_in_fp32(tmp_path: Path) -> None:
     for name, parameter in live.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.bfloat16()
-    saved = save_adapter(live, tmp_path / "run" / "adapter")
-    assert (saved.modules, saved.folder) == (LINEARS, tmp_path / "run" / "adapter")
-    assert saved.sha256 == sha256_of(saved.folder / "adapter_model.safetensors")
-    assert {t.dtype for t in load_file(saved.folder / "adapter_model.safetensors").values()} == {torch.float32}
+    folder = tmp_path / "run" / "adapter"
+    save_adapter(live, folder)
+    assert len(read_adapter(folder).modules) == LINEARS
+    digest = sha256_of(folder / "adapter_model.safetensors")
+    assert {t.dtype for t in load_file(folder / "adapter_model.safetensors").values()} == {torch.float32}
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["adapter"]
-    assert save_adapter(live, saved.folder) == saved  # an adapter may be replaced
+    save_adapter(live, folder)  # an adapter may be replaced
+    assert sha256_of(folder / "adapter_model.safetensors") == digest
     with pytest.raises(ConfigError, match="already exists"):
         save_adapter(live, tmp_path / "base")  # anything else may not
 
@@ -205,26 +206,27 @@ def test_saving_gives_back_what_was_in_memory_in_fp32(tmp_path: Path) -> None:
 def test_a_saved_adapter_goes_back_whole_or_not_at_all(kind: str, tmp_path: Path) -> None:
     """What a resumed run does: a tensor that is missing, or one too many, must not leave a freshly made one trained."""
     base = save_base(tmp_path / "base")
-    saved = save_adapter(adapt(load(base), use_dora=True, modules_to_save=["lm_head"]), tmp_path / "adapter")
-    file = saved.folder / "adapter_model.safetensors"
+    folder, file = tmp_path / "adapter", tmp_path / "adapter" / "adapter_model.safetensors"
+    save_adapter(adapt(load(base), use_dora=True, modules_to_save=["lm_head"]), folder)
     live = adapt(load(base), use_dora=True, modules_to_save=["lm_head"], b_std=0.3, moved=0.3)
-    load_into(live, saved.folder)
-    again = save_adapter(live, tmp_path / "again")
-    assert again.sha256 == saved.sha256
+    load_into(live, folder)
+    save_adapter(live, tmp_path / "again")
+    assert sha256_of(tmp_path / "again" / "adapter_model.safetensors") == sha256_of(file)
     tensors = load_file(file)
     gone = next(name for name in tensors if kind in name)
     save_file({name: tensor for name, tensor in tensors.items() if name != gone}, file)
     with pytest.raises(IntegrityError, match=kind):
-        load_into(live, saved.folder)
+        load_into(live, folder)
     save_file({**tensors, gone.replace("base_model.model.", "base_model.model.other."): tensors[gone].clone()}, file)
     with pytest.raises(IntegrityError, match="do not match"):
-        load_into(live, saved.folder)
+        load_into(live, folder)
 
 
 def test_a_broken_model_does_not_replace_a_good_adapter(tmp_path: Path) -> None:
     live = adapt(load(save_base(tmp_path / "base")), use_dora=True)
-    good = save_adapter(live, tmp_path / "adapter")
+    save_adapter(live, tmp_path / "adapter")
+    good = sha256_of(tmp_path / "adapter/adapter_model.safetensors")
     live.base_model.model.model.layers[1].mlp.up_proj.lora_B["default"].weight.data[0, 0] = torch.nan
     with pytest.raises(IntegrityError, match=r"model.layers.1.mlp.up_proj.lora_B: NaN or infinity"):
         save_adapter(live, tmp_path / "adapter")
-    assert sha256_of(tmp_path / "adapter/adapter_model.safetensors") == good.sha256
+    assert sha256_of(tmp_path / "adapter/adapter_model.safetensors") == good

@@ -12,11 +12,11 @@ import torch
 from tiny_checkpoints import adapt, edit, load, save_base
 
 from qdora_fast.engine import install
-from qdora_fast.models.adapter import WEIGHTS_NAME, assert_complete_dora
-from qdora_fast.models.adapter_guard import complete_in_memory, guard_saves, unguard_saves, unsaved
+from qdora_fast.models.adapter import WEIGHTS_NAME, assert_complete
+from qdora_fast.models.adapter_guard import complete_in_memory, guard_saves, unsaved
 from qdora_fast.system.errors import IntegrityError, RefusedError
 
-NAMES_THE_CHOICES = r"`merged_16bit` to deploy it, or `adapter` to go on training"
+NAMES_THE_CHOICES = r"`merged_16bit` to deploy it, or `adapter` to train it further"
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_whole_saves_go_through(dora: Any, tmp_path: Path) -> None:
     dora.save_pretrained(tmp_path / "one")
     dora.save_pretrained(tmp_path / "two", state_dict=dora.state_dict())
     for folder in ("one", "two"):
-        assert_complete_dora(tmp_path / folder)
+        assert_complete(tmp_path / folder, decomposed=True)
 
 
 def test_a_state_dict_without_magnitudes_is_refused(dora: Any, tmp_path: Path) -> None:
@@ -90,19 +90,19 @@ def test_plain_lora_is_left_alone(base: Path, tmp_path: Path) -> None:
     complete_in_memory(lora)
 
 
-def test_the_guard_can_be_put_on_twice_and_taken_off(dora: Any, tmp_path: Path) -> None:
+def test_guarding_twice_is_the_same_as_once(dora: Any, tmp_path: Path) -> None:
+    guarded = vars(dora)["save_pretrained"]
     assert guard_saves(dora) == ("save_pretrained",)
-    unguard_saves(dora)
-    assert "save_pretrained" not in vars(dora)
-    unguard_saves(dora)
-    dora.save_pretrained(tmp_path / "as before", state_dict=without_magnitudes(dora))
+    assert vars(dora)["save_pretrained"] is guarded
+    dora.save_pretrained(tmp_path / "saved")
+    assert_complete(tmp_path / "saved", decomposed=True)
 
 
 def test_a_copy_guards_and_saves_itself(dora: Any, tmp_path: Path) -> None:
     twin = copy.deepcopy(dora)
     drop_magnitude(dora)
     twin.save_pretrained(tmp_path / "twin")
-    assert_complete_dora(tmp_path / "twin")
+    assert_complete(tmp_path / "twin", decomposed=True)
 
 
 def test_methods_bound_to_the_instance_are_guarded(dora: Any) -> None:
@@ -112,7 +112,6 @@ def test_methods_bound_to_the_instance_are_guarded(dora: Any) -> None:
     def save_pretrained_gguf(self: Any, folder: str, tokenizer: Any = None, save_method: str = "merged") -> None:
         called.append(save_method)
 
-    unguard_saves(dora)
     for name in ("save_lora", "save_pretrained_ggml", "push_to_hub_ggml"):
         setattr(dora, name, lambda *args, **kwargs: called.append("lossy"))
     dora.save_pretrained_gguf = MethodType(save_pretrained_gguf, dora)
@@ -128,9 +127,6 @@ def test_methods_bound_to_the_instance_are_guarded(dora: Any) -> None:
     dora.save_pretrained_gguf("folder", save_method="q8_0")
     dora.save_pretrained_gguf("folder")
     assert called == ["q8_0", "merged"]
-    unguard_saves(dora)
-    dora.save_lora("folder")
-    assert called[-1] == "lossy"
 
 
 def test_a_real_unsloth_model_refuses_lora_saves(base: Path, tmp_path: Path) -> None:
@@ -151,7 +147,9 @@ def test_a_real_unsloth_model_refuses_lora_saves(base: Path, tmp_path: Path) -> 
         model.save_pretrained(str(tmp_path / "bad"), state_dict=without_magnitudes(model))
     assert not (tmp_path / "bad").exists()
     model.save_pretrained(str(tmp_path / "good"))
-    assert_complete_dora(tmp_path / "good", expected_modules=[f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)])
+    assert_complete(
+        tmp_path / "good", decomposed=True, expected_modules=[f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)]
+    )
 
 
 def test_what_was_saved_is_held_against_what_is_trained(dora: Any, tmp_path: Path) -> None:

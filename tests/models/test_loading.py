@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from loaded_models import checked_base, loaded_base
 
-from qdora_fast.models.loading import attach, check_base, load_base, parameter_report
+from qdora_fast.models.loading import attach, parameter_report
 from qdora_fast.system.errors import ConfigError, RefusedError
 
 
 def _load(config):
-    base = load_base(config.model.name, config, precision="fp32")
+    base = loaded_base(config)
     return base, attach(base, config.adapter, config.train)
 
 
@@ -46,7 +47,7 @@ def test_options_of_the_adapter_reach_it(tiny_config) -> None:
 
 def test_a_tied_head_is_not_trained_whole(tiny_config, tiny_base: Path) -> None:
     with pytest.raises(RefusedError, match="shares its weights"):
-        check_base(str(tiny_base), tiny_config(adapter={"modules_to_save": ["lm_head"]}))
+        checked_base(tiny_config(adapter={"modules_to_save": ["lm_head"]}), str(tiny_base))
 
 
 def test_train_mode_and_eval_mode_agree(tiny_config) -> None:
@@ -86,7 +87,7 @@ def test_a_dora_model_refuses_to_be_saved_as_lora(tiny_config, tmp_path: Path) -
 
 def test_a_missing_base_is_one_clear_error(tiny_config) -> None:
     with pytest.raises(ConfigError, match=r"model.name: cannot read the config of `no/such-model`"):
-        check_base("no/such-model", tiny_config())
+        checked_base(tiny_config(), "no/such-model")
 
 
 def test_a_4bit_base_needs_to_say_where_its_16bit_weights_are(tiny_base: Path, tiny_config, tmp_path: Path) -> None:
@@ -96,11 +97,10 @@ def test_a_4bit_base_needs_to_say_where_its_16bit_weights_are(tiny_base: Path, t
     described["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps(described))
     with pytest.raises(RefusedError, match="model.base_16bit"):
-        check_base(str(folder), tiny_config(export={"merge_base": "original16"}))
-    assert check_base(str(folder), tiny_config()).modules  # auto: merged into its 4-bit weights
+        checked_base(tiny_config(export={"merge_base": "original16"}), str(folder))
+    assert checked_base(tiny_config(), str(folder)).modules  # auto: merged into its 4-bit weights
     with pytest.raises(RefusedError, match="needs a 16-bit base"):
-        check_base(str(folder), tiny_config(adapter={"method": "dora"}))
-    assert check_base(str(folder), tiny_config(export={"merge_base": "dequant4"})).modules
-    assert check_base(
-        str(folder), tiny_config(model={"base_16bit": str(tiny_base)}, export={"merge_base": "original16"})
-    ).modules
+        checked_base(tiny_config(adapter={"method": "dora"}), str(folder))
+    assert checked_base(tiny_config(export={"merge_base": "dequant4"}), str(folder)).modules
+    settings = {"model": {"base_16bit": str(tiny_base)}, "export": {"merge_base": "original16"}}
+    assert checked_base(tiny_config(**settings), str(folder)).modules

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loaded_models import loaded_base
 
 from qdora_fast.engine import patch
 from qdora_fast.engine.patch import residency
@@ -18,7 +19,7 @@ from qdora_fast.evaluation.heldout import generate, row_losses
 from qdora_fast.exports import merged
 from qdora_fast.exports.verify import recording
 from qdora_fast.models import loading as loading
-from qdora_fast.models.loading import attach, fuse_layers, load_base
+from qdora_fast.models.loading import attach, fuse_layers
 from qdora_fast.models.out_of_memory import Batches, give_back, make_room
 from qdora_fast.recipes import train as recipe
 from qdora_fast.recipes.train import train
@@ -124,7 +125,7 @@ def test_one_answer_that_does_not_fit_costs_the_evaluation_and_not_the_run(
     assert not (run.evaluation / "evaluation.json").exists()
     said = " ".join(capsys.readouterr().err.split())
     assert "the model is not evaluated: memory ran out while questions were answered (CUDA out of memory)" in said
-    assert f"the run goes on to its export; later: qdora-fast evaluate {run.path}" in said
+    assert f"the run continues with its export; evaluate it later: qdora-fast evaluate {run.path}" in said
 
 
 def test_an_error_of_ours_in_the_evaluation_costs_no_export_either(
@@ -173,7 +174,7 @@ def test_a_proof_that_cannot_be_recorded_says_how_to_export_later(
 @pytest.fixture
 def loaded(tiny_config: Any) -> Any:
     config = tiny_config(engine={"resident": 1.0})
-    base = load_base(config.model.name, config, precision="fp32")
+    base = loaded_base(config)
     model = attach(base, config.adapter, config.train)
     fuse_layers(model, config.engine)
     return base, model.eval()
@@ -188,7 +189,7 @@ def test_a_row_that_does_not_fit_beside_kept_weights_is_read_without_them(loaded
     hook = model.register_forward_pre_hook(lambda *_: _no_memory() if kept.bytes else None)
     found = row_losses(model, rows, Batches(model, notes.append))
     assert [loss.total for loss in found] == pytest.approx([loss.total for loss in whole], rel=1e-4)
-    assert len(notes) == 1 and "of kept weights, and the same is tried again" in notes[0]
+    assert len(notes) == 1 and "of cached weights, and the same is tried again" in notes[0]
     hook.remove()
     model.register_forward_pre_hook(_no_memory)
     with pytest.raises(OutOfMemory, match="while a held-out row was read"):

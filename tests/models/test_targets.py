@@ -24,7 +24,7 @@ def test_all_linear_is_every_linear_layer_of_the_blocks_without_head_and_embeddi
     assert targets.leaves == SEVEN
     assert len(targets.modules) == 2 * len(SEVEN)
     assert not any("lm_head" in name or "embed" in name for name in targets.modules)
-    assert "not adapted: model.embed_tokens" in targets.said
+    assert "not adapted: model.embed_tokens" in targets.summary
 
 
 def test_fused_projections_keep_their_own_names() -> None:

@@ -10,11 +10,17 @@ from hypothesis import strategies as st
 
 from qdora_fast.config import Config
 from qdora_fast.config.loader import make_config
-from qdora_fast.planning.advice import Facts, advise
+from qdora_fast.planning import advice as planning
+from qdora_fast.planning.advice import Advice, Facts
 
 
 def _config(**sections: dict[str, Any]) -> Config:
     return make_config({"model": {"name": "base"}, "data": {"path": "rows.jsonl"}, **sections})
+
+
+def advise(config: Config, facts: Facts) -> list[Advice]:
+    """Advice on a config."""
+    return planning.advise(facts, config.model, config.adapter, config.data, config.train)
 
 
 def _changes(config: Config, **facts: Any) -> list[str]:

@@ -11,7 +11,9 @@ import pytest
 
 from qdora_fast.config import Config
 from qdora_fast.config.loader import dump_config, make_config
-from qdora_fast.planning.history import Peak, earlier_peak, earlier_speed
+from qdora_fast.planning import history
+from qdora_fast.planning.history import Peak, Shape, Speed, shape_of
+from qdora_fast.recipes.plan import shape_of_run
 from qdora_fast.system import hardware
 from qdora_fast.system.hardware import Gpu
 
@@ -19,6 +21,18 @@ from qdora_fast.system.hardware import Gpu
 def _config(tmp_path: Path, **sections: dict[str, Any]) -> Config:
     settings = {"model": {"name": "b"}, "data": {"path": "r.jsonl"}, "run": {"dir": str(tmp_path)}}
     return make_config({**settings, **sections})
+
+
+def _shape(config: Config) -> Shape:
+    return shape_of(config.model, config.adapter, config.data, config.train, config.engine)
+
+
+def _speed(config: Config, name: str) -> Speed | None:
+    return history.earlier_speed(Path(config.run.dir), name, _shape(config), shape_of_run)
+
+
+def _peak(config: Config, name: str) -> Peak | None:
+    return history.earlier_peak(Path(config.run.dir), name, _shape(config), shape_of_run)
 
 
 def _run(config: Config, name: str, seconds: list[float], *, age: float = 0, **files: Any) -> Path:
@@ -38,11 +52,11 @@ STEADY = [2.0 * step for step in range(1, 9)]
 
 def test_the_newest_run_of_the_name_that_says_anything_counts(tmp_path: Path) -> None:
     config = _config(tmp_path)
-    assert earlier_speed(config, "mine") is None
+    assert _speed(config, "mine") is None
     _run(config, "mine", STEADY, age=20)
     _run(config, "mine-2", [1.0, 2.0], age=10)  # too short
     _run(config, "mine-other", [float(step) for step in range(1, 9)])
-    found = earlier_speed(config, "mine")
+    found = _speed(config, "mine")
     assert found is not None
     assert (found.run, found.seconds_per_step) == ("mine", (2.0, 2.0))
 
@@ -61,27 +75,27 @@ def test_the_newest_run_of_the_name_that_says_anything_counts(tmp_path: Path) ->
 )
 def test_a_run_of_another_shape_says_nothing(changed: dict[str, Any], tmp_path: Path) -> None:
     _run(_config(tmp_path), "mine", STEADY)
-    assert earlier_speed(_config(tmp_path, **changed), "mine") is None
+    assert _speed(_config(tmp_path, **changed), "mine") is None
 
 
 def test_settings_that_cost_a_step_nothing_may_differ(tmp_path: Path) -> None:
     _run(_config(tmp_path), "mine", STEADY)
-    assert earlier_speed(_config(tmp_path, train={"learning_rate": 1e-3, "epochs": 7}), "mine") is not None
+    assert _speed(_config(tmp_path, train={"learning_rate": 1e-3, "epochs": 7}), "mine") is not None
 
 
 def test_a_run_on_another_machine_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, card = _config(tmp_path), {"name": "A card", "memory_gib": 24.0}
     _run(config, "mine", STEADY, environment={"cpu": hardware.cpu_name(), "gpus": [card]})
-    assert earlier_speed(config, "mine") is None
+    assert _speed(config, "mine") is None
     monkeypatch.setattr(hardware, "gpus", lambda: [Gpu("A card", 24.0, None, "1")])
-    assert earlier_speed(config, "mine") is not None
+    assert _speed(config, "mine") is not None
     monkeypatch.setattr(hardware, "cpu_name", lambda: "another processor")
-    assert earlier_speed(config, "mine") is None
+    assert _speed(config, "mine") is None
 
 
 def test_the_peak_of_a_probed_run_is_remembered_with_its_estimate(tmp_path: Path) -> None:
     config = _config(tmp_path)
     _run(config, "mine", STEADY, fit={"probe": {"peak_bytes": 11, "estimated_bytes": 10}})
     _run(config, "mine-2", STEADY, age=-5)
-    assert earlier_peak(config, "mine") == Peak("mine", 11, 10)
-    assert earlier_peak(_config(tmp_path, train={"batch_size": 8}), "mine") is None
+    assert _peak(config, "mine") == Peak("mine", 11, 10)
+    assert _peak(_config(tmp_path, train={"batch_size": 8}), "mine") is None

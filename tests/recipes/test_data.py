@@ -216,13 +216,13 @@ AUTO = {"model": {"max_length": "auto"}, "train": {"batch_size": "auto", "gradie
 def test_auto_becomes_what_the_rows_need_and_keeps_all_of_them(tiny_config: Any) -> None:
     ready = ready_for(tiny_config(**AUTO, data={"path": "demo", "max_rows": 40}))
     given = ready_for(tiny_config(data={"path": "demo", "max_rows": 40}))
-    assert ready.settled is not None and given.settled is None
+    assert ready.resolved is not None and given.resolved is None
     assert ready.config.model.length == ready.rendering.max_length == 512
     assert ready.config.train.rows_per_step == 16
     assert ready.prepared.report.content_hash == given.prepared.report.content_hash
     assert ready.prepared.report.tokens.max_length == 512
     longest = ready.prepared.report.tokens.longest
-    assert any(f"the longest has {longest}," in line for line in ready.settled.said)
+    assert any(f"the longest has {longest}," in line for line in ready.resolved.reasons)
 
 
 def test_rows_that_auto_leaves_out_are_counted_as_every_dropped_row_is(tiny_config: Any, tmp_path: Path) -> None:
@@ -234,8 +234,10 @@ def test_rows_that_auto_leaves_out_are_counted_as_every_dropped_row_is(tiny_conf
     data = {"path": str(path), "max_rows": None, "filters": filters, "dedup": {"near": False}}
     ready = ready_for(tiny_config(**AUTO, data=data))
     assert ready.prepared.report.dropped_for("too_long") == 1
-    assert any("1 of 200 rows (0.5%) are longer and are dropped; model.max_length: " in s for s in ready.settled.said)
-    kept = re.search(r"max_length: (\d+) keeps all", " ".join(ready.settled.said))
+    assert any(
+        "1 of 200 rows (0.5%) are longer and are dropped; model.max_length: " in s for s in ready.resolved.reasons
+    )
+    kept = re.search(r"max_length: (\d+) keeps all", " ".join(ready.resolved.reasons))
     whole = ready_for(tiny_config(model={"max_length": int(kept[1])}, data=data))
     assert whole.prepared.report.dropped_for("too_long") == 0
 

@@ -9,25 +9,26 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from loaded_models import loaded_base
 from plain_rendering import render
 
 from qdora_fast.cli.main import cli
 from qdora_fast.data import choose_template
 from qdora_fast.evaluation import log
 from qdora_fast.evaluation.record import Evaluation
-from qdora_fast.models.loading import attach, load_base
-from qdora_fast.recipes.evaluate import Subject, evaluate, evaluate_model, finish, refuse_regression
+from qdora_fast.models.loading import attach
+from qdora_fast.recipes.evaluate import EvalModel, evaluate, evaluate_model, refuse_regression, write_report
 from qdora_fast.recipes.train import train
 from qdora_fast.system.errors import ConfigError, IntegrityError, RegressionError
 from qdora_fast.system.manifest import read_manifest, write_manifest
 from qdora_fast.system.run_folder import RunFolder
 
 
-def untrained(tiny_config: Any, folder: Path, *, change: float = 0.0) -> tuple[Subject, RunFolder, Any]:
+def untrained(tiny_config: Any, folder: Path, *, change: float = 0.0) -> tuple[EvalModel, RunFolder, Any]:
     """A run of no steps: base and adapter as attached, B moved by `change` times a random matrix."""
     config = tiny_config(evaluation={"max_rows": 12, "completions": 4})
     run = train(config)
-    base = load_base(config.model.name, config, precision="fp32")
+    base = loaded_base(config)
     choose_template(base.tokenizer, "auto")
     model = attach(base, config.adapter, config.train).eval()
     torch.manual_seed(0)
@@ -37,7 +38,7 @@ def untrained(tiny_config: Any, folder: Path, *, change: float = 0.0) -> tuple[S
                 parameter.add_(change * torch.randn_like(parameter))
     rows = run.read_rows("data/held_out.jsonl")
     rendered = render(rows, base.tokenizer, max_length=config.model.max_length)
-    return Subject(model, base.tokenizer, base.stop_ids, rows, rendered.examples, "fp32"), run, config
+    return EvalModel(model, base.tokenizer, base.stop_ids, rows, rendered.examples, "fp32"), run, config
 
 
 def test_a_own_demo_run_gives_the_figures_it_ended_with(own_demo_run: RunFolder) -> None:
@@ -162,7 +163,7 @@ def test_the_command_prints_one_object(own_demo_run: RunFolder) -> None:
 def test_the_report_and_the_cards_are_written_anew(own_demo_run: RunFolder) -> None:
     for path in (own_demo_run.path / "report.html", own_demo_run.adapter / "README.md"):
         path.unlink()
-    report = finish(own_demo_run)
+    report = write_report(own_demo_run)
     assert "<html" in report.read_text()
     assert "qdora" in (own_demo_run.adapter / "README.md").read_text().lower()
     assert (own_demo_run.path / "merged_16bit" / "README.md").is_file()

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoints import adapt, load, tensors_of
 
 from qdora_fast.config.recorded import read_config
-from qdora_fast.inference import load as open_for_chat
 from qdora_fast.models.run_info import read_run_info
+from qdora_fast.recipes.chat import load as open_for_chat
 from qdora_fast.recipes.evaluate import evaluate
 from qdora_fast.recipes.export import export
 from qdora_fast.recipes.import_adapter import import_adapter

@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from qdora_fast import planning
 from qdora_fast.cli.main import cli
 from qdora_fast.config import Config, DataSettings
 from qdora_fast.config.loader import dump_config, load_config, make_config
 from qdora_fast.config.presets import find_config, list_presets
-from qdora_fast.planning.memory import base_config, in_gib
+from qdora_fast.planning.cards import Card
+from qdora_fast.planning.memory.base import base_config
+from qdora_fast.planning.memory.estimate import in_gib
+from qdora_fast.planning.page import write_page
 from qdora_fast.planning.rows import RowFacts, glance
-from qdora_fast.planning.text import bar
+from qdora_fast.planning.text import bar, lines, preset_table, verdict, what_to_do
 from qdora_fast.recipes import plan as recipe
+from qdora_fast.recipes.plan import choose_machine, make_plan, preset_plans
 from qdora_fast.system import hardware
 from qdora_fast.system.errors import ConfigError, DoesNotFit
 from qdora_fast.system.hardware import Gpu
@@ -71,20 +74,20 @@ def _rows_file(path: Path, count: int, words: int = 40) -> Path:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_every_preset_fits_the_card_it_is_written_for_and_says_how_long_rows_may_be() -> None:
-    plans = planning.preset_plans()
+    plans = preset_plans()
     assert {plan.name for plan in plans} == {preset.name for preset in list_presets()} - {"demo"}
     for plan in plans:
         assert plan.fits, plan.name
-        assert plan.longest >= plan.config.model.max_length, plan.name
-    table = list(planning.preset_table(plans))
+        assert plan.longest >= plan.model.length, plan.name
+    table = list(preset_table(plans))
     assert len(table) == 2 + len(plans)
     assert all(line.count("|") == 7 for line in table)
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_the_answer_comes_first_and_the_picture_adds_up() -> None:
-    plan = planning.make_plan(load_config(find_config("llama3.1-8b-24gb")), "llama3.1-8b-24gb")
-    text = list(planning.lines(plan))
+    plan = make_plan(load_config(find_config("llama3.1-8b-24gb")), "llama3.1-8b-24gb")
+    text = list(lines(plan))
     assert text[0].startswith("FITS")
     assert "24.0 GiB" in text[0]
     bars = [line for line in text if "▕" in line]
@@ -95,12 +98,12 @@ def test_the_answer_comes_first_and_the_picture_adds_up() -> None:
 @pytest.mark.usefixtures("no_gpu")
 def test_a_card_that_is_too_small_is_refused_with_what_to_change() -> None:
     config = load_config(find_config("llama3.1-8b-dora-48gb"))
-    plan = planning.make_plan(config, "preset", vram=16)
+    plan = make_plan(config, "preset", card=Card.of_gib(16))
     assert not plan.fits
-    assert planning.verdict(plan).startswith("DOES NOT FIT")
-    assert "--set adapter.method=qdora" in planning.what_to_do(plan)
-    changed = planning.make_plan(
-        load_config(find_config("llama3.1-8b-dora-48gb"), ["adapter.method=qdora"]), "preset", vram=16
+    assert verdict(plan).startswith("DOES NOT FIT")
+    assert "--set adapter.method=qdora" in what_to_do(plan)
+    changed = make_plan(
+        load_config(find_config("llama3.1-8b-dora-48gb"), ["adapter.method=qdora"]), "preset", card=Card.of_gib(16)
     )
     assert changed.fits
 
@@ -109,7 +112,7 @@ def test_json_holds_the_contract_and_numbers_of_bytes(base: Path, tmp_path: Path
     said: list[str] = []
     file = tmp_path / "mine.yaml"
     file.write_text(dump_config(_config(base, tmp_path)))
-    recipe.answer(str(file), [], vram=24, html=None, as_json=True, say=said.append)
+    recipe.show_plan(str(file), [], card=Card.of_gib(24), html=None, as_json=True, say=said.append)
     found = json.loads(said[0])
     assert len(said) == 1
     assert {"fits", "peak_bytes", "breakdown", "batch_size", "max_length"} <= set(found)
@@ -125,7 +128,7 @@ def test_what_does_not_fit_is_said_and_then_fails_with_exit_code_10(base: Path, 
     file.write_text(dump_config(_config(base, tmp_path)))
     page = tmp_path / "pages" / "plan.html"
     with pytest.raises(DoesNotFit) as error:
-        recipe.answer(str(file), [], vram=0.2, html=page, as_json=False, say=said.append)
+        recipe.show_plan(str(file), [], card=Card.of_gib(0.2), html=page, as_json=False, say=said.append)
     assert error.value.exit_code == 10
     assert said[0].startswith("DOES NOT FIT")
     assert "DOES NOT FIT" in page.read_text()
@@ -136,7 +139,7 @@ def test_the_command_answers_in_a_process_that_loads_no_heavy_library(base: Path
     file.write_text(dump_config(_config(base, tmp_path)))
     script = (
         "import sys; from click.testing import CliRunner; from qdora_fast.cli.main import cli\n"
-        f"done = CliRunner().invoke(cli, ['plan', {str(file)!r}, '--vram', '24', '--json'])\n"
+        f"done = CliRunner().invoke(cli, ['plan', {str(file)!r}, '--card', 'RTX 3090', '--json'])\n"
         "print(done.output)\n"
         "print([m for m in ('torch', 'transformers', 'unsloth', 'datasets', 'peft') if m in sys.modules])"
     )
@@ -155,12 +158,24 @@ def test_the_command_lists_presets_and_asks_for_a_config() -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
+def test_card_and_vram_are_the_same_option() -> None:
+    asked = [("--card", "24"), ("--vram", "24"), ("--card", "24 GiB")]
+    answers = [CliRunner().invoke(cli, ["plan", "llama3.1-8b-24gb", *card, "--json"]) for card in asked]
+    cards = [json.loads(answer.output)["card"] for answer in answers]
+    assert cards == [{"name": "a 24 GiB card", "memory_bytes": 24 * 2**30, "gpu": True}] * 3
+    named = CliRunner().invoke(cli, ["plan", "llama3.1-8b-24gb", "--card", "rtx 3090", "--json"])
+    assert json.loads(named.output)["card"]["name"] == "RTX 3090"
+    unknown = CliRunner().invoke(cli, ["plan", "llama3.1-8b-24gb", "--vram", "0"])
+    assert isinstance(unknown.exception, ConfigError) and "--card 0" in str(unknown.exception)
+
+
+@pytest.mark.usefixtures("no_gpu")
 def test_the_page_stands_alone_and_escapes_names(base: Path, tmp_path: Path) -> None:
-    plan = planning.make_plan(_config(base, tmp_path), "<mine>", vram=24)
-    page = planning.write_page(plan, tmp_path / "plan.html").read_text()
+    plan = make_plan(_config(base, tmp_path), "<mine>", card=Card.of_gib(24))
+    page = write_page(plan, tmp_path / "plan.html").read_text()
     assert "&lt;mine&gt;" in page
     assert "<mine>" not in page
-    assert "http" not in page
+    assert "://" not in page
     assert "<script" not in page
     for part in plan.estimate.parts:
         assert part.name in page
@@ -171,20 +186,18 @@ def test_the_card_is_the_named_one_then_this_machines_then_the_presets(
 ) -> None:
     config = _config(base, tmp_path)
     monkeypatch.setattr(hardware, "gpus", lambda: [Gpu("A card", 15.5, (8, 9), "1")])
-    assert planning.choose_place(config, "mine", 40).card.memory == 40 * 2**30
-    assert planning.choose_place(config, "mine", None).card.name == "A card"
+    assert choose_machine(config, "mine", Card.of_gib(40)).card.memory == 40 * 2**30
+    assert choose_machine(config, "mine", None).card.name == "A card"
     monkeypatch.setattr(hardware, "gpus", lambda: [])
-    assert planning.choose_place(config, "llama3.1-70b-80gb", None).card.memory == 80 * 2**30
-    assert planning.choose_place(config, "mine", None).card.memory == 24 * 2**30
+    assert choose_machine(config, "llama3.1-70b-80gb", None).card.memory == 80 * 2**30
+    assert choose_machine(config, "mine", None).card.memory == 24 * 2**30
     demo = make_config({"model": {"name": "demo"}, "data": {"path": "demo"}})
-    assert not planning.choose_place(demo, "demo", None).on_gpu
-    with pytest.raises(ConfigError, match="--vram 0"):
-        planning.choose_place(config, "mine", 0)
+    assert not choose_machine(demo, "demo", None).on_gpu
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_the_demo_is_planned_for_this_machine() -> None:
-    plan = planning.make_plan(load_config(find_config("demo")), "demo")
+    plan = make_plan(load_config(find_config("demo")), "demo")
     assert plan.fits
     assert plan.rows is not None
     assert plan.rows.exact
@@ -195,12 +208,12 @@ def test_the_demo_is_planned_for_this_machine() -> None:
 def test_rows_of_a_local_file_give_steps_and_advice(base: Path, tmp_path: Path) -> None:
     file = _rows_file(tmp_path / "rows.jsonl", 300)
     config = _config(base, tmp_path, data={"path": str(file), "held_out": 0.1}, train={"packing": False, "epochs": 2})
-    plan = planning.make_plan(config, "mine", vram=24)
+    plan = make_plan(config, "mine", card=Card.of_gib(24))
     assert plan.rows is not None
     assert plan.rows.rows == 270
     assert plan.steps == 2 * 17
     assert any("adapter.r=8" in str(line) for line in plan.advice)
-    packed = planning.make_plan(_config(base, tmp_path, data={"path": str(file), "held_out": 0.1}), "mine", vram=24)
+    packed = make_plan(_config(base, tmp_path, data={"path": str(file), "held_out": 0.1}), "mine", card=Card.of_gib(24))
     assert packed.steps is not None
     assert packed.steps < plan.steps
 
@@ -219,7 +232,7 @@ def test_a_glance_counts_small_files_measures_rows_and_notices_long_ones(tmp_pat
 def test_a_large_file_is_counted_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qdora_fast.planning import rows
 
-    monkeypatch.setattr(rows, "READ_WHOLE", 1000)
+    monkeypatch.setattr(rows, "COUNTED_BYTES", 1000)
     file = _rows_file(tmp_path / "rows.jsonl", 3000, words=4)
     facts = _facts(DataSettings(path=str(file), held_out=0), 1000)
     assert facts is not None
@@ -245,23 +258,23 @@ def test_a_mixture_counts_each_source_by_its_weight_and_max_rows(tmp_path: Path)
 
 def test_time_comes_from_the_newest_run_of_the_same_name_and_shape(base: Path, tmp_path: Path) -> None:
     config = _config(base, tmp_path, train={"max_steps": 100})
-    assert planning.make_plan(config, "mine", vram=24).seconds is None
+    assert make_plan(config, "mine", card=Card.of_gib(24)).seconds is None
     folder = tmp_path / "runs" / "mine-2"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_config(config))
     records = [{"step": step, "seconds": 2.0 * step, "loss": 1.0, "tokens_per_second": 500.0} for step in range(1, 9)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 9')
-    plan = planning.make_plan(config, "mine", vram=24)
+    plan = make_plan(config, "mine", card=Card.of_gib(24))
     assert plan.seconds == (200, 200)
     assert plan.speed is not None
     assert plan.speed.tokens_per_second == 500
-    assert any("3:20 min" in line for line in planning.lines(plan))
+    assert any("3:20 min" in line for line in lines(plan))
     (tmp_path / "runs" / "mine-3").mkdir()
     (tmp_path / "runs" / "mine-3" / "metrics.jsonl").write_text("")  # a run that has only begun, and has no config
-    assert planning.make_plan(config, "mine", vram=24).seconds == (200, 200)
+    assert make_plan(config, "mine", card=Card.of_gib(24)).seconds == (200, 200)
     wider = _config(base, tmp_path, train={"max_steps": 100, "batch_size": 4})
-    assert planning.make_plan(wider, "mine", vram=24).seconds is None
-    assert planning.make_plan(config, "other", vram=24).seconds is None
+    assert make_plan(wider, "mine", card=Card.of_gib(24)).seconds is None
+    assert make_plan(config, "other", card=Card.of_gib(24)).seconds is None
 
 
 def test_pauses_between_steps_are_part_of_the_longer_time(base: Path, tmp_path: Path) -> None:
@@ -270,11 +283,11 @@ def test_pauses_between_steps_are_part_of_the_longer_time(base: Path, tmp_path: 
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_config(config))
     seconds = [1, 2, 3, 13, 14, 15]  # an evaluation of ten seconds in the middle
-    lines = [json.dumps({"step": n, "seconds": s, "tokens_per_second": 9.0}) for n, s in enumerate(seconds, start=1)]
-    (folder / "metrics.jsonl").write_text("\n".join(lines))
-    assert planning.make_plan(config, "mine", vram=24).seconds == (10, 28)
-    (folder / "metrics.jsonl").write_text("\n".join(lines[:3]))
-    assert planning.make_plan(config, "mine", vram=24).seconds is None
+    logged = [json.dumps({"step": n, "seconds": s, "tokens_per_second": 9.0}) for n, s in enumerate(seconds, start=1)]
+    (folder / "metrics.jsonl").write_text("\n".join(logged))
+    assert make_plan(config, "mine", card=Card.of_gib(24)).seconds == (10, 28)
+    (folder / "metrics.jsonl").write_text("\n".join(logged[:3]))
+    assert make_plan(config, "mine", card=Card.of_gib(24)).seconds is None
 
 
 def test_a_base_that_cannot_be_read_or_is_unknown_is_an_error_that_says_so(tmp_path: Path) -> None:

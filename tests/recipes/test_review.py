@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from qdora_fast.cli.main import cli
 from qdora_fast.evaluation import log
 from qdora_fast.evaluation.report.completions import VERDICTS
-from qdora_fast.evaluation.report.run_parts import read_run
-from qdora_fast.recipes.review import evaluations, require_review, review
+from qdora_fast.recipes.report import read_parts
+from qdora_fast.recipes.review import list_evaluations, require_review, review
 from qdora_fast.system.errors import ConfigError, DataError, RefusedError
 from qdora_fast.system.run_folder import RunFolder
 
@@ -29,7 +29,7 @@ def invoke(*arguments: object) -> Result:
 
 
 def test_an_export_waits_for_a_review_that_passes(run: RunFolder) -> None:
-    assert read_run(run).review() is None
+    assert read_parts(run).review() is None
     with pytest.raises(RefusedError, match=r"nobody has reviewed .*completions.html"):
         require_review(run)
     assert (
@@ -63,7 +63,7 @@ def test_the_file_of_the_page_is_a_review_of_these_completions_alone(run: RunFol
     path.write_text(json.dumps(content))
     found = review(run.path, file=path)
     assert (found["reviewer"], found["good"]) == ("Ravi", len(rows))
-    assert read_run(run).review() is not None
+    assert read_parts(run).review() is not None
     path.write_text(json.dumps(content | {"sha256": "0" * 64}))
     with pytest.raises(DataError):
         review(run.path, file=path)
@@ -82,7 +82,7 @@ def test_the_command_takes_the_verdicts_of_the_page() -> None:
 def test_the_log_lists_evaluations_of_several_runs_with_their_reviews(run: RunFolder) -> None:
     shutil.copytree(run.path, run.path.with_name("demo-2"))
     review(run.path, reviewer="Asha", verdict="pass")
-    found = evaluations([str(run.path.parent)])
+    found = list_evaluations([str(run.path.parent)])
     assert [Path(entry["path"]).name for entry in found] in (["demo", "demo-2"], ["demo-2", "demo"])
     assert {Path(entry["path"]).name: (entry["review"] or {}).get("verdict") for entry in found} == {
         "demo": "pass",
@@ -93,4 +93,4 @@ def test_the_log_lists_evaluations_of_several_runs_with_their_reviews(run: RunFo
     as_json = json.loads(invoke("log", run.path, "--json").stdout.splitlines()[-1])
     assert len(as_json["evaluations"]) == 1
     with pytest.raises(ConfigError, match="is not a run"):
-        evaluations([str(run.path.parent / "nowhere")])
+        list_evaluations([str(run.path.parent / "nowhere")])

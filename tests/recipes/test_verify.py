@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from qdora_fast.cli.main import cli
-from qdora_fast.inference import load
-from qdora_fast.recipes.verify import require_whole, verify
+from qdora_fast.recipes.chat import load
+from qdora_fast.recipes.verify import require_undamaged, verify
 from qdora_fast.system.errors import ConfigError, IntegrityError
 from qdora_fast.system.manifest import NAME, read_manifest
 from qdora_fast.system.run_folder import RunFolder
@@ -49,7 +49,7 @@ def test_a_whole_run_is_whole_and_so_is_each_of_its_parts(run: Path) -> None:
     assert names[-2:] == ["adapter", "merged_16bit"]
     assert all(name.startswith("checkpoint-") for name in names[:-2]) and len(names) > 2
     assert not any(part.problems for part in parts)
-    require_whole(parts, run)
+    require_undamaged(parts, run)
     for part in parts:
         assert [alone.problems for alone in verify(part.path)] == [()]
         assert part.files >= 3 and part.bytes > 10_000
@@ -76,7 +76,7 @@ def test_a_file_of_another_checkpoint_is_found(run: Path) -> None:
     wrong = [part for part in verify(run) if part.problems]
     assert [part.path for part in wrong] == [last]
     with pytest.raises(IntegrityError, match=r"1 of \d+ parts are not as they were written"):
-        require_whole(wrong + [part for part in verify(run) if not part.problems], run)
+        require_undamaged(wrong + [part for part in verify(run) if not part.problems], run)
 
 
 def test_an_export_of_an_earlier_adapter_is_named(run: Path) -> None:

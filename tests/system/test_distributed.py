@@ -85,7 +85,7 @@ def test_two_processes_learn_what_one_does_and_survive_the_death_of_one(tiny_con
     again = _launch(config, tmp_path, "--auto-resume")
     said, _ = again.communicate(timeout=300)
     assert again.returncode == 0, said
-    assert f"going on from {whole[-1].name}" in said
+    assert f"resuming from {whole[-1].name}" in said
     assert said.count("Trained   20 steps") == 1, "the first process speaks for all"
     ours, theirs = _weights(one), _weights(run)
     assert ours.keys() == theirs.keys()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from loaded_models import checked_base
 from tiny_checkpoints import save_adapter_for, save_base
 
 from qdora_fast.exports.merge.merge import merge
-from qdora_fast.models.loading import check_base
 from qdora_fast.recipes import review
 from qdora_fast.system.errors import RefusedError
 from qdora_fast.system.paths import links_out, plain_file_name, refuse_links_out
@@ -42,7 +43,7 @@ def test_a_base_with_a_link_out_is_refused_before_training_and_before_merging(
     save_adapter_for(base, tmp_path / "adapter")
     (base / "LICENSE").symlink_to(secret)
     with pytest.raises(RefusedError, match="LICENSE: a link that leads out of"):
-        check_base(str(base), tiny_config())
+        checked_base(tiny_config(), str(base))
     with pytest.raises(RefusedError, match="LICENSE: a link that leads out of"):
         merge(base, tmp_path / "adapter", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
@@ -63,7 +64,7 @@ def test_a_run_with_a_link_out_is_not_opened(link: Callable[[Path, Path], None],
     (run / "config.yaml").write_text("model: {name: demo}\ndata: {path: demo}\n")
     RunFolder.open(run)
     link(run, secret)
-    for look in (RunFolder.open, lambda path: review.evaluations([str(path)])):
+    for look in (RunFolder.open, lambda path: review.list_evaluations([str(path)])):
         with pytest.raises(RefusedError, match="a link that leads out"):
             look(run)
 
@@ -89,3 +90,10 @@ def test_the_hubs_cache_and_linked_weights_are_as_they_should_be(tmp_path: Path)
     (tmp_path / "elsewhere").symlink_to(linked)
     refuse_links_out(tmp_path / "elsewhere")
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_pipe_in_a_folder_is_refused_before_anybody_waits_for_it(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / "metrics.jsonl")
+    with pytest.raises(RefusedError, match=r"metrics\.jsonl: neither a file nor a folder"):
+        refuse_links_out(tmp_path / "run")

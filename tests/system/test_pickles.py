@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loaded_models import checked_base
 
 from qdora_fast.config.data import SourceSettings
 from qdora_fast.data.clean.quality import load_scores
 from qdora_fast.data.read.sources import open_source
 from qdora_fast.exports.merge.base import BaseWeights, MergeRecipe
 from qdora_fast.exports.verify.recording import reopen
-from qdora_fast.inference import load
 from qdora_fast.models.adapter import read_adapter
-from qdora_fast.models.loading import check_base, load_base
+from qdora_fast.models.loading import load_base
+from qdora_fast.recipes.chat import load
 from qdora_fast.recipes.train import train
 from qdora_fast.system.errors import QdoraError
 
@@ -92,10 +93,10 @@ def test_pickled_weights_of_a_base_are_refused_wherever_a_base_is_read(
     folder = tmp_path / "base"
     shutil.copytree(tiny_base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     torch.save({"x": Malicious(mark)}, folder / "pytorch_model.bin")
-    config = tiny_config(model={"name": str(folder)})
+    config, targets = tiny_config(model={"name": str(folder)}), checked_base(tiny_config())
     for read in (
-        lambda: check_base(str(folder), config),
-        lambda: load_base(str(folder), config, precision="fp32"),
+        lambda: checked_base(config),
+        lambda: load_base(str(folder), config.model, config.adapter, config.train, targets=targets, precision="fp32"),
         lambda: BaseWeights(folder, MergeRecipe()),
         lambda: load(folder),
     ):

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 from heard import heard
+from loaded_models import checked_base, loaded_base
 from tiny_checkpoints import save_adapter_for
 
 import qdora_fast
 from qdora_fast.config.loader import load_config
 from qdora_fast.exports.merge.merge import merge
-from qdora_fast.inference import load
-from qdora_fast.models.loading import check_base, load_base
 from qdora_fast.models.tokenizer import load_tokenizer
+from qdora_fast.recipes.chat import load
 from qdora_fast.recipes.export import export
 from qdora_fast.recipes.train import prepare_run, train
 from qdora_fast.system.errors import ConfigError, RefusedError
@@ -77,13 +77,15 @@ def base_with_code(tiny_base: Path, tmp_path: Path, mark: Path) -> Callable[...,
     return make
 
 
-@pytest.mark.parametrize("asked", [check_base, lambda name, _: load_tokenizer(name, None)], ids=["model", "tokenizer"])
+@pytest.mark.parametrize(
+    "asked", [checked_base, lambda config: load_tokenizer(config.model.name, None)], ids=["model", "tokenizer"]
+)
 def test_a_base_that_needs_its_own_code_is_refused_and_the_flag_is_named(
     asked: Callable[..., Any], base_with_code: Callable[..., Path], tiny_config: Any, mark: Path
 ) -> None:
     folder = base_with_code(UNKNOWN_MODEL, UNKNOWN_TOKENIZER)
     with pytest.raises(RefusedError, match=r"needs code of its own \(own.py\)[^$]*--trust-remote-code"):
-        asked(str(folder), tiny_config(model={"name": str(folder)}))
+        asked(tiny_config(model={"name": str(folder)}))
     assert not mark.exists()
 
 
@@ -95,7 +97,7 @@ def test_where_transformers_has_the_classes_the_code_is_left_alone_said_and_not_
     with heard() as said:
         prepare_run(config)
     assert "own.py came with it and is not run" in said.getvalue()
-    load_base(str(folder), config, precision="fp32").tokenizer.save_pretrained(tmp_path / "tokenizer")
+    loaded_base(config).tokenizer.save_pretrained(tmp_path / "tokenizer")
     save_adapter_for(folder, tmp_path / "adapter")
     merge(folder, tmp_path / "adapter", tmp_path / "merged", tokenizer_from=tmp_path / "tokenizer")
     assert code_of(str(tmp_path / "merged")) == ()

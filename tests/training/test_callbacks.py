@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from heard import heard
 
-from qdora_fast.training.callbacks import keep_notes, training_callbacks
+from qdora_fast.training.callbacks import record_notes, training_callbacks
 from qdora_fast.training.oom import Note
 from qdora_fast.training.throughput import Expected, Slow, Throughput
 
@@ -93,7 +93,7 @@ def test_the_bar_is_gone_however_training_ends(tmp_path: Path) -> None:
 
 
 def test_a_note_is_said_once_and_kept_each_time(tmp_path: Path) -> None:
-    keep = keep_notes(tmp_path / "metrics.jsonl")
+    keep = record_notes(tmp_path / "metrics.jsonl")
     with heard() as out:
         keep(Note(4, "evaluation", "the evaluation failed [x]"))
         keep(Note(8, "evaluation", "the evaluation failed [x]"))

@@ -86,7 +86,7 @@ def test_auto_resume_starts_anew_where_there_is_nothing_to_go_on_with(tiny_confi
     capsys.readouterr()
     other = train(tiny_config(train={"learning_rate": 1e-3}), resume="auto")
     said = capsys.readouterr().err
-    assert "did not finish and is not gone on with" in said
+    assert "did not finish and is not resumed" in said
     assert "train.learning_rate: 0.01 then, 0.001 now" in said
     assert other.path.name == "tiny-4"
 
@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tiny_config, capsys) -> N
     capsys.readouterr()
     resumed = train(tiny_config(train=settings), resume=True)
     said = capsys.readouterr().err
-    assert "going on from checkpoint-4" in said
+    assert "resuming from checkpoint-4" in said
     assert "passed over checkpoint-6" in said
     assert "training_state.safetensors: its content has changed" in said
     assert _adapter(resumed) == before
@@ -157,7 +157,7 @@ def test_without_a_whole_checkpoint_resume_is_an_error_and_never_a_new_start(tin
     run = train(tiny_config(train={"save_steps": 2}))
     for path in run.checkpoints():
         (path / "MANIFEST.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is whole:\n.*checkpoint-4.*\n.*checkpoint-2"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is complete:\n.*checkpoint-4.*\n.*checkpoint-2"):
         train(tiny_config(train={"save_steps": 2}), resume=True)
 
 
@@ -218,7 +218,7 @@ def test_a_full_or_broken_disk_leaves_the_last_checkpoint_and_no_half_one(
         original(folder, content)
 
     monkeypatch.setattr(checkpoint, "write_state", fail)
-    with pytest.raises(kind, match=rf"{said}.*checkpoint-2 is untouched: --resume"):
+    with pytest.raises(kind, match=rf"{said}.*checkpoint-2 is untouched.*--auto-resume"):
         train(tiny_config(train={"save_steps": 1}))
     run = RunFolder.open(tmp_path / "runs" / "tiny")
     assert _steps(run) == [1, 2]

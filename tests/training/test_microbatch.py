@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdora_fast.training.microbatch import Whole, conversations, halves, parts, trained_tokens
+from qdora_fast.training.microbatch import CannotSplit, conversations, halves, split, trained_tokens
 
 texts = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=12), min_size=1, max_size=9)
 powers = st.sampled_from([1, 2, 4, 8, 16])
@@ -47,7 +47,7 @@ def _padding_free(rows: list[list[int]]) -> dict[str, Any]:
 @given(texts, powers, st.booleans())
 def test_padded_rows_are_dealt_out_without_the_padding_of_others(rows, wanted: int, left: bool) -> None:
     batch = _padded(rows, left=left)
-    found = parts(batch, wanted)
+    found = split(batch, wanted)
     assert [row for part in found for row in conversations(part)] == rows
     assert max(map(_height, found)) <= -(-len(rows) // wanted), "as equal as can be"
     assert sum(int(trained_tokens(part)) for part in found) == int(trained_tokens(batch))
@@ -60,7 +60,7 @@ def test_padded_rows_are_dealt_out_without_the_padding_of_others(rows, wanted: i
 @given(texts, powers)
 def test_padding_free_rows_are_cut_between_conversations(rows, wanted: int) -> None:
     batch = _padding_free(rows)
-    found = parts(batch, wanted)
+    found = split(batch, wanted)
     assert [row for part in found for row in conversations(part)] == rows
     assert len(found) <= min(wanted, len(rows))
     assert sum(int(trained_tokens(part)) for part in found) == int(trained_tokens(batch))
@@ -93,12 +93,12 @@ def test_the_loss_of_the_parts_is_that_of_the_whole(rows, wanted: int) -> None:
         return float(table[ids[kept], targets[kept]].double().sum())
 
     for batch in (_padded(rows), _padding_free(rows)):
-        assert sum(map(loss, parts(batch, wanted))) == pytest.approx(loss(batch), abs=1e-9)
+        assert sum(map(loss, split(batch, wanted))) == pytest.approx(loss(batch), abs=1e-9)
 
 
 def test_one_part_is_the_batch_itself() -> None:
     batch = _padded([[1, 2], [3]])
-    assert parts(batch, 1)[0] is batch
+    assert split(batch, 1)[0] is batch
 
 
 @pytest.mark.parametrize(
@@ -106,20 +106,20 @@ def test_one_part_is_the_batch_itself() -> None:
     [
         (_padded([[1, 2, 3]]), "one row of 3 tokens"),
         (_padding_free([[1, 2, 3]]), "one row of 3 tokens"),
-        (_padded([[1], [2]]) | {"pixel_values": torch.zeros(5, 3)}, "its pixel_values cannot be cut"),
-        (_padding_free([[1], [2]]) | {"cu_seq_lens_q": torch.tensor([0, 1, 2])}, "its cu_seq_lens_q cannot be cut"),
+        (_padded([[1], [2]]) | {"pixel_values": torch.zeros(5, 3)}, "its pixel_values cannot be split"),
+        (_padding_free([[1], [2]]) | {"cu_seq_lens_q": torch.tensor([0, 1, 2])}, "its cu_seq_lens_q cannot be split"),
         (_padding_free([[1], [2]]) | {"packed_seq_lengths": torch.tensor([2])}, "packed_seq_lengths say otherwise"),
-        (_padded([[1], [2]]) | {"names": ["a", "b"]}, "its names cannot be cut"),
+        (_padded([[1], [2]]) | {"names": ["a", "b"]}, "its names cannot be split"),
     ],
 )
-def test_what_cannot_be_cut_says_why_and_stays_one_part(batch, why: str) -> None:
-    with pytest.raises(Whole, match=why):
+def test_what_cannot_be_split_says_why_and_stays_one_part(batch, why: str) -> None:
+    with pytest.raises(CannotSplit, match=why):
         halves(batch)
-    assert parts(batch, 4) == [batch]
+    assert split(batch, 4) == [batch]
 
 
 def test_flags_go_with_every_part() -> None:
-    found = parts(_padded([[1], [2]]) | {"use_cache": False}, 2)
+    found = split(_padded([[1], [2]]) | {"use_cache": False}, 2)
     assert [part["use_cache"] for part in found] == [False, False]
     assert [len(part["input_ids"]) for part in found] == [1, 1]
     assert list(pairwise(conversations(found[0]) + conversations(found[1]))) == [([1], [2])]

@@ -95,7 +95,7 @@ def test_the_loss_names_its_micro_batch_and_its_rows(ready, value: float) -> Non
     (note,) = fit.notes
     assert (note.step, note.kind) == (2, "skipped")
     assert note.rows == tuple(f"row {number}" for number in seen[2])
-    assert note.said.startswith(f"skipped, no weight was changed: the loss of micro-batch 1 of 2 is {value} (row ")
+    assert note.message.startswith(f"skipped, no weight was changed: the loss of micro-batch 1 of 2 is {value} (row ")
     assert all(torch.isfinite(tensor).all() for tensor in fit.trained().values())
     losses = {entry["step"]: entry.get("loss") for entry in fit.trainer.state.log_history if "epoch" in entry}
     assert losses[2] is None and losses[1] > 0
@@ -108,7 +108,7 @@ def test_the_loss_names_its_micro_batch_and_its_rows(ready, value: float) -> Non
 def test_a_gradient_alone_is_narrowed_down_by_computing_again(ready, value: float) -> None:
     fit = _break_gradient(ready(dropout=0.1), 7, value).train()
     (note,) = fit.notes
-    assert re.search(r"gradients of micro-batch [12] of 2 are not finite \(", note.said)
+    assert re.search(r"gradients of micro-batch [12] of 2 are not finite \(", note.message)
     assert len(note.rows) == 4 and "row 7" in note.rows
     by_loss = _break_loss(ready(dropout=0.1), {2 * note.step}).train()  # another reason, the same step
     assert same(fit.trained(), by_loss.trained()), "looking for rows must leave no trace"
@@ -223,7 +223,7 @@ def test_a_failed_evaluation_is_said_and_costs_its_figures_alone(ready) -> None:
     fit.train()
     (note,) = fit.notes
     assert (note.step, note.kind) == (1, "evaluation")
-    assert "the evaluation failed (ValueError: cannot reshape array); training goes on" in note.said
+    assert "the evaluation failed (ValueError: cannot reshape array); training continues" in note.message
     assert same(fit.trained(), whole.trained())
     assert fit.logged("eval_loss") == whole.logged("eval_loss")[1:]
     assert fit.logged("eval_entropy") == whole.logged("eval_entropy")[1:]
@@ -265,13 +265,13 @@ def test_a_failing_tracker_is_said_once_and_then_left_alone(ready, monkeypatch, 
     fit = ready(max_steps=6, more={"report_to": "trackio"}).train()
     (note,) = fit.notes
     assert note.kind == "tracker"
-    assert "the tracker Trackio failed (ConnectionError: the tracker's server); training goes on" in note.said
+    assert "the tracker Trackio failed (ConnectionError: the tracker's server); training continues" in note.message
     assert asked.count("on_log") == (3 if broken == "on_log" else 8)
     assert same(fit.trained(), whole.trained())
 
 
 def test_a_run_says_it_when_it_happens_and_at_the_end_and_keeps_it(tiny_config, monkeypatch, capsys) -> None:
-    original = oom.BackOff.compute_loss
+    original = oom.OomRetry.compute_loss
     calls = []
 
     def compute_loss(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -281,7 +281,7 @@ def test_a_run_says_it_when_it_happens_and_at_the_end_and_keeps_it(tiny_config, 
         loss = original(self, model, inputs, *args, **kwargs)
         return loss * (NAN if len(calls) == 6 else 1)
 
-    monkeypatch.setattr(oom.BackOff, "compute_loss", compute_loss)
+    monkeypatch.setattr(oom.OomRetry, "compute_loss", compute_loss)
     run = run_train(tiny_config(engine={"resident": "off"}, train={"eval_steps": 4}, evaluation={"max_rows": 0}))
     said = capsys.readouterr().err
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]

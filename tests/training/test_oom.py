@@ -38,7 +38,7 @@ def test_a_step_that_does_not_fit_is_repeated_in_parts(ready, call: int, backwar
     assert fit.logged("num_tokens") == whole.logged("num_tokens")
     (note,) = fit.notes
     assert (note.step, note.kind) == (2, "memory")
-    assert note.said.startswith(
+    assert note.message.startswith(
         "memory ran out (CUDA out of memory); the step is repeated with each micro-batch in 2 parts"
     )
 
@@ -54,22 +54,22 @@ def test_twice_in_one_step(ready, optimizer: str) -> None:
 
 
 def test_nothing_of_the_failed_attempt_is_left(ready) -> None:
-    """Backed off in the very first step, it is the run that was in parts from the start: to the bit, dropout too."""
+    """Retried in the very first step, it is the run that was in parts from the start: to the bit, dropout too."""
     fit = ready(dropout=0.1).no_memory_at([3], backward=True).train()
     parts = ready(dropout=0.1)
     parts.trainer.micro_parts = 2
     assert same(fit.trained(), parts.train().trained())
 
 
-def test_kept_weights_go_first_and_then_nothing_has_changed(ready) -> None:
+def test_cached_weights_go_first_and_then_nothing_has_changed(ready) -> None:
     whole = ready(dropout=0.1, resident=1.0).train()
     fit = ready(dropout=0.1, resident=1.0).no_memory_at([5]).train()
     assert fit.trainer.micro_parts == 1
-    assert "of kept weights, and the same is tried again" in fit.notes[0].said
+    assert "of cached weights, and the same is tried again" in fit.notes[0].message
     assert same(fit.trained(), whole.trained())
 
 
-def test_a_resumed_run_goes_on_in_the_same_parts(ready, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_in_the_same_parts(ready, tmp_path: Path) -> None:
     fit = ready(max_steps=4, save_steps=2).no_memory_at([2]).train()
     resumed = ready(max_steps=4, save_steps=50)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-2"))
@@ -130,9 +130,9 @@ def test_one_row_that_does_not_fit_ends_the_run_with_what_was_tried(ready) -> No
         fit.train()
     said = str(ended.value)
     assert ended.value.exit_code == 31
-    assert [note.said.split(" parts")[0][-1] for note in fit.notes] == ["2", "4"]
+    assert [note.message.split(" parts")[0][-1] for note in fit.notes] == ["2", "4"]
     assert said.startswith("memory ran out in step 2 (CUDA out of memory).\n")
-    assert "What is left is one row of" in said and "tried in 4 parts" in said
+    assert "The smallest part is one row of" in said and "tried in 4 parts" in said
     assert "The last good checkpoint is" in said and "checkpoint-1" in said
     assert "model.max_length" in said and "qdora-fast plan" in said
 
@@ -154,7 +154,7 @@ def test_an_evaluation_that_does_not_fit_is_computed_in_parts_of_its_own(ready) 
     assert (fit.trainer.micro_parts, fit.trainer.eval_parts) == (1, 2)
     (note,) = fit.notes
     assert note.step == 1
-    assert "held-out batches are computed in 2 parts from here on, training as before" in note.said
+    assert "held-out batches are computed in 2 parts from here on, training as before" in note.message
     assert same(fit.trained(), whole.trained())
     assert fit.logged("loss") == whole.logged("loss")
     assert fit.logged("eval_loss") == pytest.approx(whole.logged("eval_loss"), abs=1e-5)
@@ -169,7 +169,7 @@ def test_a_held_out_row_that_does_not_fit_ends_the_run(ready) -> None:
 
     fit.model.register_forward_pre_hook(hook)
     with pytest.raises(
-        OutOfMemory, match=r"in the evaluation after step 1 \(CUDA out of memory\).\n  What is left is one row"
+        OutOfMemory, match=r"in the evaluation after step 1 \(CUDA out of memory\).\n  The smallest part is one row"
     ):
         fit.train()
 
@@ -191,7 +191,7 @@ def test_the_optimizers_step_is_never_repeated(ready, monkeypatch: pytest.Monkey
     assert len(steps) == 3
 
 
-def test_several_processes_do_not_back_off(ready, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_do_not_retry(ready, monkeypatch: pytest.MonkeyPatch) -> None:
     fit = ready()
 
     def strike(_: Any) -> None:

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from heard import heard
 from hypothesis import given
 from hypothesis import strategies as st
+from loaded_models import loaded_base
 
 from qdora_fast.config.loader import dump_config
 from qdora_fast.engine.patch import residency
 from qdora_fast.models import loading as loading
-from qdora_fast.models.loading import attach, fuse_layers, load_base
+from qdora_fast.models.loading import attach, fuse_layers
 from qdora_fast.recipes import fit
 from qdora_fast.recipes.train import train
 from qdora_fast.system.errors import OutOfMemory
@@ -55,14 +58,16 @@ class Trial:
 
     def __init__(self, make: Any, **train: Any) -> None:
         self.config = make(train={"max_steps": 3, "batch_size": 4, "gradient_accumulation": 2, **train})
-        base = load_base(self.config.model.name, self.config, precision=choose_precision(self.config.train))
+        base = loaded_base(self.config, precision=choose_precision(self.config.train))
         self.tokenizer = base.tokenizer
         self.model = attach(base, self.config.adapter, self.config.train)
         fuse_layers(self.model, self.config.engine)
         self.rows = Dataset.from_dict({"input_ids": ROWS, "labels": ROWS})
         self.held_out: Dataset | None = self.rows
         self.folder = Path(self.config.run.dir) / "checkpoints"
-        self.recipe = make_recipe(self.config.train, rows=len(ROWS), tokens=sum(LENGTHS), max_length=128)
+        self.recipe = make_recipe(
+            self.config.train, rows=len(ROWS), tokens=sum(LENGTHS), max_length=128, precision=base.precision
+        )
         self.seen: list[tuple[bool, tuple[int, int]]] = []
         self.limit = 10**9
         self.model.register_forward_pre_hook(self._look, with_kwargs=True)
@@ -78,13 +83,14 @@ class Trial:
         return probe(
             self.model,
             self.tokenizer,
-            self.config,
+            self.config.train,
             self.recipe,
             (self.rows, self.held_out),
             (lengths, lengths),
-            base_name=self.config.model.name,
+            max_length=self.config.model.length,
             folder=self.folder,
             meter=meter or Scale(*peaks),
+            estimated=partial(fit.estimated_step, self.config, self.config.model.name),
             **options,
         )
 
@@ -181,7 +187,7 @@ def test_the_peak_is_the_higher_of_steps_and_evaluation_and_is_held_against_the_
     first, second = trial.probe(5 * 2**30, 3 * 2**30), trial.probe(2 * 2**30, 4 * 2**30)
     assert (first.peak_bytes, second.peak_bytes) == (5 * 2**30, 4 * 2**30)
     assert first.estimated_bytes is not None and 2**29 < first.estimated_bytes < 2**30  # most of it the CUDA context
-    (said,) = first.said()
+    (said,) = first.summary()
     assert said.startswith(f"the longest batch, 4 x {max(LENGTHS)} tokens, was tried: peak 5.0 GiB (0.")
     assert said.endswith(" GiB estimated), 19.0 GiB left of 24.0 GiB")
     assert first.as_dict()["peak_bytes"] == first.peak_bytes
@@ -194,12 +200,12 @@ def test_what_does_not_fit_is_computed_in_parts_of_the_same_effective_batch(tiny
     meter = Scale(5)
     found = trial.probe(meter=meter)
     assert (found.parts, found.eval_parts, found.given_back) == (2, 2, True)
-    assert meter.begun == 4  # at first, and after each lack: kept weights, halves, halves of the evaluation
-    _, *said = found.said()
+    assert meter.begun == 4  # at first, and after each lack of memory: cached weights, halves, halves of the evaluation
+    _, *said = found.summary()
     assert said == [
-        "it does not fit beside merged weights that are kept, so none are",
-        "micro-batches are computed in 2 parts: as they are they do not fit; same rows a step",
-        "held-out batches are computed in 2 parts: as they are they do not fit; same rows a step",
+        "it does not fit beside cached merged weights, so none are cached",
+        "micro-batches are computed in 2 parts: at once they do not fit; same rows a step",
+        "held-out batches are computed in 2 parts: at once they do not fit; same rows a step",
     ]
     assert all(_same(value, trial.state()[part]) for part, value in before.items())
 
@@ -380,8 +386,18 @@ train(sys.argv[1])
 """
 
 
+def test_with_several_processes_nothing_is_tried(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "meter_here", lambda: Scale(5 * 2**30))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    nothing: Any = None
+    with heard() as out:
+        assert fit._try_longest(nothing, nothing, tiny_config(), nothing, nothing, nothing, nothing) is None
+    assert "the longest batch is not tried before step 1 with several processes" in out.getvalue()
+
+
 @pytest.mark.slow
-def test_several_processes_are_told_that_nothing_is_tried(tiny_config: Any, tmp_path: Path) -> None:
+@pytest.mark.exhaustive
+def test_several_processes_are_told_once_that_nothing_is_tried(tiny_config: Any, tmp_path: Path) -> None:
     script, file = tmp_path / "several.py", tmp_path / "tiny.yaml"
     script.write_text(SEVERAL)
     file.write_text(dump_config(tiny_config(train={"gradient_accumulation": 2, "max_steps": 1})))

@@ -1,6 +1,6 @@
 """The base's fingerprint tells bases apart and does not mind where they lie; damaged checkpoints are named.
 
-Which run is gone on with, and that it ends the same, is in test_checkpoint.py and test_run_folder.py.
+Which run is resumed, and that it ends the same, is in test_checkpoint.py and test_run_folder.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 from qdora_fast.system.errors import CheckpointError
 from qdora_fast.system.manifest import write_manifest
 from qdora_fast.system.run_folder import RunFolder
-from qdora_fast.training.resume import base_fingerprint, newest_whole, require_same
+from qdora_fast.training.resume import base_fingerprint, newest_complete, require_same
 
 
 def test_a_base_is_known_by_its_weights_and_not_by_its_place(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_base_is_known_by_its_weights_and_not_by_its_place(tmp_path: Path) -> 
     assert base_fingerprint("someone/some-model", None) == "someone/some-model@main"
 
 
-def test_the_newest_whole_checkpoint_is_taken_and_each_newer_one_explained(tmp_path: Path) -> None:
+def test_the_newest_complete_checkpoint_is_taken_and_each_newer_one_explained(tmp_path: Path) -> None:
     for step in (2, 4, 10):
         folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
@@ -55,7 +55,7 @@ def test_the_newest_whole_checkpoint_is_taken_and_each_newer_one_explained(tmp_p
         write_manifest(folder, {})
     (tmp_path / "checkpoints" / "checkpoint-10" / "weights").write_text("x")
     (tmp_path / "checkpoints" / "checkpoint-10.incomplete").mkdir()
-    found, skipped = newest_whole(RunFolder(tmp_path))
+    found, skipped = newest_complete(RunFolder(tmp_path))
     assert found == tmp_path / "checkpoints" / "checkpoint-4"
     assert len(skipped) == 1
     assert "checkpoint-10: " in skipped[0]

@@ -28,7 +28,9 @@ def test_the_first_signal_saves_stops_and_has_its_own_exit_code(number: int, cod
         os.kill(os.getpid(), number)
         callback.on_step_end(SimpleNamespace(load_best_model_at_end=False), None, control)
     assert (control.should_save, control.should_training_stop, control.should_evaluate) == (True, True, False)
-    assert said == [f"{signal.Signals(number).name}: saving a checkpoint after this step; once more to leave at once"]
+    assert said == [
+        f"{signal.Signals(number).name}: saving a checkpoint after this step; send it once more to end at once"
+    ]
     with pytest.raises(Stopped, match=r"checkpoint-3 was saved.*--resume") as stopped:
         requests.raise_if_stopped("checkpoint-3")
     assert stopped.value.exit_code == code

@@ -15,7 +15,7 @@ from qdora_fast.training.throughput import (
     ProcessorTime,
     Throughput,
     causes,
-    look_around,
+    observe,
 )
 
 STEPS_PER_EPOCH = 1000
@@ -90,9 +90,9 @@ def test_a_run_slower_than_an_earlier_one_is_told_so_once() -> None:
     run.steps(400, 2.0)
     ((step, found),) = run.warnings
     assert step == 10 + 2 * 20
-    said = found.said(["rows are waited for"])
+    said = found.message(["rows are waited for"])
     assert said == "slow: 50 tokens/s, 50% of the 100 that demo-2 made; likely because rows are waited for"
-    assert "nothing was found" in found.said([])
+    assert "no cause was found" in found.message([])
 
 
 def test_a_run_as_fast_as_an_earlier_one_is_told_nothing() -> None:
@@ -145,7 +145,7 @@ def test_the_wait_for_rows_is_found() -> None:
         (Circumstances(padding=0.6), "padding is 60% of a batch"),
         (Circumstances(attention="eager"), "without a fused kernel"),
         (Circumstances(left_to_peft={"merged": 3, "several adapters": 40}), "40 calls .* (several adapters)"),
-        (Circumstances(given_up="memory ran out"), "gave its kept weights back (memory ran out)"),
+        (Circumstances(given_up="memory ran out"), "released its cached weights (memory ran out)"),
         (Circumstances(brakes=("heat (driver)",)), "held down by heat (driver)"),
         (Circumstances(spilled=True), "spilled from the card"),
         (Circumstances(others=0.8), "other programs use 80% of the processor"),
@@ -164,12 +164,12 @@ def test_what_is_as_it_should_be_explains_nothing() -> None:
 
 def test_padding_and_attention_are_looked_at(demo_like: object) -> None:
     lengths, since = np.array([10, 1000] * 50), ProcessorTime.now()
-    found = look_around(demo_like, lengths, batch_size=10, packed=False, waiting=0.2, since=since)
+    found = observe(demo_like, lengths, batch_size=10, packed=False, waiting=0.2, since=since)
     assert found.padding == pytest.approx(0.5, abs=0.05)
     assert found.attention == "sdpa"
     assert (found.waiting, found.brakes, found.spilled) == (0.2, (), False)
     assert 0 <= found.others <= 1
-    packed = look_around(demo_like, lengths, batch_size=10, packed=True, waiting=0, since=since)
+    packed = observe(demo_like, lengths, batch_size=10, packed=True, waiting=0, since=since)
     assert packed.padding == 0
 
 

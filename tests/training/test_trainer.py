@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from loaded_models import loaded_base
 
 from qdora_fast.config import TrainSettings
 from qdora_fast.system.errors import ConfigError
@@ -13,7 +14,7 @@ from qdora_fast.training.trainer import check_tracker, choose_precision, describ
 
 def _recipe(**settings: object):
     train = TrainSettings.model_validate(settings)
-    return train, make_recipe(train, rows=100, tokens=5000, max_length=512)
+    return train, make_recipe(train, rows=100, tokens=5000, max_length=512, precision=choose_precision(train))
 
 
 def test_on_the_cpu_auto_is_fp32_adamw_without_packing_and_says_so() -> None:
@@ -62,7 +63,7 @@ def test_trained_weights_stay_in_fp32(tiny_config, tmp_path: Path) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from qdora_fast.models.loading import attach, load_base
+    from qdora_fast.models.loading import attach
     from qdora_fast.training.trainer import build_trainer
 
     def trained(model) -> list[torch.nn.Parameter]:
@@ -70,10 +71,10 @@ def test_trained_weights_stay_in_fp32(tiny_config, tmp_path: Path) -> None:
 
     config = tiny_config()
     rows = Dataset.from_dict({"input_ids": [[5, 6, 7]] * 4, "labels": [[5, 6, 7]] * 4})
-    recipe = make_recipe(config.train, rows=4, tokens=12, max_length=16)
+    recipe = make_recipe(config.train, rows=4, tokens=12, max_length=16, precision="fp32")
     arguments = sft_arguments(config.train, recipe, folder=tmp_path, max_length=16, evaluates=False)
 
-    base = load_base(config.model.name, config, precision="fp32")
+    base = loaded_base(config)
     model = attach(base, config.adapter, config.train)
     before = [parameter.detach().clone() for parameter in trained(model)]
     build_trainer(model, base.tokenizer, (rows, None), config.train, recipe=recipe, arguments=arguments, callbacks=[])

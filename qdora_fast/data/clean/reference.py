@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qdora_fast.config import QualitySettings
+from qdora_fast.data.loss import token_losses
 from qdora_fast.data.store import Example
 from qdora_fast.data.tokenize.masking import IGNORED
 from qdora_fast.system.atomic import staged_file
@@ -201,7 +202,6 @@ def _evaluating(model: Any) -> Iterator[None]:
 def _losses(model: Any, sequences: Sequence[tuple[list[int], list[int]]]) -> list[float]:
     """Sum of the losses at the labels of each sequence, in nats; one forward pass."""
     import torch
-    from torch.nn.functional import cross_entropy
 
     shape = (len(sequences), max(len(ids) for ids, _ in sequences))  # [B, T]
     inputs, labels, mask = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64), np.zeros(shape, np.int64)
@@ -215,10 +215,10 @@ def _losses(model: Any, sequences: Sequence[tuple[list[int], list[int]]]) -> lis
     places = torch.from_numpy(owners * shape[1] + positions).to(model.device)
     wanted = torch.from_numpy(labels[owners, positions + 1]).to(model.device)
     losses = [
-        cross_entropy(logits[place].float(), label, reduction="none").cpu()
+        token_losses(logits[place], label).cpu()
         for place, label in zip(places.split(at_once), wanted.split(at_once), strict=True)
     ]
-    summed = np.bincount(owners, weights=torch.cat(losses).double().numpy(), minlength=len(sequences))
+    summed = np.bincount(owners, weights=torch.cat(losses).numpy(), minlength=len(sequences))
     return [float(total) for total in summed]
 
 

@@ -51,6 +51,10 @@ class Row(TypedDict):
     text: NotRequired[str]
 
 
+ROW_SHAPE = {"messages": [{"role": str, "content": str}], "meta": {"hash": str, "source": str}}
+"""Of a `Row` in a file of prepared rows, see `json_files.Shape`."""
+
+
 def prompt_of(messages: Sequence[Message]) -> list[Message]:
     """Everything before the last answer: what a model is given to answer."""
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))

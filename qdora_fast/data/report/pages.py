@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qdora_fast.data.clean.rejects import REASONS
 from qdora_fast.data.read.messages import REPAIRS, Message, Row
 from qdora_fast.data.report.preflight import FLAGS
+from qdora_fast.system.charts import Bins, bar
 from qdora_fast.system.pages import count, embedded, render, share
 
 TEMPLATES = "data/report/page_templates"
@@ -122,24 +122,16 @@ def _histogram(tokens: Mapping[str, Any]) -> dict[str, Any] | None:
     if len(edges) != len(counts) + 1 or not any(counts) or not rising:
         return None
     limits = _limits(tokens)
-    places = [float(place) for place in range(len(edges))]
-    furthest = max((limit["value"] for limit in limits), default=0)
-    shortened = False
-    if furthest > edges[-1]:
-        room = 1.03 * (furthest - edges[-1])
-        bins, most = room / (edges[-1] - edges[-2]), max(1.0, len(counts) / 3)
-        shortened = bins > most
-        places.append(places[-1] + min(bins, most))
-        edges.append(edges[-1] + room)
+    bins, shortened = Bins.of(edges, max((limit["value"] for limit in limits), default=0))
     for limit in limits:
-        limit["x"] = _at(limit["value"], edges, places)
+        limit["x"] = bins.at(limit["value"])
     tallest = max(counts)
     bars = [
-        bar
+        each
         for low, high, number in zip(edges, edges[1:], counts, strict=False)
-        for bar in _bars(low, high, number, tallest, limits, edges, places)
+        for each in _bars(low, high, number, tallest, limits, bins)
     ]
-    ticks = _ticks(edges, places, given["edges"][-1])
+    ticks = bins.ticks(edges[-1], wanted=TICKS, closest=CLOSEST_TICKS)
     return {"bars": bars, "limits": limits, "ticks": ticks, "tallest": tallest, "shortened": shortened}
 
 
@@ -161,8 +153,7 @@ def _bars(
     number: int,
     tallest: int,
     limits: Sequence[Mapping[str, Any]],
-    edges: Sequence[float],
-    places: Sequence[float],
+    bins: Bins,
 ) -> Iterator[dict[str, Any]]:
     """One bar, cut where a line runs through it: what lies beyond has another colour."""
     if not number:
@@ -170,28 +161,7 @@ def _bars(
     cuts = [low, *(limit["value"] for limit in limits if low < limit["value"] < high), high]
     for start, end in itertools.pairwise(cuts):
         zone = next((limit["zone"] for limit in reversed(limits) if start >= limit["value"]), "within")
-        left, right = _at(start, edges, places), _at(end, edges, places)
-        height = max(SMALLEST_BAR, 100 * number / tallest)
+        left, right = bins.at(start), bins.at(end)
+        height = bar(number, tallest, smallest=SMALLEST_BAR)
         title = f"{count(low)} to {count(high)} tokens: {count(number)} {'row' if number == 1 else 'rows'}"
         yield {"x": left, "width": right - left, "height": height, "zone": zone, "title": title}
-
-
-def _ticks(edges: Sequence[float], places: Sequence[float], last: float) -> list[dict[str, float]]:
-    """Labels of the axis up to the last edge: multiples of a power of two, as sequence lengths are."""
-    step = 2 ** math.ceil(math.log2(max(1.0, (last - edges[0]) / TICKS)))
-    ticks: list[dict[str, float]] = []
-    for value in range(math.ceil(edges[0] / step) * step, math.floor(last) + 1, step):
-        x = _at(value, edges, places)
-        if not ticks or x - ticks[-1]["x"] >= CLOSEST_TICKS:
-            ticks.append({"value": value, "x": x})
-    return ticks
-
-
-def _at(value: float, edges: Sequence[float], places: Sequence[float]) -> float:
-    """Where `value` stands between the edges, in per cent of the chart's width."""
-    for index in range(len(edges) - 1):
-        if value <= edges[index + 1] or index == len(edges) - 2:
-            part = (value - edges[index]) / (edges[index + 1] - edges[index])
-            place = places[index] + min(1.0, max(0.0, part)) * (places[index + 1] - places[index])
-            return round(100 * place / places[-1], 3)
-    return 0.0

@@ -25,6 +25,7 @@ from typing import Any
 
 from qdora_fast.data.read.messages import Row
 from qdora_fast.system.errors import DataError
+from qdora_fast.system.json_files import NotJson, parse_json, read_limited
 
 SHARE, FEWEST, MOST = 0.05, 25, 50
 CONFIDENCE = 0.95
@@ -145,15 +146,14 @@ def load_saved(path: Path) -> tuple[bytes, dict[str, Any]]:
         DataError: it cannot be read, or holds no JSON object.
     """
     try:
-        raw = path.read_bytes()
+        raw = read_limited(path)
+        saved = parse_json(raw)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); give the file that the review page saved"
         ) from error
-    try:
-        saved = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}); save the review again from its page") from error
+    except NotJson as error:
+        raise DataError(f"{path}: {error}; save the review again from its page") from error
     if not isinstance(saved, dict):
         raise DataError(f"{path}: holds no review; give the file that the review page saved")
     return raw, saved

@@ -5,7 +5,7 @@ CPU. `with use_kernels("torch")` chooses for the calls within; the choice belong
 not disturb each other. PyTorch runs the backward of CUDA tensors in a thread of its own, which does not see it: an
 autograd function keeps `chosen()` in its forward and uses it in its backward.
 
-Triton is imported at the first call that needs it; without it installed everything runs on the twins. fp64 always
+Triton is imported at the first call that needs it; without it installed everything runs in PyTorch. fp64 always
 does: it serves gradient checks. No operation here is differentiable: call them within autograd functions, or under
 `torch.no_grad`. Arguments are taken as they are: shapes and devices are the caller's business.
 
@@ -26,9 +26,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qdora_fast.engine.kernels import twins
+from qdora_fast.engine.kernels import torch_ops
 from qdora_fast.engine.kernels.packed import NF4Weight, block_scales, unpack
-from qdora_fast.engine.kernels.twins import BLOCK_ELEMENTS, GluGradients
+from qdora_fast.engine.kernels.torch_ops import BLOCK_ELEMENTS, GluGradients
 
 __all__ = [
     "BLOCK_ELEMENTS",
@@ -104,8 +104,8 @@ def merge(weight: NF4Weight, lora_a: Tensor, lora_b: Tensor, scaling: float, mag
         magnitude: m [out]; a row whose c is 0 is scaled by 1.
         out: [out, in], rounded to once.
     """
-    if _implementation("triton_nf4", weight.packed, out.dtype) is twins:
-        return twins.merge(weight, lora_a, lora_b, scaling, magnitude, out)
+    if _implementation("triton_nf4", weight.packed, out.dtype) is torch_ops:
+        return torch_ops.merge(weight, lora_a, lora_b, scaling, magnitude, out)
     norms = row_norms(weight, lora_a, lora_b, scaling)
     scale = torch.where(norms > 0, magnitude / norms, 1.0)
     dequantize(weight, row_scale=scale, low_rank=(lora_b.float() * (scaling * scale)[:, None], lora_a.float()), out=out)
@@ -175,7 +175,7 @@ def chosen(tensor: Tensor) -> Kernels:
 
 def _implementation(module: str, tensor: Tensor, dtype: torch.dtype) -> ModuleType:
     if dtype == torch.float64 or chosen(tensor) == "torch":
-        return twins
+        return torch_ops
     if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(
             "Triton kernels need CUDA tensors; on a CPU set TRITON_INTERPRET=1 before Triton is imported"

@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qdora_fast.engine.kernels.torch_ops import GluGradients
 from qdora_fast.engine.kernels.triton_reduce import SPAN, add_partial, new_partial
-from qdora_fast.engine.kernels.twins import GluGradients
 
 TOKENS, COLUMNS = 8, 128
 WARPS = 4  # 8 values a thread of each of three inputs, and 16 sums

@@ -17,6 +17,8 @@ from qdora_fast.evaluation.mmlu.harness import Answers, Outcome, Reader, Tasks, 
 from qdora_fast.evaluation.mmlu.harness_tasks import describe
 from qdora_fast.evaluation.mmlu.mmlu_subset import ids_hash
 from qdora_fast.system.atomic import staged_file
+from qdora_fast.system.errors import IntegrityError
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import value_hash
 
 
@@ -53,13 +55,13 @@ def base_key(
 def read_base(cache: Path, key: Mapping[str, Any]) -> Answers | None:
     """What the base answered before; None where there is nothing, or nothing that can be read."""
     try:
-        content = json.loads(_file(cache, key).read_text(encoding="utf-8"))
+        content = read_object(_file(cache, key), {"metric": str, "cut": int, "answers": dict})
         by_task = {
             task: {number: Outcome(float(value), str(asked)) for number, value, asked in outcomes}
             for task, outcomes in content["answers"].items()
         }
         return Answers(content["metric"], by_task, content["cut"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (IntegrityError, ValueError, TypeError, AttributeError):
         return None
 
 

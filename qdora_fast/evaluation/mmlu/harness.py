@@ -24,7 +24,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_st
 from dataclasses import dataclass, field
 from typing import Any
 
-from qdora_fast.models.out_of_memory import Batches, Lack, attempt
+from qdora_fast.models.out_of_memory import Batches, OutOfMemoryEvent, attempt
 from qdora_fast.system.errors import ConfigError, QdoraError, first_line
 
 INSTALL = '.venv/bin/pip install -c constraints.txt "qdora_fast[eval]"'
@@ -118,8 +118,8 @@ class Reader:
 
         assert self.batches is not None
         try:
-            while isinstance(given := attempt(answers), Lack):
-                self.batch_size = self.batches.smaller(given, self.batch_size, "benchmark questions were answered")
+            while isinstance(given := attempt(answers), OutOfMemoryEvent):
+                self.batch_size = self.batches.shrink(given, self.batch_size, "benchmark questions were answered")
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(f"evaluation.mmlu.tasks: {', '.join(named)}: {first_line(error)}") from error
         return given

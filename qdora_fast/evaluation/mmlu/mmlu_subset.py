@@ -14,12 +14,12 @@ which draws them again from those numbers and says whether the file is still wha
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import value_hash
 
 FILE = Path(__file__).with_suffix(".json")
@@ -70,8 +70,7 @@ def main() -> None:
 
 @cache
 def _frozen() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
-    return content
+    return read_object(FILE, {"ids": dict, "sha256": str})
 
 
 if __name__ == "__main__":

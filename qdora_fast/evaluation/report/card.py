@@ -8,10 +8,12 @@ may be private. The licence is the user's to choose, so the card reminds of it i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any, Literal
 
-from qdora_fast.config import Config, RunSettings
+from qdora_fast.config import RunSettings
 from qdora_fast.config.code import with_code, without_folder
 from qdora_fast.config.yaml import write_yaml
 from qdora_fast.data.clean.rejects import REASONS
@@ -24,10 +26,8 @@ from qdora_fast.evaluation.report.run_parts import (
     is_hub_id,
     part,
     public_name,
-    read_run,
 )
 from qdora_fast.system.pages import is_number
-from qdora_fast.system.run_folder import RunFolder
 
 Kind = Literal["adapter", "merged_16bit", "merged_4bit_forced"]
 
@@ -73,7 +73,7 @@ print(answer([{"role": "user", "content": "Hello!"}], max_new_tokens=128)[0]["ge
 USES["merged_4bit_forced"] = USES["merged_16bit"]
 
 
-def model_card(folder: RunFolder, *, kind: Kind) -> str:
+def model_card(parts: RunParts, *, kind: Kind) -> str:
     """The README.md of a run's adapter or merged model. What the run does not know is said to be unknown.
 
     Args:
@@ -81,7 +81,6 @@ def model_card(folder: RunFolder, *, kind: Kind) -> str:
     """
     from huggingface_hub import ModelCard
 
-    parts = read_run(folder)
     sections = (
         _introduction(parts, kind),
         LICENCE,
@@ -99,9 +98,9 @@ def model_card(folder: RunFolder, *, kind: Kind) -> str:
 def _header(parts: RunParts, kind: Kind) -> str:
     from huggingface_hub import ModelCardData
 
-    config, on_hub = parts.config, base_on_hub(parts)
-    method = [config.adapter.method] if config else []
-    family = ["dora" if config.adapter.decomposed else "lora"] if config else []
+    settings, on_hub = parts.settings, base_on_hub(parts)
+    method = [settings.adapter.method] if settings else []
+    family = ["dora" if settings.adapter.decomposed else "lora"] if settings else []
     header: str = ModelCardData(
         base_model=on_hub,
         base_model_relation=RELATIONS[kind] if on_hub else None,
@@ -114,12 +113,12 @@ def _header(parts: RunParts, kind: Kind) -> str:
 
 
 def _introduction(parts: RunParts, kind: Kind) -> list[str]:
-    config, base = parts.config, escaped(base_name(parts))
+    settings, base = parts.settings, escaped(base_name(parts))
     lines = [f"# {escaped(parts.name)}", ""]
-    revision = parts.model.get("revision") or (config.model.revision if config else None)
+    revision = parts.model.get("revision") or (settings.model.revision if settings else None)
     lines += [f"{TITLES[kind]} {base}" + (f" at revision `{code(revision)}`" if revision else "") + "."]
-    if config:
-        adapter = config.adapter
+    if settings:
+        adapter = settings.adapter
         on = "a base held in 4-bit NF4" if adapter.quantized else "a 16-bit base"
         name = "DoRA (magnitude and direction are trained apart)" if adapter.decomposed else "LoRA"
         scale = "alpha / sqrt(r)" if adapter.rslora else "alpha / r"
@@ -149,9 +148,9 @@ def _use_notes(parts: RunParts, kind: Kind) -> list[str]:
 
 
 def _data(parts: RunParts) -> Iterator[str]:
-    data, config = parts.data, parts.config
-    if config:
-        yield f"- sources: {', '.join(escaped(public_name(source.path)) for source in config.data.mixture)}"
+    data, settings = parts.data, parts.settings
+    if settings:
+        yield f"- sources: {', '.join(escaped(public_name(source.path)) for source in settings.data.mixture)}"
     if not data:
         yield "- not recorded"
         return
@@ -180,7 +179,7 @@ def _hub_datasets(parts: RunParts) -> list[str]:
     """Sources that were read from the hub: a folder's or file's rows are listed under its files' names instead."""
     listed = parts.data.get("sources")
     local = [each.get("path") for each in (listed if isinstance(listed, list) else []) if _has_files(each)]
-    paths = dict.fromkeys(source.path for source in parts.config.data.mixture) if parts.config else {}
+    paths = dict.fromkeys(source.path for source in parts.settings.data.mixture) if parts.settings else {}
     return [path for path in paths if is_hub_id(path) and path not in local]
 
 
@@ -191,9 +190,9 @@ def _has_files(source: Any) -> bool:
 
 
 def _held_out(parts: RunParts) -> str:
-    if parts.config is None:
+    if parts.settings is None:
         return "unknown"
-    settings, split = parts.config.data, part(parts.data, "split")
+    settings, split = parts.settings.data, part(parts.data, "split")
     if settings.held_out_path:
         return "rows from a file of their own"
     if settings.held_out == 0:
@@ -233,15 +232,15 @@ def _not_measured(parts: RunParts) -> str:
 
 
 def _limits(parts: RunParts, kind: Kind) -> Iterator[str]:
-    config = parts.config
-    if config and config.adapter.quantized:
+    settings = parts.settings
+    if settings and settings.adapter.quantized:
         yield "Training saw the base in 4-bit NF4; on 16-bit weights the answers may differ slightly."
     if kind == "merged_4bit_forced":
         export = next((each for each in parts.exports if each["folder"] == kind), {})
         kept = part(part(export, "proof"), "distance").get("kept")
         share = f"{kept:.0%}" if is_number(kept) else "an unknown share"
         yield f"Rounded to 4 bits: {share} of what tuning gained on held-out rows is left. No input for GGUF or AWQ."
-    if config and config.adapter.decomposed and kind == "adapter":
+    if settings and settings.adapter.decomposed and kind == "adapter":
         yield "Servers often take no DoRA adapter, or drop its magnitudes: deploy the merged model there."
     task = part(parts.evaluation, "task")
     if str(task.get("verdict")) in NOT_BETTER:
@@ -269,28 +268,23 @@ def _reproduction(parts: RunParts) -> Iterator[str]:
     gpus = parts.environment.get("gpus")
     names = [str(each.get("name")) for each in gpus if isinstance(each, dict)] if isinstance(gpus, list) else []
     yield f"- hardware: {escaped(', '.join(names) or 'CPU')}" if parts.environment else "- hardware: unknown"
-    if parts.config:
+    if parts.settings:
         yield from ("", "<details><summary>The whole config</summary>", "")
-        yield from fenced(public_config(parts.config), "yaml")
+        yield from fenced(public_config(parts.settings.every), "yaml")
         yield from ("", "</details>")
 
 
-def public_config(config: Config) -> str:
-    """The resolved config with names in place of paths, and without where files went."""
-    public: Any = config.model_copy(update={"run": RunSettings()})
-    for key in PATHS:
-        public = _with_name(public, key.split("."))
-    sources = [source.model_copy(update={"path": public_name(source.path)}) for source in config.data.sources]
-    public = public.model_copy(update={"data": public.data.model_copy(update={"sources": sources})})
-    named = with_code(public.model_dump(mode="json"), lambda _setting, _keys, text: without_folder(text))
-    return write_yaml(named).rstrip()
-
-
-def _with_name(section: Any, keys: Sequence[str]) -> Any:
-    """A copy of a section in which the path at `keys` is only a name."""
-    value = getattr(section, keys[0])
-    named = _with_name(value, keys[1:]) if len(keys) > 1 else value and public_name(value)
-    return section.model_copy(update={keys[0]: named})
+def public_config(settings: Mapping[str, Any]) -> str:
+    """All sections as YAML, with names in place of paths, and without where files went."""
+    public: dict[str, Any] = json.loads(json.dumps({**settings, "run": RunSettings().model_dump()}))
+    sources = public["data"]["sources"]
+    named = [(source, "path") for source in sources]
+    for setting in PATHS:
+        *sections, key = setting.split(".")
+        named.append((reduce(dict.__getitem__, sections, public), key))
+    for section, key in named:
+        section[key] = section[key] and public_name(section[key])
+    return write_yaml(with_code(public, lambda _setting, _keys, text: without_folder(text))).rstrip()
 
 
 def _names(targets: Sequence[Any]) -> str:

@@ -3,7 +3,7 @@
 The verdict stands on top, below it the points that decide, each with what was found or that it was not looked at;
 then everything that they rest on. The page has no script, asks nothing of the network, and links only to files of the
 run itself. A run that stopped early has a page as well: what is missing is said, never guessed. Nothing is measured
-here; figures are those of the run's files (`run_parts.py`), drawn with `svg.py`.
+here; figures are those of the run's files (`run_parts.py`), drawn with `charts.py`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from qdora_fast.data.clean.rejects import REASONS
 from qdora_fast.data.report.pages import message_turns
 from qdora_fast.evaluation.report.before_after import before_after, between, percent
 from qdora_fast.evaluation.report.completions import TEMPLATES
-from qdora_fast.evaluation.report.run_parts import RunParts, base_name, changed_settings, part, read_run
-from qdora_fast.evaluation.report.svg import Series, interval, line_chart, smooth
+from qdora_fast.evaluation.report.run_parts import RunParts, base_name, part
+from qdora_fast.system.charts import Scale, Series, interval, line_chart, smooth
 from qdora_fast.system.pages import is_number, render
-from qdora_fast.system.run_folder import RunFolder
 
 SHOWN_COMPLETIONS, SHOWN_GENERAL = 6, 2
 SHOWN_ROWS = 5
@@ -37,9 +36,8 @@ VERDICTS = {
 }
 
 
-def run_page(folder: RunFolder) -> str:
+def run_page(parts: RunParts) -> str:
     """A run's report.html, made of whatever lies in its folder. Never fails for what is missing."""
-    parts = read_run(folder)
     task = part(parts.evaluation, "task")
     state, said = VERDICTS.get(str(task.get("verdict")), ("open", "Not evaluated"))
     return render(
@@ -59,7 +57,7 @@ def run_page(folder: RunFolder) -> str:
         completions=[_completion(each) for each in _first_completions(parts.completions)],
         worst=_worst(parts.answers),
         fallen=_fallen(parts.answers),
-        changed=changed_settings(parts.config) if parts.config else [],
+        changed=parts.settings.changed if parts.settings else [],
         review=parts.review(),
         data_review=parts.data_review(),
         reasons=REASONS | part(parts.data, "reasons"),
@@ -71,7 +69,7 @@ def _sides(task: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for name, side in (("Base", "base"), ("Tuned", "tuned")):
         bounds = task.get(f"{side}_ci95")
-        drawn = interval(task.get(side), bounds)
+        drawn = interval(task.get(side), bounds, Scale(0.0, 1.0))
         if drawn:
             found.append({"name": name, "kind": side, "said": percent(task[side]), "range": between(bounds), **drawn})
     return found

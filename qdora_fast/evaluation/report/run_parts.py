@@ -7,21 +7,40 @@ no JSON object is passed over. Whoever shows the parts says what is not there.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from qdora_fast.config import Config
-from qdora_fast.config.loader import make_config
-from qdora_fast.config.recorded import read_config
+from qdora_fast.config import AdapterSettings, DataSettings, ModelSettings
 from qdora_fast.data.read.readers import is_supported
 from qdora_fast.data.read.sources import HUB_ID
 from qdora_fast.evaluation.log import LOG
-from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.errors import IntegrityError
+from qdora_fast.system.json_files import read_lines, read_object
 from qdora_fast.system.pages import is_number
 from qdora_fast.system.run_folder import UNPROVEN, RunFolder
+
+
+class Changed(NamedTuple):
+    """A setting that is not the default. `default` is None also for what has none."""
+
+    key: str
+    value: Any
+    default: Any
+
+
+@dataclass(frozen=True)
+class ResolvedSettings:
+    """The settings of a run, every default filled in."""
+
+    model: ModelSettings
+    adapter: AdapterSettings
+    data: DataSettings
+    every: Mapping[str, Any]
+    """All sections, as JSON."""
+    changed: Sequence[Changed]
 
 
 @dataclass(frozen=True)
@@ -29,7 +48,7 @@ class RunParts:
     """All that a run left behind. A part that is not there is {} or []."""
 
     name: str
-    config: Config | None
+    settings: ResolvedSettings | None
     """None where config.yaml does not fit this version of the package."""
     evaluation: dict[str, Any]
     """evaluation/evaluation.json: see `record.Evaluation`."""
@@ -64,28 +83,24 @@ class RunParts:
         return of_these[-1] if of_these else part(self.data, "review") or None
 
 
-class Changed(NamedTuple):
-    """A setting that is not the default. `default` is None also for what has none."""
-
-    key: str
-    value: Any
-    default: Any
+LINKED = ("data/report.html", "data/review.html", "evaluation/completions.html", "config.yaml")
 
 
-LINKED = (*("data/report.html", "data/review.html", "evaluation/completions.html", "config.yaml"),)
+Content = TypeVar("Content")
 
 
-def read_run(folder: RunFolder) -> RunParts:
-    """Read everything below a run's folder. Never fails for what is missing or broken."""
+def read_run(folder: RunFolder, settings: ResolvedSettings | None) -> RunParts:
+    """Read everything below a run's folder. Never fails for what is missing or broken.
+
+    Args:
+        settings: what config.yaml says; None: it is not there, or cannot be read.
+    """
     reader = _Reader(folder.path)
-    try:
-        config = read_config(folder)
-    except ConfigError:
-        config = None
+    if settings is None:
         reader.unreadable.append("config.yaml")
     return RunParts(
         name=folder.path.resolve().name,
-        config=config,
+        settings=settings,
         evaluation=reader.object("evaluation/evaluation.json"),
         data=reader.object("data/report.json"),
         model=reader.object("model.json"),
@@ -109,7 +124,7 @@ def part(whole: Any, key: str) -> dict[str, Any]:
 
 def base_name(parts: RunParts) -> str:
     """The base for people: the hub id, the name of a local folder without its place, or the embedded demo base."""
-    named = parts.config.model.name if parts.config else str(parts.model.get("base") or "an unknown base")
+    named = parts.settings.model.name if parts.settings else str(parts.model.get("base") or "an unknown base")
     if named == "demo":
         return "the embedded demo base"
     return public_name(named)
@@ -117,7 +132,7 @@ def base_name(parts: RunParts) -> str:
 
 def base_on_hub(parts: RunParts) -> str | None:
     """The base's hub id; None for a local folder and for the embedded demo base."""
-    named = parts.config.model.name if parts.config else ""
+    named = parts.settings.model.name if parts.settings else ""
     read = parts.model.get("base", named)  # the place that it was read from: for a folder an absolute path
     return named if read == named and is_hub_id(named) else None
 
@@ -135,27 +150,6 @@ def is_hub_id(text: str) -> bool:
     return named and not Path(text).exists()
 
 
-def changed_settings(config: Config) -> list[Changed]:
-    """Every setting that differs from the default, in the order of the config; where files go is left out."""
-    given = config.model_dump(mode="json")
-    least = make_config({"model": {"name": config.model.name}, "data": {"path": "demo"}}).model_dump(mode="json")
-    of_the_user = {"model.name", "data.path"}
-    before = dict(_leaves(least))
-    return [
-        Changed(key, value, None if key in of_the_user else before.get(key))
-        for key, value in _leaves(given)
-        if not key.startswith("run.") and (value if key in of_the_user else value != before.get(key))
-    ]
-
-
-def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 class _Reader:
     """Reads JSON below a folder and remembers what could not be read."""
 
@@ -163,37 +157,23 @@ class _Reader:
         self.folder = folder
         self.unreadable: list[str] = []
 
-    def _text(self, name: str) -> str | None:
-        try:
-            return (self.folder / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError):
-            self.unreadable.append(name)
-            return None
-
     def object(self, name: str) -> dict[str, Any]:
         """The one object in a file."""
-        text = self._text(name)
-        if text is None:
-            return {}
-        found = _parsed(text)
-        if found is None:
-            self.unreadable.append(name)
-        return found or {}
+        return self._read(name, read_object, {})
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The objects of a file with one a line."""
-        text = self._text(name)
-        return [found for line in (text or "").split("\n") if (found := _parsed(line)) is not None]
+        """The objects of a file with one a line; other lines are left out."""
+        return self._read(name, partial(read_lines, skip_bad=True), [])
 
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+    def _read(self, name: str, read: Callable[[Path], Content], nothing: Content) -> Content:
+        path = self.folder / name
+        if not path.exists():
+            return nothing
+        try:
+            return read(path)
+        except IntegrityError:
+            self.unreadable.append(name)
+            return nothing
 
 
 def _exports(reader: _Reader) -> Iterator[dict[str, Any]]:

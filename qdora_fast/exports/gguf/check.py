@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.data.tokenize.vocabulary import adds_bos
-from qdora_fast.models.weights import WeightFolder, read_json
+from qdora_fast.models.weights import WeightFolder
 from qdora_fast.system.errors import ProofError
+from qdora_fast.system.json_files import read_object
 
 MAGIC = b"GGUF"
 UNREADABLE = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, OSError)
@@ -22,7 +23,7 @@ UNREADABLE = (ValueError, IndexError, KeyError, TypeError, OverflowError, Memory
 
 
 @dataclass(frozen=True)
-class Expected:
+class GgufFacts:
     """What the file must say."""
 
     kind: str
@@ -36,11 +37,11 @@ class Expected:
     adds_bos: bool
 
 
-def expected(merged: Path, tokenizer: Any, kind: str) -> Expected:
+def expected_facts(merged: Path, tokenizer: Any, kind: str) -> GgufFacts:
     """Read off a merged model's folder and the run's tokenizer."""
-    config = read_json(merged / "config.json")
+    config = read_object(merged / "config.json")
     infos = WeightFolder(merged).infos.values()
-    return Expected(
+    return GgufFacts(
         kind=kind,
         weights=sum(math.prod(info.shape) for info in infos if not info.name.endswith("inv_freq")),
         blocks=int(str(config["num_hidden_layers"])),
@@ -51,7 +52,7 @@ def expected(merged: Path, tokenizer: Any, kind: str) -> Expected:
     )
 
 
-def check(file: Path, wanted: Expected) -> list[dict[str, Any]] | None:
+def check(file: Path, wanted: GgufFacts) -> list[dict[str, Any]] | None:
     """Compare a GGUF file with what it must say.
 
     Returns:
@@ -81,7 +82,7 @@ _BULKY = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.scor
 
 
 def _compare(
-    said: dict[str, Any], tensors: list[tuple[str, int]], file_types: dict[int, str], wanted: Expected
+    said: dict[str, Any], tensors: list[tuple[str, int]], file_types: dict[int, str], wanted: GgufFacts
 ) -> list[dict[str, Any]]:
     architecture = said.get("general.architecture")
     form = (said.get(f"{architecture}.block_count"), said.get(f"{architecture}.embedding_length"))

@@ -6,18 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.config import Config
 from qdora_fast.exports.gguf import check, checkout
 from qdora_fast.exports.gguf.modelfile import WITHOUT_TEMPLATE, go_template, modelfile
-from qdora_fast.exports.merged import export_run as export_merged_run
-from qdora_fast.exports.merged import merged_folder
+from qdora_fast.exports.merged import export_merged_16bit, merged_folder
 from qdora_fast.exports.report import print_report
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import read_run_info
-from qdora_fast.models.weights import read_json
+from qdora_fast.models.trained import TrainedModel
 from qdora_fast.system import console
 from qdora_fast.system.atomic import refuse_existing, require_space, staged_folder
 from qdora_fast.system.errors import IntegrityError, ProofError, RefusedError
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import sha256_of, write_manifest
 from qdora_fast.system.remote_code import FLAG, code_of, remote_code_allowed, require_allowed
 from qdora_fast.system.run_folder import RunFolder, write_json
@@ -27,20 +26,20 @@ CHECKED = "form and tokens were checked, the values of the weights were not: the
 NOT_CHECKED = "not checked: that needs the reader, `pip install gguf`"
 
 
-def export_run(
+def export_gguf(
     folder: RunFolder,
-    config: Config,
+    trained: TrainedModel,
     *,
     out: Path | None,
     overwrite: bool,
-    merge_base: str | None = None,
+    merge_base: str,
     llama_cpp: str | Path | None = None,
     gguf_type: str = DEFAULT_TYPE,
 ) -> dict[str, Any]:
     """Convert a finished run's merged model, which is made and proven first where it is not there.
 
     Args:
-        merge_base: of the merged model; None: the run's own setting.
+        merge_base: of the merged model: auto, original16 or dequant4.
         llama_cpp: folder of a llama.cpp checkout. None: nothing is converted, the report says how.
         gguf_type: of the weights, see `checkout.CONVERTED` and `checkout.QUANTIZED`.
 
@@ -60,9 +59,8 @@ def export_run(
     if tools:
         refuse_existing(target, overwrite=overwrite)
     require_allowed(read_run_info(folder).own_code)
-    base = merge_base or config.export.merge_base
-    merged = _proven_merged(folder, config, base).absolute()
-    made = read_json(merged / "export.json")
+    merged = _proven_merged(folder, trained, merge_base).absolute()
+    made = read_object(merged / "export.json", {"merge_base": str, "adapter_sha256": str})
     name = folder.path.resolve().name
     file = target / f"{name}-{kind}.gguf"
     report: dict[str, Any] = {
@@ -83,7 +81,7 @@ def export_run(
     open_backend()
     _refuse_own_code(merged)
     with staged_folder(target, overwrite=overwrite) as staging:
-        _convert(folder, config, merged, staging, tools, report)
+        _convert(folder, merged, staging, tools, report, longest_row=trained.model.length)
         write_json(staging / "export.json", report)
         about = {"kind": "export", "format": "gguf", "adapter_sha256": report["adapter_sha256"]}
         write_manifest(staging, about, known=report["sha256"])
@@ -95,19 +93,24 @@ def export_run(
 
 def _convert(
     folder: RunFolder,
-    config: Config,
     merged: Path,
     staging: Path,
     tools: tuple[str, str],
     report: dict[str, Any],
+    *,
+    longest_row: int,
 ) -> None:
-    """Fill `staging` with the file and its Modelfile; the report learns what was found."""
+    """Fill `staging` with the file and its Modelfile; proof, size and hash are added to the report.
+
+    Args:
+        longest_row: `model.max_length` of the run, in tokens.
+    """
     from qdora_fast.models.tokenizer import read_tokenizer
 
     started = time.monotonic()
     kind, file, log = report["type"], staging / Path(report["file"]).name, staging / "llama.cpp.log"
     tokenizer = read_tokenizer(str(folder.adapter))
-    wanted = check.expected(merged, tokenizer, kind)
+    wanted = check.expected_facts(merged, tokenizer, kind)
     space = checkout.bytes_needed(wanted.weights, kind)
     require_space(staging, space)
     steps = checkout.steps(merged, file, kind, folder.path.resolve().name, *tools)
@@ -118,8 +121,8 @@ def _convert(
         other.unlink()
     report["proof"] = _proof(check.check(file, wanted))
     stops = read_run_info(folder).stop_ids
-    most: Any = read_json(merged / "config.json").get("max_position_embeddings", config.model.length)
-    text = modelfile(file.name, tokenizer, stops, longest_row=config.model.length, most_positions=most)
+    most: Any = read_object(merged / "config.json").get("max_position_embeddings", longest_row)
+    text = modelfile(file.name, tokenizer, stops, longest_row=longest_row, most_positions=most)
     (staging / "Modelfile").write_text(text, encoding="utf-8")
     report |= {
         "bytes": file.stat().st_size,
@@ -144,13 +147,13 @@ def _proof(checks: list[dict[str, Any]] | None) -> dict[str, Any]:
     return {"passed": True, "checks": checks, "words": CHECKED}
 
 
-def _proven_merged(folder: RunFolder, config: Config, merge_base: str) -> Path:
+def _proven_merged(folder: RunFolder, trained: TrainedModel, merge_base: str) -> Path:
     """The run's merged model: the one that is there if it is proven and of this adapter, else a new one."""
     merged = merged_folder(folder, merge_base)
     wrong = _why_not(merged, folder, merge_base)
     if wrong:
         console.note(f"{merged} {wrong}: it is made and proven first")
-        export_merged_run(folder, config, out=None, overwrite=True, merge_base=merge_base)
+        export_merged_16bit(folder, trained, merge_base=merge_base, out=None, overwrite=True)
     return merged
 
 
@@ -161,7 +164,7 @@ def _why_not(merged: Path, folder: RunFolder, merge_base: str) -> str | None:
     if not merged.is_dir():
         return "is not there yet"
     try:
-        said: dict[str, Any] = read_json(merged / "export.json")
+        said: dict[str, Any] = read_object(merged / "export.json")
         if not said["proof"]["passed"]:
             return "did not pass its proof"
         if said["adapter_sha256"] != sha256_of(folder.adapter / WEIGHTS_NAME):

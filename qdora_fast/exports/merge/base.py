@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from qdora_fast.models.nf4 import PackedWeight
-from qdora_fast.models.weights import TensorInfo, WeightFolder, read_json
+from qdora_fast.models.weights import TensorInfo, WeightFolder
 from qdora_fast.system.errors import ConfigError, IntegrityError
+from qdora_fast.system.json_files import read_object
 
 _PACKED_STATE = re.compile(r"(?P<tensor>.+)\.quant_state\.bitsandbytes__(nf4|fp4)")
 _BLOCK_WEIGHT = re.compile(r".*\.\d+\..+\.weight")
@@ -68,7 +69,7 @@ class BaseWeights:
         self.folder = folder
         self.recipe = recipe
         self._files = WeightFolder(folder)
-        self.config = read_json(folder / "config.json")
+        self.config = read_object(folder / "config.json")
         packed = {m["tensor"]: m[0] for m in map(_PACKED_STATE.fullmatch, self._files.infos) if m}
         _refuse_quantized_base(folder, self.config, bool(packed), recipe)
         self._packed = {name: self._packed_parts(name, state) for name, state in packed.items()}

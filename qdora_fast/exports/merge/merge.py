@@ -2,7 +2,7 @@
 
 `merged_model.py` computes each tensor in blocks of rows as it is written. Everything that has no
 adapter is copied bit by bit, the shards keep their names and order, and the folder appears only
-when it is complete; an interrupted merge goes on from its finished shards (`shards.py`). That the
+when it is complete; an interrupted merge is resumed from its finished shards (`shards.py`). That the
 result is the model that was trained is shown by `weights.py`, not assumed.
 """
 
@@ -20,12 +20,13 @@ from qdora_fast import __version__
 from qdora_fast.exports.merge.base import MergeRecipe
 from qdora_fast.exports.merge.merged_model import MergedModel
 from qdora_fast.exports.merge.shards import close_ledger, write_shards
-from qdora_fast.exports.merge.sidecars import copy_companions, has_tokenizer, output_config
-from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME, sha256_of
+from qdora_fast.exports.merge.sidecars import copy_sidecars, has_tokenizer, output_config
+from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME
 from qdora_fast.models.nf4 import quantization_config
 from qdora_fast.models.weights import write_index
 from qdora_fast.system.atomic import publish, refuse_existing
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.manifest import sha256_of
 from qdora_fast.system.paths import refuse_links_out
 
 WORKERS = 2
@@ -41,7 +42,7 @@ class MergeReport:
     merged: int
     """Layers with an adapter, merged."""
     replaced: int
-    """Tensors taken from the adapter whole (`modules_to_save`)."""
+    """Tensors that are the adapter's own (`modules_to_save`)."""
     round_tripped: int
     """Tensors without an adapter that now carry the 4-bit rounding training saw (dequant4)."""
     copied: int
@@ -114,13 +115,13 @@ def build(
     weights, update = model.weights, model.update
     for source in filter(None, (weights.folder, tokenizer_from)):
         refuse_links_out(source)
-    digests, found = write_shards(
+    digests, resumed = write_shards(
         folder, model.shards, model.stored, work=_work(model), workers=workers, on_bytes=on_bytes
     )
     if weights.indexed:
         shard_of = {info.name: shard for shard, infos in model.shards.items() for info in infos}
         write_index(folder, shard_of, model.total_bytes)
-    files = copy_companions(weights.folder, merged_config(model), tokenizer_from, folder)
+    files = copy_sidecars(weights.folder, merged_config(model), tokenizer_from, folder)
     merged = {f"{name}.weight" for name in update.modules}
     touched = merged | update.saved_modules.keys() | weights.quantized | model.packed
     return MergeReport(
@@ -133,7 +134,7 @@ def build(
         packed=len(model.packed),
         bytes=model.total_bytes,
         sha256=digests,
-        resumed=len(found),
+        resumed=len(resumed),
         files=files,
         has_tokenizer=has_tokenizer(folder),
     )

@@ -22,11 +22,14 @@ from typing import Any
 from torch import Tensor
 
 from qdora_fast.models.weights import TensorInfo, write_shard
-from qdora_fast.system.atomic import disk_full, require_space
-from qdora_fast.system.errors import DiskSpaceError
+from qdora_fast.system.atomic import require_space
+from qdora_fast.system.disk import disk_errors
+from qdora_fast.system.errors import IntegrityError
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import sha256_of
 
-LEDGER = "finished.json"
+LEDGER = "written_shards.json"
+"""Earlier versions wrote `finished.json`, the name of a run's end mark; what they left behind is written anew."""
 
 
 def write_shards(
@@ -45,7 +48,7 @@ def write_shards(
         blocks: the rows of one tensor; called from several threads when there are several `workers`.
         work: everything the bytes depend on, in one line.
         workers: shards written at a time.
-        on_bytes: told of every block, and of each finished shard that was found.
+        on_bytes: told the size of every block, and of each finished shard that was there already.
 
     Returns:
         The sha256 of every shard, and the names of those that were there already.
@@ -55,12 +58,12 @@ def write_shards(
     """
     tell = on_bytes or (lambda count: None)
     digests = finished_shards(folder, work)
-    found = list(digests)
+    resumed = list(digests)
     left = [name for name in shards if name not in digests]
     require_space(folder, sum(info.nbytes for name in left for info in shards[name]))
-    _tidy(folder, found)
+    _tidy(folder, resumed)
     _write_ledger(folder, work, digests)
-    for name in found:
+    for name in resumed:
         tell(sum(info.nbytes for info in shards[name]))
     entering = threading.Lock()
 
@@ -72,25 +75,26 @@ def write_shards(
             digests[name] = digest
             _write_ledger(folder, work, digests)
 
-    try:
-        _in_threads(left, write, workers, tell)
-    except BaseException as error:
-        _give_up(folder)
-        if disk_full(error):
-            raise DiskSpaceError(
-                f"{folder}: the disk is full with {len(digests)} of {len(shards)} shards finished, which stay there. "
-                "Free some space and run the same command again: it goes on from them"
-            ) from None
-        raise
-    return digests, found
+    disk = disk_errors(
+        folder,
+        saved=lambda: f"{len(digests)} of {len(shards)} shards are finished and stay there",
+        again="run the same command again: it resumes from them",
+    )
+    with disk:
+        try:
+            _in_threads(left, write, workers, tell)
+        except BaseException:
+            _give_up(folder)
+            raise
+    return digests, resumed
 
 
 def finished_shards(folder: Path, work: str) -> dict[str, str]:
-    """Shards of the same work that an interruption left behind whole, with their sha256."""
+    """Shards of the same work that an interruption left behind complete, with their sha256."""
     ledger = _read_ledger(folder)
     if ledger.get("work") != work:
         return {}
-    return {name: digest for name, digest in ledger["finished"].items() if _is_whole(folder / name, digest)}
+    return {name: digest for name, digest in ledger["finished"].items() if _is_complete(folder / name, digest)}
 
 
 def close_ledger(folder: Path) -> None:
@@ -131,24 +135,23 @@ def _give_up(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _tidy(folder: Path, kept: Collection[str]) -> None:
-    """Make the folder, or remove all that an earlier process left in it but the shards that are kept."""
+def _tidy(folder: Path, finished: Collection[str]) -> None:
+    """Make the folder, or remove all that an earlier process left in it but finished shards."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
-        if path.name not in (*kept, LEDGER):
+        if path.name not in (*finished, LEDGER):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _read_ledger(folder: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((folder / LEDGER).read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError):
+        return read_object(folder / LEDGER, {"work?": str, "finished?": dict})
+    except IntegrityError:
         return {}
 
 
 def _write_ledger(folder: Path, work: str, digests: Mapping[str, str]) -> None:
-    """Replace the ledger whole, on the disk before anything else happens."""
+    """Replace the ledger at once, on the disk before anything else happens."""
     new = folder / f"{LEDGER}.new"
     with new.open("w", encoding="utf-8") as ledger:
         json.dump({"work": work, "finished": dict(digests)}, ledger)
@@ -157,5 +160,5 @@ def _write_ledger(folder: Path, work: str, digests: Mapping[str, str]) -> None:
     new.replace(folder / LEDGER)
 
 
-def _is_whole(file: Path, digest: str) -> bool:
+def _is_complete(file: Path, digest: str) -> bool:
     return file.is_file() and sha256_of(file) == digest

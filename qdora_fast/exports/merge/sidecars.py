@@ -3,7 +3,7 @@
 The config is the base's without its quantisation, or with that of the weights that were written.
 Tokenizer and template come from where the adapter was trained, whole, or else from the base: never
 a mixture of two. What this does not do: check that they are the ones trained with; that is
-`identity.py`'s business.
+`verify/token_identity.py`'s business.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TOKENIZER_FILES = (
 )
 
 
-def copy_companions(base: Path, config: Mapping[str, Any], tokenizer_from: Path | None, out: Path) -> dict[str, str]:
+def copy_sidecars(base: Path, config: Mapping[str, Any], tokenizer_from: Path | None, out: Path) -> dict[str, str]:
     """Write `config` as config.json and copy the other small files; return where each came from.
 
     Args:

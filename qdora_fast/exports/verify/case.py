@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.config import Config
-from qdora_fast.config.recorded import read_config
+from qdora_fast.exports.merge.base import MergeRecipe
 from qdora_fast.exports.verify.checks import Case, Evidence
-from qdora_fast.models.out_of_memory import Lack, attempt, give_back, make_room
+from qdora_fast.models.out_of_memory import OutOfMemoryEvent, attempt, give_back, make_room, release_memory
 from qdora_fast.models.run_info import RunInfo, read_run_info
+from qdora_fast.models.trained import TrainedModel
 from qdora_fast.system.errors import ConfigError, OutOfMemory, first_line
 from qdora_fast.system.run_folder import RunFolder
+
+PROOF_ROWS = "data/proof_rows.json"
+PROOF_ROWS_SHAPE = {"held_out": bool, "rows": [{"input_ids": [int], "labels": [int]}]}
 
 
 def record_trained(model: Any, folder: RunFolder) -> Evidence:
@@ -27,10 +30,10 @@ def record_trained(model: Any, folder: RunFolder) -> Evidence:
         OutOfMemory: not even one row fits beside the model; the adapter is saved.
     """
     make_room(model)  # the last answers' keys and values, too
-    while isinstance(evidence := attempt(lambda: _record(model, folder)), Lack):
+    while isinstance(evidence := attempt(lambda: _record(model, folder)), OutOfMemoryEvent):
         if not give_back(model):
             raise OutOfMemory(
-                f"memory ran out while the export's proof recorded what the trained model says ({evidence.why}).\n"
+                f"memory ran out while the export's proof recorded what the trained model says ({evidence.reason}).\n"
                 f"  The adapter is saved in {folder.adapter}; `qdora-fast export {folder.path}` exports it where more "
                 "memory is free"
             )
@@ -46,21 +49,18 @@ def _record(model: Any, folder: RunFolder) -> Evidence:
     sample = base_sample.load(folder.path)
     if sample is None:  # of an imported adapter, or an older run
         sample = base_sample.take(model, read_run_info(folder).targets)
-    rows = folder.read_json("data/proof_rows.json")["rows"]
+    rows = folder.read_json(PROOF_ROWS, PROOF_ROWS_SHAPE)["rows"]
     tuned = record(model, rows)
     with model.disable_adapter():
         base = record(model, rows)
     return Evidence(rows, tuned, base, sample, tuple(unsaved(model, folder.adapter / WEIGHTS_NAME)))
 
 
-def record_saved(folder: RunFolder, config: Config) -> Evidence:
+def record_saved(folder: RunFolder, trained: TrainedModel) -> Evidence:
     """Load the run's adapter on its base and record both."""
-    from qdora_fast.exports.verify.recording import release_memory
-    from qdora_fast.models.loading import load_trained
     from qdora_fast.training.trainer import choose_precision
 
-    info = read_run_info(folder)
-    _, model = load_trained(info.base, config, folder.adapter, precision=choose_precision(config.train))
+    _, model = trained.load(precision=choose_precision(trained.train))
     evidence = record_trained(model, folder)
     del model
     release_memory()
@@ -71,44 +71,50 @@ def case_of(
     folder: RunFolder,
     evidence: Evidence,
     exported: Path,
-    recipe: Any,
+    recipe: MergeRecipe,
     *,
+    base: Path,
     added_stops: Sequence[int] = (),
     measure: bool = False,
 ) -> Case:
-    """An exported folder of a run with all that it is held against; see `export_proof.Case`."""
-    from qdora_fast.exports.verify.outputs import Models
-    from qdora_fast.exports.verify.token_identity import RECORD
+    """An exported folder of a run with all that it is held against; see `checks.Case`.
 
-    config, info = read_config(folder), read_run_info(folder)
+    Args:
+        base: folder of the weights that were merged into, see `base_folder`.
+    """
+    from qdora_fast.exports.verify.outputs import Models
+    from qdora_fast.exports.verify.token_identity import RECORD, RECORD_SHAPE
+
+    info = read_run_info(folder)
     models = Models(
         exported=exported,
         adapter=folder.adapter,
-        base=base_folder(info, config),
+        base=base,
         recipe=recipe,
         trained_base=_weights_folder(info.base, info.revision),
         quantized=frozenset(info.quantized_modules),
         precision=_dtype(info.precision),
     )
-    recorded = folder.read_json(RECORD) if (folder.path / RECORD).is_file() else None
-    held_out = folder.read_json("data/proof_rows.json")["held_out"]
+    recorded = folder.read_json(RECORD, RECORD_SHAPE) if (folder.path / RECORD).is_file() else None
+    held_out = folder.read_json(PROOF_ROWS, PROOF_ROWS_SHAPE)["held_out"]
     return Case(models, evidence, held_out, recorded, tuple(added_stops), measure)
 
 
-def base_folder(info: RunInfo, config: Config) -> Path:
+def base_folder(info: RunInfo, base_16bit: str | None) -> Path:
     """The folder of the base's 16-bit weights; downloaded to the hub cache when the base has a hub name.
+
+    Args:
+        base_16bit: `model.base_16bit` of the run.
 
     Raises:
         ConfigError: neither a folder nor reachable.
     """
-    name = config.model.base_16bit or info.base
+    name = base_16bit or info.base
     return _weights_folder(name, info.revision if name == info.base else None)
 
 
-def recipe_of(to: str, merge_base: str, info: RunInfo) -> Any:
-    """How a run is merged into a format; a `MergeRecipe`."""
-    from qdora_fast.exports.merge.base import MergeRecipe
-
+def recipe_of(to: str, merge_base: str, info: RunInfo) -> MergeRecipe:
+    """How a run is merged into a format."""
     return MergeRecipe(
         merge_base=merge_base,  # type: ignore[arg-type]
         quantized_modules=frozenset(info.quantized_modules) or None,  # after training on 16 bits: all in the blocks

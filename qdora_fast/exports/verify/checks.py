@@ -34,11 +34,12 @@ from qdora_fast.exports.merge.merged_model import MergedModel
 from qdora_fast.exports.verify import base_sample
 from qdora_fast.exports.verify.distance import Distance
 from qdora_fast.exports.verify.outputs import Models, OutputProof, OutputRecorder, judge
-from qdora_fast.exports.verify.recording import Recording, Rows, release_memory
+from qdora_fast.exports.verify.recording import Recording, Rows
 from qdora_fast.exports.verify.token_identity import describe_folder, differences
 from qdora_fast.exports.verify.weights import WeightProof, prove_weights
-from qdora_fast.models.weights import read_json
+from qdora_fast.models.out_of_memory import release_memory
 from qdora_fast.system.errors import first_line
+from qdora_fast.system.json_files import read_object
 
 OnPhase = Callable[[str], None]
 """Told what is being done now."""
@@ -169,7 +170,7 @@ def _failed(name: str, words: str) -> dict[str, Any]:
 
 
 def _stored_in_4bit(base: Path) -> bool:
-    return read_json(base / "config.json").get("quantization_config") is not None
+    return read_object(base / "config.json").get("quantization_config") is not None
 
 
 def _adapter_check(evidence: Evidence) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def _adapter_check(evidence: Evidence) -> dict[str, Any]:
 def _config_check(models: Models) -> dict[str, Any]:
     """A changed constant (an epsilon, a rotary base) moves outputs less than a limit on them can tell."""
     expected = json.loads(json.dumps(merged_config(MergedModel(models.base, models.adapter, models.recipe))))
-    found = read_json(models.exported / "config.json")
+    found = read_object(models.exported / "config.json")
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     said = f"config.json differs from the base's in {', '.join(wrong[:5])}" if wrong else "config.json is the base's"
     return {"name": "config", "passed": not wrong, "words": said}

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qdora_fast.evaluation.statistics import Interval, interval_of_mean
+from qdora_fast.evaluation.statistics import Interval, bootstrap_ci
 from qdora_fast.exports.verify.recording import Agreement, Recording, compare
 
 LEAST_KEPT = 0.5
@@ -55,7 +55,7 @@ class Distance:
         pairs = zip(trained.losses, exported.losses, trained.counts, strict=True)
         differences = [(theirs - ours, count) for ours, theirs, count in pairs if count]
         sums, sizes = zip(*differences, strict=True)
-        interval = interval_of_mean(sums, sizes)
+        interval = bootstrap_ci(sums, sizes)
         return cls(
             agreement.mean_kl, agreement.top1, base.loss, trained.loss, exported.loss, interval, len(sums), held_out
         )

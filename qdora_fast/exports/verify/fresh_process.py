@@ -27,6 +27,7 @@ from qdora_fast.exports.verify.outputs import Models
 from qdora_fast.exports.verify.recording import Recording
 from qdora_fast.system import child, errors
 from qdora_fast.system.errors import ProofError, QdoraError
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.remote_code import allow_remote_code, remote_code_allowed
 
 _PHASE = "phase: "
@@ -34,7 +35,7 @@ _PHASE = "phase: "
 
 
 def examine_in_new_process(case: Case, on_phase: OnPhase = lambda phase: None) -> dict[str, Any]:
-    """`export_proof.examine` in a fresh process with plain Transformers and PEFT.
+    """`checks.examine` in a fresh process with plain Transformers and PEFT.
 
     Raises:
         QdoraError: what `examine` raised.
@@ -61,7 +62,7 @@ def examine_in_new_process(case: Case, on_phase: OnPhase = lambda phase: None) -
         answer = scratch / "answer.json"
         if code or not answer.is_file():
             raise ProofError(f"{case.models.exported}: the process that proves the export ended with {code}:\n{words}")
-        said: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+        said = read_object(answer)
     if "error" in said:
         raise getattr(errors, said["error"])(said["message"])
     return said
@@ -73,7 +74,7 @@ def main(name: str) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     scratch = Path(name)
-    allowed = json.loads((scratch / "case.json").read_text(encoding="utf-8"))["remote_code"]
+    allowed = read_object(scratch / "case.json")["remote_code"]
     with allow_remote_code() if allowed else nullcontext():
         try:
             said = examine(load_case(scratch), lambda phase: print(f"{_PHASE}{phase}", flush=True))
@@ -102,7 +103,7 @@ def save_case(case: Case, folder: Path) -> None:
 
 def load_case(folder: Path) -> Case:
     """Read what `save_case` wrote."""
-    facts = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+    facts = read_object(folder / "case.json")
     tuned, base = (Recording.load(folder / f"{name}.safetensors") for name in ("tuned", "base"))
     sample = Sample.load(folder / "sample.safetensors")
     evidence = Evidence(facts["rows"], tuned, base, sample, tuple(facts["adapter_faults"]))

@@ -26,9 +26,10 @@ from torch.nn.functional import linear
 from qdora_fast.exports.merge.base import BaseWeights, MergeRecipe
 from qdora_fast.exports.merge.merged_model import MergedModel
 from qdora_fast.exports.verify.peft_layers import merged_by_peft
-from qdora_fast.exports.verify.recording import Agreement, Recording, Rows, compare, release_memory
+from qdora_fast.exports.verify.recording import Agreement, Recording, Rows, compare
 from qdora_fast.exports.verify.streamed import Linear, computed_with, open_streamed, record_streamed
 from qdora_fast.models.adapter import read_adapter
+from qdora_fast.models.out_of_memory import release_memory
 from qdora_fast.models.weights import TensorInfo
 
 EXACT_KL = 1e-6

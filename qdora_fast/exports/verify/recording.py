@@ -8,7 +8,6 @@ What distance is allowed is the business of `outputs.py`; what it means for the 
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from qdora_fast.data.loss import labelled, token_losses
+from qdora_fast.engine.frozen import set_repacking
 from qdora_fast.evaluation.logits import logits_at
 from qdora_fast.system.errors import ProofError
 from qdora_fast.system.remote_code import remote_code_allowed
@@ -29,8 +29,6 @@ BUDGET_BYTES = 256 * 2**20
 
 NEAR_TIE = 0.1
 """Nats. Two candidates closer than this are a tie that 16-bit logits (spacing 0.125 at 16) cannot decide."""
-
-IGNORED = -100
 
 Rows = Sequence[Mapping[str, Sequence[int]]]
 
@@ -104,21 +102,22 @@ class RowRecorder:
 
     def __init__(self, rows: Rows, budget: int = BUDGET_BYTES) -> None:
         self._rows = rows
-        self._labels = [torch.tensor(list(row["labels"]))[1:] for row in rows]  # [T - 1]: what each position says next
+        self._labelled = [labelled(row["labels"]) for row in rows]
         self._budget = budget // max(1, len(rows))
         self._kept: list[list[Tensor]] = [[] for _ in rows]
         self._losses = [0.0] * len(rows)
 
     def trained(self, number: int) -> Tensor:
         """Positions of a row that say a trained token next, ascending."""
-        return (self._labels[number] != IGNORED).nonzero()[:, 0]
+        positions: Tensor = self._labelled[number][0]
+        return positions
 
     def add(self, number: int, positions: Tensor, logits: Tensor) -> None:
         """Take logits [n, V] at `positions` [n] of a row, some of `trained(number)`."""
         logits = logits.float()
-        labels = self._labels[number][positions].to(logits.device)
-        self._losses[number] += float(cross_entropy(logits, labels, reduction="none").double().sum())
-        trained = self.trained(number)
+        trained, tokens = self._labelled[number]
+        said = tokens[torch.searchsorted(trained, positions)]  # `trained` is ascending
+        self._losses[number] += float(token_losses(logits, said).sum())
         wanted = trained[_evenly(len(trained), self._budget // (4 * logits.shape[-1]))]
         chosen = torch.isin(positions, wanted).to(logits.device)
         self._kept[number].append(logits[chosen].log_softmax(dim=-1).cpu())
@@ -210,18 +209,10 @@ def reopen(folder: Path, *, device: str, dtype: torch.dtype | None = None, **opt
         **{"device_map": {"": device}, **options},
     )
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' Linear4bit
-            module.support_avx512bf16_for_cpu = False  # a private packing, with scales in bfloat16
-            if isinstance(chosen, torch.dtype):
-                module.compute_dtype = module.weight.quant_state.dtype = chosen
+        four_bit = set_repacking(module, False) is not None
+        if four_bit and isinstance(chosen, torch.dtype):
+            module.compute_dtype = module.weight.quant_state.dtype = chosen
     return model.eval()
-
-
-def release_memory() -> None:
-    """Give back what deleted models held, on the GPU too."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _evenly(count: int, most: int) -> Tensor:

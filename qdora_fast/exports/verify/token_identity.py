@@ -20,9 +20,17 @@ from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.tokenize.render import Renderer, Rendering, spoken
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.tokenizer import load_tokenizer
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import value_hash
 
 RECORD = "data/tokens.json"
+RECORD_SHAPE = {
+    "settings": {"max_length": int, "train_on": str, "on_long": str, "max_fraction": int | float},
+    "rows": [dict],
+    "template": str,
+    "stop_ids": [int],
+    "tokens": [{"trained": [int], "prompt": [int], "plain": [int]}],
+}
 ROWS = 3
 
 _SPECIAL = {"bos": "BOS", "eos": "EOS", "pad": "PAD"}
@@ -73,7 +81,7 @@ def complete_stop_ids(folder: Path, stop_ids: Collection[int]) -> list[int]:
     end that it was taught.
     """
     file = folder / "generation_config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = read_object(file) if file.is_file() else {}
     listed = config.get("eos_token_id")
     known = listed if isinstance(listed, list) else [] if listed is None else [listed]
     added = sorted(set(stop_ids) - set(known))

@@ -1,4 +1,4 @@
-"""What the choice is made from and what it comes to: a place, the rows' lengths, a settled config."""
+"""What the choice is made from and what it comes to: the rows' lengths, and the resolved numbers."""
 
 from __future__ import annotations
 
@@ -7,25 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from qdora_fast.config import Config
-from qdora_fast.planning.memory import Card, Estimate, in_gib, margin
+from qdora_fast.planning.cards import ANY_MACHINE, Machine
+from qdora_fast.planning.memory.estimate import Estimate, in_gib
+from qdora_fast.planning.memory.fit import margin
+from qdora_fast.planning.memory.job import Job
 
 COMMON = 99
 """Percentile of the rows' lengths that a length must cover."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run happens, or is planned to."""
-
-    card: Card
-    on_gpu: bool
-    why: str
-    """How the place was chosen, in a few words."""
-
-
-ANYWHERE = Place(Card("any card", 2**50), True, "not known yet")
-"""For rows that are prepared without being trained on: whatever they need fits."""
 
 
 @dataclass(frozen=True)
@@ -56,38 +44,42 @@ class RowLengths:
 
 
 @dataclass(frozen=True)
-class Settled:
-    """A config without `auto`, and how it came about."""
+class Resolved:
+    """What `auto` became, and why."""
 
-    config: Config
     asked: tuple[str, ...]
     """Settings that were `auto`; none: nothing was decided."""
-    place: Place
+    machine: Machine
     estimate: Estimate
-    said: tuple[str, ...]
+    """Of the run with the numbers."""
+    reasons: tuple[str, ...] = ()
     """For the user, a sentence each."""
     refusal: str = ""
     """Why nothing fits, with the fix; empty: it fits."""
 
     @property
-    def peak(self) -> str:
-        """The estimate in words; "" where nobody knows the card."""
-        if self.place is ANYWHERE:
-            return ""
-        counted, card = self.estimate, self.place.card
-        of = f"of {in_gib(card.memory)} ({card.name}, {self.place.why})"
-        return f"peak {in_gib(counted.peak_bytes)} {of}, estimated"
+    def job(self) -> Job:
+        """The run with the numbers: length, batch size, accumulation, answers at a time."""
+        return self.estimate.job
+
+    def lines(self) -> list[str]:
+        """The reasons, and the estimated peak where the card is known."""
+        if self.machine is ANY_MACHINE:
+            return list(self.reasons)
+        card = self.machine.card
+        of = f"of {in_gib(card.memory)} ({card.name}, {self.machine.why})"
+        return [*self.reasons, f"peak {in_gib(self.estimate.peak_bytes)} {of}, estimated"]
 
     def as_dict(self) -> dict[str, Any]:
         """For fit.json; bytes."""
-        train = self.config.train
+        card = self.machine.card
         return {
             "asked": list(self.asked),
-            "batch_size": train.micro_batch,
-            "gradient_accumulation": train.accumulation,
-            "max_length": self.config.model.length,
-            "said": list(self.said),
-            "card": {"name": self.place.card.name, "memory_bytes": self.place.card.memory, "gpu": self.place.on_gpu},
-            "margin_bytes": margin(self.place.card),
+            "batch_size": self.job.batch_size,
+            "gradient_accumulation": self.job.gradient_accumulation,
+            "max_length": self.job.length,
+            "said": list(self.reasons),
+            "card": {"name": card.name, "memory_bytes": card.memory, "gpu": self.machine.on_gpu},
+            "margin_bytes": margin(card),
             "estimate": self.estimate.as_dict(),
         }

@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from qdora_fast.planning.memory.job import GIB, Job
+from qdora_fast.planning.cards import GIB
+from qdora_fast.planning.memory.job import Job
 
 FULL = 4
 """Bytes of an fp32 value."""
@@ -31,14 +32,14 @@ READ_BYTES = 160 * 2**20
 `evaluation.logits.MOST_BYTES`."""
 SCORE_BYTES = 12
 """Of every capped attention score, where no kernel avoids making them (Gemma 2). Read from the code, not measured."""
-TWIN_BLOCK = 2**20
+TORCH_BLOCK = 2**20
 """Values that the engine's PyTorch kernels, which stand in for Triton's on a CPU, take to fp32 at a time."""
 SMALLEST_OFFLOAD = 2 * 2**20
 """Unsloth's checkpointing copies a block's input to the host if it is larger."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class Saved:
     """What a forward pass leaves behind for the backward pass."""
 
     card: int
@@ -52,16 +53,16 @@ def block_bytes(job: Job) -> int:
     return job.tokens * (_norms(job) + _attention(job) + _inputs(job) + _mlp(job) + _adapters(job)) + _constant(job)
 
 
-def kept_bytes(job: Job) -> Kept:
+def saved_bytes(job: Job) -> Saved:
     """What all blocks together leave alive: everything, or with checkpointing the input of each block."""
     around = rotary_bytes(job) + job.tokens * (_norm_value(job) * job.sizes.hidden + FULL)  # and the last norm
     one = job.tokens * job.sizes.hidden * job.element
     if job.checkpointing == "off":
-        return Kept(job.sizes.blocks * block_bytes(job) + around, 0)
+        return Saved(job.sizes.blocks * block_bytes(job) + around, 0)
     if job.checkpointing == "unsloth" and one > SMALLEST_OFFLOAD:
         # The last block's input stays; two buffers bring the others back, one being filled while one is used.
-        return Kept(3 * one + around, (job.sizes.blocks - 1) * one)
-    return Kept(job.sizes.blocks * one + around, 0)
+        return Saved(3 * one + around, (job.sizes.blocks - 1) * one)
+    return Saved(job.sizes.blocks * one + around, 0)
 
 
 def rotary_bytes(job: Job) -> int:
@@ -76,19 +77,19 @@ def recomputed_bytes(job: Job) -> int:
     return 0 if job.checkpointing == "off" else block_bytes(job)
 
 
-def passing_bytes(job: Job) -> int:
-    """Temporaries of a block's backward pass at its widest place, the MLP.
+def temporary_bytes(job: Job) -> int:
+    """Temporaries of a block's backward pass at its widest point, the MLP.
 
-    Ours makes h and the gradients of h, gate and up [T, f] and of input and output [T, d] while all is still kept. In
-    PEFT's layers what was kept is let go on the way, so that little is added.
+    Ours makes h and the gradients of h, gate and up [T, f] and of input and output [T, d] while all that was saved is
+    still there. PEFT's layers release it on the way, so that little is added.
     """
     sizes = job.sizes
     if not job.ours:
         return job.tokens * job.element * (sizes.intermediate + sizes.hidden)
-    passing = job.tokens * job.element * (3 * sizes.intermediate + 3 * sizes.hidden)
+    temporaries = job.tokens * job.element * (3 * sizes.intermediate + 3 * sizes.hidden)
     if job.on_gpu:
-        return passing
-    return passing + min(TWIN_BLOCK, job.tokens * sizes.intermediate) * FULL * (3 if job.mixed else 2)
+        return temporaries
+    return temporaries + min(TORCH_BLOCK, job.tokens * sizes.intermediate) * FULL * (3 if job.mixed else 2)
 
 
 def workspace_bytes(job: Job) -> int:
@@ -167,9 +168,9 @@ def _power_of_two(value: float) -> int:
 
 def _layer_by_layer(job: Job) -> bool:
     """The MLP is not one function of ours: its layers run one after another, and more is kept between them."""
-    whole = {"gate_proj", "up_proj", "down_proj"} <= set(job.targets)
+    complete = {"gate_proj", "up_proj", "down_proj"} <= set(job.targets)
     biased = any(linear.bias for linear in job.sizes.linears if linear.name in ("gate_proj", "up_proj"))
-    return not job.ours or job.dropout or not whole or biased
+    return not job.ours or job.dropout or not complete or biased
 
 
 def _copies(job: Job) -> bool:

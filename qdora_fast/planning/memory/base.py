@@ -1,16 +1,16 @@
 """The base's config.json: from its folder, from the hub's cache, from our table of well-known bases, or from the hub.
 
 In this order, so that a preset is planned in a second and without a network. Nothing else of the base is read, and
-where the values came from is always said.
+the source of the values is returned with them.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qdora_fast.data.demo.base import DEMO, demo_base
+from qdora_fast.models.model_config import read_model_config
 from qdora_fast.planning.memory.known import known_config, known_names
 from qdora_fast.system.errors import ConfigError
 
@@ -18,32 +18,32 @@ PATIENCE = 5
 """Seconds to wait for the hub."""
 
 
-class Found(NamedTuple):
-    """The values, and where they are from."""
+class BaseConfig(NamedTuple):
+    """The values of a config.json, and where they are from."""
 
     values: dict[str, Any]
     source: str
 
 
-def base_config(name: str, revision: str | None = None) -> Found:
+def base_config(name: str, revision: str | None = None) -> BaseConfig:
     """The config.json of `model.name`.
 
     Raises:
         ConfigError: a folder without one, or a hub id that can neither be read nor is in our table.
     """
     if name == DEMO:
-        return Found(_read(demo_base() / "config.json"), "the embedded demo")
+        return BaseConfig(_read(demo_base() / "config.json"), "the embedded demo")
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return Found(_read(folder / "config.json"), str(folder))
+        return BaseConfig(_read(folder / "config.json"), str(folder))
     cached = _from_cache(name, revision)
     if cached is not None:
-        return Found(_read(cached), "its config.json in the hub's cache")
+        return BaseConfig(_read(cached), "its config.json in the hub's cache")
     known = known_config(name)
     if known is not None:
-        return Found(known, "our table of well-known bases")
+        return BaseConfig(known, "our table of well-known bases")
     try:
-        return Found(_read(_from_hub(name, revision)), "its config.json on the hub")
+        return BaseConfig(_read(_from_hub(name, revision)), "its config.json on the hub")
     except OSError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
@@ -57,10 +57,10 @@ def _from_cache(name: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
+        path = try_to_load_from_cache(name, "config.json", revision=revision)
     except HFValidationError:  # not a hub id at all; the hub's own answer says so better
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(path) if isinstance(path, str) else None
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
@@ -73,12 +73,6 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"model.name: {path.parent} holds no config.json; it is not a model's folder") from None
-    except ValueError as error:
-        raise ConfigError(f"model.name: {path} is no JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"model.name: {path} holds no JSON object")
-    return values
+    if not path.is_file():
+        raise ConfigError(f"model.name: {path.parent} holds no config.json; it is not a model's folder")
+    return read_model_config(path)

@@ -12,11 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from qdora_fast.planning.cards import CONTEXT, GIB, Card
 from qdora_fast.planning.memory import activations, weights
-from qdora_fast.planning.memory.job import GIB, Job
+from qdora_fast.planning.memory.job import Job
 
-CONTEXT = int(0.5 * GIB)
-"""The CUDA context, with the kernels of PyTorch, bitsandbytes and Triton. Not measured yet."""
 PROCESS = int(0.65 * GIB)
 """Without a GPU: Python with all libraries imported. Measured."""
 FRAGMENTATION = 0.05
@@ -27,25 +26,6 @@ MERGE_BLOCK = int(0.4 * GIB)
 """Host memory of the streaming merge beside the process itself: blocks of rows, in fp32."""
 LARGEST_SHARD = 5 * 10**9
 """Of a checkpoint on the hub. Read through the page cache; not all of it must be in memory at once."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """A graphics card's memory."""
-
-    name: str
-    memory: int
-    """Bytes that the driver reports."""
-
-    @classmethod
-    def of_gib(cls, gib: float, name: str = "") -> Card:
-        """A card of so many GiB."""
-        return cls(name or f"a {gib:g} GiB card", int(gib * GIB))
-
-    @property
-    def usable(self) -> int:
-        """What PyTorch can allocate: all but the CUDA context."""
-        return self.memory - CONTEXT
 
 
 @dataclass(frozen=True)
@@ -80,11 +60,6 @@ class Estimate:
     def peak_phase(self) -> str:
         """Which phase that is."""
         return max(self.phases, key=lambda phase: self.phases[phase])
-
-    @property
-    def disk_bytes(self) -> int:
-        """Everything together."""
-        return sum(part.bytes for part in self.disk)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; bytes."""
@@ -136,20 +111,20 @@ def _static(job: Job) -> list[Part]:
 
 def _moving(job: Job, card: Card | None) -> list[Part]:
     """What comes and goes, at the higher of the two moments."""
-    kept = activations.kept_bytes(job).card
+    saved = activations.saved_bytes(job).card
     loss = activations.loss_bytes(job, None if card is None else card.memory)
     block = activations.recomputed_bytes(job)
-    passing = activations.passing_bytes(job) + activations.scores_bytes(job)
+    temporaries = activations.temporary_bytes(job) + activations.scores_bytes(job)
     workspace = activations.workspace_bytes(job)
     tokens = f"{job.batch_size} x {job.length:,} tokens"
     how = {"off": "all of all blocks", "torch": "input of each block", "unsloth": "inputs of blocks wait on the host"}
-    common = Part("activations", kept, f"{tokens}; {how[job.checkpointing]}")
-    if loss >= block + passing + workspace:
+    common = Part("activations", saved, f"{tokens}; {how[job.checkpointing]}")
+    if loss >= block + temporaries + workspace:
         return [common, Part("loss", loss, _loss_words(job))]
     return [
         common,
         Part("block", block, "one block, run again"),
-        Part("backward", passing, "gradients within a block"),
+        Part("backward", temporaries, "gradients within a block"),
         Part("workspace", workspace, "one weight, unpacked"),
     ]
 
@@ -193,8 +168,8 @@ def evaluation_bytes(job: Job, answers: int) -> int:
     """The peak of an evaluation that answers so many held-out rows of full length at a time. More than one is a matter
     of speed: where memory runs out fewer are. Merged weights and gradients are gone by then; the optimizer's state is
     still counted, because some stays until the process ends where it is paged."""
-    kept = ("CUDA context", "process", "base weights", "embeddings", "adapter", "optimizer", "engine copies")
-    there = sum(part.bytes for part in _static(job) if part.name in kept)
+    staying = ("CUDA context", "process", "base weights", "embeddings", "adapter", "optimizer", "engine copies")
+    there = sum(part.bytes for part in _static(job) if part.name in staying)
     asked = max(activations.reading_bytes(job), activations.answering_bytes(job, answers))
     return there + activations.rotary_bytes(job) + asked + activations.workspace_bytes(job)
 
@@ -212,7 +187,7 @@ def _host(job: Job, card: Card | None) -> tuple[Part, ...]:
         part
         for part in (
             Part("loading", min(LARGEST_SHARD, dense), "a shard of the checkpoint, can be given back at once"),
-            Part("offloaded activations", activations.kept_bytes(job).host, "pinned; Unsloth's checkpointing"),
+            Part("offloaded activations", activations.saved_bytes(job).host, "pinned; Unsloth's checkpointing"),
             Part("merging", _merge_bytes(job), "block by block, never the whole model"),
             Part("proof", 0 if on_card or not job.merges else dense, "the merged model, which the card cannot hold"),
         )

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from qdora_fast.planning.memory.estimate import Card, Estimate, estimate, evaluation_bytes
-from qdora_fast.planning.memory.job import GIB, Job
+from qdora_fast.planning.cards import GIB, Card
+from qdora_fast.planning.memory.estimate import Estimate, estimate, evaluation_bytes
+from qdora_fast.planning.memory.job import Job
 
 MARGIN_SHARE = 0.05
 MARGIN_BYTES = int(0.3 * GIB)
@@ -38,9 +39,9 @@ def margin(card: Card) -> int:
     return int(MARGIN_SHARE * card.memory) + MARGIN_BYTES
 
 
-def fits(found: Estimate, card: Card) -> bool:
+def fits(need: Estimate, card: Card) -> bool:
     """Whether every phase leaves the margin free."""
-    return found.peak_bytes + margin(card) <= card.memory
+    return need.peak_bytes + margin(card) <= card.memory
 
 
 def longest_length(job: Job, card: Card, batch_size: int = 1) -> int:
@@ -48,7 +49,7 @@ def longest_length(job: Job, card: Card, batch_size: int = 1) -> int:
     for; 0 if not even 64 fit."""
     most = job.sizes.longest or 1_048_576
     some = replace(job, batch_size=batch_size)
-    return STEP * _largest(most // STEP, lambda count: fits(estimate(_with_length(some, count * STEP), card), card))
+    return STEP * _largest(most // STEP, lambda count: fits(estimate(replace(some, length=count * STEP), card), card))
 
 
 def best_fit(job: Job, card: Card, *, usual: float | None = None) -> Fit | None:
@@ -59,22 +60,21 @@ def best_fit(job: Job, card: Card, *, usual: float | None = None) -> Fit | None:
     Args:
         usual: tokens that a row usually has, where rows are not packed; None: as many as it may have.
     """
-    found: Job | None = None
+    best: Job | None = None
     for size in (size for size in range(1, job.effective_batch + 1) if job.effective_batch % size == 0):
         tried = replace(job, batch_size=size, gradient_accumulation=job.effective_batch // size)
         if not fits(estimate(tried, card), card):
             break
-        found = tried
+        best = tried
         if size * (usual or tried.length) >= ENOUGH_TOKENS:
             break
-    if found is None:
+    if best is None:
         longest = longest_length(job, card)
         if longest == 0:
             return None
-        found = replace(job, batch_size=1, gradient_accumulation=job.effective_batch, length=longest)
-    found = replace(found, answer_batch=most_answers(found, card))
-    counted = estimate(found, card)
-    return Fit(found.batch_size, found.gradient_accumulation, found.length, found.answer_batch, counted)
+        best = replace(job, batch_size=1, gradient_accumulation=job.effective_batch, length=longest)
+    best = replace(best, answer_batch=most_answers(best, card))
+    return Fit(best.batch_size, best.gradient_accumulation, best.length, best.answer_batch, estimate(best, card))
 
 
 def most_answers(job: Job, card: Card) -> int:
@@ -84,10 +84,6 @@ def most_answers(job: Job, card: Card) -> int:
         return evaluation_bytes(job, batch) + margin(card) <= card.memory
 
     return _largest(job.answer_batch, fitting) if job.evaluates else job.answer_batch
-
-
-def _with_length(job: Job, length: int) -> Job:
-    return replace(job, length=length)
 
 
 def _largest(most: int, fitting: Callable[[int], bool]) -> int:

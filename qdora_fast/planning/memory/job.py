@@ -1,4 +1,4 @@
-"""A run as the numbers that decide its memory: what a Config, a base and a machine come to.
+"""A run as the numbers that decide its memory: what settings, a base and a machine come to.
 
 Every `auto` is resolved here as loading.py, trainer.py and the engine resolve it when they run. Nothing is counted yet.
 """
@@ -9,11 +9,11 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from qdora_fast.config import AdapterSettings, Config, layer_indices
+from qdora_fast.config import AdapterSettings, EngineSettings, TrainSettings, layer_indices
+from qdora_fast.planning.cards import GIB
 from qdora_fast.planning.memory.architecture import Linear, Sizes
 from qdora_fast.system.errors import ConfigError
 
-GIB = 2**30
 SHORTEST_OFFLOAD = 512
 """Below this `model.max_length` Unsloth quietly uses PyTorch's checkpointing instead of its own."""
 FAST_FAMILIES = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
@@ -85,17 +85,34 @@ class Job:
         return self.batch_size * self.gradient_accumulation
 
 
-def job_of(config: Config, sizes: Sizes, *, on_gpu: bool) -> Job:
-    """What a config comes to on this base.
+@dataclass(frozen=True)
+class JobSettings:
+    """The settings that decide a run's memory, but for the length of its rows."""
+
+    adapter: AdapterSettings
+    train: TrainSettings
+    engine: EngineSettings
+    evaluates: bool = False
+    """Rows are held out."""
+    answer_batch: int = 0
+    """Held-out rows answered at a time; 0: none are."""
+    answer_tokens: int = 0
+    """Tokens of the longest answer."""
+    merges: bool = False
+    """The run ends with a merged model."""
+
+
+def job_of(settings: JobSettings, sizes: Sizes, *, length: int, on_gpu: bool) -> Job:
+    """What settings come to on this base.
 
     Args:
+        length: tokens of a row, or of a packed sequence.
         on_gpu: train on a card; else on the CPU, where other defaults hold.
 
     Raises:
         ConfigError: a target or block that the model does not have.
     """
-    adapter, train, engine = config.adapter, config.train, config.engine
-    length = config.model.length
+    adapter, train, engine = settings.adapter, settings.train, settings.engine
     checkpointing = train.gradient_checkpointing
     if checkpointing == "auto":
         checkpointing = "unsloth" if on_gpu else "off"
@@ -124,10 +141,10 @@ def job_of(config: Config, sizes: Sizes, *, on_gpu: bool) -> Job:
         ours=engine.impl in ("auto", "triton", "torch"),
         resident_bytes=int(engine.resident * GIB) if isinstance(engine.resident, float | int) else 0,
         on_gpu=on_gpu,
-        evaluates=config.data.held_out > 0 or config.data.held_out_path is not None,
-        answer_batch=config.evaluation.batch_size if config.evaluation.max_rows else 0,
-        answer_tokens=config.evaluation.max_new_tokens,
-        merges=config.export.at_end != "none",
+        evaluates=settings.evaluates,
+        answer_batch=settings.answer_batch,
+        answer_tokens=settings.answer_tokens,
+        merges=settings.merges,
     )
 
 

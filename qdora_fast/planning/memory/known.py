@@ -17,8 +17,8 @@ def known_config(name: str) -> dict[str, Any] | None:
         return None
     for ending in ("-instruct", "-it", "-base"):
         last = last.removesuffix(ending)
-    found = _TABLE.get(last.removeprefix("meta-"))
-    return dict(found) if found else None
+    values = _TABLE.get(last.removeprefix("meta-"))
+    return dict(values) if values else None
 
 
 _OWNERS = {

@@ -4,13 +4,12 @@
 
 The seed of the config decides which rows are held out, and they stay the same; the seeds of the trials (the config's
 and those that follow it) decide how an adapter starts and in which order rows come. Each finished trial is a small file
-below `trials/`, so that a comparison that was stopped, or is asked again with more arms or seeds, goes on where it was.
+below `trials/`, so that a comparison that was stopped, or is asked again with more arms or seeds, resumes where it was.
 What this does not do: run trials side by side, or search for settings besides the learning rate.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,10 +22,12 @@ from qdora_fast.config.presets import settings_of
 from qdora_fast.recipes.compare import figures, table, words
 from qdora_fast.recipes.compare.arms import Arm, Trial, choose_arms, choose_rates, choose_trials, settings_for
 from qdora_fast.recipes.data import confirm, find_base, ready_data, with_quality
+from qdora_fast.recipes.fit import recipe_of
 from qdora_fast.system import console
 from qdora_fast.system.atomic import staged_file
 from qdora_fast.system.errors import ConfigError, OutOfMemory, QdoraError
 from qdora_fast.system.hardware import describe as describe_machine
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.run_folder import write_json
 from qdora_fast.training.memory_cap import cap_memory
 
@@ -101,20 +102,23 @@ def _prepare(config: Config, trials: Sequence[Trial]) -> Any:
     from qdora_fast.training.trainer import choose_precision
 
     name = find_base(config)
-    settings = [settings_for(config, trial) for trial in trials]
-    for one in {one.adapter.method: one for one in settings}.values():
-        check_base(name, one)
+    settings = {one.adapter.method: one for one in (settings_for(config, trial) for trial in trials)}
+    for one in settings.values():
+        check_base(name, one.model, one.adapter, merge_base=one.export.merge_base)
+    targets = check_base(name, config.model, config.adapter, merge_base=config.export.merge_base)  # by any method
     cap_memory(config.train.vram)
     ready = ready_data(config, name)
     config = ready.config
-    base = load_base(name, config, precision=choose_precision(config.train))
+    precision = choose_precision(config.train)
+    base = load_base(name, config.model, config.adapter, config.train, targets=targets, precision=precision)
     ready = with_quality(confirm(ready, base, config), config, base)
     held_out = choose_rows(ready.prepared.held_out, config.evaluation.max_rows)
     if not held_out:
         raise ConfigError(
             "compare needs held-out rows: set data.held_out or data.held_out_path, and evaluation.max_rows above 0"
         )
-    return Material(config, name, ready.prepared, held_out, _options(config, ready.prepared))
+    recipe = recipe_of(config, ready, precision)
+    return Material(config, name, targets, recipe, ready.prepared, held_out, _options(config, ready.prepared))
 
 
 def _options(config: Config, prepared: Any) -> Sequence[str]:
@@ -123,6 +127,9 @@ def _options(config: Config, prepared: Any) -> Sequence[str]:
     from qdora_fast.evaluation.choices import options_of
 
     return config.evaluation.choices or options_of(prepared.train)
+
+
+REMOVE = "remove it, and its trials are trained again"
 
 
 def _claim(folder: Path, config: Config, data: str) -> None:
@@ -136,7 +143,7 @@ def _claim(folder: Path, config: Config, data: str) -> None:
     if not path.is_file() or not any((folder / "trials").glob("*.json")):
         write_json(path, shared)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_object(path, fix=REMOVE)
     differing = [key for key in {**before, **shared} if before.get(key) != shared.get(key)]
     if differing:
         listed = "; ".join(f"{key}: {before.get(key)} then, {shared.get(key)} now" for key in differing)
@@ -162,21 +169,21 @@ def _run(trials: Sequence[Trial], material: Any, folder: Path) -> list[dict[str,
     """
     import torch
 
-    from qdora_fast.exports.verify.recording import release_memory
+    from qdora_fast.models.out_of_memory import release_memory
     from qdora_fast.recipes.compare.trial import run_trial
 
     results = []
     for number, trial in enumerate(trials, 1):
         path = folder / "trials" / f"{trial.name}.json"
         if path.is_file():
-            results.append(json.loads(path.read_text(encoding="utf-8")))
+            results.append(read_object(path, fix=REMOVE))
             continue
         try:
             results.append(run_trial(trial, material))
         except (torch.OutOfMemoryError, OutOfMemory):
             raise QdoraError(
                 f"{trial.arm.spoken} does not fit into this GPU's memory; leave {trial.arm.method} out of --methods or "
-                "lower train.batch_size or model.max_length. What is finished stays: the same command goes on from here"
+                "lower train.batch_size or model.max_length. What is finished stays: the same command resumes from here"
             ) from None
         with staged_file(path) as unfinished:
             write_json(unfinished, results[-1])

@@ -25,10 +25,11 @@ from qdora_fast.evaluation.metrics import find_metric
 from qdora_fast.evaluation.task import answers
 from qdora_fast.models.backend import captured_prints, open_backend
 from qdora_fast.models.loading import Base, attach, fuse_layers, load_base
+from qdora_fast.models.targets import Targets
 from qdora_fast.recipes.compare.arms import FULL, Trial, settings_for
 from qdora_fast.recipes.compare.full import unfreeze_blocks
 from qdora_fast.system.errors import NonFiniteError
-from qdora_fast.training.trainer import build_trainer, choose_precision, make_recipe, sft_arguments
+from qdora_fast.training.trainer import Recipe, build_trainer, sft_arguments
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Material:
 
     config: Config
     base_name: str
+    targets: Targets
+    """The same for every method."""
+    recipe: Recipe
+    """The same for every arm and seed."""
     prepared: Any
     """data.dataset.Prepared."""
     held_out: Sequence[int]
@@ -47,17 +52,12 @@ class Material:
     @property
     def steps(self) -> int:
         """Optimizer steps of every trial."""
-        return self.recipe(self.config).steps
+        return self.recipe.steps
 
     @property
     def every(self) -> int:
         """Steps between two measurements of the held-out loss."""
         return max(1, self.steps // POINTS)
-
-    def recipe(self, config: Config) -> Any:
-        """trainer.Recipe of a trial's settings."""
-        rows, tokens = self.prepared.report.per_epoch, self.prepared.train_tokens
-        return make_recipe(config.train, rows=rows, tokens=tokens, max_length=config.model.length)
 
 
 POINTS = 20
@@ -73,7 +73,14 @@ def run_trial(trial: Trial, material: Material) -> dict[str, Any]:
     """
     begun = time.monotonic()
     config = settings_for(material.config, trial)
-    base = load_base(material.base_name, config, precision=choose_precision(config.train))
+    base = load_base(
+        material.base_name,
+        config.model,
+        config.adapter,
+        config.train,
+        targets=material.targets,
+        precision=material.recipe.precision,
+    )
     _set_template(base, config)
     model = _trainable(base, config, trial)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -101,7 +108,7 @@ def run_trial(trial: Trial, material: Material) -> dict[str, Any]:
         "trained_parameters": sum(parameter.numel() for parameter in trained),
         "memory": {"total": watch.peak} if watch.peak else _memory(model, trained, trainer.optimizer),
         "seconds": round(time.monotonic() - begun, 1),
-        "notes": [f"step {note.step}: {note.said}" for note in trainer.notes],
+        "notes": [f"step {note.step}: {note.message}" for note in trainer.notes],
     }
 
 
@@ -120,13 +127,16 @@ def _trainable(base: Base, config: Config, trial: Trial) -> Any:
 
 
 def _trainer(model: Any, base: Base, config: Config, material: Material, folder: Path, watch: Any) -> Any:
-    recipe = material.recipe(config)
-    arguments = sft_arguments(config.train, recipe, folder=folder, max_length=config.model.length, evaluates=False) | {
-        "save_strategy": "no"
-    }
-    datasets = (material.prepared.tokens.dataset(), None)
+    recipe, length = material.recipe, config.model.length
+    arguments = sft_arguments(config.train, recipe, folder=folder, max_length=length, evaluates=False)
     return build_trainer(
-        model, base.tokenizer, datasets, config.train, recipe=recipe, arguments=arguments, callbacks=[watch]
+        model,
+        base.tokenizer,
+        (material.prepared.tokens.dataset(), None),
+        config.train,
+        recipe=recipe,
+        arguments=arguments | {"save_strategy": "no"},
+        callbacks=[watch],
     )
 
 

@@ -66,13 +66,13 @@ def ask_driver(*arguments: str) -> str:
     return asked.stdout
 
 
-def cards(found: Sequence[Gpu], *, hidden: bool) -> Iterator[Finding]:
+def cards(gpus: Sequence[Gpu], *, hidden: bool) -> Iterator[Finding]:
     """Each card; or that there is none, or none to be used.
 
     Args:
         hidden: a card is in the machine, whether its driver answers or not; see `on_the_bus`.
     """
-    if not found:
+    if not gpus:
         why = _hidden_by()
         if hidden and not why:
             fix = "install or restart the NVIDIA driver (`nvidia-smi` must answer); a container needs --gpus all"
@@ -80,15 +80,15 @@ def cards(found: Sequence[Gpu], *, hidden: bool) -> Iterator[Finding]:
         else:
             what = f"not used ({why})" if why else "none"
             yield Finding("GPU", "note", f"{what}; training runs on the CPU ({hardware.cpu_name()})")
-    for card in found:
+    for card in gpus:
         capability = ".".join(map(str, card.compute_capability)) if card.compute_capability else "unknown"
-        said = f"{card.name}, {card.memory_gib:.1f} GiB, compute capability {capability}"
+        text = f"{card.name}, {card.memory_gib:.1f} GiB, compute capability {capability}"
         if card.compute_capability is None or card.compute_capability >= (8, 0):
-            yield Finding("GPU", "ok", said)
+            yield Finding("GPU", "ok", text)
         elif card.compute_capability >= (7, 0):
-            yield Finding("GPU", "note", f"{said}: computes in fp16, as it has no bf16")
+            yield Finding("GPU", "note", f"{text}: computes in fp16, as it has no bf16")
         else:
-            yield Finding("GPU", "wrong", said, "Unsloth needs compute capability 7.0 or more")
+            yield Finding("GPU", "wrong", text, "Unsloth needs compute capability 7.0 or more")
 
 
 def on_the_bus(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
@@ -100,54 +100,54 @@ def on_the_bus(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
     return False
 
 
-def driver(found: Sequence[Gpu], build: TorchBuild, banner: str) -> Iterator[Finding]:
+def driver(gpus: Sequence[Gpu], build: TorchBuild, banner: str) -> Iterator[Finding]:
     """The driver's version against the CUDA version torch was built for.
 
     Args:
         banner: what `nvidia-smi` prints without arguments; it names the newest CUDA version the driver knows.
     """
-    if not found:
+    if not gpus:
         return
-    version = found[0].driver
+    version = gpus[0].driver
     match = re.search(r"CUDA[\w ]* Version\s*:\s*(\d+)\.(\d+)", banner)
     knows = (int(match[1]), int(match[2])) if match else None
-    said = version + (f", knows CUDA up to {knows[0]}.{knows[1]}" if knows else "")
+    text = version + (f", knows CUDA up to {knows[0]}.{knows[1]}" if knows else "")
     if build.cuda is None:
-        yield Finding("driver", "ok", said)
+        yield Finding("driver", "ok", text)
         return
     built = tuple(int(part) for part in build.cuda.split(".")[:2])
     branch, needed = version.split(".")[0], DRIVERS.get(built[0])
     too_old = needed is not None and re.fullmatch(r"\d+", branch) is not None and int(branch) < needed
-    said += f"; torch was built for {build.cuda}"
+    text += f"; torch was built for {build.cuda}"
     if too_old or (knows is not None and knows[0] < built[0]):
         least = f"{needed} or newer" if needed else "the newest"
         fix = f"update the NVIDIA driver ({least}) and restart; for a container on its host, for WSL on Windows"
-        yield Finding("driver", "wrong", f"too old: {said}", fix)
+        yield Finding("driver", "wrong", f"too old: {text}", fix)
     elif knows is not None and knows < built:
         fix = "update the NVIDIA driver if a kernel fails to load"
-        yield Finding("driver", "note", f"{said}, which mostly works", fix)
+        yield Finding("driver", "note", f"{text}, which mostly works", fix)
     else:
-        yield Finding("driver", "ok", said)
+        yield Finding("driver", "ok", text)
 
 
-def torch_sees(found: Sequence[Gpu], build: TorchBuild) -> Iterator[Finding]:
+def torch_sees(gpus: Sequence[Gpu], build: TorchBuild) -> Iterator[Finding]:
     """Whether torch can use the cards, and has code for them."""
     kind = f"built for CUDA {build.cuda}" if build.cuda else "built for the CPU"
-    said = f"{build.version}, {kind}"
-    missing = [card for card in found if card.compute_capability and not _has_code(card.compute_capability, build)]
-    if not found:
+    text = f"{build.version}, {kind}"
+    missing = [card for card in gpus if card.compute_capability and not _has_code(card.compute_capability, build)]
+    if not gpus:
         fix = "`nvidia-smi` is missing: presets cannot be chosen by the card's memory" if build.sees else ""
-        yield Finding("torch", "note" if fix else "ok", said + (", sees a GPU" if build.sees else ""), fix)
+        yield Finding("torch", "note" if fix else "ok", text + (", sees a GPU" if build.sees else ""), fix)
     elif build.cuda is None:
-        yield Finding("torch", "wrong", f"{said}: it does not see the GPU", GPU_SETUP)
+        yield Finding("torch", "wrong", f"{text}: it does not see the GPU", GPU_SETUP)
     elif not build.sees:
-        fix = f"mend the driver first if it is wrong; else check CUDA_VISIBLE_DEVICES and --gpus; else {GPU_SETUP}"
-        yield Finding("torch", "wrong", f"{said}: it does not see the GPU", fix)
+        fix = f"fix the driver first if it is wrong; else check CUDA_VISIBLE_DEVICES and --gpus; else {GPU_SETUP}"
+        yield Finding("torch", "wrong", f"{text}: it does not see the GPU", fix)
     elif missing:
         has = ", ".join(build.architectures)
-        yield Finding("torch", "wrong", f"{said}: no machine code for the {missing[0].name} (has {has})", GPU_SETUP)
+        yield Finding("torch", "wrong", f"{text}: no machine code for the {missing[0].name} (has {has})", GPU_SETUP)
     else:
-        yield Finding("torch", "ok", f"{said}, sees {build.sees} GPU{'s'[: build.sees != 1]}")
+        yield Finding("torch", "ok", f"{text}, sees {build.sees} GPU{'s'[: build.sees != 1]}")
 
 
 def health(answer: str) -> Iterator[Finding]:

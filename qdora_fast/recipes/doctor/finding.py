@@ -1,4 +1,4 @@
-"""One result of the doctor, and the one place where a check that breaks becomes a result too.
+"""One result of the doctor, and how a check is run so that a check that breaks becomes a result, too.
 
 A machine that is not ready is ready to break anything: a library half installed, a driver that answers nonsense, a
 folder that may not be read. So every check runs alone, and what it did not foresee is a finding like the others.
@@ -39,11 +39,11 @@ class Check:
 
 def examined(check: Check) -> list[Finding]:
     """The findings of one check. Whatever it raises is a finding as well."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     try:
-        found.extend(check.look())
+        findings.extend(check.look())
     except Exception as problem:  # noqa: BLE001  the doctor must come to its end on a machine that is broken anywhere
-        said = short(f"could not be checked: {type(problem).__name__}: {problem}")
+        text = short(f"could not be checked: {type(problem).__name__}: {problem}")
         fix = "make clean && make install sets up the tested environment" if check.vital else ""
-        found.append(Finding(check.name, "wrong" if check.vital else "note", said, fix))
-    return [replace(finding, topic=check.topic) for finding in found]
+        findings.append(Finding(check.name, "wrong" if check.vital else "note", text, fix))
+    return [replace(finding, topic=check.topic) for finding in findings]

@@ -40,22 +40,24 @@ def hub(*, offline: bool, ask: Ask | None = None, token: str | None = None) -> I
         yield Finding("hub", "ok", f"not asked ({why}); models must be in the cache or in a folder")
         yield _token(known)
         return
-    place = constants.ENDPOINT
+    endpoint = constants.ENDPOINT
     try:
-        status = (ask or ask_hub)(place, known)
+        status = (ask or ask_hub)(endpoint, known)
     except OSError as problem:
         fix = "use models of the cache or a folder (HF_HUB_OFFLINE=1 saves the wait), or set HTTPS_PROXY or HF_ENDPOINT"
-        yield Finding("hub", "note", short(f"{place} cannot be reached: {problem}"), fix)
+        yield Finding("hub", "note", short(f"{endpoint} cannot be reached: {problem}"), fix)
         yield _token(known)
         return
     if known and status == 401:
-        yield Finding("hub", "ok", f"{place} answers")
+        yield Finding("hub", "ok", f"{endpoint} answers")
         yield Finding("token", "wrong", "refused by the hub, which then refuses every download", _LOGIN)
     elif status >= 500 or status in (403, 407):  # the hub is ill, or something between it and us says no
-        yield Finding("hub", "note", f"{place}: error {status}", "wait, look at HTTPS_PROXY, or use what the cache has")
+        yield Finding(
+            "hub", "note", f"{endpoint}: error {status}", "wait, look at HTTPS_PROXY, or use what the cache has"
+        )
         yield _token(known)
     else:
-        yield Finding("hub", "ok", f"{place} answers")
+        yield Finding("hub", "ok", f"{endpoint} answers")
         yield _token(known)
 
 
@@ -67,8 +69,8 @@ def model_cache(folder: Path | None = None) -> Iterator[Finding]:
     """
     folder = folder or hub_cache()
     models = [entry for entry in folder.glob("models--*") if entry.is_dir()] if folder.is_dir() else []
-    said = f"{len(models)} model{'s'[: len(models) != 1]}, {_gib(folder)}" if models else "no models yet"
-    yield Finding("model cache", "ok", f"{said}, in {folder}")
+    text = f"{len(models)} model{'s'[: len(models) != 1]}, {_gib(folder)}" if models else "no models yet"
+    yield Finding("model cache", "ok", f"{text}, in {folder}")
 
 
 def hub_cache() -> Path:
@@ -90,11 +92,11 @@ def own_cache() -> Iterator[Finding]:
     """The prepared data of earlier runs."""
     data = hardware.cache_folder() / "data"
     entries = [entry for entry in data.iterdir() if not entry.name.startswith(".")] if data.is_dir() else []
-    kept = f"{len(entries)} kept, {_gib(data)}, in {data}" if entries else f"none kept yet; will be in {data}"
-    yield Finding("data cache", "ok", kept)
+    text = f"{len(entries)} kept, {_gib(data)}, in {data}" if entries else f"none kept yet; will be in {data}"
+    yield Finding("data cache", "ok", text)
 
 
-def ask_hub(place: str, token: str | None) -> int:
+def ask_hub(endpoint: str, token: str | None) -> int:
     """One request to the hub, as its own library would make it; the HTTP status.
 
     Raises:
@@ -109,7 +111,7 @@ def ask_hub(place: str, token: str | None) -> int:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         try:
             path = "/api/whoami-v2" if token else "/"
-            answers.put(get_session().get(f"{place}{path}", headers=headers, timeout=PATIENCE).status_code)
+            answers.put(get_session().get(f"{endpoint}{path}", headers=headers, timeout=PATIENCE).status_code)
         except (OSError, ValueError, RuntimeError, httpx.HTTPError, httpx.InvalidURL) as problem:
             answers.put(problem)
 

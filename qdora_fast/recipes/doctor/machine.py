@@ -31,8 +31,8 @@ _SPILL = (
 def python() -> Iterator[Finding]:
     """The interpreter's version."""
     good = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    yield Finding("Python", "ok" if good else "wrong", found, "" if good else "use Python 3.11, 3.12 or 3.13")
+    text = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield Finding("Python", "ok" if good else "wrong", text, "" if good else "use Python 3.11, 3.12 or 3.13")
 
 
 def memory(*, gpu: bool, limit_file: Path = Path("/sys/fs/cgroup/memory.max")) -> Iterator[Finding]:
@@ -42,40 +42,40 @@ def memory(*, gpu: bool, limit_file: Path = Path("/sys/fs/cgroup/memory.max")) -
     ram, swap = psutil.virtual_memory(), psutil.swap_memory()
     limit = _limit(limit_file)
     free = min(ram.available, limit) / 2**30
-    found = f"{ram.available / 2**30:.1f} of {ram.total / 2**30:.1f} GiB free, swap {swap.total / 2**30:.1f} GiB"
+    text = f"{ram.available / 2**30:.1f} of {ram.total / 2**30:.1f} GiB free, swap {swap.total / 2**30:.1f} GiB"
     if limit < ram.total:
-        found += f"; this container may use {limit / 2**30:.1f} GiB"
+        text += f"; this container may use {limit / 2**30:.1f} GiB"
     fix = ""
     if free < LEAST_RAM_GIB[gpu]:
         fix = f"at least {LEAST_RAM_GIB[gpu]:.0f} GiB should be free: close other programs"
         fix += "" if swap.total else ", or add swap"
-    yield Finding("memory", "note" if fix else "ok", found, fix)
+    yield Finding("memory", "note" if fix else "ok", text, fix)
 
 
-def disks(places: Mapping[str, Path], *, gpu: bool) -> Iterator[Finding]:
+def disks(folders: Mapping[str, Path], *, gpu: bool) -> Iterator[Finding]:
     """Free space, once for each file system, against what the folders on it are for.
 
     Args:
-        places: what is kept (`models`, `runs`, `cache`) and where; the folders need not exist yet.
+        folders: by what they hold (`models`, `runs`, `cache`); they need not exist yet.
     """
     systems: dict[int, list[str]] = {}
-    for kept, folder in places.items():
-        systems.setdefault(hardware.nearest_folder(folder).stat().st_dev, []).append(kept)
-    for kept_here in systems.values():
-        free = hardware.free_disk_gib(places[kept_here[0]])
-        needed = sum((NEEDS_GIB if gpu else NEEDS_CPU_GIB)[kept] for kept in kept_here)
-        found = f"{free:.{0 if free >= 10 else 1}f} GiB free for "
-        found += ", ".join(f"{kept} ({places[kept]})" for kept in kept_here)
+    for what, folder in folders.items():
+        systems.setdefault(hardware.nearest_folder(folder).stat().st_dev, []).append(what)
+    for here in systems.values():
+        free = hardware.free_disk_gib(folders[here[0]])
+        needed = sum((NEEDS_GIB if gpu else NEEDS_CPU_GIB)[what] for what in here)
+        text = f"{free:.{0 if free >= 10 else 1}f} GiB free for "
+        text += ", ".join(f"{what} ({folders[what]})" for what in here)
         if free < 1:
-            yield Finding("disk", "wrong", f"full: {found}", _room(kept_here))
+            yield Finding("disk", "wrong", f"full: {text}", _room(here))
         elif free < needed:
-            what = "an 8B model" if gpu else "a small model"
-            yield Finding("disk", "note", found, f"{what} needs {needed:.0f} GiB here: {_room(kept_here)}")
+            model = "an 8B model" if gpu else "a small model"
+            yield Finding("disk", "note", text, f"{model} needs {needed:.0f} GiB here: {_room(here)}")
         else:
-            yield Finding("disk", "ok", found)
-    for kept, folder in places.items():
+            yield Finding("disk", "ok", text)
+    for what, folder in folders.items():
         if not os.access(hardware.nearest_folder(folder), os.W_OK):
-            yield Finding("disk", "wrong", f"{folder} cannot be written to", _MOVES[kept])
+            yield Finding("disk", "wrong", f"{folder} cannot be written to", _MOVES[what])
 
 
 def cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -99,8 +99,8 @@ def windows_linux(version: str, folder: Path, *, gpu: bool) -> Iterator[Finding]
     if not gpu:
         yield Finding("WSL", "ok", "Linux under Windows")
     else:
-        found = "Linux under Windows: a run that does not fit may spill into RAM and crawl instead of stopping"
-        yield Finding("WSL", "note", found, _SPILL)
+        text = "Linux under Windows: a run that does not fit may spill into RAM and crawl instead of stopping"
+        yield Finding("WSL", "note", text, _SPILL)
         yield Finding(
             "WSL",
             "note",
@@ -109,8 +109,8 @@ def windows_linux(version: str, folder: Path, *, gpu: bool) -> Iterator[Finding]
             "more `memory=` in .wslconfig",
         )
     if re.match(r"/mnt/[a-z](/|$)", str(folder)):
-        found = f"{folder} is on a Windows disk: slow to read and write"
-        yield Finding("WSL", "note", found, "work in a folder of your Linux home")
+        text = f"{folder} is on a Windows disk: slow to read and write"
+        yield Finding("WSL", "note", text, "work in a folder of your Linux home")
 
 
 def proc_version(path: Path = Path("/proc/version")) -> str:
@@ -125,8 +125,8 @@ _MOVES = {
 }
 
 
-def _room(kept: list[str]) -> str:
-    return "free some space, or " + "; ".join(_MOVES[name] for name in kept)
+def _room(names: list[str]) -> str:
+    return "free some space, or " + "; ".join(_MOVES[name] for name in names)
 
 
 def _limit(path: Path) -> int:

@@ -1,7 +1,7 @@
 """The installed packages against two lists: what is accepted (pyproject.toml) and what is tested (constraints.txt).
 
 Outside what is accepted, or missing, is wrong; another version than the tested one is a note. However many differ,
-one command mends them all. Tools for working on this package itself (ruff, pytest) are passed over.
+one command fixes them all. Tools for working on this package itself (ruff, pytest) are passed over.
 """
 
 from __future__ import annotations
@@ -80,18 +80,18 @@ def packages(*, gpu: bool, installed: dict[str, str] | None = None) -> Iterator[
     for p in missing:
         yield Finding(p.name, "wrong", "not installed" + (f"; tested with {p.tested}" if p.tested else ""), fix)
     for p in odd:
-        found = f"{p.installed}, tested with {p.tested or 'any'}" + (f"; accepted is {p.accepted}" if p.refused else "")
-        yield Finding(p.name, "wrong" if p.refused else "note", found, fix)
+        text = f"{p.installed}, tested with {p.tested or 'any'}" + (f"; accepted is {p.accepted}" if p.refused else "")
+        yield Finding(p.name, "wrong" if p.refused else "note", text, fix)
     if odd_others:
-        found = ", ".join(f"{p.name} {p.installed} (tested {p.tested})" for p in odd_others)
-        yield Finding("others", "note", f"needed by the above, and differ: {found}", fix)
+        text = ", ".join(f"{p.name} {p.installed} (tested {p.tested})" for p in odd_others)
+        yield Finding("others", "note", f"needed by the above, and differ: {text}", fix)
     if not pins:
         yield Finding("tested set", "note", "constraints.txt did not come along; versions cannot be compared")
         return
     same = len(direct) - len(missing) - len(odd)
-    found = f"{same} of {len(direct)} packages we import are as tested"
-    found += f", and {len(others) - len(odd_others)} of {len(others)} that those need"
-    yield Finding("tested set", "note" if fix else "ok", found, fix)
+    text = f"{same} of {len(direct)} packages we import are as tested"
+    text += f", and {len(others) - len(odd_others)} of {len(others)} that those need"
+    yield Finding("tested set", "note" if fix else "ok", text, fix)
     yield Finding("versions", "ok", ", ".join(f"{name} {there[name]}" for name in _SHOWN if name in there))
 
 
@@ -129,26 +129,26 @@ def _requirements(extra: str) -> list[Requirement]:
         told = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
         lines = told["optional-dependencies"][extra] if extra else told["dependencies"]
         return [need for line in lines if (need := Requirement(line)).marker is None or need.marker.evaluate()]
-    found = [Requirement(line) for line in importlib.metadata.requires("qdora_fast") or []]
-    always = [need for need in found if need.marker is None or need.marker.evaluate({"extra": ""})]
+    needs = [Requirement(line) for line in importlib.metadata.requires("qdora_fast") or []]
+    always = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
     if not extra:
         return always
-    return [need for need in found if need not in always and need.marker and need.marker.evaluate({"extra": extra})]
+    return [need for need in needs if need not in always and need.marker and need.marker.evaluate({"extra": extra})]
 
 
 def _installed() -> dict[str, str]:
     """Everything this Python can import as a distribution; the first on the path counts."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"]
         if name:  # a half removed package has no name
-            found.setdefault(_plain(name), distribution.version)
-    return found
+            versions.setdefault(_plain(name), distribution.version)
+    return versions
 
 
 def _constraints() -> Path | None:
-    found = (path for path in (_PACKAGE / "constraints.txt", _PACKAGE.parent / "constraints.txt") if path.is_file())
-    return next(found, None)
+    files = (path for path in (_PACKAGE / "constraints.txt", _PACKAGE.parent / "constraints.txt") if path.is_file())
+    return next(files, None)
 
 
 def _plain(name: str) -> str:

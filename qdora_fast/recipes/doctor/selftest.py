@@ -46,16 +46,16 @@ def engine(where: str, *, precision: str | None = None) -> Iterator[Finding]:
     ours = {"y": y.detach(), "x": x.grad, **{name: part.grad for name, part in _trained(layer).items()}}
     errors = {name: _distance(ours[name], exact) for name, exact in _exact(layer, x.detach(), dy).items()}
     worst = max(errors, key=lambda name: errors[name])
-    said = f"{report.impl} in {precision} on the {where}, worst error {errors[worst]:.1e}"
+    text = f"{report.impl} in {precision} on the {where}, worst error {errors[worst]:.1e}"
     left = fallbacks(model)
     uninstall(model)
     if left:
         yield Finding("engine", "wrong", f"the fused path was not taken: {next(iter(left))}", _FIX)
     elif errors[worst] <= TOLERANCE[precision]:
-        yield Finding("engine", "ok", f"a fused DoRA layer computes as the reference does ({said})")
+        yield Finding("engine", "ok", f"a fused DoRA layer computes as the reference does ({text})")
     else:
         what = "output" if worst == "y" else f"gradient of {worst}"
-        yield Finding("engine", "wrong", f"a fused DoRA layer is not the reference: {what} ({said})", _FIX)
+        yield Finding("engine", "wrong", f"a fused DoRA layer is not the reference: {what} ({text})", _FIX)
 
 
 _FIX = "make clean && make install; until then train with --set engine.impl=reference, and tell us"
@@ -67,10 +67,12 @@ def _layer(where: str, dtype: Any) -> tuple[Any, Any]:
     from bitsandbytes.nn import Linear4bit, Params4bit
     from peft import LoraConfig, get_peft_model
 
+    from qdora_fast.engine.frozen import set_repacking
+
     base = Linear4bit(IN, OUT, bias=False, quant_type="nf4", compress_statistics=True, compute_dtype=dtype)
     weight = torch.randn(OUT, IN).to(dtype) * 0.1
     base.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True)
-    base.support_avx512bf16_for_cpu = False  # it would repack the weight for inference
+    set_repacking(base, False)
     model = torch.nn.Sequential(base).to(where)
     adapted = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=["0"], use_dora=True))
     layer = adapted.base_model.model[0]

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from qdora_fast.models.backend import open_backend
+from qdora_fast.planning.memory.job import FAST_FAMILIES
 from qdora_fast.recipes.doctor.cards import GPU_SETUP
 from qdora_fast.recipes.doctor.finding import Finding
 from qdora_fast.system.console import short
 from qdora_fast.system.errors import QdoraError
 
-FAST_FAMILIES = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
-"""Model types for which Unsloth has hand-written code; our engine replaces whole blocks of theirs."""
 _COMPILER = "a C compiler and Python's headers are needed: apt install build-essential python3-dev"
 _NF4_STEP = 0.2
 """NF4's widest step is 0.3 of a block's largest value, so no value moves by more than half of that."""
@@ -59,14 +58,14 @@ def threads(allowed: int, *, gpu: bool, used: int | None = None) -> Iterator[Fin
 
     used = used or torch.get_num_threads()
     settings = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ]
-    found = f"torch computes with {used} on {allowed} core{'s'[: allowed != 1]}"
-    found += f", {' '.join(settings) or 'OMP_NUM_THREADS is not set'}"
+    text = f"torch computes with {used} on {allowed} core{'s'[: allowed != 1]}"
+    text += f", {' '.join(settings) or 'OMP_NUM_THREADS is not set'}"
     if used > allowed:
-        yield Finding("threads", "note", found, f"threads wait for each other; export OMP_NUM_THREADS={allowed}")
+        yield Finding("threads", "note", text, f"threads wait for each other; export OMP_NUM_THREADS={allowed}")
     elif settings and not gpu and used < allowed / 2:
-        yield Finding("threads", "note", found, f"cores stand idle; export OMP_NUM_THREADS={allowed}")
+        yield Finding("threads", "note", text, f"cores stand idle; export OMP_NUM_THREADS={allowed}")
     else:
-        yield Finding("threads", "ok", found)
+        yield Finding("threads", "ok", text)
 
 
 def bitsandbytes_library(where: str, library: Any = None, carried: list[str] | None = None) -> Iterator[Finding]:
@@ -82,10 +81,10 @@ def bitsandbytes_library(where: str, library: Any = None, carried: list[str] | N
     carried = cextension.get_available_cuda_binary_versions() if carried is None else carried
     broken = type(library).__name__.startswith("ErrorHandler")
     if where == "cuda" and not getattr(library, "compiled_with_cuda", False):
-        said = short(str(getattr(library, "error_msg", "it loaded its library for the CPU")))
+        text = short(str(getattr(library, "error_msg", "it loaded its library for the CPU")))
         versions = ", ".join(carried) or "none"
         fix = f"it has libraries for CUDA {versions}; unset BNB_CUDA_VERSION if it is set; else {GPU_SETUP}"
-        yield Finding("bitsandbytes", "wrong", f"its CUDA library is not loaded: {said}", fix)
+        yield Finding("bitsandbytes", "wrong", f"its CUDA library is not loaded: {text}", fix)
     elif broken:
         yield Finding("bitsandbytes", "note", "no compiled library for this CPU; it computes with PyTorch, slowly")
     else:
@@ -102,14 +101,14 @@ def nf4(where: str) -> Iterator[Finding]:
         packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
         off = float((dequantize_4bit(packed, state) - weight).abs().max())
     except (RuntimeError, NotImplementedError) as problem:
-        said = short(f"bitsandbytes cannot quantise on the {where}: {problem}")
-        yield Finding("NF4", "wrong", said, GPU_SETUP if where == "cuda" else "make clean && make install")
+        text = short(f"bitsandbytes cannot quantise on the {where}: {problem}")
+        yield Finding("NF4", "wrong", text, GPU_SETUP if where == "cuda" else "make clean && make install")
         return
-    said = f"bitsandbytes on the {where}, largest rounding error {off:.3f}"
+    text = f"bitsandbytes on the {where}, largest rounding error {off:.3f}"
     if off < _NF4_STEP:
-        yield Finding("NF4", "ok", said)
+        yield Finding("NF4", "ok", text)
     else:
-        yield Finding("NF4", "wrong", f"{said}: not NF4's", "make clean && make install")
+        yield Finding("NF4", "wrong", f"{text}: not NF4's", "make clean && make install")
 
 
 def triton(
@@ -123,8 +122,8 @@ def triton(
     """
     there = importlib.util.find_spec("triton") is not None if installed is None else installed
     if where == "cpu":
-        said = "; only tests use it here, in its interpreter" if there else " (not installed)"
-        yield Finding("Triton", "ok", f"for GPUs alone{said}; PyTorch computes instead")
+        text = "; only tests use it here, in its interpreter" if there else " (not installed)"
+        yield Finding("Triton", "ok", f"for GPUs alone{text}; PyTorch computes instead")
         return
     if not there:
         yield Finding("Triton", "wrong", "not installed: neither Unsloth nor the engine has kernels", GPU_SETUP)
@@ -163,12 +162,12 @@ def attention(where: str, *, extra: Mapping[str, Callable[[], str]] | None = Non
                 broken.append(f"{library}: {missing}")
         except (ImportError, OSError, RuntimeError, NotImplementedError, ValueError) as problem:
             broken.append(short(f"{library}: {problem}", 120))
-    said = f"{', '.join(runs)} run{'s'[: len(runs) == 1]}"
+    text = f"{', '.join(runs)} run{'s'[: len(runs) == 1]}"
     if broken:
         fix = f"training works without, perhaps slower; remove what is broken with pip uninstall, or {GPU_SETUP}"
-        yield Finding("attention", "note", f"{said}; not usable: {'; '.join(broken)}", fix)
+        yield Finding("attention", "note", f"{text}; not usable: {'; '.join(broken)}", fix)
     else:
-        yield Finding("attention", "ok", said)
+        yield Finding("attention", "ok", text)
 
 
 def _compile_one() -> None:
@@ -178,8 +177,8 @@ def _compile_one() -> None:
 
     rows = torch.arange(64 * 96, device="cuda", dtype=torch.float32).reshape(64, 96) / 6144
     with use_kernels("triton"):
-        found = column_dot(rows, rows)
-    assert torch.allclose(found, (rows * rows).sum(0), rtol=1e-4), "its result is wrong"
+        dots = column_dot(rows, rows)
+    assert torch.allclose(dots, (rows * rows).sum(0), rtol=1e-4), "its result is wrong"
 
 
 def _flash_attn() -> str:

@@ -141,6 +141,8 @@ def test_bundled_templates_use_only_filters_that_other_engines_know() -> None:
     from jinja2.nodes import Filter
 
     for name in BUNDLED:
-        text = (resources.files("qdora_fast.data") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+        text = (resources.files("qdora_fast.data") / "tokenize" / "chat_templates" / f"{name}.jinja").read_text(
+            encoding="utf-8"
+        )
         used = {node.name for node in jinja2.Environment().parse(text).find_all(Filter)}
         assert used <= {"first", "selectattr", "tojson"}, name

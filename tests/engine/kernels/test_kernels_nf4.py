@@ -6,7 +6,7 @@ import pytest
 import torch
 from nf4_oracle import assert_as_exact, codes_and_scales, dense, nf4, quantized
 
-from qdora_fast.engine.kernels import NF4Weight, block_scales, dequantize, twins
+from qdora_fast.engine.kernels import NF4Weight, block_scales, dequantize, torch_ops
 
 ALIGNED = [(1, 64), (3, 192), (70, 128)]
 SPANNING = [(1, 1), (5, 1), (3, 96), (3, 130), (70, 33)]
@@ -93,7 +93,7 @@ def test_twin_gives_the_same_whatever_its_blocks(monkeypatch):
     how = {"row_scale": torch.rand(70), "low_rank": (torch.randn(70, 3), torch.randn(3, 128))}
     whole, scaled = dequantize(weight, **how), dequantize(weight, row_scale=how["row_scale"])
     for elements in (1, 128 * 9, 128 * 69):
-        monkeypatch.setattr(twins, "BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr(torch_ops, "BLOCK_ELEMENTS", elements)
         torch.testing.assert_close(dequantize(weight, **how), whole, rtol=2**-7, atol=1e-6)
         assert torch.equal(dequantize(weight, row_scale=how["row_scale"], out=torch.empty_like(scaled)), scaled)
 

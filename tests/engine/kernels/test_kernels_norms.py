@@ -6,7 +6,7 @@ import pytest
 import torch
 from nf4_oracle import assert_as_exact, dense, nf4
 
-from qdora_fast.engine.kernels import dequantize, merge, row_norms, triton_norms, twins
+from qdora_fast.engine.kernels import dequantize, merge, row_norms, torch_ops, triton_norms
 
 SHAPES = [(1, 64), (3, 130), (70, 96), (5, 1)]
 
@@ -91,7 +91,7 @@ def test_twin_gives_the_same_whatever_its_blocks(monkeypatch):
     weight = nf4((70, 128), torch.bfloat16)
     a, b = factors((70, 128), 3, "cpu")
     whole = row_norms(weight, a, b, 0.5)
-    monkeypatch.setattr(twins, "BLOCK_ELEMENTS", 128 * 9)
+    monkeypatch.setattr(torch_ops, "BLOCK_ELEMENTS", 128 * 9)
     torch.testing.assert_close(row_norms(weight, a, b, 0.5), whole, rtol=1e-6, atol=0)
 
 

@@ -7,7 +7,7 @@ import torch
 from nf4_oracle import assert_as_exact
 from torch.nn import functional
 
-from qdora_fast.engine.kernels import column_dot, glu_backward, glu_forward, triton_reduce, twins
+from qdora_fast.engine.kernels import column_dot, glu_backward, glu_forward, torch_ops, triton_reduce
 
 ACTIVATIONS = {
     "silu": functional.silu,
@@ -113,8 +113,8 @@ def test_glu_far_from_zero_is_linear_or_nothing(case, activation):
 def test_twins_give_the_same_whatever_their_blocks(monkeypatch):
     dh, e, g = randoms(3, (33, 64), "cpu", torch.bfloat16)
     dot, full = column_dot(e, g), glu_backward(dh, e, g, "gelu", True)
-    monkeypatch.setattr(twins, "BLOCK_ELEMENTS", 64 * 5)
-    monkeypatch.setattr(twins, "GLU_ELEMENTS", 64 * 5)
+    monkeypatch.setattr(torch_ops, "BLOCK_ELEMENTS", 64 * 5)
+    monkeypatch.setattr(torch_ops, "GLU_ELEMENTS", 64 * 5)
     torch.testing.assert_close(column_dot(e, g), dot, rtol=1e-5, atol=1e-5)
     for x, y in zip(glu_backward(dh, e, g, "gelu", True), full, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)

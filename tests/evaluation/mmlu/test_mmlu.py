@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from loaded_models import loaded_base
 from mmlu_fixture import write_mmlu, write_task
 
 from qdora_fast.config.evaluation import MmluSettings
@@ -20,7 +21,7 @@ from qdora_fast.evaluation.mmlu.harness import Answers, Outcome, Reader, harness
 from qdora_fast.evaluation.mmlu.harness_tasks import load_mmlu, load_named
 from qdora_fast.evaluation.mmlu.mmlu import Benchmark, Paired, compare, measure, mmlu_figures, pair, status_of
 from qdora_fast.evaluation.mmlu.mmlu_subset import draw, ids_hash, question_ids, subject_sizes
-from qdora_fast.models.loading import attach, fuse_layers, load_base
+from qdora_fast.models.loading import attach, fuse_layers
 from qdora_fast.models.out_of_memory import Batches
 from qdora_fast.system.errors import ConfigError, DataError
 
@@ -50,7 +51,7 @@ def reader(tiny_base: Path) -> Reader:
     """NF4, a fresh DoRA adapter (B = 0), the fused engine, evaluation mode."""
     model_settings = {"name": str(tiny_base), "max_length": 512}
     config = make_config({"model": model_settings, "data": {"path": "demo"}, "adapter": {"r": 4, "alpha": 8}})
-    base = load_base(str(tiny_base), config, precision="fp32")
+    base = loaded_base(config, str(tiny_base))
     model = attach(base, config.adapter, config.train)
     fuse_layers(model, config.engine)
     return Reader(model.eval(), base.tokenizer, 8)

@@ -29,6 +29,7 @@ from qdora_fast.config.loader import make_config
 from qdora_fast.config.recorded import read_config
 from qdora_fast.data.clean.rejects import REASONS
 from qdora_fast.evaluation.report.card import Kind, model_card
+from qdora_fast.recipes.report import read_parts
 from qdora_fast.system.run_folder import RunFolder
 
 KINDS: tuple[Kind, ...] = ("adapter", "merged_16bit", "merged_4bit_forced")
@@ -40,7 +41,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def card_of(folder: RunFolder, kind: Kind = "adapter") -> ModelCard:
-    return ModelCard(model_card(folder, kind=kind))
+    return ModelCard(model_card(read_parts(folder), kind=kind))
 
 
 def header_of(folder: RunFolder, kind: Kind = "adapter") -> dict[str, Any]:
@@ -174,7 +175,7 @@ def test_no_path_of_the_machine_is_in_the_card(tmp_path: Path, kind: Kind) -> No
     folder.write_json("data/report.json", data_report(sources=sources, examples={"too_long": [f"{SECRET}/a.jsonl:5"]}))
     folder.write_json("merged_16bit/export.json", {"path": SECRET, "base": {"folder": SECRET}, "proof": {}})
     add_to_log(folder, "review", **review_of(folder, file=f"{SECRET}/review.json"))
-    card = model_card(folder, kind=kind)
+    card = model_card(read_parts(folder), kind=kind)
     assert "secret" not in card and str(tmp_path) not in card and "asha" not in card
     for name in (
         "base",
@@ -203,7 +204,7 @@ def test_what_others_have_written_is_no_markup(tmp_path: Path, one: str, two: st
         folder.write_json("data/report.json", found | {"reasons": {"of_the_user": f"why {one}"}})
         add_to_log(folder, "data_review", dataset=found["hash"], sentence=f"s {two}")
         add_to_log(folder, "review", **review_of(folder, reviewer=f"r {one}"))
-        return model_card(folder, kind="adapter").split("\n")
+        return model_card(read_parts(folder), kind="adapter").split("\n")
 
     def plain(text: str) -> str:
         return text.encode(errors="replace").decode()
@@ -229,7 +230,7 @@ def test_any_json_in_the_files_gives_a_card(tmp_path: Path, seed: int) -> None:
     folder = damaged_run(tmp_path / "run", seed)
     for kind in KINDS:
         assert card_of(folder, kind).data.to_dict()["library_name"] in ("peft", "transformers")
-        model_card(folder, kind=kind).encode()
+        model_card(read_parts(folder), kind=kind).encode()
 
 
 def says(code: str) -> str:
@@ -263,5 +264,5 @@ def test_the_code_in_the_card_runs_where_the_card_lies(
     tuned_folders: RunFolder, monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:
     monkeypatch.chdir(tuned_folders.path / kind)
-    code = code_of(model_card(tuned_folders, kind=kind))
+    code = code_of(model_card(read_parts(tuned_folders), kind=kind))
     assert says(code.replace("max_new_tokens=128", "max_new_tokens=4")).endswith("\n")

@@ -27,6 +27,7 @@ from made_runs import (
 
 from qdora_fast.evaluation.report.completions import write
 from qdora_fast.evaluation.report.pages import run_page
+from qdora_fast.recipes.report import read_parts
 from qdora_fast.system.run_folder import RunFolder
 
 
@@ -36,7 +37,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def text_of(folder: RunFolder) -> str:
-    return Page(run_page(folder)).text
+    return Page(run_page(read_parts(folder))).text
 
 
 def test_the_verdict_stands_on_top_with_both_accuracies_and_their_intervals(run: RunFolder) -> None:
@@ -59,13 +60,13 @@ def test_the_verdict_stands_on_top_with_both_accuracies_and_their_intervals(run:
 )
 def test_each_verdict_has_its_words_and_its_colour(run: RunFolder, verdict: str | None, said: str, kind: str) -> None:
     run.write_json("evaluation/evaluation.json", evaluation(task=task(verdict=verdict) if verdict else None))
-    html = run_page(run)
+    html = run_page(read_parts(run))
     assert said in Page(html).text
     assert f'class="verdict {kind}"' in html
 
 
 def test_intervals_are_drawn_where_they_are(run: RunFolder) -> None:
-    html = run_page(run)
+    html = run_page(read_parts(run))
     assert '<i class="range" style="left:67.0%;width:22.0%"></i><i class="point" style="left:80.0%"></i>' in html
 
 
@@ -131,7 +132,7 @@ def test_reviews_are_shown_with_name_and_verdict(run: RunFolder, verdict: str, s
 
 
 def test_curves_data_settings_and_versions_are_there(run: RunFolder) -> None:
-    html = run_page(run)
+    html = run_page(read_parts(run))
     text = Page(html).text
     for chart in ("Loss over the steps", "Learning rate over", "Tokens a second over", "Memory over"):
         assert f'aria-label="{chart}' in html
@@ -174,16 +175,16 @@ def test_the_worst_rows_and_those_that_were_right_before_are_shown(run: RunFolde
 
 
 def test_links_lead_only_to_files_of_the_run_that_are_there(run: RunFolder) -> None:
-    page = Page(run_page(run))
+    page = Page(run_page(read_parts(run)))
     links = page.attributes("href")
     assert {"data/report.html", "evaluation/completions.html", "config.yaml"} <= set(links)
     assert all((run.path / link).is_file() for link in links)
     (run.data / "report.html").unlink()
-    assert "data/report.html" not in Page(run_page(run)).attributes("href")
+    assert "data/report.html" not in Page(run_page(read_parts(run))).attributes("href")
 
 
 def test_the_page_has_no_script_and_asks_nothing_of_the_network(run: RunFolder) -> None:
-    html = run_page(run)
+    html = run_page(read_parts(run))
     page = Page(html)
     names = [key for _, attrs in page.tags for key in attrs]
     assert not {"src", "srcset", "action"} & set(names)
@@ -260,7 +261,7 @@ def test_no_text_of_the_data_is_ever_markup(tmp_path: Path, one: str, two: str, 
         report = data_report(warnings=[f"w{one}"], dropped={"too_long": 1, "of_the_user": 2})
         folder.write_json("data/report.json", report | {"reasons": {"of_the_user": f"why {two}"}})
         add_to_log(folder, "data_review", dataset=report["hash"], sentence=f"s{three}")
-        return Page(run_page(folder)).tags
+        return Page(run_page(read_parts(folder))).tags
 
     def plain(text: str) -> str:
         return text.encode(errors="replace").decode()
@@ -270,6 +271,6 @@ def test_no_text_of_the_data_is_ever_markup(tmp_path: Path, one: str, two: str, 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_any_json_in_the_files_gives_a_page(tmp_path: Path, seed: int) -> None:
-    html = run_page(damaged_run(tmp_path / "run", seed))
+    html = run_page(read_parts(damaged_run(tmp_path / "run", seed)))
     html.encode()
     assert "run" in Page(html).text

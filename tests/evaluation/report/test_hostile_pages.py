@@ -18,15 +18,18 @@ from huggingface_hub import ModelCard
 from made_runs import completion, data_report, finished_run
 from markdown_it import MarkdownIt
 
-from qdora_fast import planning
 from qdora_fast.config.loader import make_config
 from qdora_fast.data.report.pages import report_page, review_page
 from qdora_fast.data.tokenize.render import Preview
 from qdora_fast.evaluation.report.card import Kind, model_card
 from qdora_fast.evaluation.report.completions import completions_page
 from qdora_fast.evaluation.report.pages import run_page
+from qdora_fast.planning.cards import Card
+from qdora_fast.planning.page import write_page
 from qdora_fast.recipes import messages
 from qdora_fast.recipes.compare.plot import comparison_page
+from qdora_fast.recipes.plan import make_plan
+from qdora_fast.recipes.report import read_parts
 from qdora_fast.system.run_folder import RunFolder
 
 PLAIN = "w1"
@@ -69,10 +72,10 @@ def _filled(run: Path, out: Path, text: str) -> RunFolder:
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_runs_page_and_cards(text: str, whole_run: Path, tmp_path: Path) -> None:
     plain, hostile = _filled(whole_run, tmp_path / "plain", PLAIN), _filled(whole_run, tmp_path / "hostile", text)
-    assert _shape(run_page(hostile)) == _shape(run_page(plain))
+    assert _shape(run_page(read_parts(hostile))) == _shape(run_page(read_parts(plain)))
     kinds: tuple[Kind, ...] = ("adapter", "merged_16bit")
     for kind in kinds:
-        cards = [ModelCard(model_card(each, kind=kind)) for each in (plain, hostile)]
+        cards = [ModelCard(model_card(read_parts(each), kind=kind)) for each in (plain, hostile)]
         found, expected = (_shape(MarkdownIt().enable("table").render(card.text)) for card in cards)
         assert found == expected
 
@@ -100,7 +103,7 @@ def test_the_page_of_a_comparison_and_of_a_plan(text: str, tiny_base: Path, tmp_
     config = make_config({"model": {"name": str(tiny_base)}, "data": {"path": "demo"}, "run": {"dir": str(tmp_path)}})
 
     def shapes(text: str) -> list[Any]:
-        plan = planning.write_page(planning.make_plan(config, text, vram=24), tmp_path / "plan.html")
+        plan = write_page(make_plan(config, text, card=Card.of_gib(24)), tmp_path / "plan.html")
         record = {
             "name": text,
             "seeds": [1],

@@ -16,6 +16,7 @@ from tiny_checkpoints import save_adapter_for, save_base
 
 from qdora_fast.exports.merge.base import MergeRecipe
 from qdora_fast.exports.merge.merge import merge
+from qdora_fast.exports.merge.shards import LEDGER
 from qdora_fast.models import weights
 from qdora_fast.system.errors import DiskSpaceError
 
@@ -135,9 +136,17 @@ def test_a_damaged_shard_is_made_again_and_what_is_not_ours_goes(pair: Pair, tmp
 
 
 def test_a_damaged_ledger_is_worth_nothing(pair: Pair, tmp_path: Path) -> None:
-    ledger = kill(pair, tmp_path / "out", 140) / "finished.json"
+    ledger = kill(pair, tmp_path / "out", 140) / LEDGER
     ledger.write_text(ledger.read_text()[:-9])
     assert merge(*pair, tmp_path / "out").resumed == 0
+
+
+def test_what_an_earlier_version_left_behind_is_written_anew(pair: Pair, tmp_path: Path) -> None:
+    left = kill(pair, tmp_path / "out", 140)
+    (left / LEDGER).rename(left / "finished.json")
+    assert merge(*pair, tmp_path / "out").resumed == 0
+    merge(*pair, tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -149,7 +158,7 @@ def test_a_full_disk_keeps_what_is_finished_and_says_so(pair: Pair, tmp_path: Pa
         if len(seen) >= 140:
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(DiskSpaceError, match=r"disk is full with \d+ of \d+ shards finished.*goes on from them"):
+    with pytest.raises(DiskSpaceError, match=r"No space left.*; \d+ of \d+ shards are finished.*resumes from them"):
         merge(*pair, tmp_path / "out", workers=workers, on_bytes=full_disk)
     left = tmp_path / "out.incomplete"
     assert not left.exists() or not list(left.glob("*.part"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qdora_fast.exports.merge.sidecars import copy_companions, has_tokenizer, output_config
+from qdora_fast.exports.merge.sidecars import copy_sidecars, has_tokenizer, output_config
 from qdora_fast.system.remote_code import allow_remote_code
 
 FILES = (
@@ -36,7 +36,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 def test_what_a_model_needs_goes_along_and_nothing_else(folders: tuple[Path, Path, Path]) -> None:
     base, adapter, out = folders
-    files = copy_companions(base, {"model_type": "llama"}, adapter, out)
+    files = copy_sidecars(base, {"model_type": "llama"}, adapter, out)
     assert not files.keys() & {"README.md", "pytorch_model.bin", "modeling_own.py"}
     assert {path.name for path in out.iterdir()} == files.keys() >= {"LICENSE.txt", "NOTICE", "generation_config.json"}
     assert (out / "chat_template.jinja").read_text() == "base chat_template.jinja"
@@ -47,7 +47,7 @@ def test_what_a_model_needs_goes_along_and_nothing_else(folders: tuple[Path, Pat
 def test_no_mixture_of_two_tokenizers(folders: tuple[Path, Path, Path]) -> None:
     base, adapter, out = folders
     (adapter / "tokenizer.json").write_text("trained with this one")
-    files = copy_companions(base, {}, adapter, out)
+    files = copy_sidecars(base, {}, adapter, out)
     assert (out / "tokenizer.json").read_text() == "trained with this one"
     assert files["tokenizer.json"] == str(adapter)
     assert not (out / "chat_template.jinja").exists()
@@ -55,7 +55,7 @@ def test_no_mixture_of_two_tokenizers(folders: tuple[Path, Path, Path]) -> None:
 
 def test_code_of_its_own_goes_along_where_the_config_names_it(folders: tuple[Path, Path, Path]) -> None:
     base, adapter, out = folders
-    assert "modeling_own.py" in copy_companions(base, {"auto_map": {}}, adapter, out)
+    assert "modeling_own.py" in copy_sidecars(base, {"auto_map": {}}, adapter, out)
 
 
 def test_code_that_did_not_run_is_not_named() -> None:

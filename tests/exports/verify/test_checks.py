@@ -20,20 +20,20 @@ from tiny_checkpoints import edit, tensors_of
 from qdora_fast.config.loader import dump_config
 from qdora_fast.config.recorded import read_config
 from qdora_fast.exports.merge.merge import merge
+from qdora_fast.exports.merge.shards import LEDGER
 from qdora_fast.exports.merged import export_merged
 from qdora_fast.exports.verify.case import record_saved
 from qdora_fast.exports.verify.checks import Case, Evidence, examine
 from qdora_fast.models.run_info import read_run_info
+from qdora_fast.recipes.report import trained_model
 from qdora_fast.system.errors import ConfigError, ProofError
 from qdora_fast.system.run_folder import RunFolder
-
-pytestmark = pytest.mark.usefixtures("proven_here")
 
 
 @pytest.fixture(scope="module")
 def evidence(demo_run: RunFolder) -> Evidence:
     """What the demo's trained model and its base say."""
-    return record_saved(demo_run, read_config(demo_run))
+    return record_saved(demo_run, trained_model(demo_run, read_config(demo_run)))
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_an_export_that_died_in_its_proof_is_not_merged_again(
     report = exported(evidence, lambda run: (run.path / "data/tokens.json").unlink())
     assert report["resumed_shards"] == 1
     assert "tokens not compared: this run has no record" in report["proof"]["checks"][-1]["words"]
-    assert not (tmp_path / "out/finished.json").exists() and not (tmp_path / "out.unproven").exists()
+    assert not (tmp_path / "out" / LEDGER).exists() and not (tmp_path / "out.unproven").exists()
 
 
 def test_an_export_never_replaces_what_it_is_made_of(exported: Any, evidence: Evidence, demo_run: RunFolder) -> None:

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from small_models import RANK, TOKENS, alive_after_forward, build, config_of
 
 from benchmarks.engine.footprint import held_bytes
+from qdora_fast.config import Config
 from qdora_fast.config.loader import make_config
-from qdora_fast.planning.memory import Job, job_of, sizes_of
 from qdora_fast.planning.memory import activations as count
+from qdora_fast.planning.memory.architecture import Sizes, sizes_of
+from qdora_fast.planning.memory.job import Job, job_of
+from qdora_fast.recipes.auto import job_settings
 
 TOLERANCE = 0.05
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -29,6 +32,10 @@ LLAMA_8B = {
     "num_key_value_heads": 8,
     "vocab_size": 128256,
 }
+
+
+def _job_of(config: Config, sizes: Sizes, *, on_gpu: bool) -> Job:
+    return job_of(job_settings(config), sizes, length=config.model.length, on_gpu=on_gpu)
 
 
 def _job(
@@ -50,12 +57,12 @@ def _job(
             "engine": {"impl": "auto" if ours else "peft"},
         }
     )
-    return job_of(config, sizes_of(config_of(family, blocks)), on_gpu=False)
+    return _job_of(config, sizes_of(config_of(family, blocks)), on_gpu=False)
 
 
 def _gpu_job(**changed: Any) -> Job:
     config = make_config({"model": {"name": "base"}, "data": {"path": "rows.jsonl"}})
-    return dataclasses.replace(job_of(config, sizes_of(LLAMA_8B), on_gpu=True), **changed)
+    return dataclasses.replace(_job_of(config, sizes_of(LLAMA_8B), on_gpu=True), **changed)
 
 
 @pytest.mark.parametrize("precision", DTYPES)
@@ -67,7 +74,7 @@ def test_what_blocks_leave_alive_is_what_the_hooks_find(family: str, ours: bool,
     alive_after_forward(model, DTYPES[precision])  # the first pass derives what is kept between steps
     model.zero_grad()
     measured = alive_after_forward(model, DTYPES[precision])
-    counted = count.kept_bytes(_job(family, precision=precision, dora=dora, ours=ours)).card
+    counted = count.saved_bytes(_job(family, precision=precision, dora=dora, ours=ours)).card
     assert counted == pytest.approx(measured, rel=TOLERANCE)
 
 
@@ -79,7 +86,7 @@ def test_dropout_costs_masks_and_copies(ours: bool, dora: bool, precision: str) 
     alive_after_forward(model, DTYPES[precision])
     model.zero_grad()
     measured = alive_after_forward(model, DTYPES[precision])
-    counted = count.kept_bytes(_job("llama", precision=precision, dora=dora, ours=ours, dropout=0.1)).card
+    counted = count.saved_bytes(_job("llama", precision=precision, dora=dora, ours=ours, dropout=0.1)).card
     assert counted == pytest.approx(measured, rel=TOLERANCE)
 
 
@@ -100,18 +107,18 @@ def test_checkpointing_leaves_the_input_of_each_block(family: str, ours: bool, p
     forward().backward()
     model.zero_grad()
     measured = held_bytes(SimpleNamespace(forward=forward))  # type: ignore[arg-type]
-    kept = count.kept_bytes(_job(family, precision=precision, ours=ours, checkpointing="torch", blocks=blocks))
+    kept = count.saved_bytes(_job(family, precision=precision, ours=ours, checkpointing="torch", blocks=blocks))
     assert kept.card == pytest.approx(measured, rel=TOLERANCE)
     assert kept.host == 0
 
 
 def test_unsloths_checkpointing_moves_all_inputs_but_the_last_to_the_host() -> None:
     one = 2 * 2048 * 4096 * 2
-    kept, on_card = (count.kept_bytes(_gpu_job(checkpointing=mode)) for mode in ("unsloth", "torch"))
+    kept, on_card = (count.saved_bytes(_gpu_job(checkpointing=mode)) for mode in ("unsloth", "torch"))
     assert kept.host == 31 * one
     assert on_card.card - kept.card == (32 - 3) * one  # the last input, and two buffers to bring the others back
     small = _gpu_job(batch_size=1, length=128)
-    assert count.kept_bytes(small).host == 0  # inputs of 1 MiB are not worth the way
+    assert count.saved_bytes(small).host == 0  # inputs of 1 MiB are not worth the way
 
 
 def test_short_rows_and_the_cpu_get_pytorchs_checkpointing_whatever_is_asked() -> None:
@@ -122,7 +129,7 @@ def test_short_rows_and_the_cpu_get_pytorchs_checkpointing_whatever_is_asked() -
             "train": {"gradient_checkpointing": "unsloth"},
         }
     )
-    assert job_of(config, sizes_of(LLAMA_8B), on_gpu=True).checkpointing == "torch"
+    assert _job_of(config, sizes_of(LLAMA_8B), on_gpu=True).checkpointing == "torch"
     longer = make_config(
         {
             "model": {"name": "base", "max_length": 512},
@@ -130,8 +137,8 @@ def test_short_rows_and_the_cpu_get_pytorchs_checkpointing_whatever_is_asked() -
             "train": {"gradient_checkpointing": "unsloth"},
         }
     )
-    assert job_of(longer, sizes_of(LLAMA_8B), on_gpu=True).checkpointing == "unsloth"
-    assert job_of(longer, sizes_of(LLAMA_8B), on_gpu=False).checkpointing == "torch"
+    assert _job_of(longer, sizes_of(LLAMA_8B), on_gpu=True).checkpointing == "unsloth"
+    assert _job_of(longer, sizes_of(LLAMA_8B), on_gpu=False).checkpointing == "torch"
 
 
 GRADIENT = 4096 * 4096 * 2
@@ -162,7 +169,7 @@ def test_a_head_that_is_trained_has_its_gradient_made_in_the_loss() -> None:
     config = make_config(
         {"model": {"name": "base"}, "data": {"path": "r"}, "adapter": {"modules_to_save": ["lm_head"]}}
     )
-    assert job_of(config, sizes_of(LLAMA_8B), on_gpu=True).head_trained
+    assert _job_of(config, sizes_of(LLAMA_8B), on_gpu=True).head_trained
 
 
 @pytest.mark.parametrize("vocabulary", [32000, 32768, 49152, 128256, 151936, 256000])
@@ -214,6 +221,6 @@ def test_more_tokens_never_take_less(batch: int, length: int, ours: bool, dora: 
     job = _gpu_job(batch_size=batch, length=length, ours=ours, decomposed=dora, checkpointing=checkpointing)
     longer, wider = dataclasses.replace(job, length=length + 1), dataclasses.replace(job, batch_size=batch + 1)
     for more in (longer, wider):
-        assert count.kept_bytes(more).card > count.kept_bytes(job).card
-        assert count.passing_bytes(more) > count.passing_bytes(job)
+        assert count.saved_bytes(more).card > count.saved_bytes(job).card
+        assert count.temporary_bytes(more) > count.temporary_bytes(job)
         assert count.answering_bytes(more, 4) >= count.answering_bytes(job, 4)

@@ -13,14 +13,17 @@ from torch import Tensor
 
 from benchmarks.engine.footprint import persistent
 from qdora_fast.config.loader import make_config
-from qdora_fast.planning.memory import Job, job_of, sizes_of
 from qdora_fast.planning.memory import weights as count
+from qdora_fast.planning.memory.architecture import sizes_of
+from qdora_fast.planning.memory.job import Job, JobSettings, job_of
 from qdora_fast.training.optimizer import build_optimizer, parameter_groups
 
 
 def _job(family: str = "llama", *, blocks: int = 2, base: dict[str, Any] | None = None, **sections: Any) -> Job:
-    settings = {"model": {"name": "base"}, "data": {"path": "rows.jsonl"}, **sections}
-    return job_of(make_config(settings), sizes_of({**config_of(family, blocks), **(base or {})}), on_gpu=False)
+    config = make_config({"model": {"name": "base"}, "data": {"path": "rows.jsonl"}, **sections})
+    settings = JobSettings(config.adapter, config.train, config.engine)
+    sizes = sizes_of({**config_of(family, blocks), **(base or {})})
+    return job_of(settings, sizes, length=config.model.length, on_gpu=False)
 
 
 def _bytes(tensors: Iterator[Tensor] | list[Tensor]) -> int:

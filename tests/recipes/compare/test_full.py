@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from loaded_models import loaded_base
 
-from qdora_fast.models.loading import load_base
 from qdora_fast.recipes.compare.full import unfreeze_blocks
 from qdora_fast.system.errors import RefusedError
 
 
 def _loaded(tiny_config: Any, precision: str = "fp32", **adapter: Any) -> Any:
     config = tiny_config(adapter=adapter)
-    return load_base(config.model.name, config, precision=precision)
+    return loaded_base(config, precision=precision)
 
 
 def test_every_parameter_of_the_blocks_is_trained_and_no_other(tiny_config: Any) -> None:

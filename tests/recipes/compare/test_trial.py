@@ -9,16 +9,21 @@ from typing import Any
 import pytest
 
 from qdora_fast.config import Config
+from qdora_fast.models.loading import check_base
 from qdora_fast.recipes.compare import trial as trial_module
 from qdora_fast.recipes.compare.arms import Arm, Trial
 from qdora_fast.recipes.compare.trial import Material, run_trial
 from qdora_fast.recipes.data import ready_data
-from qdora_fast.training.oom import BackOff
+from qdora_fast.recipes.fit import recipe_of
+from qdora_fast.training.oom import OomRetry
+from qdora_fast.training.trainer import choose_precision
 
 
 def _material(config: Config, options: tuple[str, ...] = ()) -> Material:
     ready = ready_data(config, config.model.name)
-    return Material(config, ready.base_name, ready.prepared, [0, 1, 2], options)
+    targets = check_base(ready.base_name, config.model, config.adapter, merge_base=config.export.merge_base)
+    recipe = recipe_of(config, ready, choose_precision(config.train))
+    return Material(config, ready.base_name, targets, recipe, ready.prepared, [0, 1, 2], options)
 
 
 def _run(material: Material, method: str = "lora") -> dict[str, Any]:
@@ -63,9 +68,9 @@ def test_a_loss_that_is_no_number_is_none_and_the_result_is_still_json(
 def test_a_training_that_was_ended_for_losses_that_are_no_numbers_has_diverged(
     tiny_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = BackOff.compute_loss
+    original = OomRetry.compute_loss
     monkeypatch.setattr(
-        BackOff, "compute_loss", lambda self, *inputs, **more: original(self, *inputs, **more) * math.nan
+        OomRetry, "compute_loss", lambda self, *inputs, **more: original(self, *inputs, **more) * math.nan
     )
     result = _run(_material(tiny_config(train={"max_nonfinite": 2})))
     assert (result["loss"], result["steps"]) == (None, 1)

@@ -8,8 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from qdora_fast.cli.main import cli
-from qdora_fast.recipes import doctor
-from qdora_fast.recipes.doctor import cards, hub, machine, page, selftest, stack
+from qdora_fast.recipes.doctor import cards, examine, hub, machine, packages, selftest, stack
 from qdora_fast.recipes.doctor.finding import Check, Finding, examined
 from qdora_fast.system import hardware
 
@@ -17,12 +16,12 @@ LAZY = ("machine.python", "machine.disks", "packages.packages", "cards.torch_see
 
 
 def _page(capsys: pytest.CaptureFixture, *findings: Finding) -> str:
-    page.show(findings)
+    examine.show(findings)
     return capsys.readouterr().out
 
 
 def test_the_tested_environment_is_ready(capsys: pytest.CaptureFixture) -> None:
-    assert doctor.examine(offline=True) == 0
+    assert examine.examine(offline=True) == 0
     said = capsys.readouterr().out
     assert said.splitlines()[-1].startswith("ready to train")
     headings = [line for line in said.splitlines() if line and not line.startswith(" ")]
@@ -32,7 +31,7 @@ def test_the_tested_environment_is_ready(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_json_is_one_object_with_every_finding_and_its_topic(capsys: pytest.CaptureFixture) -> None:
-    code = doctor.examine(as_json=True, offline=True)
+    code = examine.examine(as_json=True, offline=True)
     (line,) = capsys.readouterr().out.splitlines()
     report = json.loads(line)
     assert report["ready"] is (code == 0)
@@ -45,14 +44,14 @@ def test_json_is_one_object_with_every_finding_and_its_topic(capsys: pytest.Capt
 @pytest.mark.parametrize("code", [0, 1])
 def test_the_command_hands_on_its_options_and_the_exit_code(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, bool] = {}
-    monkeypatch.setattr(doctor, "examine", lambda **how: asked.update(how) or code)
+    monkeypatch.setattr(examine, "examine", lambda **how: asked.update(how) or code)
     done = CliRunner().invoke(cli, ["doctor", "--offline", "--json"])
     assert asked == {"as_json": True, "offline": True}
     assert done.exit_code == code
 
 
 def test_the_pins_are_those_of_the_constraints_file() -> None:
-    pins = doctor.tested_versions()
+    pins = packages.tested_versions()
     assert pins["unsloth"] == "2026.10.9"
     assert pins["peft"].startswith("0.21")
     assert pins["ruamel_yaml"]
@@ -62,12 +61,12 @@ def test_no_check_can_stop_the_doctor(monkeypatch: pytest.MonkeyPatch, capsys: p
     def broken(*args: object, **kwargs: object) -> None:
         raise MemoryError("of a kind nobody foresaw")
 
-    parts = {"machine": machine, "packages": doctor.pinned, "cards": cards, "stack": stack, "hub": hub}
+    parts = {"machine": machine, "packages": packages, "cards": cards, "stack": stack, "hub": hub}
     for name in LAZY:
         module, function = name.split(".")
         monkeypatch.setattr(parts[module], function, broken)
     monkeypatch.setattr(selftest, "engine", broken)
-    assert doctor.examine(as_json=True, offline=True) == 1
+    assert examine.examine(as_json=True, offline=True) == 1
     findings = json.loads(capsys.readouterr().out)["findings"]
     hit = [finding for finding in findings if "could not be checked: MemoryError: of a kind" in finding["found"]]
     assert len(hit) == len(LAZY) + 1
@@ -97,10 +96,10 @@ def test_a_gpu_without_a_torch_for_it_is_named_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(hardware, "gpus", lambda: [hardware.Gpu("RTX 4090", 24.0, (8, 9), "570.86")])
-    monkeypatch.setattr(doctor.pinned, "packages", lambda gpu: [])
+    monkeypatch.setattr(packages, "packages", lambda gpu: [])
     monkeypatch.setattr(cards, "ask_driver", lambda *arguments: "")
     monkeypatch.setattr(cards, "torch_build", lambda: cards.TorchBuild("2.13.0+cpu", None, 0))
-    assert doctor.examine(offline=True) == 1
+    assert examine.examine(offline=True) == 1
     said = capsys.readouterr().out
     assert "RTX 4090, 24.0 GiB, compute capability 8.9" in said
     assert "built for the CPU: it does not see the GPU" in said
@@ -116,7 +115,7 @@ def test_a_fix_is_printed_once_for_the_findings_it_mends(capsys: pytest.CaptureF
     )
     assert said.count("→ pip install both") == 1
     assert said.index("→") > said.index("0.20.0")
-    assert said.endswith("1 to mend before training; 1 note to read\nfirst, trl: pip install both\n")
+    assert said.endswith("1 to fix before training; 1 note to read\nfirst, trl: pip install both\n")
 
 
 def test_what_is_found_is_printed_as_it_is(capsys: pytest.CaptureFixture) -> None:
@@ -131,4 +130,4 @@ def test_a_line_is_printed_before_the_next_check_begins(capsys: pytest.CaptureFi
         assert "3.11" in capsys.readouterr().out
         yield Finding("memory", "ok", "8 GiB", topic="Machine")
 
-    assert len(page.show(findings())) == 2
+    assert len(examine.show(findings())) == 2

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from qdora_fast.engine.kernels import twins
+from qdora_fast.engine.kernels import torch_ops
 from qdora_fast.recipes.doctor import selftest, stack
 
 
@@ -34,9 +34,9 @@ def test_a_wrong_gradient_is_found_and_named(part: str, monkeypatch: pytest.Monk
 
 
 def test_norms_that_are_off_by_one_percent_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    merge, row_norms = twins.merge, twins.row_norms
-    monkeypatch.setattr(twins, "row_norms", lambda *args, **how: row_norms(*args, **how) * 1.01)
-    monkeypatch.setattr(twins, "merge", lambda *args, **how: merge(*args, **how) * 1.01)
+    merge, row_norms = torch_ops.merge, torch_ops.row_norms
+    monkeypatch.setattr(torch_ops, "row_norms", lambda *args, **how: row_norms(*args, **how) * 1.01)
+    monkeypatch.setattr(torch_ops, "merge", lambda *args, **how: merge(*args, **how) * 1.01)
     (finding,) = selftest.engine("cpu")
     assert finding.status == "wrong"
 

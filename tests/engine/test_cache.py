@@ -24,8 +24,8 @@ from tiny_models import (
 from torch import Tensor, nn
 
 from qdora_fast.engine import install, reference, uninstall
+from qdora_fast.engine.cache import CLOCK, LayerCache
 from qdora_fast.engine.frozen import Nf4
-from qdora_fast.engine.norms import CLOCK, LayerCache
 
 OPTIMIZERS = ["fused AdamW", "foreach AdamW", "AdamW8bit", "PagedAdamW8bit", "Lion8bit"]
 

@@ -1,4 +1,4 @@
-"""The kernels' twins in PyTorch: the same mathematics without Triton, and the fast path on a CPU.
+"""The kernels' operations in PyTorch, their twins: the same mathematics without Triton, and the fast path on a CPU.
 
 Each runs over blocks of rows of about `BLOCK_ELEMENTS` values, so that what one line writes is still in the
 cache when the next line reads it, and a matrix in fp32 never exists as a whole. Larger blocks fall out of the

@@ -1,0 +1,48 @@
+"""How much a file may ask for: every limit on what is read from disk, with its unit and its reason.
+
+A file of a few kilobytes can ask for gigabytes of memory or for hours, by accident or because somebody made it so. Each
+reader stops at the limit that stands here, with an error that names the file. The limits are far above what training
+data, runs and models contain.
+"""
+
+from __future__ import annotations
+
+JSON_FILE_BYTES = 64 * 2**20
+"""Bytes of a JSON file that is read at once. An index of 100,000 tensors, as the largest models have, is about 10 MB
+long; a parsed file takes up to 20 times its bytes of memory."""
+
+LINE_BYTES = 64 * 2**20
+"""Bytes of one line of JSONL or CSV. A line is held in memory; a book of 1,000 pages has about 3 MB."""
+
+VALUE_CHARACTERS = 64 * 2**20
+"""Characters in one value of a CSV table. More of them means a quote that is never closed."""
+
+JSON_DEPTH = 100
+"""Levels of lists and objects within one another. Python's parser ends near 1,000, and each later stage has its own
+limit; files that we and Transformers write have fewer than 20."""
+
+INTEGER_DIGITS = 300
+"""Digits of a whole number. A longer one does not become a float (the largest has 309 digits); ids and hashes that are
+written as numbers have at most 40."""
+
+TABLE_COLUMNS = 10_000
+"""Columns of a CSV table. Each row is read into a dictionary of that many entries."""
+
+UNPACKED_PER_PACKED_BYTE = 1_000
+"""Unpacked bytes per packed byte of a .gz or .zst file, once `UNPACKED_BYTES` have been read. Text becomes 3 to 50
+times smaller; a file that unpacks to a thousand times its size holds one thing over and over again."""
+
+UNPACKED_BYTES = 64 * 2**20
+"""Unpacked bytes from which on the ratio is looked at: small files may be of any kind."""
+
+HEADER_BYTES = 16 * 2**20
+"""Bytes of the header of a .safetensors file, which is JSON. 100,000 tensors need about 12 MB."""
+
+TENSORS = 200_000
+"""Tensors in one .safetensors file. The largest open model has about 100,000 in all of its files together."""
+
+MODEL_LAYERS = 10_000
+"""Layers that a model's config.json may name. A plan counts each of them."""
+
+MODEL_COUNT = 2**31
+"""Any other count in config.json, such as the size of the vocabulary: what a 32-bit index reaches."""
