@@ -28,7 +28,7 @@ def main() -> int:
         return 1
     with tempfile.TemporaryDirectory() as folder:
         page, runs = Path(folder) / "plan.html", Path(folder) / "runs"
-        _qdora_fast("plan", "llama3.1-8b-24gb", "--vram", "24", "--html", str(page))
+        _qdora_fast("plan", "llama3.1-8b-24gb", "--card", "24", "--html", str(page))
         _picture(chromium, page, IMAGES / "plan.png", height=592)
         _qdora_fast("train", "demo", "--set", "train.max_steps=60", "--set", f"run.dir={runs}")
         _picture(chromium, runs / "demo" / "report.html", IMAGES / "report.png", height=816)

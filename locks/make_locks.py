@@ -49,7 +49,7 @@ def main() -> int:
     told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     build = _hashed([*told["build-system"]["requires"], "editables", "setuptools"])
     base = _without(on_cpu, cuda | build.keys())
-    docs = _without(_hashed(told["project"]["optional-dependencies"]["docs"]), base | build)
+    docs = _without(_hashed(None, "--extra", "docs"), base.keys() | build.keys() | cuda)
     files = {
         "base.txt": ("What both profiles install, apart from torch.", base),
         "gpu.txt": ("What PROFILE=gpu adds to base.txt; no GPU has run it yet.", _without(on_gpu, base | build)),

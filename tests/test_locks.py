@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -62,9 +63,13 @@ def test_every_entry_is_one_version_with_hashes_and_no_address(path: Path) -> No
 
 
 def test_no_package_is_in_two_of_the_files_that_are_installed_together() -> None:
-    assert sum(len(_entries(ROOT / "locks" / file)) for file in ("build.txt", "base.txt", "gpu.txt")) == len(
-        _names("build.txt", "base.txt", "gpu.txt")
-    )
+    files = ("build.txt", "base.txt", "gpu.txt", "docs.txt")
+    assert sum(len(_entries(ROOT / "locks" / file)) for file in files) == len(_names(*files))
+
+
+def test_what_builds_the_documentation_is_locked_apart() -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert {canonicalize_name(Requirement(text).name) for text in extra["docs"]} <= _names("docs.txt")
 
 
 def test_nothing_that_is_needed_here_is_missing() -> None:

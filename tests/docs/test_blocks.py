@@ -29,8 +29,6 @@ from qdora_fast.config.presets import find_config, settings_of
 ELSEWHERE = {"git", "grep", "kill", "pip", "source"}
 """Programs that are not ours; a block with another one says why it is not run."""
 WITH_CONFIG = {"train", "plan", "data", "compare"}
-CARD = ("--card", "--vram")
-"""Two names of one option of `plan`."""
 
 
 def commands(block: Block) -> Iterator[list[str]]:
@@ -67,8 +65,6 @@ def check_cli(group: click.Group, words: list[str]) -> None:
     name, *rest = [word for word in words if word != "--debug"]
     assert name in group.commands, f"no command {name}"
     command = group.commands[name]
-    known = {flag for parameter in command.params for flag in parameter.opts}
-    rest = [next((each for each in CARD if each in known), word) if word in CARD else word for word in rest]
     context = click.Context(command, info_name=name)
     values, left, _ = command.make_parser(context).parse_args(rest)
     assert not left, f"{name} does not take {left}"
