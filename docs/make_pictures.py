@@ -29,7 +29,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         page, runs = Path(folder) / "plan.html", Path(folder) / "runs"
         _qdora_fast("plan", "llama3.1-8b-24gb", "--card", "24", "--html", str(page))
-        _picture(chromium, page, IMAGES / "plan.png", height=592)
+        _picture(chromium, page, IMAGES / "plan.png", height=770)
         _qdora_fast("train", "demo", "--set", "train.max_steps=60", "--set", f"run.dir={runs}")
         _picture(chromium, runs / "demo" / "report.html", IMAGES / "report.png", height=816)
     return 0

@@ -34,6 +34,16 @@ def test_the_layout_is_the_tree(page: str) -> None:
     assert all((package / name).is_dir() or (ROOT / name).is_dir() for name in listed)
 
 
+def test_the_files_where_to_start_reading_exist() -> None:
+    text = (ROOT / "docs" / "development" / "architecture.md").read_text(encoding="utf-8")
+    starts = re.findall(r"^\| `(\w+)/` \| .* \| `(\w+\.py)` \|$", text, flags=re.MULTILINE)
+    assert len(starts) == 12
+    assert not [f"{folder}/{file}" for folder, file in starts if not (ROOT / "qdora_fast" / folder / file).is_file()]
+    orders = text.split("## Reading orders")[1].split("## ")[0]
+    files = {path.name for path in (ROOT / "qdora_fast").rglob("*.py")}
+    assert set(re.findall(r"`(\w+\.py)`", orders)) <= files
+
+
 def test_every_command_it_names_exists() -> None:
     table = README.split("## Commands")[1].split("## ")[0]
     named = set(re.findall(r"`(?:qdora-fast )?([a-z][a-z-]+)(?: [A-Z]|`)", table)) - {"adapter"}
