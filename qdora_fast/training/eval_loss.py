@@ -1,8 +1,8 @@
 """The held-out loss while training, as `evaluate` has it: the mean over all trained tokens.
 
 The Trainer repeats the mean loss of each batch once a row and takes the mean of that. Rows with short answers then
-count as much as rows with long ones, token for token more, and the figure depends on the batch size: for SmolLM2 on
-Alpaca it was 1.8713 where the mean over the tokens is 1.7397. Here each batch counts by its tokens.
+count as much as rows with long ones, token for token more, and the figure depends on the batch size. Here each batch
+counts by its tokens.
 
 With several processes a row may be read twice to fill up the last batch; it then counts twice, as in the Trainer.
 """
