@@ -31,7 +31,7 @@ def main() -> int:
         _qdora_fast("plan", "llama3.1-8b-24gb", "--card", "24", "--html", str(page))
         _picture(chromium, page, IMAGES / "plan.png", height=770)
         _qdora_fast("train", "demo", "--set", "train.max_steps=60", "--set", f"run.dir={runs}")
-        _picture(chromium, runs / "demo" / "report.html", IMAGES / "report.png", height=816)
+        _picture(chromium, runs / "demo" / "report.html", IMAGES / "report.png", height=748)
     return 0
 
 
