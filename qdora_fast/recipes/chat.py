@@ -79,17 +79,17 @@ def find(path: Path) -> Source:
     Raises:
         ConfigError: neither a finished run, nor an adapter, nor a merged model; or it has no chat template.
     """
-    open_backend()
-    if (path / "config.json").is_file():
-        return merged_source(path)
-    if (path / "adapter_config.json").is_file():
-        run = path.parent
-        return _run(RunFolder.open(run)) if (run / "model.json").is_file() else _adapter(path)
-    if path.suffix == ".gguf" or any(path.glob("*.gguf")):
+    merged, adapter = ((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if not (merged or adapter) and (path.suffix == ".gguf" or any(path.glob("*.gguf"))):
         raise ConfigError(
             f"{path}: GGUF is for llama.cpp (`llama-cli -m FILE`) and Ollama; name the run it was made from"
         )
-    return _run(RunFolder.open(path))
+    in_run = adapter and (path.parent / "model.json").is_file()
+    run = RunFolder.open(path.parent if in_run else path) if in_run or not (merged or adapter) else None
+    open_backend()  # takes seconds, so what is no model was refused before
+    if merged:
+        return merged_source(path)
+    return _run(run) if run else _adapter(path)
 
 
 def _run(run: RunFolder) -> Source:

@@ -280,6 +280,7 @@ def test_memory_is_measured_on_longer_texts_and_on_more_rows(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_whole_runs_and_its_record_becomes_a_part_of_the_document(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

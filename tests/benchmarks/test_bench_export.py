@@ -119,7 +119,8 @@ def test_an_unknown_case_names_the_known_ones() -> None:
         run_export_benchmark(ExportOptions(cases=("huge",)))
 
 
-def test_large_shards_are_merged_killed_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.exhaustive
+def test_large_shards_are_merged_killed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_cases, "LARGE_ROWS", 2048)
     monkeypatch.setattr(export_cases, "LARGE_WIDTH", 1024)
     options = ExportOptions(cases=("large",), shards=3, workers=(1,), folder=str(tmp_path))

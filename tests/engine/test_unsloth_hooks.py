@@ -42,9 +42,9 @@ def _step(family: str, stack: str, out: Path, *more: str) -> tuple[dict[str, Any
     ("family", "method", "more"),
     [
         ("llama", "dora", ("--generate", "3", "--checkpointing")),  # RoPE overwrites Q and K in place
-        ("qwen2", "dora", ("--padding-free",)),  # biases on Q, K and V
-        ("gemma2", "dora", ()),  # GeGLU
-        ("qwen3", "lora", ()),  # over Unsloth's own fused LoRA
+        pytest.param("qwen2", "dora", ("--padding-free",), marks=pytest.mark.exhaustive),  # biases on Q, K and V
+        pytest.param("gemma2", "dora", (), marks=pytest.mark.exhaustive),  # GeGLU
+        pytest.param("qwen3", "lora", (), marks=pytest.mark.exhaustive),  # over Unsloth's own fused LoRA
     ],
 )
 def test_our_blocks_in_unsloths_fast_path(family: str, method: str, more: tuple[str, ...], tmp_path: Path) -> None:
