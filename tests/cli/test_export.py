@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from qdora_fast.system.run_folder import RunFolder
 
@@ -27,8 +28,8 @@ def _run(*arguments: str, cwd: Path | None = None, answer: str = "") -> subproce
     )
 
 
-def test_exporting_the_demo_run(own_demo_run: RunFolder, tmp_path: Path) -> None:
-    refused = _run("export", str(own_demo_run.path), "--to", "lora")
+def test_exporting_the_demo_run(own_demo_run: RunFolder, tmp_path: Path, command: Any) -> None:
+    refused = command("export", str(own_demo_run.path), "--to", "lora")
     assert refused.returncode == 2
     assert "drops the magnitude vectors" in refused.stderr
     assert "`--to merged_16bit`" in refused.stderr
@@ -56,7 +57,7 @@ def test_a_format_that_loses_something_is_asked_for_twice(demo_run: RunFolder) -
     assert not (demo_run.path / "merged_4bit_forced").exists()
 
 
-def test_an_adapter_without_magnitudes_is_exit_code_41(demo_run: RunFolder, tmp_path: Path) -> None:
+def test_an_adapter_without_magnitudes_is_exit_code_41(demo_run: RunFolder, tmp_path: Path, command: Any) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "lossy"
@@ -64,13 +65,13 @@ def test_an_adapter_without_magnitudes_is_exit_code_41(demo_run: RunFolder, tmp_
     shutil.copyfile(demo_run.adapter / "adapter_config.json", folder / "adapter_config.json")
     kept = {k: v for k, v in load_file(demo_run.adapter / "adapter_model.safetensors").items() if "magnitude" not in k}
     save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    done = _run("import-adapter", str(folder))
+    done = command("import-adapter", str(folder))
     assert done.returncode == 41
     assert "without any magnitude" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_gguf_commands_are_the_result_and_json_the_last_line(demo_run: RunFolder, tmp_path: Path) -> None:
-    done = _run("export", str(demo_run.path), "--to", "gguf", "--out", str(tmp_path / "g"), "--json")
+def test_gguf_commands_are_the_result_and_json_the_last_line(demo_run: RunFolder, tmp_path: Path, command: Any) -> None:
+    done = command("export", str(demo_run.path), "--to", "gguf", "--out", str(tmp_path / "g"), "--json")
     assert done.returncode == 0, done.stderr
     *commands, last = done.stdout.splitlines()
     assert json.loads(last)["made"] is False and json.loads(last)["commands"] == commands

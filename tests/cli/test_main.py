@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -39,18 +40,20 @@ def test_help_names_every_command() -> None:
         (["train", "--colour"], "No such option"),
     ],
 )
-def test_a_wrong_request_is_one_message_and_exit_code_2(arguments: list[str], said: str, tmp_path: Path) -> None:
-    done = _run(*arguments, cwd=tmp_path)
+def test_a_wrong_request_is_one_message_and_exit_code_2(
+    arguments: list[str], said: str, tmp_path: Path, command: Any
+) -> None:
+    done = command(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_data_is_exit_code_20_and_debug_shows_the_traceback(tmp_path: Path) -> None:
+def test_bad_data_is_exit_code_20_and_debug_shows_the_traceback(tmp_path: Path, command: Any) -> None:
     (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n{broken\n')
     arguments = ["train", "demo", "--set", "data.path=rows.jsonl"]
-    done = _run(*arguments, cwd=tmp_path)
+    done = command(*arguments, cwd=tmp_path)
     assert done.returncode == 20
     assert "rows.jsonl:2" in done.stderr
     assert "Traceback" not in done.stderr
