@@ -161,7 +161,7 @@ def _watch_rows() -> Stopwatch:
     watch.around(row_processor, "convert", "convert")
     watch.around(filters, "check", "filter")
     watch.around(Renderer, "__call__", "tokenise and mask")
-    watch.around(Renderer, "said", "count what is said")
+    watch.around(Renderer, "content_tokens", "count the tokens of the content")
     watch.around(similarity, "canonical_text", "fold")
     watch.around(similarity, "shingles", "shingles")
     watch.around(similarity, "signatures", "MinHash signatures")

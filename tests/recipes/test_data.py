@@ -136,7 +136,7 @@ def test_the_command_prints_one_object_and_a_page(tiny_base: Path, tmp_path: Pat
 
 def test_the_command_needs_no_model_code(tiny_base: Path, tmp_path: Path) -> None:
     script = (
-        "import sys, json\nfrom qdora_fast.cli import cli\n"
+        "import sys, json\nfrom qdora_fast.cli.main import cli\n"
         f"cli.main(['data', 'demo', '--set', 'model.name={tiny_base}', '--out', r'{tmp_path / 'out'}'],"
         " standalone_mode=False)\n"
         "print([name for name in ('unsloth', 'trl', 'peft', 'bitsandbytes') if name in sys.modules])"

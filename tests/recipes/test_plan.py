@@ -300,7 +300,7 @@ def test_a_base_that_cannot_be_read_or_is_unknown_is_an_error_that_says_so(tmp_p
     with pytest.raises(ConfigError, match="holds no config.json"):
         base_config(str(empty))
     (empty / "config.json").write_text("[]")
-    with pytest.raises(ConfigError, match="no JSON object"):
+    with pytest.raises(ConfigError, match="expected a JSON object, found a list"):
         base_config(str(empty))
 
 

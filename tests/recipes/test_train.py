@@ -134,7 +134,7 @@ def test_dropout_trains_and_exports(tiny_config) -> None:
 
 def test_a_dry_run_checks_everything_and_writes_nothing(tiny_config, tmp_path, capsys) -> None:
     dry_run(tiny_config())
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "54 to train on, 6 held out" in said
     assert "the marked part is learned" in said
     assert "14 linear layers" in said

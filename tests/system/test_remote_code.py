@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_where_transformers_has_the_classes_the_code_is_left_alone_said_and_not_
     config = tiny_config(model={"name": str(folder)})
     with heard() as said:
         prepare_run(config)
-    assert "own.py came with it and is not run" in said.getvalue()
+    assert re.search("own.py came with .* and is not run", said.getvalue())
     loaded_base(config).tokenizer.save_pretrained(tmp_path / "tokenizer")
     save_adapter_for(folder, tmp_path / "adapter")
     merge(folder, tmp_path / "adapter", tmp_path / "merged", tokenizer_from=tmp_path / "tokenizer")

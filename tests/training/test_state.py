@@ -38,6 +38,7 @@ _nests = st.recursive(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(_nests)
 def test_any_nest_of_plain_values_comes_back(tmp_path: Path, nest: Any) -> None:
+    nest = {"state": nest}
     write_state(tmp_path, nest)
     assert read_state(tmp_path) == nest
     assert repr(read_state(tmp_path)) == repr(nest)  # tuples stay tuples, 1 stays 1 and True stays True

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from qdora_fast.config.loader import make_config
 from qdora_fast.config.recorded import create_run
 from qdora_fast.data.demo import base
 from qdora_fast.data.demo.base import demo_base
-from qdora_fast.models.run_info import read_run_info
+from qdora_fast.models.run_info import RunInfo, read_run_info, write_run_info
 from qdora_fast.system.errors import IntegrityError
 
 FILES = (
@@ -28,6 +29,9 @@ FILES = (
     "tokenizer_config.json",
     "MANIFEST.json",
 )
+
+
+INFO = RunInfo(str(demo_base()), None, "qdora", ["a.q_proj"], ["a.q_proj"], "fp32", None, [1])
 
 
 @pytest.fixture
@@ -109,7 +113,7 @@ def test_the_wheel_carries_all_of_it(tmp_path: Path) -> None:
 def test_a_run_finds_the_base_wherever_the_package_lies(tmp_path: Path, moved: Path) -> None:
     config = make_config({"model": {"name": "demo"}, "data": {"path": "demo"}, "run": {"dir": str(tmp_path)}})
     run = create_run(config, "demo")
-    run.write_json("model.json", {"base": base.recorded_name(str(demo_base()))})
+    write_run_info(run, replace(INFO, base=str(demo_base())))
     assert str(moved) not in (run.path / "model.json").read_text()
     assert read_run_info(run).base == str(moved)
 
@@ -118,5 +122,5 @@ def test_a_run_on_another_base_names_that_one(tmp_path: Path) -> None:
     config = make_config({"model": {"name": "demo"}, "data": {"path": "demo"}, "run": {"dir": str(tmp_path)}})
     run = create_run(config, "demo")
     for name in ("/cache/demo-base-0123456789abcdef", "owner/name", str(tmp_path / "demo-base")):
-        run.write_json("model.json", {"base": base.recorded_name(name)})
+        write_run_info(run, replace(INFO, base=name))
         assert read_run_info(run).base == name

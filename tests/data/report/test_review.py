@@ -19,6 +19,9 @@ DATASET = hashlib.sha256(b"version").hexdigest()
 HASHES = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(50)]
 
 
+WRONG = "not valid JSON|empty|not UTF-8|nested more|expected a JSON object|holds no review"
+
+
 def row(number: int) -> Row:
     name = hashlib.sha256(str(number).encode()).hexdigest()
     return {"messages": [], "tools": None, "meta": {"source": f"x:{number}", "row": number, "hash": name}, "text": "t"}
@@ -163,7 +166,10 @@ def test_what_is_wrong_with_a_file_is_said_with_its_name(tmp_path: Path, changes
 def test_a_file_that_is_no_json_object_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "review.json"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"review\.json: (not valid JSON|holds no review)"):
+    with pytest.raises(
+        DataError,
+        match=rf"review\.json: ({WRONG})",
+    ):
         read_review(path, dataset=DATASET, hashes=HASHES)
 
 

@@ -35,6 +35,9 @@ class Asked:
     row: dict[str, Any]
 
 
+WRONG = "not valid JSON|empty|not UTF-8|nested more|expected a JSON object|holds no review"
+
+
 def asked(number: int, length: int = 10) -> Asked:
     name = hashlib.sha256(str(number).encode()).hexdigest()
     return Asked("x" * length, {"meta": {"hash": name}})
@@ -251,7 +254,10 @@ def test_what_is_wrong_with_a_file_is_said_with_its_name(tmp_path: Path, changes
 def test_a_file_that_is_no_json_object_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "review.json"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"review\.json: (not valid JSON|holds no review)"):
+    with pytest.raises(
+        DataError,
+        match=rf"review\.json: ({WRONG})",
+    ):
         read_review(path, sha256=SHA256)
 
 

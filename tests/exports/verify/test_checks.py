@@ -17,7 +17,6 @@ import pytest
 import torch
 from tiny_checkpoints import edit, tensors_of
 
-from qdora_fast.config.loader import dump_config
 from qdora_fast.config.recorded import read_config
 from qdora_fast.exports.merge.merge import merge
 from qdora_fast.exports.merge.shards import LEDGER
@@ -189,15 +188,14 @@ def test_auto_takes_the_4_bit_base_where_the_16_bit_one_costs_something(
     """The 16-bit base is another one, which costs a lot; there is one folder in the end, and its proof tells of the
     base, too."""
 
+    base = tmp_path / "base"
+
     def other_base(run: RunFolder) -> None:
-        base = Path(shutil.copytree(read_run_info(run).base, tmp_path / "base"))
+        shutil.copytree(read_run_info(run).base, base)
         edit(base, lambda tensors: [t.copy_(t.flip(0)) for name, t in tensors.items() if "proj" in name])
-        config = read_config(run)
-        named = config.model_copy(update={"model": config.model.model_copy(update={"base_16bit": str(base)})})
-        run.config_file.write_text(dump_config(named))
 
     with pytest.raises(ProofError, match="the base is not the one trained on"):
-        exported(evidence, other_base, merge_base="auto")
+        exported(evidence, other_base, merge_base="auto", base_16bit=str(base))
     report = json.loads((tmp_path / "out.unproven/export.json").read_text())
     assert report["merge_base"] == "dequant4"
     assert "would be" in report["merge_base_reason"] and "95 % CI" in report["merge_base_reason"]
