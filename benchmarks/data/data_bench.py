@@ -167,7 +167,7 @@ def _stages(result: dict[str, Any]) -> dict[str, float]:
 def _inside(steps: dict[str, float]) -> dict[str, float]:
     """Seconds of each step of a row, in one process; they add up to reading and judging."""
     steps = dict(steps)
-    judging, whole = steps.pop("all processing"), steps.pop("read and judge rows")
+    judging, whole = steps.pop("all processing"), steps.pop("read and process rows")
     return {"read and write": whole - judging, **steps, "the rest": judging - sum(steps.values())}
 
 

@@ -303,7 +303,7 @@ def test_the_whole_runs_and_its_record_becomes_a_part_of_the_document(
 
 STEPS = (
     "hash the files",
-    "read and judge rows",
+    "read and process rows",
     "find duplicates",
     "check contamination",
     "all selection",
