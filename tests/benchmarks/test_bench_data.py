@@ -308,7 +308,7 @@ STEPS = (
     "check contamination",
     "all selection",
     "report",
-    "all judging",
+    "all processing",
 )
 MACHINE = {
     "cpu": "a processor",
