@@ -19,6 +19,7 @@ def _faults(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_one_trial_of_each_kind_passes(tmp_path: Path) -> None:
     done = _faults(tmp_path, "--trials", "1", "--seed", "1")
     assert done.returncode == 0, done.stderr

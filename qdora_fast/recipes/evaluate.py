@@ -74,7 +74,8 @@ def evaluate(
     config = _changed(folder, overrides)
     with allow_own_code(own_code), locked(folder.path):
         require_code_allowed(config, *of_evaluation(config))
-        cap_memory(config.train.vram)
+        if capped := cap_memory(config.train.vram):
+            console.note(capped)
         record = evaluate_model(open_run(folder, config), config, folder)
         write_report(folder)
     if not allow_regression:

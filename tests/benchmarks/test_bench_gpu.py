@@ -47,6 +47,7 @@ def test_without_a_gpu_it_says_so_and_is_a_wrong_request() -> None:
     assert raised.value.exit_code == 2
 
 
+@pytest.mark.exhaustive
 def test_the_whole_protocol_on_a_tiny_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "child", _in_this_process)
     with heard(width=120):

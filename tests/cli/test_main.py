@@ -57,7 +57,7 @@ def test_bad_data_is_exit_code_20_and_debug_shows_the_traceback(tmp_path: Path, 
     assert done.returncode == 20
     assert "rows.jsonl:2" in done.stderr
     assert "Traceback" not in done.stderr
-    debugged = _run("--debug", "data", *arguments[1:], cwd=tmp_path)  # the same error, without the training stack
+    debugged = _run("--debug", "data", *arguments[1:], cwd=tmp_path)
     assert debugged.returncode != 0 and "DataError" in debugged.stderr and "Traceback" in debugged.stderr
 
 
@@ -67,8 +67,8 @@ def test_presets_and_their_schema(tmp_path: Path) -> None:
     assert json.loads(_run("presets", "--schema").stdout)["properties"]["adapter"]
 
 
-def test_doctor_ends_with_one_json_line() -> None:
-    done = _run("doctor", "--json")
+def test_doctor_ends_with_one_json_line(command: Any) -> None:
+    done = command("doctor", "--json")
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["ready"] is (done.returncode == 0)
     assert {"Python", "torch", "NF4", "backend"} <= {finding["check"] for finding in report["findings"]}

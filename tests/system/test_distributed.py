@@ -68,30 +68,37 @@ def _second(parent: int) -> psutil.Process:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does_and_survive_the_death_of_one(tiny_config: Any, tmp_path: Path) -> None:
-    settings = {"max_steps": 20, "batch_size": 3, "gradient_accumulation": 2, "save_steps": 1, "eval_steps": 20}
+@pytest.mark.parametrize("dies", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_two_processes_learn_what_one_does_though_one_dies(dies: bool, tiny_config: Any, tmp_path: Path) -> None:
+    steps = 20 if dies else 6
+    settings = {"max_steps": steps, "batch_size": 3, "gradient_accumulation": 2, "save_steps": 1, "eval_steps": steps}
     config = tiny_config(train=settings, adapter={"dropout": 0.0})
     one = train(config)
-    killed = _launch(config, tmp_path)
-    run = RunFolder.open(one.path.parent / "tiny-2") if _appears(one.path.parent / "tiny-2" / "config.yaml") else None
-    assert run is not None
-    assert _appears(run.path / "checkpoints" / "checkpoint-3")
-    _second(killed.pid).kill()
-    said, _ = killed.communicate(timeout=300)
-    assert killed.returncode != 0
-    assert not run.adapter.exists()
-    whole = [path for path in run.checkpoints() if not problems(path)]
-    assert whole
-    again = _launch(config, tmp_path, "--auto-resume")
-    said, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, said
-    assert f"resuming from {whole[-1].name}" in said
-    assert said.count("Trained   20 steps") == 1, "the first process speaks for all"
+    run = RunFolder(one.path.parent / "tiny-2")
+    last = _stopped_by_a_death(config, run, tmp_path) if dies else None
+    launched = _launch(config, tmp_path, *(["--auto-resume"] if dies else []))
+    printed, _ = launched.communicate(timeout=300)
+    assert launched.returncode == 0, printed
+    assert last is None or f"resuming from {last}" in printed
+    assert printed.count(f"Trained   {steps} steps") == 1, "the first process speaks for all"
     ours, theirs = _weights(one), _weights(run)
     assert ours.keys() == theirs.keys()
     assert max(float((theirs[key] - ours[key]).norm() / ours[key].norm()) for key in ours) < 1e-5
     records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    assert [r["step"] for r in records if "loss" in r][-1] == 20
+    assert [r["step"] for r in records if "loss" in r][-1] == steps
+
+
+def _stopped_by_a_death(config: Any, run: RunFolder, folder: Path) -> str:
+    """Start the run and kill its second process after three checkpoints; the name of the last complete one."""
+    killed = _launch(config, folder)
+    assert _appears(run.path / "checkpoints" / "checkpoint-3")
+    _second(killed.pid).kill()
+    killed.communicate(timeout=300)
+    assert killed.returncode != 0
+    assert not run.adapter.exists()
+    complete = [path for path in run.checkpoints() if not problems(path)]
+    assert complete
+    return complete[-1].name
 
 
 def _appears(path: Path, seconds: float = 240) -> bool:

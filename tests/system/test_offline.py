@@ -49,6 +49,7 @@ for command in (
 """
 
 
+@pytest.mark.exhaustive
 def test_no_command_tries_to_connect(tiny_base: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(NOTES)
     settings = {

@@ -167,6 +167,7 @@ for number, recipe in enumerate(recipes):
 """
 
 
+@pytest.mark.exhaustive
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     """Dense, from 4 bits and into 4 bits: a fraction of one checkpoint of 270 MB, whose largest tensor has 134."""
     small, large = tmp_path / "s", tmp_path / "l"
