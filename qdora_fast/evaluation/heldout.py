@@ -133,8 +133,8 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     replies = [Reply("", 0, False)] * len(prompts)
     with _left_padding(tokenizer):
-        for chosen, said in (batches or Batches(model)).run(order, batch_size, answer, "questions were answered"):
-            for i, reply in zip(chosen, said, strict=True):
+        for chosen, answered in (batches or Batches(model)).run(order, batch_size, answer, "questions were answered"):
+            for i, reply in zip(chosen, answered, strict=True):
                 replies[i] = reply
             if on_answer:
                 on_answer(len(chosen))
@@ -182,8 +182,10 @@ def _left_padding(tokenizer: Any) -> Iterator[None]:
 
 
 def _reply(tokens: list[int], tokenizer: Any, stop_ids: frozenset[int]) -> Reply:
-    said = _until_stop(tokens, stop_ids)
-    return Reply(tokenizer.decode(said, skip_special_tokens=True).strip(), len(said), len(said) < len(tokens))
+    answered = _until_stop(tokens, stop_ids)
+    return Reply(
+        tokenizer.decode(answered, skip_special_tokens=True).strip(), len(answered), len(answered) < len(tokens)
+    )
 
 
 def _until_stop(tokens: list[int], stop_ids: frozenset[int]) -> list[int]:

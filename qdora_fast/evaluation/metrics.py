@@ -130,34 +130,34 @@ def number_in(text: str) -> Decimal | None:
     return None
 
 
-def _exact_match(said: str, reference: str, row: Mapping[str, Any]) -> float:
-    return float(said.strip() == reference.strip())
+def _exact_match(answer: str, reference: str, row: Mapping[str, Any]) -> float:
+    return float(answer.strip() == reference.strip())
 
 
-def _normalized_match(said: str, reference: str, row: Mapping[str, Any]) -> float:
+def _normalized_match(answer: str, reference: str, row: Mapping[str, Any]) -> float:
     """Two texts that are nothing but punctuation must be the same text: "!" is no "?"."""
     wanted = normalized(reference)
-    return float(normalized(said) == wanted) if wanted else _exact_match(said, reference, row)
+    return float(normalized(answer) == wanted) if wanted else _exact_match(answer, reference, row)
 
 
-def _contains(said: str, reference: str, row: Mapping[str, Any]) -> float:
+def _contains(answer: str, reference: str, row: Mapping[str, Any]) -> float:
     """Whole words, where the script has spaces between words; "3" is neither in "3.5" nor in "-3"."""
     wanted = normalized(reference)
     if not wanted:
-        return _exact_match(said, reference, row)
+        return _exact_match(answer, reference, row)
     before = after = ""
     if regex.match(rf"(?V1)[{_WORD}--[{_UNSPACED}]]", wanted):
         before = rf"(?<![{_WORD}])(?<!\d[.,])" + (r"(?<!(?:^|\s)[-\u2212])" if wanted[0].isdecimal() else "")
     if regex.match(rf"(?V1)[{_WORD}--[{_UNSPACED}]]", wanted[-1]):
         after = rf"(?![{_WORD}])" + (r"(?![.,]\d)" if wanted[-1].isdecimal() else "")
-    return float(regex.search(before + regex.escape(wanted) + after, normalized(said)) is not None)
+    return float(regex.search(before + regex.escape(wanted) + after, normalized(answer)) is not None)
 
 
-def _numeric(said: str, reference: str, row: Mapping[str, Any]) -> float:
+def _numeric(answer: str, reference: str, row: Mapping[str, Any]) -> float:
     wanted = number_in(reference)
     if wanted is None:
         raise _useless(reference, row, "has no number, which metric numeric compares")
-    found = number_in(said)
+    found = number_in(answer)
     if found is None:
         return 0.0
     difference = _ARITHMETIC.abs(_ARITHMETIC.subtract(found, wanted))
@@ -166,7 +166,7 @@ def _numeric(said: str, reference: str, row: Mapping[str, Any]) -> float:
     return float(difference <= (0 if whole else _ARITHMETIC.multiply(TOLERANCE, largest)))
 
 
-def _json_match(said: str, reference: str, row: Mapping[str, Any]) -> float:
+def _json_match(answer: str, reference: str, row: Mapping[str, Any]) -> float:
     """Equal JSON in the same order; key order, white space and 1 for 1.0 aside.
 
     - A row that ends in tool calls: the answer must hold these calls, name and arguments, whatever the template
@@ -180,7 +180,7 @@ def _json_match(said: str, reference: str, row: Mapping[str, Any]) -> float:
         wanted = values_in(reference)
         if not wanted and not row.get("tools"):
             raise _useless(reference, row, "holds no JSON, which metric json_match compares")
-    return float(values_in(said) == wanted or said.strip() == reference.strip())
+    return float(values_in(answer) == wanted or answer.strip() == reference.strip())
 
 
 _BINARY: dict[str, Score] = {
@@ -205,11 +205,11 @@ def _regex(pattern: str | None) -> Score:
         found = [match[1].strip() for match in form.finditer(text) if match[1] is not None]
         return found[-1] if found else None
 
-    def score(said: str, reference: str, row: Mapping[str, Any]) -> float:
+    def score(answer: str, reference: str, row: Mapping[str, Any]) -> float:
         wanted = last(reference)
         if wanted is None:
             raise _useless(reference, row, f"has no match for evaluation.pattern {pattern!r}")
-        return float(last(said) == wanted)
+        return float(last(answer) == wanted)
 
     return score
 
@@ -224,10 +224,10 @@ def _rouge_l() -> Score:
     # The package's own tokenizer deletes everything but a to z and digits.
     scorer = RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=_words))
 
-    def score(said: str, reference: str, row: Mapping[str, Any]) -> float:
+    def score(answer: str, reference: str, row: Mapping[str, Any]) -> float:
         if not _words(reference):
-            return _exact_match(said, reference, row)
-        return float(scorer.score(reference, said)["rougeL"].fmeasure)
+            return _exact_match(answer, reference, row)
+        return float(scorer.score(reference, answer)["rougeL"].fmeasure)
 
     return score
 
@@ -242,10 +242,10 @@ def _custom(name: str) -> Metric:
     name = without_folder(name)
     binary = function.__annotations__.get("return") in (bool, "bool")
 
-    def score(said: str, reference: str, row: Mapping[str, Any]) -> float:
+    def score(answer: str, reference: str, row: Mapping[str, Any]) -> float:
         where = f"{METRIC} {name} on {_place(row)}"
         try:
-            value = function(said, reference, copy.deepcopy(dict(row)))
+            value = function(answer, reference, copy.deepcopy(dict(row)))
             number = float(value) if isinstance(value, SupportsFloat) else None
         except Exception as error:  # the user's function may raise anything
             raise ConfigError(f"{where}: {described(error, function.__code__.co_filename)}") from error

@@ -101,11 +101,11 @@ class Scores:
         """Verdict and figures in one sentence."""
         if self.base is None or self.tuned is None or self.difference is None:
             return NO_ROWS
-        said = self.verdict if self.verdict != "no evidence" else "no evidence of a difference"
+        outcome = self.verdict if self.verdict != "no evidence" else "no evidence of a difference"
         change = f"a {'rise' if self.difference > 0 else 'fall'} of {abs(self.difference):.3g}"
         spread = _spread(self.ci95, lambda value: f"{value:.3g}", turned=self.difference < 0)
         figures = f"{self.tuned:.3g} against {self.base:.3g} on {_rows(self.n)}"
-        return f"{said}: {figures}, {change if self.difference else 'no change'}{spread}"
+        return f"{outcome}: {figures}, {change if self.difference else 'no change'}{spread}"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values by field name, and the words; an interval is [low, high]."""

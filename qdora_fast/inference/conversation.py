@@ -79,9 +79,9 @@ class Conversation:
         head: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         asked: list[Message] = [*self.turns, {"role": "user", "content": text}]
         kept = _that_fit(self.chat_model.source, head, asked, sampling.max_new_tokens)
-        said = answer(self.chat_model, [*head, *kept], sampling, base=self.base, on_text=on_text, stop=stop)
-        self.turns = [*kept, {"role": "assistant", "content": said.text}]
-        return replace(said, dropped=len(asked) - len(kept))
+        reply = answer(self.chat_model, [*head, *kept], sampling, base=self.base, on_text=on_text, stop=stop)
+        self.turns = [*kept, {"role": "assistant", "content": reply.text}]
+        return replace(reply, dropped=len(asked) - len(kept))
 
 
 def answer(
@@ -122,12 +122,12 @@ def answer(
     if isinstance(out, OutOfMemoryEvent):
         raise OutOfMemory(f"{len(prompt):,} tokens and their answer do not fit into memory: /new starts over")
     written = out[0, len(prompt) :].tolist()
-    said = list(takewhile(lambda token: token not in vocabulary.stop_ids, written))
-    text = vocabulary.tokenizer.decode(said, skip_special_tokens=True).strip()
+    answer_ids = list(takewhile(lambda token: token not in vocabulary.stop_ids, written))
+    text = vocabulary.tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
     end: Literal["finished", "limit", "full", "stopped"] = "finished"
-    if len(said) == len(written):
-        end = "stopped" if stop and stop.is_set() else "limit" if len(said) == sampling.max_new_tokens else "full"
-    return Answer(text, len(said), time.monotonic() - started, end)
+    if len(answer_ids) == len(written):
+        end = "stopped" if stop and stop.is_set() else "limit" if len(answer_ids) == sampling.max_new_tokens else "full"
+    return Answer(text, len(answer_ids), time.monotonic() - started, end)
 
 
 def _write(

@@ -74,7 +74,7 @@ def fit(
         throughput=Throughput(prepared.train_tokens, _expected(config, folder)),
         find_causes=partial(_why_slow, model, config, ready, packed=recipe.packing, since=ProcessorTime.now()),
     )
-    with listening(lambda said: console.note(said)) as requests, watching as callbacks:
+    with listening(lambda text: console.note(text)) as requests, watching as callbacks:
         trainer = build_trainer(
             model,
             base.tokenizer,

@@ -160,9 +160,9 @@ def harness_model(reader: Reader, on_share: OnShare | None = None) -> Any:
             return logits
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
-            said = super()._model_generate(context, max_length, stop, **options)
+            generated = super()._model_generate(context, max_length, stop, **options)
             self._count(len(context))
-            return said
+            return generated
 
         def _count(self, finished: int) -> None:
             self.done += finished

@@ -194,10 +194,10 @@ def mmlu_figures(paired: Paired, settings: MmluSettings, longest: int) -> dict[s
     assert found.ci95 and found.base is not None and found.tuned is not None and found.difference is not None  # n >= 57
     delta, low, high = (100 * value + 0.0 for value in (found.difference, *found.ci95))  # + 0.0: no -0.0
     status = status_of(delta, settings)
-    said = BY_CHANCE if status != "ok" and low <= 0 <= high else SAID[status]
+    verdict_text = BY_CHANCE if status != "ok" and low <= 0 <= high else SAID[status]
     words = (
         f"MMLU {delta:+.1f} points (95 % CI {low:+.1f} to {high:+.1f}, McNemar p {found.p:.2g}), from "
-        f"{100 * found.base:.1f} % to {100 * found.tuned:.1f} % of {found.n:,} questions; {said}"
+        f"{100 * found.base:.1f} % to {100 * found.tuned:.1f} % of {found.n:,} questions; {verdict_text}"
     )
     if paired.cut:
         words += (

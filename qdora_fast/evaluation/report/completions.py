@@ -173,8 +173,10 @@ class CompletionsReview:
         """The finding in one line."""
         marked = self.good + self.bad + self.same
         counts = f"{self.good} good, {self.bad} bad, {self.same} the same as the base's"
-        said = f"{self.reviewer} says {self.verdict} and marked {marked} of {marked + self.unmarked} answers: {counts}"
-        return said + (f"; {' '.join(self.note.split())}" if self.note.strip() else "")
+        verdict_text = (
+            f"{self.reviewer} says {self.verdict} and marked {marked} of {marked + self.unmarked} answers: {counts}"
+        )
+        return verdict_text + (f"; {' '.join(self.note.split())}" if self.note.strip() else "")
 
     def as_json(self) -> dict[str, Any]:
         """For the evaluation log."""

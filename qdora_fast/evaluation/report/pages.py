@@ -39,7 +39,7 @@ VERDICTS = {
 def run_page(parts: RunParts) -> str:
     """A run's report.html, made of whatever lies in its folder. Never fails for what is missing."""
     task = part(parts.evaluation, "task")
-    state, said = VERDICTS.get(str(task.get("verdict")), ("open", "Not evaluated"))
+    state, text = VERDICTS.get(str(task.get("verdict")), ("open", "Not evaluated"))
     return render(
         "run.html.j2",
         TEMPLATES,
@@ -47,7 +47,7 @@ def run_page(parts: RunParts) -> str:
         base=base_name(parts),
         task=task,
         state=state,
-        verdict=said,
+        verdict=text,
         sides=_sides(task),
         checks=list(_checks(parts)),
         symbols=STATES,
@@ -145,10 +145,10 @@ def _reviewed(review: Mapping[str, Any] | None) -> dict[str, str]:
         return _check("open", "Answers read by a person", "review: pending")
     state = {"pass": "good", "needs-work": "warn", "fail": "bad"}.get(str(review.get("verdict")), "open")
     note = " ".join(str(review.get("note") or "").split())
-    said = review.get("sentence") or f"{review.get('reviewer')} says {review.get('verdict')}" + (
+    text = review.get("sentence") or f"{review.get('reviewer')} says {review.get('verdict')}" + (
         f": {note}" * bool(note)
     )
-    return _check(state, "Answers read by a person", str(said))
+    return _check(state, "Answers read by a person", str(text))
 
 
 def _charts(metrics: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

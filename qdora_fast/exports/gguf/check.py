@@ -70,26 +70,26 @@ def check(file: Path, wanted: GgufFacts) -> list[dict[str, Any]] | None:
         return None
     try:
         reader = gguf.GGUFReader(file)
-        said = {name: field.contents() for name, field in reader.fields.items() if not name.startswith(_BULKY)}
+        metadata = {name: field.contents() for name, field in reader.fields.items() if not name.startswith(_BULKY)}
         tensors = [(tensor.name, int(tensor.n_elements)) for tensor in reader.tensors]
     except UNREADABLE as error:
         raise ProofError(f"{file.name} is not a whole GGUF file ({type(error).__name__}: {error})") from None
     file_types = {each.value: each.name.partition("_")[2].lower() for each in gguf.LlamaFileType}
-    return _compare(said, tensors, file_types, wanted)
+    return _compare(metadata, tensors, file_types, wanted)
 
 
 _BULKY = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
 
 
 def _compare(
-    said: dict[str, Any], tensors: list[tuple[str, int]], file_types: dict[int, str], wanted: GgufFacts
+    metadata: dict[str, Any], tensors: list[tuple[str, int]], file_types: dict[int, str], wanted: GgufFacts
 ) -> list[dict[str, Any]]:
-    architecture = said.get("general.architecture")
-    form = (said.get(f"{architecture}.block_count"), said.get(f"{architecture}.embedding_length"))
+    architecture = metadata.get("general.architecture")
+    form = (metadata.get(f"{architecture}.block_count"), metadata.get(f"{architecture}.embedding_length"))
     weights = sum(count for name, count in tensors if not name.startswith("rope_"))  # tables made by the converter
-    template, eos = said.get("tokenizer.chat_template"), said.get("tokenizer.ggml.eos_token_id")
-    bos = said.get("tokenizer.ggml.add_bos_token")
-    kind = file_types.get(said.get("general.file_type", -1))
+    template, eos = metadata.get("tokenizer.chat_template"), metadata.get("tokenizer.ggml.eos_token_id")
+    bos = metadata.get("tokenizer.ggml.add_bos_token")
+    kind = file_types.get(metadata.get("general.file_type", -1))
     facts = [
         (
             "architecture",

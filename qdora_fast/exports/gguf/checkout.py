@@ -135,7 +135,10 @@ def run(step: Step, log: Path, on_bytes: Callable[[int], None]) -> None:
     """
     environment = child.script_environment(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
     seen = 0
-    with log.open("wb") as said, subprocess.Popen(step.command, stdout=said, stderr=said, env=environment) as process:
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(step.command, stdout=output, stderr=output, env=environment) as process,
+    ):
         try:
             while process.poll() is None:
                 time.sleep(0.1)

@@ -164,14 +164,14 @@ def _why_not(merged: Path, folder: RunFolder, merge_base: str) -> str | None:
     if not merged.is_dir():
         return "is not there yet"
     try:
-        said: dict[str, Any] = read_object(merged / "export.json")
-        if not said["proof"]["passed"]:
+        described: dict[str, Any] = read_object(merged / "export.json")
+        if not described["proof"]["passed"]:
             return "did not pass its proof"
-        if said["adapter_sha256"] != sha256_of(folder.adapter / WEIGHTS_NAME):
+        if described["adapter_sha256"] != sha256_of(folder.adapter / WEIGHTS_NAME):
             return "was made from another adapter"
-        if merge_base not in ("auto", said["merge_base"]):
-            return f"was merged into the other base ({said['merge_base']})"
-        changed = [name for name, digest in said["sha256"].items() if sha256_of(merged / name) != digest]
+        if merge_base not in ("auto", described["merge_base"]):
+            return f"was merged into the other base ({described['merge_base']})"
+        changed = [name for name, digest in described["sha256"].items() if sha256_of(merged / name) != digest]
     except (IntegrityError, KeyError, TypeError, OSError):
         return "has no export.json that can be read, or lacks files"
     return f"was changed since it was proven ({changed[0]})" if changed else None

@@ -164,8 +164,8 @@ def _all_finite(block: Tensor) -> bool:
 
 def _refuse_tied(weights: BaseWeights, update: Adapter) -> None:
     """Raise ConfigError when an output head or embedding was trained that shares its weights with the other."""
-    said = weights.config.get("tie_word_embeddings")
-    tied = said is True or (said is None and "lm_head.weight" not in weights.infos)
+    setting = weights.config.get("tie_word_embeddings")
+    tied = setting is True or (setting is None and "lm_head.weight" not in weights.infos)
     trained = [*update.saved_modules, *(f"{name}.weight" for name in update.modules)]
     shared = [name for name in trained if name == "lm_head.weight" or name.endswith("embed_tokens.weight")]
     if tied and shared:

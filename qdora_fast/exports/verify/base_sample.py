@@ -125,10 +125,10 @@ class BaseMatch:
                 f"the base is not the one trained on: {self.worst} differs in {self.differing:.2%} of its values; "
                 "name the very model that was trained on, in its revision"
             )
-        said = f"the base is the one trained on: blocks of {self.weights} weights are as training held them"
+        text = f"the base is the one trained on: blocks of {self.weights} weights are as training held them"
         if self.differing:
-            said += f", but for {self.differing:.2%} of the codes: its 4 bits were made from another precision"
-        return said
+            text += f", but for {self.differing:.2%} of the codes: its 4 bits were made from another precision"
+        return text
 
 
 def compare(sample: Sample, base: Path, dtype: torch.dtype | None, *, packed_elsewhere: bool = False) -> BaseMatch:

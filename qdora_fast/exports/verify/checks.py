@@ -175,8 +175,8 @@ def _stored_in_4bit(base: Path) -> bool:
 
 def _adapter_check(evidence: Evidence) -> dict[str, Any]:
     faults = evidence.adapter_faults
-    said = "; ".join(faults[:5]) or "the saved adapter is the trained one, bit for bit"
-    return {"name": "adapter", "passed": not faults, "words": said}
+    text = "; ".join(faults[:5]) or "the saved adapter is the trained one, bit for bit"
+    return {"name": "adapter", "passed": not faults, "words": text}
 
 
 def _config_check(models: Models) -> dict[str, Any]:
@@ -184,19 +184,19 @@ def _config_check(models: Models) -> dict[str, Any]:
     expected = json.loads(json.dumps(merged_config(MergedModel(models.base, models.adapter, models.recipe))))
     found = read_object(models.exported / "config.json")
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-    said = f"config.json differs from the base's in {', '.join(wrong[:5])}" if wrong else "config.json is the base's"
-    return {"name": "config", "passed": not wrong, "words": said}
+    text = f"config.json differs from the base's in {', '.join(wrong[:5])}" if wrong else "config.json is the base's"
+    return {"name": "config", "passed": not wrong, "words": text}
 
 
 def _weights_check(weights: WeightProof) -> dict[str, Any]:
-    said = f"{weights.layers} merged layers are PEFT's merge, {weights.values:,} values one by one"
+    text = f"{weights.layers} merged layers are PEFT's merge, {weights.values:,} values one by one"
     if weights.packed:
-        said += f"; {weights.packed} weights are their NF4, bit for bit"
-    said += f"; {weights.untouched} other tensors identical to the base's"
+        text += f"; {weights.packed} weights are their NF4, bit for bit"
+    text += f"; {weights.untouched} other tensors identical to the base's"
     return {
         "name": "weights",
         "passed": weights.passed,
-        "words": said if weights.passed else "; ".join(weights.faults[:5]),
+        "words": text if weights.passed else "; ".join(weights.faults[:5]),
     }
 
 
@@ -214,6 +214,6 @@ def _tokens_check(
     if recorded is None or found is None:
         return {"name": "tokens", "passed": True, "words": "tokens not compared: this run has no record of them"}
     wrong = differences(recorded, found)
-    said = f"chat template, BOS, EOS, PAD, stop tokens and the tokens of {len(recorded['tokens'])} rows as trained"
-    said += f"; the generation config now stops at {list(added)}, too, as training taught" if added else ""
-    return {"name": "tokens", "passed": not wrong, "words": "; ".join(wrong) or said}
+    text = f"chat template, BOS, EOS, PAD, stop tokens and the tokens of {len(recorded['tokens'])} rows as trained"
+    text += f"; the generation config now stops at {list(added)}, too, as training taught" if added else ""
+    return {"name": "tokens", "passed": not wrong, "words": "; ".join(wrong) or text}

@@ -100,11 +100,11 @@ class Distance:
     def words(self) -> str:
         """The finding as one sentence."""
         interval = f", 95 % CI {self.ci95[0]:+.4f} to {self.ci95[1]:+.4f}" if self.ci95 else ""
-        said = (
+        text = (
             f"loss {self._where}: {self.base:.4f} base, {self.trained:.4f} trained, {self.exported:.4f} exported "
             f"({self.difference:+.4f}{interval}); KL {self.kl:.2g}, {self.top1:.1%} equal first choices"
         )
-        return f"{self.kept:.0%} of the gain kept; {said}" if self.kept is not None else said
+        return f"{self.kept:.0%} of the gain kept; {text}" if self.kept is not None else text
 
     @property
     def warning(self) -> str | None:

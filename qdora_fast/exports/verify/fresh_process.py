@@ -62,10 +62,10 @@ def examine_in_new_process(case: Case, on_phase: OnPhase = lambda phase: None) -
         answer = scratch / "answer.json"
         if code or not answer.is_file():
             raise ProofError(f"{case.models.exported}: the process that proves the export ended with {code}:\n{words}")
-        said = read_object(answer)
-    if "error" in said:
-        raise getattr(errors, said["error"])(said["message"])
-    return said
+        message = read_object(answer)
+    if "error" in message:
+        raise getattr(errors, message["error"])(message["message"])
+    return message
 
 
 def main(name: str) -> None:
@@ -77,10 +77,10 @@ def main(name: str) -> None:
     allowed = read_object(scratch / "case.json")["remote_code"]
     with allow_remote_code() if allowed else nullcontext():
         try:
-            said = examine(load_case(scratch), lambda phase: print(f"{_PHASE}{phase}", flush=True))
+            message = examine(load_case(scratch), lambda phase: print(f"{_PHASE}{phase}", flush=True))
         except QdoraError as error:
-            said = {"error": type(error).__name__, "message": str(error)}
-    (scratch / "answer.json").write_text(json.dumps(said), encoding="utf-8")
+            message = {"error": type(error).__name__, "message": str(error)}
+    (scratch / "answer.json").write_text(json.dumps(message), encoding="utf-8")
 
 
 def save_case(case: Case, folder: Path) -> None:

@@ -55,23 +55,23 @@ def describe_folder(folder: Path, recorded: Mapping[str, Any]) -> dict[str, Any]
 
 def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """What is not as it was trained, one sentence each."""
-    said = []
+    differences = []
     if recorded["template"] != found["template"]:
-        said.append("the chat template is not the one trained with")
+        differences.append("the chat template is not the one trained with")
     if recorded.get("vocabulary", found["vocabulary"]) != found["vocabulary"]:  # runs before it was recorded have none
-        said.append("the tokenizer's vocabulary or merges are not those trained with")
+        differences.append("the tokenizer's vocabulary or merges are not those trained with")
     for name, called in _SPECIAL.items():
         if recorded[name] != found[name]:
-            said.append(f"{called} is token {found[name]}, trained with {recorded[name]}")
+            differences.append(f"{called} is token {found[name]}, trained with {recorded[name]}")
     if recorded["stop_ids"] != found["stop_ids"]:
-        said.append(f"answers stop at tokens {found['stop_ids']}, trained with {recorded['stop_ids']}")
+        differences.append(f"answers stop at tokens {found['stop_ids']}, trained with {recorded['stop_ids']}")
     for number, (ours, theirs) in enumerate(zip(recorded["tokens"], found["tokens"], strict=True), start=1):
-        said += [
+        differences += [
             f"row {number}: {words} differ from position {_first_difference(ours[use], theirs[use])} on"
             for use, words in _USES.items()
             if ours[use] != theirs[use]
         ]
-    return said
+    return differences
 
 
 def complete_stop_ids(folder: Path, stop_ids: Collection[int]) -> list[int]:

@@ -191,9 +191,9 @@ def _scores(model: Any, base: Base, config: Config, material: Material) -> list[
     settings = config.evaluation
     rows = [material.prepared.held_out[number] for number in material.held_out]
     questions = make_questions(rows, base.tokenizer, max_length=config.model.length)
-    said = answers(model, base.tokenizer, questions, settings, base.stop_ids, options=material.options)
+    summary_text = answers(model, base.tokenizer, questions, settings, base.stop_ids, options=material.options)
     metric = find_metric(settings.metric, pattern=settings.pattern)
-    pairs = zip(said, questions, strict=True)
+    pairs = zip(summary_text, questions, strict=True)
     return [float(metric.score(reply.text, question.reference, question.row)) for reply, question in pairs]
 
 

@@ -58,26 +58,26 @@ def tried_words(arm: Mapping[str, Any]) -> str:
 def limits(record: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing the table."""
     seeds, compared = len(record["seeds"]), len(record["differences"])
-    said = [
+    text = [
         f"intervals are Student's 95 % over {seeds} seeds (adapter start and row order) on the same "
         f"{record['dataset']['asked']} held-out rows: they say nothing of other data or other bases",
         "losses are averaged by their logarithms, and their differences are ratios: they vary by factors",
     ]
     if seeds == 1:
-        said = ["one seed: no interval, so no difference here is evidence of anything"]
+        text = ["one seed: no interval, so no difference here is evidence of anything"]
     elif compared > 1:
         chance = 0.05 * 2 * compared
-        said.append(
+        text.append(
             f"{2 * compared} intervals of differences, not corrected for their number: "
             f"about {chance:.1f} would show a change by chance alone"
         )
-    said += _rates(record["arms"].values())
-    said.append(f"step times were taken {record['clock']}; whatever else ran there is in them")
-    said.append(f"memory: {record['memory_counts']}")
+    text += _rates(record["arms"].values())
+    text.append(f"step times were taken {record['clock']}; whatever else ran there is in them")
+    text.append(f"memory: {record['memory_counts']}")
     diverged = [arm["spoken"] for arm in record["arms"].values() if arm["diverged"]]
     if diverged:
-        said.append(f"runs that diverged are left out of the means of: {', '.join(diverged)}")
-    return said
+        text.append(f"runs that diverged are left out of the means of: {', '.join(diverged)}")
+    return text
 
 
 def _rates(arms: Iterable[Mapping[str, Any]]) -> Iterator[str]:
