@@ -78,15 +78,20 @@ def code_elsewhere(folder: RunFolder, config: Config) -> list[str]:
     return [str(path) for path in named if not path.is_relative_to(os.path.abspath(folder.path))]
 
 
+def newest_run(config: Config, default_name: str) -> RunFolder | None:
+    """The run of this config's name that has the newest checkpoint; None: none has any."""
+    return RunFolder.newest(Path(config.run.dir), config.run.name or default_name)
+
+
 def resumable(config: Config, default_name: str) -> RunFolder:
     """The newest run of this name that has a checkpoint and the same settings.
 
     Raises:
         CheckpointError: none; the message says what stands in the way.
     """
-    name = config.run.name or default_name
-    newest = RunFolder.newest(Path(config.run.dir), name)
+    newest = newest_run(config, default_name)
     if newest is None:
+        name = config.run.name or default_name
         raise CheckpointError(
             f"--resume: no run `{name}` under {config.run.dir} has a checkpoint; start it without --resume"
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qdora_fast.config import Config
-from qdora_fast.config.recorded import resumable
+from qdora_fast.config.recorded import newest_run, resumable
 from qdora_fast.system.errors import CheckpointError
 from qdora_fast.system.run_folder import RunFolder
 from qdora_fast.system.run_lock import in_use
@@ -50,7 +50,7 @@ def resume_run(config: Config, name: str) -> Start:
 
 def resume_if_unfinished(config: Config, name: str) -> Start:
     """`resume_run` where the newest run of this name has not finished; a new run where it has, or cannot be resumed."""
-    newest = RunFolder.newest(Path(config.run.dir), config.run.name or name)
+    newest = newest_run(config, name)
     if newest is None or newest.finished:
         return NEW
     if in_use(newest.path):

@@ -17,7 +17,7 @@ from qdora_fast.config import Config
 from qdora_fast.config.code import FORMATTER, of_evaluation
 from qdora_fast.config.own_code import allow_own_code, require_code_allowed
 from qdora_fast.config.presets import settings_of
-from qdora_fast.config.recorded import code_elsewhere, create_run, keep_code, read_config
+from qdora_fast.config.recorded import code_elsewhere, create_run, keep_code, newest_run, read_config
 from qdora_fast.data.dataset import Prepared
 from qdora_fast.exports.verify import token_identity
 from qdora_fast.models.backend import open_backend
@@ -122,7 +122,7 @@ def run_recipe(
 
 def _begin(config: Config, name: str, resume: bool | Literal["auto"]) -> tuple[Config, Start]:
     """Which run to resume, if any, and the settings: with the numbers of that run where they say `auto`."""
-    earlier = RunFolder.newest(Path(config.run.dir), config.run.name or name) if resume else None
+    earlier = newest_run(config, name) if resume else None
     as_before = adopt(config, read_config(earlier)) if earlier else config
     start = NEW
     if resume:

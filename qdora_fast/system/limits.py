@@ -35,12 +35,6 @@ times smaller; a file that unpacks to a thousand times its size holds one thing 
 UNPACKED_BYTES = 64 * 2**20
 """Unpacked bytes from which on the ratio is looked at: small files may be of any kind."""
 
-HEADER_BYTES = 16 * 2**20
-"""Bytes of the header of a .safetensors file, which is JSON. 100,000 tensors need about 12 MB."""
-
-TENSORS = 200_000
-"""Tensors in one .safetensors file. The largest open model has about 100,000 in all of its files together."""
-
 MODEL_LAYERS = 10_000
 """Layers that a model's config.json may name. A plan counts each of them."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loaded_models import loaded_base
 
+from qdora_fast.config.recorded import newest_run
 from qdora_fast.engine import patch
 from qdora_fast.engine.patch import residency
 from qdora_fast.engine.residency import Memory, Residency
@@ -118,7 +118,7 @@ def test_one_answer_that_does_not_fit_costs_the_evaluation_and_not_the_run(
     with pytest.raises(OutOfMemory, match="with one row at a time and nothing left to free") as ended:
         train(config)
     assert ended.value.exit_code == 31
-    run = RunFolder.newest(Path(config.run.dir), config.run.name or "tiny")
+    run = newest_run(config, "tiny")
     assert run is not None
     assert run.read_json("merged_16bit/export.json")["proof"]["passed"]
     assert (run.path / FINISHED).is_file() and (run.path / "report.html").is_file()
@@ -166,9 +166,7 @@ def test_a_proof_that_cannot_be_recorded_says_how_to_export_later(
         return
     with pytest.raises(OutOfMemory, match=r"export's proof .*\n.*adapter is saved in .*`qdora-fast export "):
         train(config)
-    assert (
-        RunFolder.newest(Path(config.run.dir), config.run.name or "tiny").adapter / "adapter_model.safetensors"
-    ).is_file()  # type: ignore[union-attr]
+    assert (newest_run(config, "tiny").adapter / "adapter_model.safetensors").is_file()  # type: ignore[union-attr]
 
 
 @pytest.fixture
