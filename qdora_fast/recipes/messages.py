@@ -66,6 +66,13 @@ def resolved(report: Resolved) -> None:
     console.lines("auto", report.lines())
 
 
+def length_limited(asked: int, limit: int) -> None:
+    """That `model.max_length` is more than the base was made for, where no row is that long."""
+    console.line(
+        "length", f"rows of up to {limit:,} tokens, which the base was made for, instead of {asked:,}: none is longer"
+    )
+
+
 def adapter(settings: AdapterSettings, targets: Any, model: Any) -> None:
     """What is trained."""
     from qdora_fast.models.loading import parameter_report

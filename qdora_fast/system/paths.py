@@ -26,6 +26,16 @@ from qdora_fast.system.errors import RefusedError
 WEIGHTS = ".safetensors"
 
 
+def local_path(text: str | Path) -> Path:
+    """A path as it was typed. `~` at its beginning is the home folder, unless there is a file of just that name."""
+    path = Path(text)
+    if os.path.lexists(path):
+        return path
+    with suppress(RuntimeError):  # no such user
+        return path.expanduser()
+    return path
+
+
 def plain_file_name(name: object) -> bool:
     """True for the name of a file in the folder itself: an index must not lead elsewhere."""
     return isinstance(name, str) and name not in ("", "..") and Path(name).name == name

@@ -13,6 +13,7 @@ from typing import Any
 
 from qdora_fast.exports.merge.base import MergeRecipe
 from qdora_fast.exports.verify.checks import Case, Evidence
+from qdora_fast.models.base_files import require_sound
 from qdora_fast.models.out_of_memory import OutOfMemoryEvent, attempt, give_back, make_room, release_memory
 from qdora_fast.models.run_info import RunInfo, read_run_info
 from qdora_fast.models.trained import TrainedModel
@@ -126,6 +127,7 @@ def recipe_of(to: str, merge_base: str, info: RunInfo) -> MergeRecipe:
 def _weights_folder(name: str, revision: str | None) -> Path:
     """A folder as it is; for a hub name that of the hub cache, downloaded if need be."""
     if Path(name).is_dir():
+        require_sound(name)
         return Path(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
