@@ -182,10 +182,10 @@ def _within_limit(config: Config, base_name: str) -> Config:
     if longer := int((tokens > limit).sum()):
         raise RefusedError(
             f"model.max_length: {config.model.max_length:,} is more than the {limit:,} tokens that "
-            f"`{config.model.name}` was made for, and {longer:,} of {len(tokens):,} rows are longer than that (the longest has "
-            f"{int(tokens.max()):,}). Set model.max_length: {limit}: they are then dropped, or cut with data.on_long: "
-            "truncate. To train it for longer texts, write rope_scaling or max_position_embeddings into its "
-            "config.json first, so that exports have it, too"
+            f"`{config.model.name}` was made for, and {longer:,} of {len(tokens):,} rows are longer than that (the "
+            f"longest has {int(tokens.max()):,}). Set model.max_length: {limit}: they are then dropped, or cut with "
+            "data.on_long: truncate. To train it for longer texts, write rope_scaling or max_position_embeddings into "
+            "its config.json first, so that exports have it, too"
         )
     messages.length_limited(config.model.length, limit)
     return with_length(config, limit)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -34,6 +35,12 @@ def local_path(text: str | Path) -> Path:
     with suppress(RuntimeError):  # no such user
         return path.expanduser()
     return path
+
+
+def typed(path: str | Path) -> str:
+    """A path as it is typed in a shell, for commands that are printed to be copied."""
+    text = str(path)
+    return shlex.quote(f".{os.sep}{text}" if text.startswith("-") else text)
 
 
 def plain_file_name(name: object) -> bool:

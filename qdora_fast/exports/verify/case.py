@@ -18,6 +18,7 @@ from qdora_fast.models.out_of_memory import OutOfMemoryEvent, attempt, give_back
 from qdora_fast.models.run_info import RunInfo, read_run_info
 from qdora_fast.models.trained import TrainedModel
 from qdora_fast.system.errors import ConfigError, OutOfMemory, first_line
+from qdora_fast.system.paths import typed
 from qdora_fast.system.run_folder import RunFolder
 
 PROOF_ROWS = "data/proof_rows.json"
@@ -35,8 +36,8 @@ def record_trained(model: Any, folder: RunFolder) -> Evidence:
         if not give_back(model):
             raise OutOfMemory(
                 f"memory ran out while the export's proof recorded what the trained model says ({evidence.reason}).\n"
-                f"  The adapter is saved in {folder.adapter}; `qdora-fast export {folder.path}` exports it where more "
-                "memory is free"
+                f"  The adapter is saved in {folder.adapter}; `qdora-fast export {typed(folder.path)}` exports it where "
+                "more memory is free"
             )
     return evidence
 
