@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,10 @@ def _local_files(path: str | None, subject: str) -> dict[str, Any]:
     if path is None:
         return {}
     folder = local_path(path).resolve()
-    files = {split: sorted(map(str, (folder / subject).glob(f"{split}-*.parquet"))) for split in ("dev", "test")}
+    files = {
+        split: [escape(str(file)) for file in sorted((folder / subject).glob(f"{split}-*.parquet"))]
+        for split in ("dev", "test")  # datasets takes names of files for patterns
+    }
     if not all(files.values()):
         raise ConfigError(
             f"evaluation.mmlu.path: {path} is no copy of cais/mmlu: it has no {subject}/test-*.parquet and "

@@ -36,8 +36,8 @@ def record_trained(model: Any, folder: RunFolder) -> Evidence:
         if not give_back(model):
             raise OutOfMemory(
                 f"memory ran out while the export's proof recorded what the trained model says ({evidence.reason}).\n"
-                f"  The adapter is saved in {folder.adapter}; `qdora-fast export {typed(folder.path)}` exports it where "
-                "more memory is free"
+                f"  The adapter is saved in {folder.adapter}; `qdora-fast export {typed(folder.path)}` exports it "
+                "where more memory is free"
             )
     return evidence
 
