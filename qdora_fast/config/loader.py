@@ -69,7 +69,7 @@ def _override(tree: dict[str, Any], lines: Lines, text: str) -> str | None:
     """Put one `a.b=value` into the tree; returns the problem if it cannot be.
 
     The value of a setting that is text is that text, whatever YAML would make of it: `[a] #1.jsonl`, `~`, `1e5`; empty:
-    none. Other values are read as YAML.
+    none. Other values are read as YAML, and so is text between quotes.
     """
     dotted, equals, raw = text.partition("=")
     raw = raw.lstrip() if dotted.endswith(" ") else raw  # typed as `a.b = value`
@@ -84,7 +84,7 @@ def _override(tree: dict[str, Any], lines: Lines, text: str) -> str | None:
         if not isinstance(inner, dict):
             return f"--set {text}: `{key}` is a value, not a section"
         section = inner
-    section[keys[-1]] = (raw or None) if _is_text(_annotation(keys)) else read_value(raw)
+    section[keys[-1]] = (raw or None) if _is_text(_annotation(keys)) and not _is_quoted(raw) else read_value(raw)
     lines[keys] = "--set"
     return None
 
@@ -229,6 +229,11 @@ def _is_text(annotation: Any) -> bool:
     """Whether a setting takes text and nothing else, apart from none."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     return annotation is str or (union and set(typing.get_args(annotation)) == {str, type(None)})
+
+
+def _is_quoted(raw: str) -> bool:
+    text = raw.strip()
+    return len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
 
 
 def _literals(annotation: Any) -> Iterator[str]:
