@@ -110,7 +110,8 @@ def test_a_token_without_an_embedding_is_refused_where_a_row_uses_it(base: Any, 
     embeddings = json.loads((folder / "config.json").read_text())["vocab_size"]
     spare = [f"<|spare {i}|>" for i in range(embeddings - len(tokenizer))]
     tokenizer.add_special_tokens({"additional_special_tokens": [*spare, "<|turn|>"]})
-    tokenizer.chat_template = ("<|turn|>" if used else "") + tokenizer.chat_template
+    turns = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    tokenizer.chat_template = f"{'<|turn|>' * used}{turns}{{% if add_generation_prompt %}}assistant: {{% endif %}}"
     tokenizer.save_pretrained(folder)
     config = config_for(folder, "a number", "another number")
     if not used:

@@ -39,9 +39,9 @@ def require_embedded(sides: Iterable[tuple[Rows, Examples | None]], tokenizer: A
         return
     named = ", ".join(f"{token} ({tokenizer.convert_ids_to_tokens(token)})" for token in sorted(beyond)[:NAMED])
     more = f" and {len(beyond) - NAMED} more" if len(beyond) > NAMED else ""
+    use = "1 row uses" if rows == 1 else f"{rows:,} rows use"
     raise ConfigError(
-        f"model.name: {rows:,} rows use token {named}{more}, and `{base}` has embeddings for {embeddings:,} "
-        f"(0-{embeddings - 1}); the first is {first}. Tokens were added to the tokenizer without resizing the model: "
-        "resize it (`model.resize_token_embeddings(len(tokenizer))`, then save_pretrained), or use a tokenizer that "
-        "belongs to it"
+        f"model.name: {use} token {named}{more}, and `{base}` has embeddings for {embeddings:,} (0-{embeddings - 1}); the "
+        f"first is {first}. Tokens were added to the tokenizer without resizing the model: resize it "
+        "(`model.resize_token_embeddings(len(tokenizer))`, then save_pretrained), or use a tokenizer that belongs to it"
     )
