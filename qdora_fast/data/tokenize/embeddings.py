@@ -41,7 +41,7 @@ def require_embedded(sides: Iterable[tuple[Rows, Examples | None]], tokenizer: A
     more = f" and {len(beyond) - NAMED} more" if len(beyond) > NAMED else ""
     use = "1 row uses" if rows == 1 else f"{rows:,} rows use"
     raise ConfigError(
-        f"model.name: {use} token {named}{more}, and `{base}` has embeddings for {embeddings:,} (0-{embeddings - 1}); the "
-        f"first is {first}. Tokens were added to the tokenizer without resizing the model: resize it "
+        f"model.name: {use} token {named}{more}, and `{base}` has embeddings for {embeddings:,} (0-{embeddings - 1}); "
+        f"the first is {first}. Tokens were added to the tokenizer without resizing the model: resize it "
         "(`model.resize_token_embeddings(len(tokenizer))`, then save_pretrained), or use a tokenizer that belongs to it"
     )
