@@ -196,7 +196,7 @@ def _damage(file: Path) -> str:
         return "a web page, not the file"
     if not start:
         return "" if file.suffix in (".txt", ".jinja") else "empty"
-    if file.suffix == ".safetensors" and start.startswith((b"GGUF", b"PK\x03\x04", b"\x80")):
+    if file.suffix == ".safetensors" and start.startswith((b"GGUF", b"PK\x03\x04")):
         return "a GGUF file" if start.startswith(b"GGUF") else "a pickle of PyTorch under another name"
     return _json_damage(file) if file.name in JSON_NAMES else ""
 

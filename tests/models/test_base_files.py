@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from loaded_models import checked_base
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import save_base
@@ -102,6 +103,13 @@ def test_a_shard_has_the_bytes_that_its_header_says(base: Path, change: Callable
     shard.write_bytes(change(shard.read_bytes()))
     with pytest.raises(IntegrityError, match=said):
         require_sound(str(base))
+
+
+def test_no_length_of_a_header_is_taken_for_something_else(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    for padding in range(256):  # the first byte is the length's lowest
+        save_file({"w": torch.zeros(3)}, file, metadata={"note": "x" * 8 * padding})
+        assert damage(file) == ""
 
 
 def test_a_missing_shard_is_named(base: Path) -> None:
