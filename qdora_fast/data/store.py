@@ -93,6 +93,13 @@ class Examples(Sequence[Example]):
         example: Example = self._dataset[index]
         return example
 
+    def highest_token(self) -> int:
+        """The highest token id of the file that these are chosen from; 0 where it is empty."""
+        from pyarrow import compute
+
+        highest = compute.max(compute.list_flatten(self._dataset.data.column("input_ids"))).as_py()
+        return int(highest or 0)
+
     def dataset(self) -> Dataset:
         """The same as a `datasets.Dataset` with the columns input_ids and labels, mapped from the disk."""
         return self._dataset

@@ -16,11 +16,11 @@ from typing import Any
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.backend import open_backend
-from qdora_fast.models.model_config import read_model_config
+from qdora_fast.models.base_files import require_sound
+from qdora_fast.models.model_config import position_limit, read_model_config
 from qdora_fast.models.run_info import RunInfo
 from qdora_fast.models.tokenizer import load_tokenizer, read_tokenizer
 from qdora_fast.models.trained import TrainedModel
-from qdora_fast.models.weights import shard_names
 from qdora_fast.system import remote_code
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.run_folder import RunFolder
@@ -148,7 +148,7 @@ def merged_source(path: Path) -> Source:
     described = read_model_config(path / "config.json")
     if not described.get("architectures"):
         raise ConfigError(f"{path} is not a merged model: its config.json names no architecture")
-    shard_names(path)
+    require_sound(str(path), setting="")
     tokenizer, stop_ids = load_tokenizer(str(path), None, setting="")
     full = path.resolve()
     return _with_template(
@@ -219,7 +219,7 @@ def _longest(name: str, revision: str | None = None) -> int:
         config = AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=remote_code.remote_code_allowed()
         )
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH)
+    return position_limit(config.to_dict()) or DEFAULT_LENGTH
 
 
 def _lengthened(trained: TrainedModel, longest: int) -> TrainedModel:

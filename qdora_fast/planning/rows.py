@@ -17,6 +17,7 @@ from typing import Any
 from qdora_fast.config import DataSettings, SourceSettings
 from qdora_fast.data.read.readers import RawRow, is_supported, read_file
 from qdora_fast.system.errors import DataError
+from qdora_fast.system.paths import local_path
 
 LOOKED_AT = 200
 """Rows that are measured of each file."""
@@ -84,7 +85,7 @@ def _look(source: SourceSettings) -> tuple[int, bool, list[int]] | None:
 
         demo = list(islice(rows(), source.max_rows))
         return len(demo), True, [_tokens(row) for row in demo[:LOOKED_AT]]
-    path = Path(source.path).expanduser()
+    path = local_path(source.path)
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
     files = [file for file in files if file.is_file() and is_supported(file)]
     if not files:

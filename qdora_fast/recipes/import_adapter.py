@@ -32,7 +32,7 @@ from qdora_fast.system.hardware import describe as describe_machine
 from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import NAME as MANIFEST
 from qdora_fast.system.manifest import problems, read_manifest, sha256_of
-from qdora_fast.system.paths import refuse_links_out
+from qdora_fast.system.paths import local_path, refuse_links_out
 from qdora_fast.system.remote_code import code_of, remote_code_allowed
 from qdora_fast.system.run_folder import RunFolder, write_json
 
@@ -65,7 +65,7 @@ def import_adapter(
         IntegrityError: it is incomplete or corrupt, or does not fit its base.
         RefusedError: the base or the layers are of a kind that is refused for training, too.
     """
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     open_backend()
     adapter = _read(folder)
     stated = _stated_method(folder)
@@ -141,7 +141,7 @@ def _settings(adapter: Adapter, base: str | None, data: str | None, stated: str 
         raise ConfigError(f"{adapter.folder / CONFIG_NAME} names no base; give it by --base")
     if base is None and Path(named).is_absolute() and not Path(named).is_dir():
         raise ConfigError(f"the adapter names its base by a path of another machine ({named}); give it by --base")
-    described = Path(named).expanduser() / "config.json"
+    described = local_path(named) / "config.json"
     packed = described.is_file() and "quantization_config" in read_object(described)
     in_4bit = packed or "4bit" in named.lower().replace("-", "")
     return {

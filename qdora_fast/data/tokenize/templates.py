@@ -13,11 +13,11 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from qdora_fast.data.tokenize.vocabulary import adds_bos
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.paths import local_path
 
 BUNDLED = ("alpaca", "chatml")
 _BOS_FIRST = "{{- bos_token -}}\n"
@@ -111,7 +111,7 @@ def _chatml_warning(tokenizer: Any, setting: str) -> str:
 
 
 def _from_file(setting: str) -> str:
-    path = Path(setting).expanduser()
+    path = local_path(setting)
     if path.suffix not in (".jinja", ".jinja2", ".j2"):
         near = difflib.get_close_matches(setting, ("auto", "model", *BUNDLED), n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
