@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from qdora_fast.data.pipeline import RowStatistics
 from qdora_fast.data.read.sources import Source
 from qdora_fast.data.report.report import Cluster, DataReport, DuplicateIds, DuplicateReport, SourceReport, SplitReport
 from qdora_fast.data.store import Columns, Rows
+from qdora_fast.data.tokenize.left_out import DATED, EARLIER, LOSSES, loss_sentence
 from qdora_fast.data.tokenize.render import FLAGS, Rendering, contents
 
 CLUSTERS_SHOWN, MEMBERS_SHOWN, TEXT_SHOWN = 10, 5, 200
@@ -101,6 +102,7 @@ class ReportBuilder:
             languages_of=min(len(self.statistics.texts), MOST_TEXTS),
             duplicate_ids=ids,
             warnings=tuple(self._warnings(dropped, ids)),
+            notes=tuple(self._notes(rendering)),
         )
 
     @cached_property
@@ -188,7 +190,27 @@ class ReportBuilder:
             )
         if ids:
             warnings.append(f"{ids[1]} rows have the {ids[0]} of an earlier row ({'; '.join(ids[2])}); all were read")
+        left_out = {each.reason: each for each in self.statistics.left_out.dropped()}
+        warnings += [
+            loss_sentence(kind, left_out[kind].count, len(self.columns), left_out[kind].examples)
+            for kind in LOSSES
+            if kind in left_out
+        ]
         return warnings
+
+    def _notes(self, rendering: Rendering | None) -> Iterator[str]:
+        """What the chat template does that is no fault, and that one wants to know."""
+        rows = {each.reason: f"{each.count:,} of {len(self.columns):,}" for each in self.statistics.left_out.dropped()}
+        if DATED in rows and rendering:
+            yield (
+                f"the chat template prints the date, in {rows[DATED]} rows: it is {rendering.date} in all that is "
+                "learned, evaluated and proven (data.date); where the model is served it is the day's own"
+            )
+        if EARLIER in rows:
+            yield (
+                f"the chat template leaves out the reasoning of earlier answers, in {rows[EARLIER]} rows, as it does "
+                "when the model is served; rows with one answer each keep it"
+            )
 
 
 def after_quality(
