@@ -129,6 +129,8 @@ def _handler(source: Source, manager: Any, state: Any) -> Any:
 
         async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
             messages = self.get_processor_inputs_from_messages(body.get("messages") or [], Modality.LLM)
+            if not body.get("tools"):  # [] would choose the template for tools
+                body.pop("tools", None)
             try:
                 taken = len(source.prompt(messages, body.get("tools")))
             except ConfigError as error:
