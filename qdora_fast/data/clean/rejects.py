@@ -54,7 +54,7 @@ REASONS: dict[str, str] = {
     # turning a conversation into tokens
     "template_error": "the chat template refuses the conversation",
     "special_token_in_text": "the text spells out one of the tokenizer's special tokens",
-    "answer_not_located": "the template rewrites the answer, so that the trained part cannot be told for sure",
+    "answer_not_located": "the template rewrites the answer or leaves it out, so that what to learn cannot be told",
     "no_trained_tokens": "nothing of the answer is left to train on",
     "too_long": "longer than data.filters.max_fraction of model.max_length",
 }

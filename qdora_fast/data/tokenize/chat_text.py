@@ -2,9 +2,10 @@
 
 Transformers renders, with the template that it picks itself where there are several (`tool_use` for rows with tools).
 Two things are added. Templates disagree on how a message says its things: the arguments of a tool call as an object or
-as JSON text, reasoning under `reasoning_content`, `reasoning` or `thinking`. What a template takes is tried out on it
-once (`_form_of`), and messages are handed over in that form. And a template that asks for the clock is told one
-`date`, so that a row is the same tokens on every day; without a date it gets the time of the day, as from any server.
+as JSON text, reasoning under `reasoning_content`, `reasoning` or `thinking`, ids of calls of any length or of nine
+letters alone. What a template takes is tried out on it once (`_form_of`), and messages are handed over in that form.
+And a template that asks for the clock is told one `date`, so that a row is the same tokens on every day; without a date
+it gets the time of the day, as from any server.
 
 A template that takes content as a list of parts alone (those for images) prints none of our texts, and is refused.
 """
@@ -12,10 +13,12 @@ A template that takes content as a list of parts alone (those for images) prints
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any
 
 from qdora_fast.data.clean.rejects import RejectedRow
@@ -65,7 +68,7 @@ def render_chat(
 def as_taken(tokenizer: Any, messages: Sequence[Message], tools: Tools = None) -> list[Message]:
     """The messages in the form that the chat template takes; what all templates take alike is handed on as it is."""
     form = _form_of(template_for(tokenizer, tools), tuple(sorted(tokenizer.special_tokens_map.items())))
-    return list(messages) if form == _Form() else [form.applied(message) for message in messages]
+    return list(messages) if form == _Form() else form.applied(messages)
 
 
 def templates_of(tokenizer: Any) -> dict[str, str]:
@@ -119,15 +122,42 @@ class _Form:
     arguments: str = "object"
     """object, or text: JSON."""
     reasoning: str = _REASONING[0]
+    ids: str = "any"
+    """any, or nine: letters and digits, and there must be one (Mistral)."""
 
-    def applied(self, message: Message) -> Message:
-        """The message in this form."""
+    def applied(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages in this form."""
+        return [self._applied(each) for each in (messages if self.ids == "any" else _with_ids(messages))]
+
+    def _applied(self, message: Message) -> Message:
         taken = dict(message)
         if self.arguments == "text" and taken.get("tool_calls"):
             taken["tool_calls"] = [_with_text(call) for call in taken["tool_calls"]]
         if self.reasoning != _REASONING[0] and _REASONING[0] in taken:
             taken[self.reasoning] = taken.pop(_REASONING[0])
         return taken
+
+
+def _with_ids(messages: Sequence[Message]) -> Iterator[Message]:
+    """Messages whose calls all have ids of nine letters and digits; a result without one gets that of its call."""
+    waiting: list[str] = []
+    calls = 0
+    for message in messages:
+        if message.get("tool_calls"):
+            waiting = [_nine(call.get("id") or str(calls + n)) for n, call in enumerate(message["tool_calls"])]
+            calls += len(waiting)
+            named = [{**call, "id": each} for call, each in zip(message["tool_calls"], waiting, strict=True)]
+            yield {**message, "tool_calls": named}
+        elif message["role"] == "tool":
+            given = waiting.pop(0) if waiting else _nine("")
+            own = message.get("tool_call_id")
+            yield {**message, "tool_call_id": _nine(own) if own else given}
+        else:
+            yield message
+
+
+def _nine(identity: str) -> str:
+    return identity if re.fullmatch("[A-Za-z0-9]{9}", identity) else sha256(identity.encode()).hexdigest()[:9]
 
 
 def _with_text(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +175,7 @@ def _form_of(text: str, special: tuple[tuple[str, Any], ...]) -> _Form:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     def printed(form: _Form, messages: Sequence[Message]) -> str:
-        taken = [form.applied(message) for message in messages]
+        taken = form.applied(messages)
         try:
             return str(render_jinja_template(conversations=[taken], chat_template=text, **dict(special))[0][0])
         except (TemplateError, *_FAILURES):
@@ -158,7 +188,13 @@ def _form_of(text: str, special: tuple[tuple[str, Any], ...]) -> _Form:
         if "qfthought" in printed(replace(form, reasoning=key), _THOUGHT):
             form = replace(form, reasoning=key)
             break
-    return replace(form, arguments=_arguments_form(form, printed))
+    form = replace(form, arguments=_arguments_form(form, printed))
+    for messages in (_CALLED, _CALLED[:-2]):
+        if printed(form, messages) and not printed(
+            form, json.loads(json.dumps(messages).replace("qfcall001", "call_1"))
+        ):
+            form = replace(form, ids="nine")
+    return form
 
 
 def _arguments_form(form: _Form, printed: Callable[[_Form, Sequence[Message]], str]) -> str:
@@ -175,7 +211,11 @@ def _arguments_form(form: _Form, printed: Callable[[_Form, Sequence[Message]], s
 
 _PLAIN: list[Message] = [{"role": "user", "content": "qfquestion"}, {"role": "assistant", "content": "qfanswer"}]
 _THOUGHT: list[Message] = [_PLAIN[0], _PLAIN[1] | {"reasoning_content": "qfthought"}]
-_CALL = {"id": "qfcall001", "type": "function", "function": {"name": "qfname", "arguments": {"qfkey": "qfvalue"}}}
+_CALL: dict[str, Any] = {
+    "id": "qfcall001",
+    "type": "function",
+    "function": {"name": "qfname", "arguments": {"qfkey": "qfvalue"}},
+}
 _CALLED: list[Message] = [
     _PLAIN[0],
     {"role": "assistant", "content": "", "tool_calls": [_CALL]},

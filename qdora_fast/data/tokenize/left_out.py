@@ -67,11 +67,13 @@ class Accountant:
 
     def left_out(self, row: Row) -> frozenset[str]:
         """Keys of `LOSSES`, `EARLIER` and `DATED` that hold for a row that has been rendered."""
-        if not row["messages"]:
-            return frozenset()
-        shape = (tuple(map(_shape, row["messages"])), _shape_of_tools(row["tools"]))
+        return self.left_out_of(row["messages"], row["tools"]) if row["messages"] else frozenset()
+
+    def left_out_of(self, messages: Sequence[Message], tools: Tools = None) -> frozenset[str]:
+        """The same for a conversation, which need not end with an answer."""
+        shape = (tuple(map(_shape, messages)), _shape_of_tools(tools))
         if shape not in self._known:
-            self._known[shape] = self._ask(_stand_in(row["messages"], row["tools"]))
+            self._known[shape] = self._ask(_stand_in(messages, tools))
         return self._known[shape]
 
     def _ask(self, stand_in: _StandIn) -> frozenset[str]:
@@ -144,7 +146,7 @@ class _StandIn:
 
 def _shape(message: Message) -> tuple[object, ...]:
     """Which pieces a message has."""
-    calls = tuple(bool(call["function"].get("arguments")) for call in message.get("tool_calls") or ())
+    calls = tuple(bool(call.get("function", call).get("arguments")) for call in message.get("tool_calls") or ())
     content = message["content"]
     return (
         message["role"],
@@ -161,7 +163,7 @@ def _shape_of_tools(tools: Tools) -> tuple[object, ...] | None:
     """How many tools (one, or more), and whether any has a description, any has parameters."""
     if not tools:
         return None
-    functions = [tool["function"] for tool in tools]
+    functions = [tool.get("function", tool) for tool in tools]
     described = any(_has(function, "description") for function in functions)
     return len(tools) > 1, described, any(map(_has_parameters, functions))
 

@@ -172,6 +172,8 @@ def refuse_hopeless(rows_in: int, retained: int, dropped: Sequence[Dropped], max
         fixes.append("set data.on_long: truncate")
     if reasons & {"template_error", "answer_not_located"}:
         fixes.append("choose another data.template, such as alpaca")
+    if any("is undefined" in example for each in dropped for example in each.examples):
+        fixes.append("set what the template expects at the top of a copy of it, a .jinja file named in data.template")
     if "special_token_in_text" in reasons:
         fixes.append("remove the special tokens from the text (or use data.format: text for text rendered already)")
     raise DataError(

@@ -56,6 +56,24 @@ def test_reasoning_is_given_under_the_name_that_the_template_knows(key: str, bas
     assert "reasoning_content" in THOUGHT[1], "the row itself stays as it is"
 
 
+def test_ids_of_calls_are_given_as_mistral_wants_them(base_tokenizer: Any) -> None:
+    strict = (
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{% if not c.id is defined or c.id | length != 9 %}{{ raise_exception('nine!') }}{% endif %}[{{ c.id }}]"
+        "{% endfor %}{% if m.role == 'tool' %}({{ m.tool_call_id }}){% endif %}{% endfor %}"
+    )
+    tokenizer = having(base_tokenizer, strict)
+    result = {"role": "tool", "content": "4"}
+    for ids in ({}, {"id": "call_0123456789abcdef"}):
+        called = [CALLED[0], CALLED[1] | {"tool_calls": [CALL | ids]}]
+        answered = [result | ({"tool_call_id": ids["id"]} if ids else {})]
+        text = render_chat(tokenizer, [*called, *answered])
+        assert text[4:13] == text[-10:-1] and text[4:13].isalnum()
+        assert text.startswith(render_chat(tokenizer, called)), "the beginning stays what it was"
+    own = [CALLED[0], CALLED[1] | {"tool_calls": [CALL | {"id": "abc123XYZ"}]}]
+    assert render_chat(tokenizer, own) == "Add[abc123XYZ]"
+
+
 def test_the_clock_is_that_of_the_date_given(base_tokenizer: Any) -> None:
     tokenizer = having(base_tokenizer, "{{ strftime_now('%d %b %Y %H:%M') }}{{ messages[0].content }}")
     assert asks_for_clock(tokenizer)
