@@ -73,8 +73,8 @@ class Source:
         lost = self._accountant.left_out_of(messages, tools)
         for kind in _NEEDED:
             if kind in lost:
-                what, _, _ = LOSSES[kind]
-                raise ConfigError(f"the chat template leaves out {what}{way_out}")
+                what = LOSSES[kind][0].removeprefix("a ")
+                raise ConfigError(f"the chat template leaves out the {what}{way_out}")
         return self.vocabulary.encode(text).ids
 
 

@@ -67,7 +67,8 @@ def render_chat(
 
 def as_taken(tokenizer: Any, messages: Sequence[Message], tools: Tools = None) -> list[Message]:
     """The messages in the form that the chat template takes; what all templates take alike is handed on as it is."""
-    form = _form_of(template_for(tokenizer, tools), tuple(sorted(tokenizer.special_tokens_map.items())))
+    special = json.dumps(tokenizer.special_tokens_map, default=str)
+    form = _form_of(template_for(tokenizer, tools), special)
     return list(messages) if form == _Form() else form.applied(messages)
 
 
@@ -169,15 +170,21 @@ def _with_text(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=32)
-def _form_of(text: str, special: tuple[tuple[str, Any], ...]) -> _Form:
-    """Try out which form a template prints; one that prints none gets the usual."""
+def _form_of(text: str, special: str) -> _Form:
+    """Try out which form a template prints; one that prints none gets the usual.
+
+    Args:
+        special: the tokenizer's special tokens by name, as JSON.
+    """
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
+
+    tokens = json.loads(special)
 
     def printed(form: _Form, messages: Sequence[Message]) -> str:
         taken = form.applied(messages)
         try:
-            return str(render_jinja_template(conversations=[taken], chat_template=text, **dict(special))[0][0])
+            return str(render_jinja_template(conversations=[taken], chat_template=text, **tokens)[0][0])
         except (TemplateError, *_FAILURES):
             return ""
 
@@ -190,9 +197,8 @@ def _form_of(text: str, special: tuple[tuple[str, Any], ...]) -> _Form:
             break
     form = replace(form, arguments=_arguments_form(form, printed))
     for messages in (_CALLED, _CALLED[:-2]):
-        if printed(form, messages) and not printed(
-            form, json.loads(json.dumps(messages).replace("qfcall001", "call_1"))
-        ):
+        longer = json.loads(json.dumps(messages).replace("qfcall001", "call_1"))
+        if printed(form, messages) and not printed(form, longer):
             form = replace(form, ids="nine")
     return form
 

@@ -74,6 +74,11 @@ def test_ids_of_calls_are_given_as_mistral_wants_them(base_tokenizer: Any) -> No
     assert render_chat(tokenizer, own) == "Add[abc123XYZ]"
 
 
+def test_a_tokenizer_may_have_lists_of_special_tokens(base_tokenizer: Any) -> None:
+    base_tokenizer.add_special_tokens({"additional_special_tokens": ["<one>", "<two>"]})
+    assert render_chat(having(base_tokenizer, "{{ eos_token }}{{ messages[0].content }}"), CALLED) == "<eos>Add"
+
+
 def test_the_clock_is_that_of_the_date_given(base_tokenizer: Any) -> None:
     tokenizer = having(base_tokenizer, "{{ strftime_now('%d %b %Y %H:%M') }}{{ messages[0].content }}")
     assert asks_for_clock(tokenizer)
