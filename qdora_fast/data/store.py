@@ -152,6 +152,8 @@ class Chunk:
     strata: list[str] = field(default_factory=list)
     rejected: list[tuple[str, str, str]] = field(default_factory=list)
     """(source, reason, detail) of rows that were dropped."""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """(source, what) of what the chat template does not print of rows, see `tokenize/left_out.py`."""
     too_long: list[int] = field(default_factory=list)
     """Tokens of the rows among them that are too long."""
     repairs: dict[str, int] = field(default_factory=dict)

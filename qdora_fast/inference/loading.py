@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.tokenize.left_out import LOSSES, Accountant
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.base_files import require_sound
@@ -27,6 +29,8 @@ from qdora_fast.system.run_folder import RunFolder
 
 Message = dict[str, Any]
 
+_NEEDED = ("system", "question", "tools", "tool_result")
+"""What of a conversation must reach the model, see `left_out.LOSSES`."""
 DEFAULT_LENGTH = 2048
 """Tokens of a conversation with a model whose config names no limit."""
 
@@ -48,6 +52,10 @@ class Source:
     trained: TrainedModel | None = None
     """The base with the adapter; None: merged, the base is not in it."""
 
+    @cached_property
+    def _accountant(self) -> Accountant:
+        return Accountant(self.vocabulary)
+
     def prompt(self, messages: Sequence[Message], tools: list[Message] | None = None) -> list[int]:
         """Token ids of a conversation, ready to be continued.
 
@@ -62,9 +70,11 @@ class Source:
             raise ConfigError(f"the chat template refuses this conversation: {error.detail}{way_out}") from None
         except UnicodeEncodeError:
             raise ConfigError("the message is not valid Unicode; is the terminal set to UTF-8?") from None
-        for message in messages:
-            if message["role"] in ("system", "user") and message["content"].strip() not in text:
-                raise ConfigError(f"the chat template leaves out the {message['role']} message{way_out}")
+        lost = self._accountant.left_out_of(messages, tools)
+        for kind in _NEEDED:
+            if kind in lost:
+                what = LOSSES[kind][0].removeprefix("a ")
+                raise ConfigError(f"the chat template leaves out the {what}{way_out}")
         return self.vocabulary.encode(text).ids
 
 

@@ -5,10 +5,12 @@ Rows are filtered, masked and tokenised before a weight is read; all that this n
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from qdora_fast.models.base_files import require_sound
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.remote_code import BASE_SETTING, foreign_files, remote_code_allowed
 
 
@@ -47,7 +49,17 @@ def read_tokenizer(name: str, revision: str | None = None, *, setting: str = "")
     from transformers import AutoTokenizer
 
     with foreign_files("tokenizer", name, revision, setting=setting):
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _template_of_processor(name)
+    return tokenizer
+
+
+def _template_of_processor(name: str) -> str | None:
+    """The chat template in a folder's chat_template.json, where models for images had it once; None: none there."""
+    file = Path(name) / "chat_template.json"
+    template = read_object(file).get("chat_template") if file.is_file() else None
+    return template if isinstance(template, str) else None
 
 
 def embedding_count(name: str, revision: str | None = None, *, setting: str = BASE_SETTING) -> int | None:

@@ -67,15 +67,16 @@ def without_length_limit(config: Config) -> Config:
 
 
 def adopt(config: Config, earlier: Config) -> Config:
-    """The config with the numbers of an earlier run of the same effective batch in place of `auto`, and in place of a
-    length that the base was not made for, so that the run can be resumed."""
+    """The config with the numbers of an earlier run of the same effective batch in place of `auto` and of a length that
+    the base was not made for, and with the date that it took where none is named, so that the run can be resumed."""
     model, train = config.model, config.train
     if model.max_length == "auto" or limit_exceeded(config, _folder_or_id(model.name)) == earlier.model.max_length:
         model = model.model_copy(update={"max_length": earlier.model.max_length})
     if train.batch_size == "auto" and train.rows_per_step == earlier.train.rows_per_step:
         names = ("batch_size", "gradient_accumulation", "effective_batch")
         train = train.model_copy(update={name: getattr(earlier.train, name) for name in names})
-    return config.model_copy(update={"model": model, "train": train})
+    data = config.data.model_copy(update={"date": config.data.date or earlier.data.date})
+    return config.model_copy(update={"model": model, "train": train, "data": data})
 
 
 def job_settings(config: Config) -> JobSettings:

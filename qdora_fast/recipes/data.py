@@ -23,8 +23,10 @@ from qdora_fast.data.dataset import DUPLICATES, Prepared
 from qdora_fast.data.demo.base import DEMO, demo_base
 from qdora_fast.data.read.messages import ROW_SHAPE
 from qdora_fast.data.store import REJECTED
+from qdora_fast.data.tokenize.chat_text import asks_for_clock, today
 from qdora_fast.data.tokenize.embeddings import require_embedded
 from qdora_fast.data.tokenize.render import Renderer, Rendering
+from qdora_fast.data.tokenize.templates import TemplateChoice
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import read_run_info
 from qdora_fast.planning.auto.kinds import Resolved, RowLengths
@@ -57,7 +59,7 @@ class Ready:
     rendering: Rendering
     base_name: str
     config: Config
-    """What they were prepared by, without `auto`."""
+    """What they were prepared by, without `auto`, and with the date that the chat template prints, if it does."""
     resolved: Resolved | None = None
     """What `auto` became, if there was any."""
 
@@ -155,11 +157,13 @@ def ready_data(config: Config, base_name: str, *, trains: bool = True) -> Ready:
 
 def _prepared(config: Config, base_name: str) -> Ready:
     """Rows and tokens by a config without `auto`, all of which the base has embeddings for."""
-    from qdora_fast.data import prepare
+    from qdora_fast.data import choose_template, prepare
     from qdora_fast.models.tokenizer import embedding_count, load_tokenizer
 
     tokenizer, stop_ids = load_tokenizer(base_name, config.model.revision)
-    rendering = _rendering(config, tokenizer, stop_ids)
+    template = choose_template(tokenizer, config.data.template)
+    config = with_date(config, tokenizer)
+    rendering = _rendering(config, tokenizer, stop_ids, template)
     with console.counting_rows("preparing rows") as on_rows:
         prepared = prepare(config.data, seed=config.train.seed, rendering=rendering, on_rows=on_rows)
     if embeddings := embedding_count(base_name, config.model.revision):
@@ -193,9 +197,10 @@ def _within_limit(config: Config, base_name: str) -> Config:
 
 def confirm(ready: Ready, base: Any, config: Config) -> Ready:
     """Set the template on the loaded model's tokenizer, and make sure that it gives the tokens that were prepared."""
-    from qdora_fast.data import prepare
+    from qdora_fast.data import choose_template, prepare
 
-    rendering = _rendering(config, base.tokenizer, base.stop_ids)
+    template = choose_template(base.tokenizer, config.data.template)
+    rendering = _rendering(config, base.tokenizer, base.stop_ids, template)
     before, after = Renderer(ready.rendering), Renderer(rendering)
     rows = ready.prepared.train[:CONFIRMED_ROWS]
     if ready.rendering.stop_ids == rendering.stop_ids and all(before(row) == after(row) for row in rows):
@@ -281,11 +286,15 @@ def _resolve_auto(config: Config, base_name: str, *, trains: bool) -> tuple[Conf
     return config, resolved
 
 
-def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int]) -> Rendering:
-    from qdora_fast.data import choose_template
+def with_date(config: Config, tokenizer: Any) -> Config:
+    """The config with the day that the tokenizer's chat template is told, where it asks and none is named: today."""
+    if config.data.date or not asks_for_clock(tokenizer):
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"date": today()})})
 
+
+def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int], template: TemplateChoice) -> Rendering:
     data = config.data
-    template = choose_template(tokenizer, data.template)
     return Rendering(
         tokenizer,
         config.model.length,
@@ -294,6 +303,7 @@ def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int]) -> Rend
         stop_ids,
         data.filters.max_fraction,
         template,
+        date=data.date if asks_for_clock(tokenizer) else None,
     )
 
 

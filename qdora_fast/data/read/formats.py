@@ -25,6 +25,8 @@ from qdora_fast.data.read.messages import Message, as_text, as_tool_calls, as_to
 PLACEHOLDER_INPUT = re.compile(r"\s*(<?no\s?input>?|n/a|none|null)?\s*", re.IGNORECASE)
 PLACEHOLDER_OUTPUT = re.compile(r"\s*<?no\s?output>?\s*", re.IGNORECASE)
 
+REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
+"""Keys of a message, and types of a part of its content, that hold reasoning."""
 ROLES = {
     "system": ("system", "developer"),
     "user": ("user", "human"),
@@ -173,6 +175,7 @@ def _message(turn: dict[str, Any], place: str) -> Message:
     """One turn with either role/content or from/value keys."""
     speaker = turn.get("role") or turn.get("from")
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
+    thought, content = _reasoning(turn, content)
     name = speaker.strip().lower() if isinstance(speaker, str) else ""
     if name not in ROLE_OF:
         raise RejectedRow("unknown_role", f"{place}: {speaker!r}")
@@ -184,10 +187,29 @@ def _message(turn: dict[str, Any], place: str) -> Message:
         if turn.get("tool_calls"):
             message["tool_calls"] = as_tool_calls(turn["tool_calls"])
         message |= _training_mark(turn, place)
-    for key in ("reasoning_content", "name", "tool_call_id"):
+    if thought is not None:
+        message["reasoning_content"] = as_text(thought, f"{place}.reasoning")
+    for key in ("name", "tool_call_id"):
         if turn.get(key) is not None:
             message[key] = as_text(turn[key], f"{place}.{key}")
     return message
+
+
+def _reasoning(turn: dict[str, Any], content: object) -> tuple[object, object]:
+    """What a turn says of its reasoning, under any name that servers have for it, and its content without that.
+
+    `reasoning_content` (DeepSeek, vLLM), `reasoning` (OpenRouter, vLLM), `thinking` (Ollama), parts of the content of
+    type thinking (Anthropic, Mistral) or reasoning. Where several say it, one is taken.
+    """
+    named = [turn[key] for key in REASONING if isinstance(turn.get(key), str | list) and turn[key]]
+    if not isinstance(content, list):
+        return (named[0] if named else None), content
+    parts = [part for part in content if isinstance(part, dict) and part.get("type") in REASONING]
+    if not parts:
+        return (named[0] if named else None), content
+    said = [part.get(key) for part in parts for key in (*REASONING, "text") if part.get(key)]
+    inside = [text for each in said for text in (each if isinstance(each, list) else [each])]
+    return (named[0] if named else inside), [part for part in content if part not in parts]
 
 
 def _training_mark(turn: dict[str, Any], place: str) -> Message:

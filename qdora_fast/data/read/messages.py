@@ -96,6 +96,8 @@ def _merge_neighbours(messages: Sequence[Message]) -> list[Message]:
         if previous.get("train", True) != message.get("train", True):
             raise RejectedRow("same_role_twice")
         joined = {key: value for key, value in previous.items() if key not in ("instruction", "input")}
+        thoughts = [each["reasoning_content"] for each in (previous, message) if each.get("reasoning_content")]
+        joined |= {"reasoning_content": "\n\n".join(thoughts)} if thoughts else {}
         merged[-1] = joined | {"content": f"{previous['content']}\n\n{message['content']}"}
     return merged
 
