@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,18 @@ from qdora_fast.data.clean.quality import QualityReport
 from qdora_fast.data.clean.rejects import DropCounter, Dropped, total
 from qdora_fast.data.clean.selection import TOO_MANY, SelectedRows
 from qdora_fast.data.pipeline import RowStatistics
+from qdora_fast.data.read.detection import Detection, readable
+from qdora_fast.data.read.fields import UnusedFields
 from qdora_fast.data.read.sources import Source
-from qdora_fast.data.report.report import Cluster, DataReport, DuplicateIds, DuplicateReport, SourceReport, SplitReport
+from qdora_fast.data.report.report import (
+    Cluster,
+    DataReport,
+    DuplicateIds,
+    DuplicateReport,
+    SourceReport,
+    SplitReport,
+    UnusedColumn,
+)
 from qdora_fast.data.store import Columns, Rows
 from qdora_fast.data.tokenize.render import FLAGS, Rendering, contents
 
@@ -125,6 +135,9 @@ class ReportBuilder:
             checked=detection.checked,
             files=read.files,
             skipped=read.skipped,
+            other_splits=read.other_splits,
+            unused=tuple(_unused_columns(self.statistics.unused[number], detection)),
+            read=self.statistics.unused[number].rows,
         )
 
     def _duplicates(self) -> DuplicateReport:
@@ -189,6 +202,14 @@ class ReportBuilder:
         if ids:
             warnings.append(f"{ids[1]} rows have the {ids[0]} of an earlier row ({'; '.join(ids[2])}); all were read")
         return warnings
+
+
+def _unused_columns(unused: UnusedFields, detection: Detection) -> Iterator[UnusedColumn]:
+    """Those of text first."""
+    for name, each in sorted(unused.by_name.items(), key=lambda item: not item[1].is_text):
+        words = max(1, round(each.words / each.texts)) if each.is_text else 0
+        fix = detection.fix_for(None if each.is_nested else name) if words else ""
+        yield UnusedColumn(readable(name), each.rows, words, each.first, fix)
 
 
 def after_quality(
