@@ -23,7 +23,7 @@ REASONS: dict[str, str] = {
     "thinned": "left out by the weight of its source",
     # reading a row as a conversation
     "missing_field": "a column that the format needs is missing or empty",
-    "wrong_type": "a value is not of the kind that is needed, which is mostly one text",
+    "wrong_type": "a value is of the wrong kind; of several texts choose one, in the file or in a data.formatter",
     "not_text": "a row holds an image, audio or another part that is not text",
     "broken_unicode": "the text holds half a surrogate pair and cannot be encoded",
     "unknown_role": "a message has a role that is not system, user, assistant or tool",

@@ -33,6 +33,8 @@ KNOWN_PAIRS = (
     Columns("instruction", "response"),
     Columns("query", "response"),
     Columns("input", "output"),
+    Columns("question", "response"),
+    Columns("problem", "solution"),
 )
 """Column pairs known by name: GSM8K, LLM Foundry, Dolly, ms-swift, ... Beside them `context` is further input."""
 CONTEXT = "context"
@@ -134,7 +136,7 @@ def _turn_style(turns: object) -> str | None:
 
 def _parsed(text: str) -> object:
     """The list in a text of JSON, None where there is none. One that Python printed passes, to be refused by name."""
-    if not WRITTEN_TURNS.match(text):
+    if not WRITTEN_TURNS.fullmatch(text):
         return None
     try:
         return json.loads(text)
@@ -178,8 +180,10 @@ def _column_names(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def readable(name: str) -> str:
-    """A column's name as people can read it: short, and without halves of surrogate pairs."""
+    """A column's name as people can read it: short, no halves of surrogate pairs, in quotes where YAML needs them."""
     short = name if len(name) <= LETTERS_SHOWN else f"{name[:LETTERS_SHOWN]}..."
+    if name != name.strip() or set(name) & set(",:#{}'\""):
+        short = repr(short)
     return short.encode("utf-8", "backslashreplace").decode()
 
 

@@ -52,7 +52,11 @@ class Fields:
 
     def __iter__(self) -> Iterator[str]:
         """All keys, read or not."""
-        return iter([str(key) for key in self._values])
+        return map(str, self._values)
+
+    def has_only(self, keys: frozenset[str]) -> bool:
+        """Whether there is no other key."""
+        return self._values.keys() <= keys
 
     def inner(self, name: str, values: Mapping[str, Any]) -> Fields:
         """An object below this one; what of it is not read is called NAME.key."""
@@ -62,9 +66,10 @@ class Fields:
 
     def unread(self) -> Iterator[tuple[str, Any]]:
         """Name and value of what was not read and is not blank; in a list of objects once for each of them."""
-        for key, value in self._values.items():
-            if key not in self._read and not is_blank(value):
-                yield str(key), value
+        if not self._values.keys() <= self._read:
+            for key, value in self._values.items():
+                if key not in self._read and not is_blank(value):
+                    yield str(key), value
         for name, fields in self._inner:
             yield from ((f"{name}.{key}", value) for key, value in fields.unread())
 

@@ -1,9 +1,9 @@
 """The files of a folder that are read: those of one split, where their names say which split they are of.
 
-The hub's folders hold train-00000-of-00002.parquet beside test-00000-of-00001.parquet, or train/ beside validation/, and
-so do many of people's own. `datasets` has patterns for this, but takes any name with the word `training` or `test` in
-it: of training_notes.jsonl and faq.jsonl it reads the first and forgets the second. So a name says a split here if it is
-that word, alone or with a number and words such as `data` behind it. As the last word (gsm8k_test, load_test) it counts
+The hub's folders hold train-00000-of-00002.parquet beside test-00000-of-00001.parquet, or train/ beside validation/,
+and so do many of people's own. `datasets` has patterns for this, but takes any name with the word `training` or `test`
+in it: of training_notes.jsonl and faq.jsonl it reads the first and forgets the second. So a name says a split here if
+it is that word, alone or with a number and words such as `data`. As the last word (gsm8k_test, load_test) it counts
 only beside files that are named so, and elsewhere (test_en) only beside the same name with `train`.
 """
 

@@ -37,9 +37,16 @@ ROLES = {
     "tool": ("tool", "observation", "function_response", "function"),
 }
 ROLE_OF = {alias: role for role, aliases in ROLES.items() for alias in aliases}
+PLAIN = frozenset(("role", "content", "from", "value"))
+"""The keys of most messages, which have nothing else to look at."""
+CONTENTS = ("content", "value", "text", "message")
+"""Names of a content, some of which are not read."""
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
-WRITTEN_TURNS = re.compile(r"""\s*(array\()?\[\s*\{\s*['"](role|from|content|value)['"]\s*:""")
-"""The beginning of messages that were written into a text: as JSON, or as Python prints them."""
+WRITTEN_TURNS = re.compile(
+    r"""\s*(array\()?\[\s*\{.*?['"](role|from)['"]\s*:\s*['"](system|user|human|assistant|gpt)['"].*\]\s*(\)\s*)?""",
+    re.DOTALL,
+)
+"""Messages that were written into a text: as JSON, or as Python prints them."""
 
 
 @dataclass
@@ -104,8 +111,8 @@ def from_alpaca(row: Fields) -> Conversation:
     if not is_blank(row.peek("history")) and not _is_history(row.peek("history")):
         raise RejectedRow("wrong_type", "history is not a list of [question, answer]")
     before = [*_system(row), *_history(row)]
-    question, repairs = _question(row, "instruction", "input")
-    return Conversation([*before, question, _answer(row, "output")], repairs=repairs)
+    asked, repairs = _asked(row, "instruction", "input")
+    return Conversation([*before, *asked, _answer(row, "output")], repairs=repairs)
 
 
 def from_columns(row: Fields, columns: Columns) -> Conversation:
@@ -229,7 +236,7 @@ def _tools(row: Fields) -> Tools | None:
 
 def _messages(row: Fields, column: str, tools: Tools | None) -> tuple[list[Message], list[str]]:
     turns = row.get(column)
-    if isinstance(turns, str) and WRITTEN_TURNS.match(turns):
+    if isinstance(turns, str) and WRITTEN_TURNS.fullmatch(turns):
         turns = written_turns(turns, column)
     if is_blank(turns):
         raise RejectedRow("missing_field", column)
@@ -241,11 +248,12 @@ def _messages(row: Fields, column: str, tools: Tools | None) -> tuple[list[Messa
     for number, turn in enumerate(turns):
         fields, place = row.inner(f"{column}[]", turn), f"{column}[{number}]"
         message = _message(fields, place, tools, padded)
-        learned = trains(fields, message["role"], place)
-        if learned is False and message["role"] == "assistant":
-            message["train"] = False
-        marked |= {learned} if message["role"] == "assistant" else set()
         messages.append(message)
+        learned = None if fields.has_only(PLAIN) else trains(fields, message["role"], place)
+        if message["role"] == "assistant":
+            marked.add(learned)
+            if learned is False:
+                message["train"] = False
     return messages, ["unmarked_learned"] if {True, None} <= marked else []
 
 
@@ -266,7 +274,7 @@ def written_turns(text: str, column: str) -> Any:
 def _is_turns(value: object) -> bool:
     """Whether a value is a list of messages, or one that was written into a text."""
     if isinstance(value, str):
-        return WRITTEN_TURNS.match(value) is not None
+        return WRITTEN_TURNS.fullmatch(value) is not None
     return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
 
 
@@ -278,14 +286,18 @@ def _message(turn: Fields, place: str, tools: Tools | None, padded: bool) -> Mes
     if name not in ROLE_OF:
         there = f" (it has {', '.join(list(turn)[:8])})" if speaker is None else ""
         raise RejectedRow("unknown_role", f"{place}: {speaker!r}{there}")
-    refuse_media(turn, [], place)
     if name == "function_call":
         return {"role": "assistant", "content": "", "tool_calls": as_tool_calls(turn.get(key), turn, tools)}
     message: Message = {"role": ROLE_OF[name], "content": content_text(turn, key, place)}
+    if turn.has_only(PLAIN):
+        return message
+    refuse_media(turn, [], place)
     calls = "function_call" if is_blank(turn.peek("tool_calls")) else "tool_calls"  # OpenAI's, before there were tools
     if message["role"] == "assistant" and not is_blank(turn.peek(calls)):
         message["tool_calls"] = as_tool_calls(turn.get(calls), turn, tools, padded=padded)
-    for key in ("reasoning_content", "name", "tool_call_id"):
-        if turn.get(key) is not None:
-            message[key] = as_text(turn.get(key), f"{place}.{key}")
+    elif key not in turn and (alike := next((each for each in turn if each.strip().lower() in CONTENTS), None)):
+        raise RejectedRow("missing_field", f"{place}.content (it has {alike!r})")
+    for more in ("reasoning_content", "name", "tool_call_id"):
+        if turn.get(more) is not None:
+            message[more] = as_text(turn.get(more), f"{place}.{more}")
     return message

@@ -50,7 +50,7 @@ def parse(text: str) -> Any:
 
 def stands_twice(doubled: list[str]) -> str:
     """What is wrong with an object of such keys."""
-    return f"key {doubled[0][:80]!r} stands twice in one object"
+    return f"key {doubled[0][:80]!r} stands twice in one object; remove one of the two"
 
 
 def rows_of(value: Mapping[str, Any]) -> list[Any]:

@@ -16,7 +16,7 @@ FORMATTER = "write them as messages with a function of yours (data.formatter)"
 
 def named_layout(row: Row) -> str | None:
     """What a row is in another tool, and the fix; None where it is no such row."""
-    return next((text for is_one, text in LAYOUTS if is_one(row)), None) or _turns_without_speakers(row)
+    return _turns_without_speakers(row) or next((text for is_one, text in LAYOUTS if is_one(row)), None)
 
 
 def _has(*columns: str) -> Callable[[Row], bool]:
@@ -51,6 +51,11 @@ def _turns_without_speakers(row: Row) -> str | None:
 
 TURNS = ("dialog", "dialogue", "dialogs", "turns", "conversation", "conversations", "messages", "utterances", "chat")
 
+
+def _holds_rows(row: Row) -> bool:
+    return bool(row) and all(isinstance(rows, list) and rows and isinstance(rows[0], dict) for rows in row.values())
+
+
 LAYOUTS: tuple[tuple[Callable[[Row], bool], str], ...] = (
     (
         _has("chosen", "rejected"),
@@ -79,6 +84,10 @@ LAYOUTS: tuple[tuple[Callable[[Row], bool], str], ...] = (
     (
         _has_prompt_messages,
         f"They are prompts without a known column of answers, as for reinforcement learning; {FORMATTER}",
+    ),
+    (
+        _holds_rows,
+        "It is an object of lists of rows; save the list that you mean, [{...}, ...], as a file of its own",
     ),
 )
 """Test of a row, and what it is called with the fix; the first that holds counts."""

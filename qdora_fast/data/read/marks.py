@@ -25,6 +25,7 @@ WORD = re.compile(r"[A-Z]*[a-z]+|[A-Z]+")
 MARK_WORDS = {"train", "trained", "training", "trainable", "untrained", "loss", "mask", "masked", "masking"}
 OF_PARTS = ("mask", "train_detail", "training_detail")
 LABELS = ("label", "kto_tag")
+OF_ROWS = {*MARKS, *OF_PARTS, *LABELS}
 CHAT_COLUMNS = ("messages", "conversations", "prompt", "completion")
 
 
@@ -36,12 +37,12 @@ def trains(turn: Fields, role: str, place: str) -> bool | None:
     """
     marked: bool | None = None
     for key in turn:
-        value = turn.peek(key)
-        if not is_mark(key) or is_blank(value):
+        if not is_mark(key) or is_blank(value := turn.peek(key)):
             continue
         switch = _switch(value)
         if key not in MARKS or switch is None:
-            raise RejectedRow("wrong_type", f"{place}.{key} is {_short(value)}; only `train` with 0 and 1 is supported")
+            supported = "only 0 and 1 are supported" if key in MARKS else "only `train: false` keeps an answer out"
+            raise RejectedRow("wrong_type", f"{place}.{key} is {_short(value)}; {supported}")
         if role != "assistant" and switch:
             if key in WEIGHTS:
                 continue
@@ -63,11 +64,13 @@ def refuse_marked_row(row: Fields) -> None:
     """
     is_chat = any(column in row for column in CHAT_COLUMNS)
     for key in row:
+        if key not in OF_ROWS:
+            continue
         value = row.peek(key)
         if key in LABELS and isinstance(value, bool) and (is_chat or key != "label"):
             if not row.get(key):
                 raise RejectedRow("labelled_bad", f"{key} is false")
-        elif key in (*MARKS, *OF_PARTS) and not is_blank(value) and (is_chat or "_" in key):
+        elif key not in LABELS and not is_blank(value) and (is_chat or "_" in key):
             _check_row_mark(row, key)
 
 
@@ -89,9 +92,8 @@ def _check_row_mark(row: Fields, key: str) -> None:
     value = row.peek(key)
     switch = None if key in OF_PARTS or (key == "loss" and not isinstance(value, bool)) else _switch(value)
     if switch is None:
-        if isinstance(value, list) or "_" in key:
-            what = f"{key} is {_short(value)}; mark whole answers, with `train` in their messages"
-            raise RejectedRow("wrong_type", what)
+        if isinstance(value, list) or "_" in key or (key == "weight" and isinstance(value, int | float)):
+            raise RejectedRow("wrong_type", f"{key} is {_short(value)}; only `train: false` in messages is supported")
     elif not row.get(key):
         raise RejectedRow("nothing_to_train", f"{key} is {_short(value)}")
 

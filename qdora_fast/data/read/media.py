@@ -27,9 +27,10 @@ def refuse_media(fields: Fields, texts: Sequence[str], place: str = "") -> None:
     """
     for key in fields:
         value = fields.peek(key)
-        if is_blank(value) or not (_is_medium(value) or (key in MEDIA_KEYS and _means_one(value, texts))):
+        if key not in MEDIA_KEYS and not isinstance(value, list | dict):
             continue
-        raise RejectedRow("not_text", f"{place}.{key}" if place else f"column {key}")
+        if _is_medium(value) or (key in MEDIA_KEYS and not is_blank(value) and _means_one(value, texts)):
+            raise RejectedRow("not_text", f"{place}.{key}" if place else f"column {key}")
 
 
 def _means_one(value: Any, texts: Sequence[str]) -> bool:
@@ -42,4 +43,4 @@ def _means_one(value: Any, texts: Sequence[str]) -> bool:
 def _is_medium(value: Any) -> bool:
     if isinstance(value, list):
         return any(map(_is_medium, value))
-    return isinstance(value, dict) and set(value) == MEDIUM
+    return isinstance(value, dict) and set(value) == MEDIUM and not is_blank(value)

@@ -34,7 +34,6 @@ REPAIRS: dict[str, str] = {
 """Every mending code with the sentence shown to people."""
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of parts of a content that are text: of OpenAI's chat, and of its responses."""
-CHOOSE = "choose one of them in the file, or in a function of yours (data.formatter)"
 
 
 class RowMeta(TypedDict):
@@ -129,7 +128,7 @@ def as_text(value: object, field: str) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, list | dict):
-        raise RejectedRow("wrong_type", f"{field} is {_described(value)} where one text is needed; {CHOOSE}")
+        raise RejectedRow("wrong_type", f"{field} is {_described(value)}")
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
         raise RejectedRow("wrong_type", f"{field} is {type(value).__name__}")
     try:
@@ -151,8 +150,10 @@ def content_text(turn: Fields, key: str, place: str) -> str:
     """
     value = turn.get(key)
     if value == [] or not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
-        return as_text(value or None if isinstance(value, list) else value, place)
-    return "".join(_part_text(turn.inner(f"{key}[]", part), f"{place}[{number}]") for number, part in enumerate(value))
+        return as_text(None if value == [] else value, f"{place}.{key}")
+    return "".join(
+        _part_text(turn.inner(f"{key}[]", part), f"{place}.{key}[{number}]") for number, part in enumerate(value)
+    )
 
 
 def required_text(row: Fields, field: str, reason: str = "missing_field") -> str:

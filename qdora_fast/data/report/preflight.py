@@ -21,7 +21,7 @@ from qdora_fast.data.tokenize.templates import TemplateChoice
 LONGEST_PIECE = 600
 FILES_SHOWN = 8
 WORST_SHOWN = 5
-UNUSED_SHOWN = 12
+TEXTS_SHOWN, UNUSED_SHOWN = 3, 12
 GREEN, RESET = "\x1b[32m", "\x1b[0m"
 
 FLAGS = {
@@ -125,17 +125,18 @@ def _files(source: SourceReport) -> Iterator[str]:
 
 
 def _unused(source: SourceReport) -> Iterator[str]:
-    """What is not learned: labels, numbers and copies by name, and texts with what would read them."""
+    """What is not learned: texts with what would read them, and labels, numbers and copies by name."""
     texts = [each for each in source.unused if each.words]
     others = [each for each in source.unused if not each.words]
+    for each in texts[:TEXTS_SHOWN]:
+        rows = f"{each.rows:,} of {source.read:,} rows, first {each.first}"
+        yield f"Unused    {each.name}: text of {each.words:,} words a row is not used in {rows}"
     if texts:
-        named = ", ".join(f"{_counted(each, source)}, {each.words} words a row" for each in texts[:UNUSED_SHOWN])
-        more = f" and {len(texts) - UNUSED_SHOWN} more" if len(texts) > UNUSED_SHOWN else ""
-        yield f"Unused    {named}{more}: text that is not read (first {texts[0].first})"
         yield f"  - if it belongs to the question: {texts[0].fix}"
-    if others:
-        more = f" and {len(others) - UNUSED_SHOWN} more" if len(others) > UNUSED_SHOWN else ""
-        yield f"Unused    {', '.join(_counted(each, source) for each in others[:UNUSED_SHOWN])}{more}: not learned"
+    names = [*(each.name for each in texts[TEXTS_SHOWN:]), *(_counted(each, source) for each in others)]
+    if names:
+        more = f" and {len(names) - UNUSED_SHOWN} more" if len(names) > UNUSED_SHOWN else ""
+        yield f"Unused    {', '.join(names[:UNUSED_SHOWN])}{more}: not learned"
 
 
 def _counted(unused: UnusedColumn, source: SourceReport) -> str:
