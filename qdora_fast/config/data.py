@@ -25,19 +25,22 @@ class ColumnSettings(Section):
     """Column with the answer that is learned."""
     system: str | None = None
     """Column with a system message, if there is one."""
+    context: str | None = None
+    """Column with what the question is about (a passage, a schema), if there is one; it follows the question."""
 
 
 class _Where(Section):
     """Where rows lie and what shape they have; the common part of a single source and of each in a mixture."""
 
     split: str = "train"
-    """Split of a hub dataset. No effect on files."""
+    """Split of a hub dataset, or of a folder whose files are named by split (train-00000-of-00002.parquet, test.jsonl,
+    validation/...), of which the other splits are left out."""
     config: str | None = None
     """Configuration of a hub dataset that has several, such as `main` of openai/gsm8k. Empty: its only one."""
     format: Format = "auto"
     """Shape of a row. auto: recognised from the columns of the first 100 rows, and printed. Set it when that fails."""
     columns: ColumnSettings = ColumnSettings()
-    """Names of your own columns; with `prompt` and `response` set, `format` is columns."""
+    """Names of your own columns; with `prompt` and `response` set, `format` is columns. Other columns are not read."""
     formatter: str | None = None
     """Your own function as `FILE.py:function`, for instance my_rows.py:to_messages. It gets a row as a dictionary and
     returns one in a known shape, or None to leave the row out. The path starts at the folder of the config file
@@ -55,6 +58,10 @@ class _Where(Section):
         named = [self.columns.prompt, self.columns.response]
         if any(named) and not all(named):
             raise ValueError("columns.prompt and columns.response go together: name both")
+        if (self.columns.system or self.columns.context) and not all(named):
+            raise ValueError(
+                "columns.system and columns.context need columns.prompt and columns.response: name them, too"
+            )
         if self.format == "columns" and not all(named):
             raise ValueError("format `columns` needs columns.prompt and columns.response")
         if all(named) and self.format not in ("auto", "columns"):

@@ -46,7 +46,7 @@ def entry(settings: DataSettings, *, seed: int, rendering: Rendering | None) -> 
     own = settings.own_held_out
     shaped_by = {
         "settings": _code_by_name(settings.model_dump(mode="json", exclude=NOT_SHAPING)),
-        "sources": [fingerprint(source) for source in (*settings.mixture, *([own] if own else []))],
+        "sources": [*map(fingerprint, settings.mixture), *([fingerprint(own, held_out=True)] if own else [])],
         "seed": seed,
         "rendering": rendering.identity() if rendering else None,
         "code": _code(),

@@ -146,7 +146,8 @@ def _make(
     folder: Path, settings: DataSettings, seed: int, rendering: Rendering | None, on_rows: OnRows | None
 ) -> Prepared:
     own = settings.own_held_out
-    sources = [open_source(source) for source in (*settings.mixture, *([own] if own else []))]
+    sources = [open_source(source) for source in settings.mixture]
+    sources += [open_source(own, held_out=True)] if own else []
     processor = RowProcessor([_origin(source, source.settings is own) for source in sources], settings, rendering)
     writer = RowWriter(folder)
     statistics = process_all(sources, processor, writer, workers=settings.workers, on_rows=on_rows)
@@ -190,7 +191,7 @@ def _refuse_malformed(rows_in: int, dropped: Sequence[Dropped], sources: list[So
         named = "; ".join(f"{source.path} as `{source.detection.name}` ({source.detection.why})" for source in sources)
         raise DataError(
             f"{total(unread)} of {rows_in} rows cannot be used. They were read from {named}:\n{bullet_list(unread)}\n"
-            "Repair these rows, or choose another data.format or data.columns."
+            "Repair these rows, choose another data.format or data.columns, or write a data.formatter."
         )
     malformed = [each for each in dropped if each.reason in MALFORMED]
     if malformed and settings.on_bad_row == "error":

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from qdora_fast.data.clean.rejects import DropCounter
+from qdora_fast.data.read.fields import UnusedFields
 from qdora_fast.data.read.readers import RawRow
 from qdora_fast.data.read.sources import IdCheck, Source
 from qdora_fast.data.row_processor import Job, RowProcessor
@@ -51,6 +52,8 @@ class RowStatistics:
     repairs: Counter[str] = field(default_factory=Counter)
     ids: list[IdCheck] = field(default_factory=list)
     """One per source."""
+    unused: list[UnusedFields] = field(default_factory=list)
+    """One per source."""
     too_long: list[int] = field(default_factory=list)
     """Tokens of rows that are too long."""
     texts: list[str] = field(default_factory=list)
@@ -65,6 +68,7 @@ class RowStatistics:
         for source, kind in chunk.left_out:
             self.left_out.count(kind, source)
         self.repairs.update(chunk.repairs)
+        self.unused[chunk.origin].add(chunk.unused)
         self.too_long += chunk.too_long
         for text in chunk.sampled:
             if self._seen % self._stride == 0:
@@ -92,7 +96,7 @@ def process_all(
         DataError: a file cannot be read any further, or a worker died (the system kills the largest when memory ends).
         DiskSpaceError: see `store.RowWriter`.
     """
-    statistics = RowStatistics(ids=[IdCheck() for _ in sources])
+    statistics = RowStatistics(ids=[IdCheck() for _ in sources], unused=[UnusedFields() for _ in sources])
     jobs = _jobs(sources, statistics)
     first = list(islice(jobs, CHUNKS_IN_THIS_PROCESS + 1))
     count = min(workers or min(len(os.sched_getaffinity(0)), MOST_WORKERS), len(first))

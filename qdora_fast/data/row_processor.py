@@ -10,7 +10,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from qdora_fast.data.clean.languages import CHARACTERS_FOR_LANGUAGE, script_of
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.clean.split import group_key
 from qdora_fast.data.read import custom
+from qdora_fast.data.read.fields import UnusedFields
 from qdora_fast.data.read.formats import Conversation, Converter, convert
 from qdora_fast.data.read.messages import Row
 from qdora_fast.data.read.readers import BadRow, RawRow
@@ -76,32 +77,36 @@ class RowProcessor:
         self._origins, self._settings = origins, settings
         self._renderer = Renderer(rendering) if rendering else None
         self._shortest = settings.filters.least_tokens
+        self._split_by = {settings.group, settings.stratify}
 
     def process(self, job: Job) -> Chunk:
         """The rows of one job, in their order, and those that were rejected."""
         processed: list[_ProcessedRow] = []
         rejected: list[tuple[str, str, str]] = []
         too_long: list[int] = []
-        repairs = Counter[str]()
+        repairs, unused = Counter[str](), UnusedFields()
         for number, raw in enumerate(job.rows, job.first):
             try:
-                processed.append(self._process_row(raw, job.origin, number, repairs))
+                processed.append(self._process_row(raw, job.origin, number, repairs, unused))
             except RejectedRow as reason:
                 rejected.append((raw.source, reason.reason, reason.detail))
                 too_long += [reason.length] if isinstance(reason, TooLong) else []
         chunk = self._pack(processed, job)
         chunk.rejected, chunk.too_long, chunk.repairs = rejected, too_long, dict(repairs)
+        chunk.origin, chunk.unused = job.origin, unused
         return chunk
 
     def _process_row(
-        self, raw: RawRow | BadRow, origin_number: int, number: int, repairs: Counter[str]
+        self, raw: RawRow | BadRow, origin_number: int, number: int, repairs: Counter[str], unused: UnusedFields
     ) -> _ProcessedRow:
         if isinstance(raw, BadRow):
             raise RejectedRow(raw.reason, raw.detail)
         origin = self._origins[origin_number]
         given = raw.row if origin.formatter is None else custom.apply(origin.formatter, raw.row)
-        conversation = convert(given, origin.converter)
+        conversation = convert(given, origin.converter, raw.padded if origin.formatter is None else _all(raw, given))
         repairs.update(conversation.repairs)
+        unread = [(name, value) for name, value in conversation.unread if name not in self._split_by]
+        unused.see(unread, conversation.texts(), raw.source)
         row = self._row(conversation, raw, number, origin_number)
         if not origin.own_held_out:
             filters.check(row, raw.row, self._settings.filters)
@@ -176,6 +181,11 @@ def _columns(processed: Sequence[_ProcessedRow], origin: int, lines: Sequence[by
         origins=np.full(len(processed), origin, np.int16),
         scripts=np.array([script_of("\n".join(contents(each.row))) for each in processed], "U20"),
     )
+
+
+def _all(raw: RawRow, made: dict[str, Any]) -> Iterable[str]:
+    """Columns that may come from structs in what a formatter has made of a row: all of them, if there are any."""
+    return made if raw.padded else ()
 
 
 def _value(raw: dict[str, Any], column: str | None) -> str | None:

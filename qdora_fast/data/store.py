@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from qdora_fast.data.read.fields import UnusedFields
 from qdora_fast.data.read.messages import Row
 from qdora_fast.system.disk import disk_errors
 
@@ -157,6 +158,9 @@ class Chunk:
     too_long: list[int] = field(default_factory=list)
     """Tokens of the rows among them that are too long."""
     repairs: dict[str, int] = field(default_factory=dict)
+    origin: int = 0
+    """The number of its source."""
+    unused: UnusedFields = field(default_factory=UnusedFields)
     sampled: list[str] = field(default_factory=list)
     """The beginning of each row's text, from which languages are recognised."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import DataSettings, SourceSettings
+from qdora_fast.data.read.folders import folder_files
 from qdora_fast.data.read.readers import RawRow, is_supported, read_file
 from qdora_fast.system.errors import DataError
 from qdora_fast.system.paths import local_path
@@ -86,8 +87,8 @@ def _look(source: SourceSettings) -> tuple[int, bool, list[int]] | None:
         demo = list(islice(rows(), source.max_rows))
         return len(demo), True, [_tokens(row) for row in demo[:LOOKED_AT]]
     path = local_path(source.path)
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-    files = [file for file in files if file.is_file() and is_supported(file)]
+    files = folder_files(path, source.split).files if path.is_dir() else (path,) if path.is_file() else ()
+    files = tuple(file for file in files if is_supported(file))
     if not files:
         return None
     total, exact, lengths = 0, True, []

@@ -23,8 +23,8 @@ REASONS: dict[str, str] = {
     "thinned": "left out by the weight of its source",
     # reading a row as a conversation
     "missing_field": "a column that the format needs is missing or empty",
-    "wrong_type": "a value is neither text nor a number",
-    "not_text": "a message holds an image, audio or another part that is not text",
+    "wrong_type": "a value is of the wrong kind; of several texts choose one, in the file or in a data.formatter",
+    "not_text": "a row holds an image, audio or another part that is not text",
     "broken_unicode": "the text holds half a surrogate pair and cannot be encoded",
     "unknown_role": "a message has a role that is not system, user, assistant or tool",
     "system_not_first": "a system message stands after the first turn",
@@ -34,6 +34,7 @@ REASONS: dict[str, str] = {
     "empty_prompt": "a user turn is blank",
     "empty_answer": "an answer is blank",
     "nothing_to_train": "every answer is marked as not to be trained",
+    "labelled_bad": "the row says that its answer is a bad one, as in sets for KTO",
     "broken_tool_json": "tools or a tool call are not valid JSON of the expected shape",
     # what a row says: data.filters
     "too_short": "prompt and answer together have fewer tokens than data.filters.min_tokens",
@@ -78,7 +79,7 @@ KEEPING: dict[str, str] = {
 
 MALFORMED = frozenset(
     ("bad_json", "not_an_object", "line_too_long", "wrong_columns", "formatter_failed", "missing_field", "wrong_type")
-) | {"not_text", "broken_unicode", "unknown_role", "broken_tool_json"}
+) | {"not_text", "broken_unicode", "unknown_role", "broken_tool_json", "labelled_bad"}
 """Rows that cannot be read at all: `data.on_bad_row` decides about them. All others can be read, and are unfit."""
 
 

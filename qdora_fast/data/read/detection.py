@@ -8,15 +8,17 @@ its agreement and its reason go into the report, and `data.format` overrides it.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
 
 from qdora_fast.config.data import SourceSettings
-from qdora_fast.data.read.formats import FORMATS, Columns, Converter, columns_converter
+from qdora_fast.data.read.formats import FORMATS, WRITTEN_TURNS, Columns, Converter, columns_converter
+from qdora_fast.data.read.layouts import named_layout
 from qdora_fast.data.read.readers import RawRow
 from qdora_fast.system.errors import DataError
 
@@ -26,14 +28,18 @@ COLUMNS_SHOWN = 40
 LETTERS_SHOWN = 40
 
 KNOWN_PAIRS = (
-    Columns("instruction", "response", context="context"),
     Columns("question", "answer"),
     Columns("prompt", "response"),
     Columns("instruction", "response"),
     Columns("query", "response"),
     Columns("input", "output"),
+    Columns("question", "response"),
+    Columns("problem", "solution"),
 )
-"""Column pairs known by name: Dolly, GSM8K, LLM Foundry, ... A context column must be there where one is named."""
+"""Column pairs known by name: GSM8K, LLM Foundry, Dolly, ms-swift, ... Beside them `context` is further input."""
+CONTEXT = "context"
+PAIR_OF = {"alpaca": Columns("instruction", "output"), "prompt_completion": Columns("prompt", "completion")}
+"""The columns of formats that are such a pair, too."""
 
 QUESTION_WORDS = ("prompt", "question", "instruction", "query", "input", "user", "problem")
 ANSWER_WORDS = ("response", "answer", "output", "completion", "reply", "assistant", "solution", "target")
@@ -53,6 +59,17 @@ class Detection:
         """The function that reads a row of this format."""
         return columns_converter(self.columns) if self.columns else FORMATS[self.name]
 
+    def fix_for(self, column: str | None) -> str:
+        """How text is read that belongs to the question and is not read so far; None: it is in no column of its own."""
+        pair = self.columns or PAIR_OF.get(self.name)
+        if pair is None or pair.context or column is None:
+            return "a function of yours that puts it into the conversation (data.formatter: FILE.py:function)"
+        system = f", system: {readable(pair.system)}" if pair.system else ""
+        names = (
+            f"prompt: {readable(pair.prompt)}, context: {readable(column)}, response: {readable(pair.response)}{system}"
+        )
+        return f"data.columns: {{{names}}}"
+
 
 def choose_format(rows: Sequence[RawRow], settings: SourceSettings) -> Detection:
     """The format that the settings of the source name, else the one that its first rows show.
@@ -62,8 +79,9 @@ def choose_format(rows: Sequence[RawRow], settings: SourceSettings) -> Detection
     """
     given = settings.columns
     if given.prompt and given.response:
-        _check_columns([given.prompt, given.response, *([given.system] if given.system else [])], rows)
-        return Detection("columns", 1.0, 0, "set in data.columns", Columns(given.prompt, given.response, given.system))
+        columns = Columns(given.prompt, given.response, given.system, given.context)
+        _check_columns([name for name in (given.prompt, given.response, given.system, given.context) if name], rows)
+        return Detection("columns", 1.0, 0, "set in data.columns", columns)
     if settings.format != "auto":
         return Detection(settings.format, 1.0, 0, "set in data.format")
     return detect([raw.row for raw in rows[:ROWS_LOOKED_AT]], settings.path)
@@ -82,6 +100,8 @@ def detect(rows: Sequence[dict[str, Any]], path: str = "data") -> Detection:
     if winner is None or count / len(checked) < AGREEMENT:
         raise DataError(_unrecognised(checked, votes, path))
     name, why, columns = winner
+    if columns and _is_text(CONTEXT, checked):
+        columns, why = replace(columns, context=CONTEXT), f"{why}, with {CONTEXT}"
     return Detection(name, count / len(checked), len(checked), why, columns)
 
 
@@ -98,7 +118,7 @@ def _signature(row: dict[str, Any]) -> tuple[str, str, Columns | None] | None:
     if "instruction" in row and "output" in row:
         return "alpaca", "columns instruction and output", None
     for pair in KNOWN_PAIRS:
-        if pair.prompt in row and pair.response in row and (pair.context is None or pair.context in row):
+        if pair.prompt in row and pair.response in row:
             return "columns", f"columns {pair.prompt} and {pair.response}", pair
     if list(row) == ["text"]:
         return "text", "a single column text", None
@@ -106,10 +126,27 @@ def _signature(row: dict[str, Any]) -> tuple[str, str, Columns | None] | None:
 
 
 def _turn_style(turns: object) -> str | None:
-    """How a turn names its speaker, "role" or "from"; None for anything that is not a list of turns."""
+    """How a turn names its speaker, "role" or "from"; None for anything that is not a list of turns, or JSON of one."""
+    if isinstance(turns, str):
+        turns = _parsed(turns)
     if not isinstance(turns, list) or not turns or not isinstance(turns[0], dict):
         return None
     return next((key for key in ("role", "from") if turns[0].get(key) is not None), None)
+
+
+def _parsed(text: str) -> object:
+    """The list in a text of JSON, None where there is none. One that Python printed passes, to be refused by name."""
+    if not WRITTEN_TURNS.fullmatch(text):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return [{"role": "text"}]
+
+
+def _is_text(column: str, rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether there is such a column, and all its values are text or nothing."""
+    return any(column in row for row in rows) and all(isinstance(row.get(column), str | None) for row in rows)
 
 
 def _check_columns(names: Sequence[str], rows: Sequence[RawRow]) -> None:
@@ -130,6 +167,9 @@ def _unrecognised(rows: Sequence[dict[str, Any]], votes: Counter[Any], path: str
     message = (
         f"{path}: cannot tell the format of the first {len(rows)} rows{mixed}; their columns are: {_listed(names)}"
     )
+    layout = next((layout for row in rows if (layout := named_layout(row))), None)
+    if layout:
+        return f"{message}\n{layout}"
     if any(len(name) > LETTERS_SHOWN or name.isdigit() for name in names):
         return f"{message}\nThese look like values: add a first line with column names, such as question and answer."
     return f"{message}\nSay what they are with one of:\n" + "\n".join(_suggestions(names, votes))
@@ -139,11 +179,18 @@ def _column_names(rows: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(str(name) for row in rows for name in row))
 
 
+def readable(name: str) -> str:
+    """A column's name as people can read it: short, no halves of surrogate pairs, in quotes where YAML needs them."""
+    short = name if len(name) <= LETTERS_SHOWN else f"{name[:LETTERS_SHOWN]}..."
+    if name != name.strip() or set(name) & set(",:#{}'\""):
+        short = repr(short)
+    return short.encode("utf-8", "backslashreplace").decode()
+
+
 def _listed(names: Sequence[str]) -> str:
-    """Column names as people can read them: short, not too many, and without halves of surrogate pairs."""
-    short = [name if len(name) <= LETTERS_SHOWN else f"{name[:LETTERS_SHOWN]}..." for name in names[:COLUMNS_SHOWN]]
+    """Column names as people can read them, and not too many."""
     more = f" and {len(names) - COLUMNS_SHOWN} more" if len(names) > COLUMNS_SHOWN else ""
-    return f"{', '.join(short)}{more}".encode("utf-8", "backslashreplace").decode()
+    return f"{', '.join(map(readable, names[:COLUMNS_SHOWN]))}{more}"
 
 
 def _suggestions(names: list[str], votes: Counter[Any]) -> list[str]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any
 
+from qdora_fast.data.read.json_values import Decoder
 from qdora_fast.system.limits import VALUE_CHARACTERS
 
 WINDOW = 2**20
@@ -21,14 +22,17 @@ CUT = 16
 BLANK = re.compile(r"[ \t\n\r]*")
 
 
-def array_items(stream: IO[str]) -> Iterator[Any]:
+def array_items(stream: IO[str], decoder: Decoder | None = None) -> Iterator[Any]:
     """The elements of `[...]`, or of the array in `{"data": [...]}`, whatever they are.
+
+    Args:
+        decoder: one whose `doubled` the caller reads after each element.
 
     Raises:
         ValueError: broken JSON, or of another shape. Elements before it have been given by then.
         RecursionError: nested too deeply.
     """
-    scanner = _Scanner(stream)
+    scanner = _Scanner(stream, decoder or Decoder())
     if scanner.peek() == "[":
         yield from scanner.array()
     else:
@@ -58,11 +62,11 @@ def _array_in_object(scanner: _Scanner) -> Iterator[Any]:
 class _Scanner:
     """A position in a text of which only the part around it is held."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[str], decoder: Decoder) -> None:
         self._stream = stream
         self._text = ""
         self._at = 0
-        self._decoder = json.JSONDecoder()
+        self._decoder = decoder
 
     def peek(self) -> str:
         """The next character that is not blank; "" at the end."""
@@ -83,6 +87,7 @@ class _Scanner:
         """The next value, which may be larger than the window."""
         self.peek()
         while True:
+            self._decoder.doubled.clear()
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:

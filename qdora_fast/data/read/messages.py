@@ -14,22 +14,29 @@ anything else raises `RejectedRow`. The text itself is never changed: no strippi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
 
 from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.read.fields import Fields
+from qdora_fast.data.read.marks import refuse_marked_part
 
 Message = dict[str, Any]
+
+REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
+"""Keys of a message, and types of a part of its content, that hold reasoning."""
 
 REPAIRS: dict[str, str] = {
     "turns_merged": "turns of one speaker in a row, joined by a blank line",
     "tail_dropped": "turns after the last answer, dropped",
     "empty_system_dropped": "blank system messages, dropped",
     "placeholder_input": 'inputs such as "<noinput>" or "N/A", taken as no input',
+    "unmarked_learned": "conversations with answers marked as learned beside answers without a mark; all are learned",
 }
 """Every mending code with the sentence shown to people."""
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of parts of a content that are text: of OpenAI's chat, and of its responses."""
 
 
 class RowMeta(TypedDict):
@@ -118,15 +125,15 @@ def _check_turns(messages: Sequence[Message]) -> None:
 
 
 def as_text(value: object, field: str) -> str:
-    """The text of a value: None is "", a finite number its digits, a list of text parts their sum.
+    """The text of a value: None is "", a finite number its digits.
 
     Raises:
-        RejectedRow: of another type, holding a non-text part, or not encodable as UTF-8.
+        RejectedRow: of another type, or not encodable as UTF-8. A list of texts is not a text: which one is meant?
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, list):
-        return "".join(_part_text(part, field) for part in value)
+    if isinstance(value, list | dict):
+        raise RejectedRow("wrong_type", f"{field} is {_described(value)}")
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
         raise RejectedRow("wrong_type", f"{field} is {type(value).__name__}")
     try:
@@ -140,84 +147,55 @@ def as_text(value: object, field: str) -> str:
     return text
 
 
-def required_text(row: dict[str, Any], field: str, reason: str = "missing_field") -> str:
+def content_text(turn: Fields, key: str, place: str) -> str:
+    """The text of a message's content: one text, or a list of parts of type text, whose meaning is their sum.
+
+    Raises:
+        RejectedRow: see `as_text`; or a part that is no text, has none, or is marked as not learned.
+    """
+    value = turn.get(key)
+    if not isinstance(value, list) or not any(isinstance(part, dict) for part in value):
+        return as_text(None if value == [] else value, f"{place}.{key}")
+    parts = ((number, part) for number, part in enumerate(value) if not is_reasoning(part))
+    return "".join(_part_text(turn, part, key, f"{place}.{key}[{number}]") for number, part in parts)
+
+
+def is_reasoning(part: object) -> bool:
+    """Whether a part of a content is reasoning, which `reasoning.py` reads."""
+    return isinstance(part, dict) and part.get("type") in REASONING
+
+
+def required_text(row: Fields, field: str, reason: str = "missing_field") -> str:
     """`as_text` of a field that must be there and not blank, else `RejectedRow(reason)`."""
     if field not in row:
-        raise RejectedRow("missing_field", field)
-    text = as_text(row[field], field)
+        alike = next((key for key in row if key.strip().lower() == field.lower()), None)
+        raise RejectedRow("missing_field", field if alike is None else f"{field} (the row has {alike!r})")
+    text = as_text(row.get(field), field)
     if not text.strip():
         raise RejectedRow(reason, field)
     return text
 
 
-def as_tools(value: object) -> list[dict[str, Any]] | None:
-    """Tool schemas from a list or a JSON string, each in OpenAI's {"type": "function", ...} form; none is None.
-
-    Raises:
-        RejectedRow: not JSON, or not a list of objects that have a name.
-    """
-    tools = _parsed(value, "tools")
-    if not tools:
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise RejectedRow("broken_tool_json", "tools is not a list of objects")
-    wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
-    for tool in wrapped:
-        if not isinstance(tool["function"], dict) or not isinstance(tool["function"].get("name"), str):
-            raise RejectedRow("broken_tool_json", "a tool without name")
-    return [_without_nulls(tool) for tool in wrapped]
-
-
-def as_tool_calls(value: object) -> list[dict[str, Any]]:
-    """Tool calls from OpenAI's form, from bare {"name", "arguments"} or from JSON text of either.
-
-    Raises:
-        RejectedRow: not JSON, without a name, or with arguments that are no object.
-    """
-    calls = _parsed(value, "tool call")
-    return [_tool_call(call) for call in (calls if isinstance(calls, list) else [calls])]
-
-
-def _tool_call(call: object) -> dict[str, Any]:
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise RejectedRow("broken_tool_json", "a tool call without name")
-    arguments = _parsed(function.get("arguments") or {}, "arguments")
-    if not isinstance(arguments, dict):
-        raise RejectedRow("broken_tool_json", f"arguments of {function['name']} are not an object")
-    identity = {"id": call["id"]} if isinstance(call, dict) and call.get("id") else {}
-    arguments = _without_nulls(arguments)
-    return identity | {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-
-
-def _parsed(value: object, what: str) -> Any:
-    """JSON text once parsed; anything else as it is. Text in it must be encodable."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    try:
-        parsed = json.loads(value) if isinstance(value, str) else value
-        json.dumps(parsed, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise RejectedRow("broken_unicode", what) from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise RejectedRow("broken_tool_json", f"{what}: {error}") from error
-    return parsed
-
-
-def _without_nulls(value: Any) -> Any:
-    """Drop the keys with null that Arrow adds to objects of different shapes."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
-    if isinstance(value, list):
-        return [_without_nulls(each) for each in value]
-    return value
-
-
-def _part_text(part: object, field: str) -> str:
-    if isinstance(part, str):
-        return as_text(part, field)
-    if not isinstance(part, dict) or part.get("type", "text") != "text":
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        raise RejectedRow("not_text", f"{field} has a part of type {kind}")
+def _part_text(turn: Fields, value: object, key: str, place: str) -> str:
+    """The text of a part; between parts of type text, a bare text is one."""
+    if not isinstance(value, dict):
+        return as_text(value, place)
+    part = turn.inner(f"{key}[]", value)
+    kind = part.get("type")
+    if kind not in (None, *TEXT_PARTS):
+        raise RejectedRow("not_text", f"{place} is a part of type {kind}")
+    refuse_marked_part(part, place)
     text = part.get("text")
-    return as_text(part.get("value") if text is None else text, field)
+    text = part.get("value") if text is None else text
+    if text is None:
+        raise RejectedRow("not_text", f"{place} is a part without `text` (it has {', '.join(part)})")
+    return as_text(text, place)
+
+
+def _described(value: list[Any] | dict[str, Any]) -> str:
+    """A list or an object, for a message: "a list of 3 texts", "an object with name and value"."""
+    if isinstance(value, dict):
+        return f"an object with {', '.join(str(key)[:40] for key in list(value)[:4]) or 'nothing'}"
+    kinds = {type(each).__name__ for each in value}
+    what = {"str": "text", "dict": "object"}.get(kinds.pop(), "value") if len(kinds) == 1 else "value"
+    return f"a list of {len(value)} {what}{'' if len(value) == 1 else 's'}"

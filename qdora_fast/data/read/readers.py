@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from qdora_fast.data.clean.rejects import REASONS
 from qdora_fast.data.read.compression import DAMAGE, PACKED_ENDINGS, lines, open_bytes, refuse_bomb, refuse_utf16
+from qdora_fast.data.read.json_values import Decoder, DoubledKey, rows_of, stands_twice
 from qdora_fast.data.read.large_json import array_items
 from qdora_fast.data.read.tables import TableRow, arrow_rows, parquet_rows
 from qdora_fast.system.errors import DataError
@@ -46,6 +47,8 @@ class RawRow(NamedTuple):
 
     row: dict[str, Any]
     source: str
+    padded: frozenset[str] = frozenset()
+    """Columns of structs, which have every key in every row: null may stand for one that was never written."""
 
 
 class BadRow(NamedTuple):
@@ -140,8 +143,10 @@ def _read_json(path: Path) -> Iterator[RawRow | BadRow]:
         del data
         yield from _read_json_lines(path) if _is_json_object(first_line) else _read_large_json(path)
         return
+    decoder = Decoder()
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        value = decoder.decode(data.decode("utf-8-sig"))
+        rows = rows_of(value) if isinstance(value, dict) else value
     except UnicodeDecodeError as error:
         number = data.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}:{number}: {_encoding_problem(error)}; {FIXES['broken_unicode']}") from error
@@ -149,13 +154,16 @@ def _read_json(path: Path) -> Iterator[RawRow | BadRow]:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             yield from _read_json_lines(path)  # several values one after the other: JSON lines
             return
+        if not isinstance(error, json.JSONDecodeError | RecursionError | DoubledKey):  # of `rows_of`
+            raise DataError(f"{path}: {error}") from error
         raise DataError(f"{path}: {_json_problem(error)}; is the file complete?") from error
-    if isinstance(value, dict):
-        value = value["data"] if isinstance(value.get("data"), list) else [value]
-    if not isinstance(value, list):
+    if not isinstance(rows, list):
         raise DataError(f"{path}: holds a single {type(value).__name__}; expected an array of objects, [{{...}}, ...]")
-    for number, row in enumerate(value, 1):
-        yield _checked(row, f"{path} row {number}")
+    if decoder.doubled and (rows is value or rows is value.get("data")):  # once more: in which row?
+        yield from _read_large_json(path)
+        return
+    for number, row in enumerate(rows, 1):
+        yield _once(decoder, row, f"{path} row {number}")
 
 
 def _read_large_json(path: Path) -> Iterator[RawRow | BadRow]:
@@ -163,15 +171,17 @@ def _read_large_json(path: Path) -> Iterator[RawRow | BadRow]:
     try:
         unpacked = open_bytes(path)
         with io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline="") as text:
-            for read, value in enumerate(array_items(text), 1):
+            decoder = Decoder()
+            for read, value in enumerate(array_items(text, decoder), 1):
                 refuse_bomb(path, unpacked.tell())
-                yield _checked(value, f"{path} row {read}")
+                yield _once(decoder, value, f"{path} row {read}")
     except (ValueError, RecursionError) as error:
         what = error.msg if isinstance(error, json.JSONDecodeError) else _json_problem(error)
         raise DataError(f"{path}: after row {read}: {what}; is the file complete?") from error
 
 
 def _read_json_lines(path: Path) -> Iterator[RawRow | BadRow]:
+    decoder = Decoder()
     for number, line in lines(path):
         source = f"{path}:{number}"
         if len(line) > LINE_BYTES:
@@ -180,11 +190,18 @@ def _read_json_lines(path: Path) -> Iterator[RawRow | BadRow]:
         try:
             text = line.decode().removeprefix("\ufeff").rstrip()  # the mark also stands where two files were joined
             if text:
-                yield _checked(json.loads(text), source, text)
+                yield _checked(decoder.once(text), source, text)
         except UnicodeDecodeError as error:
             yield BadRow("broken_unicode", _encoding_problem(error), source)
         except (ValueError, RecursionError) as error:
             yield BadRow("bad_json", _json_problem(error), source)
+
+
+def _once(decoder: Decoder, value: object, source: str) -> RawRow | BadRow:
+    """A parsed value as a row, unless the decoder has just seen a key twice."""
+    if decoder.doubled:
+        return BadRow("bad_json", stands_twice(decoder.doubled), source)
+    return _checked(value, source)
 
 
 def _checked(value: object, source: str, text: str | None = None) -> RawRow | BadRow:
@@ -265,7 +282,7 @@ def numbered(rows: Iterable[TableRow], name: str) -> Iterator[RawRow | BadRow]:
     """Rows that have no lines, with their sources: "NAME row 12"; a text instead of a row says what is wrong."""
     for number, row in enumerate(rows, 1):
         source = f"{name} row {number}"
-        yield BadRow("wrong_type", row, source) if isinstance(row, str) else RawRow(row, source)
+        yield BadRow("wrong_type", row, source) if isinstance(row, str) else RawRow(row[0], source, row[1])
 
 
 def _encoding_problem(error: UnicodeDecodeError) -> str:
@@ -273,6 +290,8 @@ def _encoding_problem(error: UnicodeDecodeError) -> str:
 
 
 def _json_problem(error: Exception) -> str:
+    if isinstance(error, DoubledKey):
+        return str(error)
     if isinstance(error, json.JSONDecodeError):
         where = f"line {error.lineno}, character {error.colno}" if error.lineno > 1 else f"character {error.colno}"
         return f"broken JSON at {where}: {error.msg}"

@@ -23,6 +23,7 @@ from qdora_fast.config.data import SourceSettings
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.read import custom
 from qdora_fast.data.read.detection import ROWS_LOOKED_AT, Detection, choose_format
+from qdora_fast.data.read.folders import FolderFiles, check_split_of_file, folder_files
 from qdora_fast.data.read.ids import IdCheck as IdCheck  # seen with the rows of a source, so importable from here
 from qdora_fast.data.read.readers import (
     RUNS_CODE,
@@ -33,7 +34,6 @@ from qdora_fast.data.read.readers import (
     is_supported,
     numbered,
     read_file,
-    supported_endings,
 )
 from qdora_fast.data.read.tables import WRONG_FEATURES, dataset_rows
 from qdora_fast.system.errors import DataError, first_line
@@ -54,15 +54,17 @@ class ReadReport:
     files: tuple[tuple[str, int], ...]
     skipped: tuple[str, ...] = ()
     """Files of a folder whose ending we do not read."""
+    other_splits: tuple[tuple[str, str], ...] = ()
+    """(name, split) of files of a folder that are of another split than `data.split`."""
 
 
 class Source:
     """An opened source. `detection` is decided; `rows` are read as they are asked for."""
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: SourceSettings, *, held_out: bool = False) -> None:
         self.settings = settings
         self.path = settings.path
-        self._parts, self._skipped = _parts(settings)
+        self._parts, self._folder = _parts(settings, held_out)
         self._counts = {part.name: 0 for part in self._parts}
         rest = self._read()
         ahead, good = _look_ahead(rest, settings)
@@ -81,7 +83,7 @@ class Source:
 
     def report(self) -> ReadReport:
         """What has been read; complete after the last of the rows."""
-        return ReadReport(self.path, tuple(self._counts.items()), self._skipped)
+        return ReadReport(self.path, tuple(self._counts.items()), self._folder.skipped, self._folder.other_splits)
 
     def _read(self) -> Iterator[RawRow | BadRow]:
         left = self.settings.max_rows
@@ -92,19 +94,22 @@ class Source:
             left = None if left is None else left - self._counts[part.name]
 
 
-def open_source(source: SourceSettings) -> Source:
+def open_source(source: SourceSettings, *, held_out: bool = False) -> Source:
     """Find the rows that `source` describes and recognise their format on the first 100 good ones.
 
     With `source.formatter` the format is that of what the formatter returns; `rows` stay as they lie in the files.
+
+    Args:
+        held_out: they are to be held out, see `folders.folder_files`.
 
     Raises:
         DataError: nothing there, nothing in it, no good row in it, or of unknown format.
         ConfigError: a formatter that may not or cannot be run.
     """
-    return Source(source)
+    return Source(source, held_out=held_out)
 
 
-def fingerprint(source: SourceSettings) -> str:
+def fingerprint(source: SourceSettings, *, held_out: bool = False) -> str:
     """SHA-256 of what the source would give: of the bytes of its files and of its formatter's file.
 
     It is the same wherever the files lie, whenever they were written, and on every machine; the settings (format,
@@ -115,7 +120,7 @@ def fingerprint(source: SourceSettings) -> str:
         ConfigError: no such file of a formatter.
     """
     digest = hashlib.sha256()
-    for part in _parts(source)[0]:
+    for part in _parts(source, held_out)[0]:
         digest.update(f"{part.label}\0{part.digest()}\n".encode())
     if source.formatter:
         digest.update(b"formatter\0" + hashlib.sha256(custom.formatter_source(source.formatter)).digest())
@@ -131,23 +136,28 @@ class _Part(NamedTuple):
     digest: Callable[[], str]
 
 
-def _parts(source: SourceSettings) -> tuple[list[_Part], tuple[str, ...]]:
-    """The pieces in reading order, and the files left out."""
+def _parts(source: SourceSettings, held_out: bool) -> tuple[list[_Part], FolderFiles]:
+    """The pieces in reading order, and what is left out of a folder."""
     path, local = source.path, local_path(source.path)
+    alone = FolderFiles(())
     if path == "demo":
-        return [_Part("demo", "demo", lambda: numbered(_demo_rows(), "demo"), _demo_digest)], ()
+        return [
+            _Part("demo", "demo", lambda: numbered(((row, frozenset()) for row in _demo_rows()), "demo"), _demo_digest)
+        ], alone
     if local.is_file():
-        return [_file_part(local, file_kind(local))], ()
+        if not held_out:
+            check_split_of_file(local, source.split)
+        return [_file_part(local, file_kind(local))], alone
     if _is_saved_dataset(local):
-        return [_dataset_part(str(local), lambda: _saved(local, source.split))], ()
+        return [_dataset_part(str(local), lambda: _saved(local, source.split))], alone
     if local.is_dir():
-        files, skipped = _folder_files(local)
-        return [_file_part(file, file.name) for file in files], skipped
+        folder = folder_files(local, source.split, held_out=held_out)
+        return [_file_part(file, str(file.relative_to(local))) for file in folder.files], folder
     if _looks_local(path):
         raise DataError(_missing_file(local))
     if not HUB_ID.fullmatch(path):
         raise DataError(f"{path!r} is neither a file or folder here nor a hub dataset id such as org/name")
-    return [_dataset_part(path, lambda: _hub(path, source.split, source.config))], ()
+    return [_dataset_part(path, lambda: _hub(path, source.split, source.config))], alone
 
 
 def _file_part(path: Path, label: str) -> _Part:
@@ -221,15 +231,6 @@ def _demo_rows() -> Iterator[dict[str, Any]]:
 
 def _demo_digest() -> str:
     return value_hash(list(_demo_rows()))
-
-
-def _folder_files(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
-    files = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    chosen = [file for file in files if is_supported(file)]
-    if not chosen:
-        inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-        raise DataError(f"{folder}: no data file in this folder (it holds {inside}); supported: {supported_endings()}")
-    return chosen, tuple(file.name for file in files if file not in chosen)
 
 
 def _is_saved_dataset(folder: Path) -> bool:

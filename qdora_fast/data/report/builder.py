@@ -20,6 +20,8 @@ from qdora_fast.data.clean.quality import QualityReport
 from qdora_fast.data.clean.rejects import KEEPING, DropCounter, Dropped, total
 from qdora_fast.data.clean.selection import TOO_MANY, SelectedRows
 from qdora_fast.data.pipeline import RowStatistics
+from qdora_fast.data.read.detection import Detection, readable
+from qdora_fast.data.read.fields import UnusedFields
 from qdora_fast.data.read.sources import Source
 from qdora_fast.data.report.report import (
     STEP_OF,
@@ -29,6 +31,7 @@ from qdora_fast.data.report.report import (
     DuplicateReport,
     SourceReport,
     SplitReport,
+    UnusedColumn,
 )
 from qdora_fast.data.store import Columns, Rows
 from qdora_fast.data.tokenize.left_out import DATED, EARLIER, LOSSES, loss_sentence
@@ -125,6 +128,9 @@ class ReportBuilder:
             checked=detection.checked,
             files=read.files,
             skipped=read.skipped,
+            other_splits=read.other_splits,
+            unused=tuple(_unused_columns(self.statistics.unused[number], detection)),
+            read=self.statistics.unused[number].rows,
         )
 
     def _duplicates(self) -> DuplicateReport:
@@ -213,6 +219,14 @@ class ReportBuilder:
                 f"the chat template leaves out the reasoning of earlier answers, in {rows[EARLIER]} rows, as it does "
                 "when the model is served; rows with one answer each keep it"
             )
+
+
+def _unused_columns(unused: UnusedFields, detection: Detection) -> Iterator[UnusedColumn]:
+    """Those of text first."""
+    for name, each in sorted(unused.by_name.items(), key=lambda item: not item[1].is_text):
+        words = max(1, round(each.words / each.texts)) if each.is_text else 0
+        fix = detection.fix_for(None if each.is_nested else name) if words else ""
+        yield UnusedColumn(readable(name), each.rows, words, each.first, fix)
 
 
 def after_quality(

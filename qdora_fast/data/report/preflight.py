@@ -12,14 +12,16 @@ from pathlib import Path
 from qdora_fast.data.clean.lengths import TokenReport
 from qdora_fast.data.clean.quality import QualityReport
 from qdora_fast.data.clean.rejects import REASONS, Dropped, bullet_list
+from qdora_fast.data.read.folders import split_in_name
 from qdora_fast.data.read.messages import REPAIRS
-from qdora_fast.data.report.report import STEP_OF, DataReport, SourceReport
+from qdora_fast.data.report.report import STEP_OF, DataReport, SourceReport, UnusedColumn
 from qdora_fast.data.tokenize.render import Preview
 from qdora_fast.data.tokenize.templates import TemplateChoice
 
 LONGEST_PIECE = 600
 FILES_SHOWN = 8
 WORST_SHOWN = 5
+TEXTS_SHOWN, UNUSED_SHOWN = 3, 12
 GREEN, RESET = "\x1b[32m", "\x1b[0m"
 
 FLAGS = {
@@ -78,6 +80,7 @@ def _rows(report: DataReport) -> Iterator[str]:
     for source in report.sources:
         seen = f", {source.agreement:.0%} of the first {source.checked} rows" if source.checked else ""
         yield f"Format    {source.format} ({source.why}{seen})"
+        yield from _unused(source)
     if report.dropped:
         yield f"Dropped   {report.rows_in - report.kept:,} rows\n{bullet_list(_in_order(report.dropped))}"
     if report.repairs:
@@ -107,11 +110,38 @@ def _sides(source: SourceReport) -> str:
 
 def _files(source: SourceReport) -> Iterator[str]:
     if len(source.files) > 1:
-        yield from (f"  - {name}: {count} rows" for name, count in source.files[:FILES_SHOWN])
+        splits = {name: split_in_name(Path(name)) for name, _ in source.files}
+        for name, count in source.files[:FILES_SHOWN]:
+            split = splits[name] if len(set(splits.values())) > 1 else None
+            doubt = f"; its name says {split}: data.held_out_path would hold it out" if split else ""
+            yield f"  - {name}: {count} rows{doubt}"
         if len(source.files) > FILES_SHOWN:
             yield f"  - and {len(source.files) - FILES_SHOWN} more files"
+    if source.other_splits:
+        others = ", ".join(f"{name} ({split})" for name, split in source.other_splits[:FILES_SHOWN])
+        more = f" and {len(source.other_splits) - FILES_SHOWN} more" if len(source.other_splits) > FILES_SHOWN else ""
+        yield f"  - left out, of other splits: {others}{more}; data.held_out_path names one to hold out"
     if source.skipped:
         yield f"  - not read: {', '.join(source.skipped)}"
+
+
+def _unused(source: SourceReport) -> Iterator[str]:
+    """What is not learned: texts with what would read them, and labels, numbers and copies by name."""
+    texts = [each for each in source.unused if each.words]
+    others = [each for each in source.unused if not each.words]
+    for each in texts[:TEXTS_SHOWN]:
+        rows = f"{each.rows:,} of {source.read:,} rows, first {each.first}"
+        yield f"Unused    {each.name}: text of {each.words:,} words a row is not used in {rows}"
+    if texts:
+        yield f"  - if it belongs to the question: {texts[0].fix}"
+    names = [*(each.name for each in texts[TEXTS_SHOWN:]), *(_counted(each, source) for each in others)]
+    if names:
+        more = f" and {len(names) - UNUSED_SHOWN} more" if len(names) > UNUSED_SHOWN else ""
+        yield f"Unused    {', '.join(names[:UNUSED_SHOWN])}{more}: not learned"
+
+
+def _counted(unused: UnusedColumn, source: SourceReport) -> str:
+    return unused.name if unused.rows == source.read else f"{unused.name} (in {unused.rows:,} of {source.read:,} rows)"
 
 
 def _in_order(dropped: Iterable[Dropped]) -> list[Dropped]:

@@ -23,7 +23,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "convert": (
         *("missing_field", "wrong_type", "not_text", "broken_unicode", "unknown_role", "system_not_first"),
         *("same_role_twice", "no_user_turn", "no_assistant_turn", "empty_prompt", "empty_answer"),
-        *("nothing_to_train", "broken_tool_json"),
+        *("nothing_to_train", "labelled_bad", "broken_tool_json"),
     ),
     "filters": (
         *("placeholder_answer", "truncated_answer", "role_order", "mojibake", "control_characters"),
@@ -46,6 +46,21 @@ DuplicateIds = tuple[str, int, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
+class UnusedColumn:
+    """A column, or a key of messages such as messages[].refusal, of which nothing is learned."""
+
+    name: str
+    rows: int
+    """Rows with a value in it."""
+    words: int
+    """Mean words, where it holds text that stands nowhere in the conversations; 0: it does not."""
+    first: str
+    """The source of the first of the rows."""
+    fix: str = ""
+    """The setting with which a text would be read."""
+
+
+@dataclass(frozen=True)
 class SourceReport:
     """One source. `train` counts its different training rows, `per_epoch` how many an epoch holds after weights."""
 
@@ -63,6 +78,11 @@ class SourceReport:
     checked: int
     files: tuple[tuple[str, int], ...]
     skipped: tuple[str, ...]
+    other_splits: tuple[tuple[str, str], ...] = ()
+    """Files of a folder that are left out, since they are of another split: (name, split)."""
+    unused: tuple[UnusedColumn, ...] = ()
+    read: int = 0
+    """Rows that could be read as conversations."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from qdora_fast.config.data import SourceSettings
 from qdora_fast.data.read.detection import choose_format, detect
+from qdora_fast.data.read.formats import Columns
 from qdora_fast.data.read.readers import RawRow
 from qdora_fast.system.errors import DataError
 
@@ -38,6 +40,39 @@ def test_dolly_is_read_with_its_context() -> None:
     columns = detect([{"instruction": "x", "context": "", "response": "y"}]).columns
     assert columns is not None
     assert columns.context == "context"
+
+
+def test_context_belongs_to_the_question_where_it_is_text() -> None:
+    pair = {"question": "x", "answer": "y"}
+    with_context = detect([pair | {"context": "z"}] * 50 + [pair] * 50)
+    assert (with_context.columns or pair) == Columns("question", "answer", context="context")
+    assert "context" in with_context.why
+    of_lists = detect([pair | {"context": ["z"]}])
+    assert (of_lists.columns or pair) == Columns("question", "answer")
+
+
+def test_the_fix_for_a_column_that_is_not_read_is_a_line_of_yaml_that_reads_it() -> None:
+    found = detect([{"question": "x", "answer": "y", " the: schema": "z"}])
+    assert found.fix_for(" the: schema") == (
+        "data.columns: {prompt: question, context: ' the: schema', response: answer}"
+    )
+    assert "data.formatter" in detect([{"messages": [TURN]}]).fix_for("context")
+
+
+TEXT_TURNS = json.dumps([TURN])
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"messages": TEXT_TURNS}, "chatml"),
+        ({"conversations": TEXT_TURNS, "id": 1}, "sharegpt"),
+        ({"messages": str([TURN])}, "chatml"),
+        ({"system_prompt": "x", "question": "y", "response": "z"}, "columns"),
+    ],
+)
+def test_messages_as_text_and_newer_pairs_are_recognised(row: dict[str, Any], name: str) -> None:
+    assert detect([row]).name == name
 
 
 def test_five_in_a_hundred_may_differ_but_not_six() -> None:

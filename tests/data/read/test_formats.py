@@ -89,9 +89,100 @@ def test_openai_tool_calls_in_all_their_forms(arguments: object) -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
     asking = {"role": "assistant", "content": None, "tool_calls": [call]}
     row = {"messages": [QUESTION, asking], "tools": [TOOL | {"strict": None}]}
-    conversation = convert(row, FORMATS["chatml"])
+    conversation = convert(row, FORMATS["chatml"], padded=["messages", "tools"])
     assert conversation.messages[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
     assert conversation.tools == [TOOL]
+
+
+def test_the_functions_and_calls_that_openai_had_before_tools_are_read() -> None:
+    asking = {"role": "assistant", "content": None, "function_call": CALL["function"]}
+    row = {"messages": [QUESTION, asking], "functions": [TOOL["function"]], "tools": None}
+    conversation = convert(row, FORMATS["chatml"])
+    assert (conversation.messages[1]["tool_calls"], conversation.tools) == ([CALL], [TOOL])
+    assert conversation.unread == []
+
+
+@pytest.mark.parametrize(
+    ("converter", "row"),
+    [
+        (FORMATS["chatml"], {"messages": [QUESTION, ANSWER]}),
+        (FORMATS["chatml"], {"messages": json.dumps([QUESTION, ANSWER])}),
+        (FORMATS["chatml"], {"messages": [{"role": "system", "content": "Count."}, QUESTION, ANSWER]}),
+        (FORMATS["sharegpt"], {"conversations": [QUESTION, ANSWER]}),
+        (FORMATS["prompt_completion"], {"prompt": "2+2?", "completion": "4"}),
+        (FORMATS["prompt_completion"], {"prompt": json.dumps([QUESTION]), "completion": json.dumps([ANSWER])}),
+        (FORMATS["alpaca"], {"instruction": "2+2?", "output": "4"}),
+        (columns_converter(Columns("query", "response")), {"query": "2+2?", "response": "4", "history": []}),
+        (columns_converter(Columns("prompt", "response")), {"prompt": [QUESTION], "response": "4"}),
+    ],
+)
+@pytest.mark.parametrize("column", ["system", "system_prompt"])
+def test_a_system_prompt_beside_any_of_them_is_read_once(
+    converter: Converter, row: dict[str, Any], column: str
+) -> None:
+    conversation = convert(row | {column: "Count."}, converter)
+    assert conversation.messages == [{"role": "system", "content": "Count."}, QUESTION, ANSWER]
+    assert conversation.unread == []
+
+
+def test_earlier_turns_of_ms_swift_are_read_and_a_history_of_another_shape_is_not() -> None:
+    swift = columns_converter(Columns("query", "response"))
+    row = {"query": "2+2?", "response": "4", "history": [["1+1?", "2"]]}
+    assert [message["content"] for message in convert(row, swift).messages] == ["1+1?", "2", "2+2?", "4"]
+    assert convert(row | {"history": "a long one"}, swift).unread == [("history", "a long one")]
+
+
+def test_parts_of_a_content_are_joined_and_nothing_else_is() -> None:
+    parts = [{"type": "text", "text": "2+"}, {"type": "input_text", "text": "2?", "cache_control": {"type": "short"}}]
+    conversation = convert({"messages": [{"role": "user", "content": parts}, ANSWER]}, FORMATS["chatml"])
+    assert conversation.messages == [QUESTION, ANSWER]
+    assert [name for name, _ in conversation.unread] == ["messages[].content[].cache_control"]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "detail"),
+    [
+        ("alpaca", {"instruction": "x", "output": ["a", "b", "c"]}, "output is a list of 3 texts"),
+        ("alpaca", {"instruction": ["x"], "output": "y"}, "instruction is a list of 1 text"),
+        ("alpaca", {"instruction": "x", "output": [{"type": "text", "text": "y"}]}, "output is a list of 1 object"),
+        ("prompt_completion", {"prompt": "x", "completion": ["y", 1]}, "completion is a list of 2 values"),
+        ("prompt_completion", {"prompt": "x", "completion": {"value": "y"}}, "completion is an object with value"),
+        ("chatml", {"messages": [{"role": "user", "content": ["x", "y"]}, ANSWER]}, "content is a list of 2 texts"),
+        ("chatml", {"messages": [{"role": "user", "content": [{"type": "text", "content": "x"}]}]}, "without `text`"),
+        ("chatml", {"messages": [{"role": "user", "Content": "x"}, ANSWER]}, "content (it has 'Content')"),
+        ("chatml", {"messages": str([QUESTION, ANSWER])}, "messages as text that is not JSON"),
+        ("alpaca", {"instruction": str([QUESTION]), "output": "y"}, "messages as text that is not JSON"),
+        ("alpaca", {"instruction": "x", "Output": "y"}, "output (the row has 'Output')"),
+        ("chatml", {"messages": [QUESTION, ANSWER], "label": False}, "label is false"),
+        ("prompt_completion", {"prompt": "x", "completion": "y", "label": False}, "label is false"),
+        ("chatml", {"messages": [QUESTION, ANSWER], "images": ["a.png"]}, "column images"),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "human", "value": "<image> x"}, ANSWER], "image": "a"},
+            "column image",
+        ),
+        ("alpaca", {"instruction": "x", "output": "y", "pic": {"bytes": b"x", "path": None}}, "column pic"),
+        ("chatml", {"messages": [QUESTION | {"audio": {"id": "1"}}, ANSWER]}, "messages[0].audio"),
+    ],
+)
+def test_what_has_no_one_meaning_is_refused_by_its_name(name: str, row: dict[str, Any], detail: str) -> None:
+    with pytest.raises(RejectedRow) as caught:
+        convert(row, FORMATS[name])
+    assert detail in caught.value.detail
+
+
+def test_what_looks_like_messages_but_is_data_stays_text() -> None:
+    data = '[{"role": "admin", "name": "x"}]'
+    rows = [{"instruction": "Make a user.", "output": data}, {"instruction": data, "output": "A user."}]
+    rows.append({"instruction": f"{json.dumps([QUESTION])} Summarise.", "output": "A sum."})
+    for row in rows:
+        assert [message["content"] for message in messages_of("alpaca", row)] == list(row.values())
+
+
+def test_a_name_of_a_picture_or_a_label_beside_a_question_and_an_answer_is_only_unread() -> None:
+    more = {"image": "http://shop/a.png", "label": False, "images": [], "loss": 1.5, "weight": 0}
+    conversation = convert({"q": "x", "a": "y"} | more, columns_converter(Columns("q", "a")))
+    assert [name for name, _ in conversation.unread] == ["image", "label", "loss", "weight"]
 
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"loss_weight": 0.0}, {"train": False}])

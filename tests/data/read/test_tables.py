@@ -64,13 +64,15 @@ def test_a_cut_parquet_file_says_how_many_rows_came_before(tmp_path: Path) -> No
         list(read_file(path))
 
 
-def test_columns_of_pictures_and_sound_are_left_unread() -> None:
-    from datasets import Audio, Dataset, Image
+def test_pictures_and_sound_are_not_decoded_however_deep_they_lie() -> None:
+    from datasets import Audio, Dataset, Image, List
 
     broken = {"bytes": b"no picture and no sound", "path": None}
-    dataset = Dataset.from_list([{"text": "x", "picture": broken, "sound": broken}])
+    stored = {"text": "x", "picture": broken, "sound": broken, "pictures": [broken]}
+    dataset = Dataset.from_list([stored])
     dataset = dataset.cast_column("picture", Image()).cast_column("sound", Audio())
-    assert list(dataset_rows(dataset, "rows")) == [{"text": "x"}]
+    dataset = dataset.cast_column("pictures", List(Image()))
+    assert list(dataset_rows(dataset, "rows")) == [(stored, frozenset({"picture", "sound", "pictures"}))]
 
 
 def test_rows_of_mixed_shapes_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -79,7 +81,20 @@ def test_rows_of_mixed_shapes_come_back_as_they_were_written(tmp_path: Path) -> 
     rows = [{"call": {"city": "Paris"}, "n": 1}, {"call": ["x", None], "n": 2}]
     Dataset.from_list(rows, features=Features({"call": Json(), "n": Value("int64")})).save_to_disk(str(tmp_path))
     (path,) = tmp_path.glob("*.arrow")
-    assert [raw.row for raw in read_file(path) if isinstance(raw, RawRow)] == rows
+    read = [raw for raw in read_file(path) if isinstance(raw, RawRow)]
+    assert [raw.row for raw in read] == rows
+    assert not any(raw.padded for raw in read)  # as written: null is null
+
+
+def test_columns_of_structs_are_named_and_others_are_not(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"tools": [{"name": "a"}, {"kind": "b"}], "text": '{"a": null}', "words": ["x"]}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (raw,) = read_file(tmp_path / "a.parquet")
+    assert isinstance(raw, RawRow)
+    assert (raw.row["tools"], raw.padded) == ([{"name": "a", "kind": None}, {"name": None, "kind": "b"}], {"tools"})
 
 
 @pytest.mark.parametrize("kind", ["pa", "datasets", "Popen", "eval", "os.system", "__import__", 7, None])
