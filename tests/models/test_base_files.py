@@ -69,7 +69,7 @@ def test_what_is_not_the_file_is_named(base: Path, name: str, content: str, said
 @pytest.mark.parametrize("change", [lambda text: text[: len(text) // 2], lambda text: f"[{text}]"], ids=["cut", "list"])
 def test_json_that_is_cut_or_no_object_is_named(base: Path, name: str, change: Callable[[str], str]) -> None:
     (base / name).write_text(change((base / name).read_text()))
-    with pytest.raises(IntegrityError, match=name):
+    with pytest.raises(QdoraError, match=name):
         require_sound(str(base), weights=False)
 
 
