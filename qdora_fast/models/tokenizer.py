@@ -5,11 +5,15 @@ Rows are filtered, masked and tokenised before a weight is read; all that this n
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from qdora_fast.models.base_files import require_sound
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.remote_code import BASE_SETTING, foreign_files, remote_code_allowed
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+"""Files of which one at least makes a tokenizer."""
 
 
 def load_tokenizer(name: str, revision: str | None, *, setting: str = BASE_SETTING) -> tuple[Any, frozenset[int]]:
@@ -25,6 +29,8 @@ def load_tokenizer(name: str, revision: str | None, *, setting: str = BASE_SETTI
     from transformers import AutoConfig, GenerationConfig
 
     require_sound(name, revision, weights=False, setting=setting)
+    if Path(name).is_dir() and not any((Path(name) / each).exists() for each in TOKENIZERS):
+        raise ConfigError(f"{setting}{name} holds no tokenizer ({TOKENIZERS[0]}); copy it there from the model's page")
     tokenizer = read_tokenizer(name, revision, setting=setting)
     require_fast(name, tokenizer)
     with foreign_files("generation config", name, revision, setting=setting):
