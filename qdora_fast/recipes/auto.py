@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from qdora_fast.config import Config
 from qdora_fast.data.demo.base import DEMO, demo_base
-from qdora_fast.models.base_files import folder_of
+from qdora_fast.models.base_files import folder_of, require_sound
 from qdora_fast.models.model_config import position_limit, read_model_config
 from qdora_fast.planning.auto.choice import LONGEST, asked_for, measuring_length, resolve_auto
 from qdora_fast.planning.auto.kinds import Resolved, RowLengths
@@ -46,10 +46,15 @@ def to_measure(config: Config, sizes: Sizes) -> Config:
 
 
 def limit_exceeded(config: Config, base_name: str) -> int | None:
-    """Tokens that the base was made for, where `model.max_length` is a larger number; else None."""
+    """Tokens that the base was made for, where `model.max_length` is a larger number; else None.
+
+    Raises:
+        ConfigError, IntegrityError: see `base_files.require_sound`.
+    """
     asked, folder = config.model.max_length, folder_of(base_name, config.model.revision)
     if asked == "auto" or folder is None:
         return None
+    require_sound(base_name, config.model.revision, weights=False)
     limit = position_limit(read_model_config(folder / "config.json"))
     return limit if limit is not None and limit < asked else None
 
