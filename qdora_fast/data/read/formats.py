@@ -25,7 +25,7 @@ from qdora_fast.data.read.messages import Message, as_text, as_tool_calls, as_to
 PLACEHOLDER_INPUT = re.compile(r"\s*(<?no\s?input>?|n/a|none|null)?\s*", re.IGNORECASE)
 PLACEHOLDER_OUTPUT = re.compile(r"\s*<?no\s?output>?\s*", re.IGNORECASE)
 
-REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
+REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "reasoning_details")
 """Keys of a message, and types of a part of its content, that hold reasoning."""
 ROLES = {
     "system": ("system", "developer"),
@@ -187,7 +187,7 @@ def _message(turn: dict[str, Any], place: str) -> Message:
         if turn.get("tool_calls"):
             message["tool_calls"] = as_tool_calls(turn["tool_calls"])
         message |= _training_mark(turn, place)
-    if thought is not None:
+    if thought:
         message["reasoning_content"] = as_text(thought, f"{place}.reasoning")
     for key in ("name", "tool_call_id"):
         if turn.get(key) is not None:
@@ -195,21 +195,26 @@ def _message(turn: dict[str, Any], place: str) -> Message:
     return message
 
 
-def _reasoning(turn: dict[str, Any], content: object) -> tuple[object, object]:
+def _reasoning(turn: dict[str, Any], content: object) -> tuple[str, object]:
     """What a turn says of its reasoning, under any name that servers have for it, and its content without that.
 
-    `reasoning_content` (DeepSeek, vLLM), `reasoning` (OpenRouter, vLLM), `thinking` (Ollama), parts of the content of
-    type thinking (Anthropic, Mistral) or reasoning. Where several say it, one is taken.
+    `reasoning_content` (DeepSeek, vLLM), `reasoning` and `reasoning_details` (OpenRouter), `thinking` (Ollama), parts
+    of the content of type thinking (Anthropic, Mistral) or reasoning. Where several say it, the first is taken.
     """
-    named = [turn[key] for key in REASONING if isinstance(turn.get(key), str | list) and turn[key]]
-    if not isinstance(content, list):
-        return (named[0] if named else None), content
-    parts = [part for part in content if isinstance(part, dict) and part.get("type") in REASONING]
-    if not parts:
-        return (named[0] if named else None), content
-    said = [part.get(key) for part in parts for key in (*REASONING, "text") if part.get(key)]
-    inside = [text for each in said for text in (each if isinstance(each, list) else [each])]
-    return (named[0] if named else inside), [part for part in content if part not in parts]
+    parts = content if isinstance(content, list) else []
+    inside = [part for part in parts if isinstance(part, dict) and part.get("type") in REASONING]
+    said = [_thought(each) for each in (*(turn.get(key) for key in REASONING), inside)]
+    rest = [part for part in parts if part not in inside] if inside else content
+    return next((each for each in said if each.strip()), ""), rest
+
+
+def _thought(value: object) -> str:
+    """The text of reasoning: a text, or a list of parts."""
+    if isinstance(value, dict):
+        return next((text for key in (*REASONING, "text", "summary") if (text := _thought(value.get(key)))), "")
+    if isinstance(value, list):
+        return "".join(map(_thought, value))
+    return value if isinstance(value, str) else ""
 
 
 def _training_mark(turn: dict[str, Any], place: str) -> Message:
