@@ -27,7 +27,7 @@ ARGS    ?=
 TORCH_BY_UV = $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu "torch==$(TORCH)"
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock train test test-all test-gpu bench bench-gpu bench-data bench-export benchmarks faults mutants \
+.PHONY: help install lock train test test-all test-gpu bench bench-gpu bench-data bench-export real benchmarks faults mutants \
         proofs docs docs-pictures lint format clean
 
 help: ## show these verbs
@@ -63,6 +63,9 @@ bench-data: $(STAMP) ## prepare rows with planted duplicates and faults: what is
 
 bench-export: $(STAMP) ## export tuned runs and 70B-sized shards: cost, closeness, what is left of the gain
 	$(BIN)/python -m benchmarks export $(ARGS)
+
+real: $(STAMP) ## tune, compare, export and ask SmolLM2-135M, in 15 minutes on two cores (ARGS="--full" for hours)
+	$(BIN)/python -m benchmarks real $(ARGS)
 
 benchmarks: $(STAMP) ## write the measured part of BENCHMARKS.md from the kept records
 	$(BIN)/python -m benchmarks.records

@@ -1,4 +1,4 @@
-"""`python -m benchmarks engine|gpu|data|export`, which `make bench*` call. Each command calls one function.
+"""`python -m benchmarks engine|gpu|data|export|real`, which `make bench*` call. Each command calls one function.
 
 The last line of each is one JSON object; where a gate is red no speed is told and the exit code is 1.
 """
@@ -6,6 +6,7 @@ The last line of each is one JSON object; where a gate is red no speed is told a
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -95,6 +96,33 @@ def export(record: str | None, **asked: object) -> None:
 
     options = ExportOptions().changed(**asked)
     _end(run_export_benchmark(options, command=["python", "-m", "benchmarks", *sys.argv[1:]]), record)
+
+
+@cli.command()
+@click.option(
+    "--full", is_flag=True, help="All exports, chat, serve, methods over seeds, step time, MMLU's form; hours."
+)
+@click.option("--model", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A folder with the model.")
+@click.option("--steps", type=click.IntRange(1), default=30, show_default=True, help="Optimizer steps, of 8 rows.")
+@click.option("--rows", type=click.IntRange(40), default=400, show_default=True, help="Rows, those held out included.")
+@click.option("--questions", type=click.IntRange(4), default=60, show_default=True, help="Held-out rows to answer.")
+@click.option(
+    "--llama-cpp", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A checkout, for GGUF."
+)
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/real"),
+    show_default=True,
+    help="Where all of it lies; a session that was stopped goes on there.",
+)
+@click.option("--record", metavar="NAME", help="Keep the figures, for BENCHMARKS.md.")
+def real(record: str | None, folder: Path, **asked: Any) -> None:
+    """Tune a real pretrained model, SmolLM2-135M-Instruct, and use what comes of it."""
+    from benchmarks.real.session import run_real
+
+    figures = run_real(folder, command=["python", "-m", "benchmarks", *sys.argv[1:]], **asked)
+    _end(figures, record if figures["gate"]["passed"] else None)
 
 
 def _end(figures: dict[str, Any], record: str | None) -> NoReturn:

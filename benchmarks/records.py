@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.data import data_table
 from benchmarks.engine import table
 from benchmarks.export import export_table
+from benchmarks.real import real_table
 from qdora_fast.system.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "records"
@@ -79,6 +80,12 @@ def render(records: Mapping[str, Mapping[str, Any]]) -> str:
         lines += ["## Exports", ""]
     for name, record in exported.items():
         lines += [f"Record `{name}`. {'. '.join(table.provenance(dict(record['machine'])))}.", "", *_exports(record)]
+    real = {name: record for name, record in records.items() if record["kind"] == "real"}
+    if real:
+        lines += ["## A real model", ""]
+    for name, record in real.items():
+        lines += [f"Record `{name}`. {'. '.join(table.provenance(dict(record['machine'])))}.", ""]
+        lines += [f"- {line}" for line in real_table.lines(record["stages"])] + [""]
     return "\n".join(lines)
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from qdora_fast.system.paths import local_path
+
 FORMATTER, METRIC, TASKS = "data.formatter", "evaluation.metric", "evaluation.mmlu.task_folder"
 """What a permission is given for. The entries of a list count as the setting that they are a part of."""
 
@@ -70,7 +72,7 @@ def without_folder(reference: str) -> str:
 
 def at(folder: Path, path: str) -> str:
     """An absolute path (of a file, a folder, or FILE.py:function) for one that starts at `folder`."""
-    return os.path.abspath(folder / Path(path).expanduser())
+    return os.path.abspath(folder / local_path(path))
 
 
 def code_named(tree: Any) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from qdora_fast.config.code import function_name
-from qdora_fast.config.fields import Count, Real, Section, auto_or
+from qdora_fast.config.fields import Count, Day, Real, Section, auto_or
 
 Format = Literal["auto", "alpaca", "chatml", "sharegpt", "prompt_completion", "columns", "text"]
 
@@ -161,6 +161,10 @@ class DataSettings(_Where):
     template: str = "auto"
     """How messages become text. auto: the model's own chat template, else plain Alpaca text.
     model, alpaca, chatml, or the path of a .jinja file."""
+    date: Day | None = None
+    """The day, such as 2026-01-31, that a chat template prints which prints the date (Llama 3.2, gpt-oss): one for all
+    that the run learns, evaluates and proves. Empty: the day on which the rows are prepared, which is then written
+    into the run's config. No effect on other templates."""
     train_on: Literal["responses", "all"] = "responses"
     """responses: loss on every assistant turn only. all: loss on every token."""
     on_long: Literal["drop", "truncate"] = "drop"

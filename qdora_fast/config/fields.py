@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import date
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -17,6 +18,15 @@ def number(value: object) -> object:
     return value
 
 
+def _day(value: object) -> object:
+    """A day as YAML reads it, or as text, as 2026-01-31."""
+    try:
+        return value if value is None else date.fromisoformat(str(value)).isoformat()
+    except ValueError:
+        raise ValueError(f"expected a day such as 2026-01-31, not {value}") from None
+
+
+Day = Annotated[str, BeforeValidator(_day)]
 Real = Annotated[float, BeforeValidator(number)]
 Count = Annotated[int, BeforeValidator(number)]
 

@@ -66,8 +66,13 @@ def json_schema() -> dict[str, Any]:
 
 
 def _override(tree: dict[str, Any], lines: Lines, text: str) -> str | None:
-    """Put one `a.b=value` into the tree; returns the problem if it cannot be."""
+    """Put one `a.b=value` into the tree; returns the problem if it cannot be.
+
+    The value of a setting that is text is that text, whatever YAML would make of it: `[a] #1.jsonl`, `~`, `1e5`; empty:
+    none. Other values are read as YAML, and so is text between quotes.
+    """
     dotted, equals, raw = text.partition("=")
+    raw = raw.lstrip() if dotted.endswith(" ") else raw  # typed as `a.b = value`
     keys = tuple(key.strip() for key in dotted.split("."))
     if not equals or not all(keys):
         return f"--set {text}: write it as section.key=value, for instance --set train.learning_rate=1e-4"
@@ -79,7 +84,7 @@ def _override(tree: dict[str, Any], lines: Lines, text: str) -> str | None:
         if not isinstance(inner, dict):
             return f"--set {text}: `{key}` is a value, not a section"
         section = inner
-    section[keys[-1]] = read_value(raw)
+    section[keys[-1]] = (raw or None) if _is_text(_annotation(keys)) and not _is_quoted(raw) else read_value(raw)
     lines[keys] = "--set"
     return None
 
@@ -154,6 +159,8 @@ def _describe(item: Any, lines: Mapping[tuple[str, ...], str]) -> str:
         return f"{path}{place}: got {value!r}; {_choices(loc, value, item)}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"{path}{place}: expected `key: value` lines below it, got {value!r}"
+    if kind == "string_type":
+        return f"{path}{place}: got {value!r}; must be text: put it in quotes"
     reason = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     if not loc or isinstance(value, dict):
         return f"{path}{place}: {reason}" if loc else reason
@@ -216,6 +223,17 @@ def _annotation(loc: tuple[str, ...]) -> Any:
     section = _section(loc[:-1])
     field = section.model_fields.get(loc[-1]) if section else None
     return field.annotation if field is not None else None
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether a setting takes text and nothing else, apart from none."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return annotation is str or (union and set(typing.get_args(annotation)) == {str, type(None)})
+
+
+def _is_quoted(raw: str) -> bool:
+    text = raw.strip()
+    return len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
 
 
 def _literals(annotation: Any) -> Iterator[str]:

@@ -35,7 +35,7 @@ from qdora_fast.config.allowed_code import Entry
 from qdora_fast.config.code import code_named, file_of, split, with_code, without_folder
 from qdora_fast.system import distributed
 from qdora_fast.system.errors import ConfigError, RefusedError
-from qdora_fast.system.paths import refuse_links_out
+from qdora_fast.system.paths import local_path, refuse_links_out
 from qdora_fast.system.redact import redact
 
 FLAG = "--own-code"
@@ -80,7 +80,7 @@ def allow_own_code(files: Sequence[str | Path], *, ask: Ask | None = None) -> It
         ConfigError: one of them is not there.
     """
     earlier = _said.get()
-    hashes = {_look(FLAG, Path(file).expanduser())[0].sha256 for file in files}
+    hashes = {_look(FLAG, local_path(file))[0].sha256 for file in files}
     before = _said.set(_Said(earlier.hashes | hashes, ask or earlier.ask))
     try:
         yield

@@ -102,7 +102,14 @@ def settings_of(config: str | Path | Mapping[str, Any] | Config, sections: Mappi
     else:
         path = find_config(str(config))
         tree, name = load_config(path).model_dump(), path.stem
-    return make_config({key: {**tree.get(key, {}), **sections.get(key, {})} for key in {*tree, *sections}}), name
+    return make_config(_laid_over(tree, sections)), name
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    """Settings with others in their place, section by section, as --set does it: what is not named stays."""
+    if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
+        return above
+    return {**below, **{key: _laid_over(below[key], above[key]) if key in below else above[key] for key in above}}
 
 
 def _read(path: Path) -> Preset:

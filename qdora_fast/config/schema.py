@@ -56,7 +56,8 @@ class ModelSettings(Section):
         auto_or("a number of tokens from 16 to 1,048,576", least=16, most=1_048_576),
     ] = 2048
     """Longest row in tokens, prompt and answer together. Longer rows are dropped or cut (`data.on_long`); memory grows
-    with it. auto: as long as the rows need, and at most what fits into the GPU's memory."""
+    with it. Rows longer than the model was made for are refused. auto: as long as the rows need, and at most what the
+    model was made for and what fits into the GPU's memory."""
 
     @property
     def length(self) -> int:

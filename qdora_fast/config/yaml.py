@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from io import StringIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -91,6 +91,8 @@ def plain(node: Any, budget: list[int] | None = None, depth: int = 0) -> Any:
         return {str(key): plain(value, budget, depth + 1) for key, value in node.items()}
     if isinstance(node, list | tuple):
         return [plain(value, budget, depth + 1) for value in node]
+    if isinstance(node, PurePath):
+        return str(node)
     for kind in (bool, int, float, str):
         if isinstance(node, kind):
             return kind(node)

@@ -104,11 +104,15 @@ def _code() -> str:
 
 
 def settings_hash(settings: DataSettings, *, seed: int, rendering: Rendering | None) -> str:
-    """SHA-256 of what was asked for, without paths: part of the version of the data."""
-    asked: dict[str, Any] = settings.model_dump(mode="json", exclude={"workers", "cache", "path", "held_out_path"})
+    """SHA-256 of what was asked for, without paths: part of the version of the data. The date that a template prints is
+    left out, so that rows prepared on another day are the same version, for a review and its run."""
+    asked: dict[str, Any] = settings.model_dump(
+        mode="json", exclude={"workers", "cache", "date", "path", "held_out_path"}
+    )
     asked["sources"] = [source.model_dump(mode="json", exclude={"path"}) for source in settings.mixture]
     asked["own_held_out"] = settings.held_out_path is not None
-    asked |= {"seed": seed, "rendering": rendering.identity() if rendering else None}
+    identity = rendering.identity() if rendering else None
+    asked |= {"seed": seed, "rendering": identity and {key: value for key, value in identity.items() if key != "date"}}
     return value_hash(_code_by_name(asked))
 
 

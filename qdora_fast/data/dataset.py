@@ -157,7 +157,7 @@ def _make(
     if rendering:
         in_tokens = [each for each in dropped if STEP_OF[each.reason] == "tokens"]
         refuse_hopeless(len(columns) + total(in_tokens), len(columns), in_tokens, rendering.max_length)
-    selection = select(columns, writer, settings, seed=seed)
+    selection = select(columns, writer, settings, seed=seed, dropped=dropped)
 
     builder = ReportBuilder(settings, sources, columns, statistics, selection, writer.rows(columns))
     with disk_errors(folder, elsewhere=OTHER_CACHE):

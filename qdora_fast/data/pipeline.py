@@ -47,6 +47,8 @@ class RowStatistics:
     by_origin: Counter[int] = field(default_factory=Counter)
     """Rows read of each source."""
     drops: DropCounter = field(default_factory=DropCounter)
+    left_out: DropCounter = field(default_factory=DropCounter)
+    """Rows of which the chat template does not print something, by what that is."""
     repairs: Counter[str] = field(default_factory=Counter)
     ids: list[IdCheck] = field(default_factory=list)
     """One per source."""
@@ -63,6 +65,8 @@ class RowStatistics:
         """Count one chunk."""
         for source, reason, detail in chunk.rejected:
             self.drops.count(reason, source, detail)
+        for source, kind in chunk.left_out:
+            self.left_out.count(kind, source)
         self.repairs.update(chunk.repairs)
         self.unused[chunk.origin].add(chunk.unused)
         self.too_long += chunk.too_long

@@ -60,6 +60,7 @@ class _ProcessedRow(NamedTuple):
     labels: np.ndarray
     flags: frozenset[str]
     content_tokens: int
+    left_out: frozenset[str] = frozenset()
 
 
 _NO_TOKENS = np.zeros(0, np.int32)
@@ -114,7 +115,8 @@ class RowProcessor:
             return _ProcessedRow(row, *keys, _NO_TOKENS, _NO_TOKENS, frozenset(), NOT_COUNTED)
         example, flags = self._renderer(row)
         ids, labels = (np.array(example[name], np.int32) for name in ("input_ids", "labels"))
-        return _ProcessedRow(row, *keys, ids, labels, flags, self._content_tokens(row, int((labels >= 0).sum())))
+        content_tokens = self._content_tokens(row, int((labels >= 0).sum()))
+        return _ProcessedRow(row, *keys, ids, labels, flags, content_tokens, self._renderer.left_out(row))
 
     def _content_tokens(self, row: Row, trained: int) -> int:
         """Tokens of the row's contents; `NOT_COUNTED` for rows that `filters.min_tokens` cannot drop: those with twice
@@ -151,6 +153,7 @@ class RowProcessor:
             groups=[_value(raw, self._settings.group) for raw in raws],
             strata=[_value(raw, self._settings.stratify) or "" for raw in raws],
             sampled=["\n".join(contents(each.row))[:CHARACTERS_FOR_LANGUAGE] for each in processed],
+            left_out=[(each.row["meta"]["source"], kind) for each in processed for kind in sorted(each.left_out)],
             signatures=similarity.signatures([similarity.shingles(each.key) for each in processed]),
         )
         if self._renderer is not None:

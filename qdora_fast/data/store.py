@@ -94,6 +94,13 @@ class Examples(Sequence[Example]):
         example: Example = self._dataset[index]
         return example
 
+    def highest_token(self) -> int:
+        """The highest token id of the file that these are chosen from; 0 where it is empty."""
+        from pyarrow import compute
+
+        highest = compute.max(compute.list_flatten(self._dataset.data.column("input_ids"))).as_py()
+        return int(highest or 0)
+
     def dataset(self) -> Dataset:
         """The same as a `datasets.Dataset` with the columns input_ids and labels, mapped from the disk."""
         return self._dataset
@@ -146,6 +153,8 @@ class Chunk:
     strata: list[str] = field(default_factory=list)
     rejected: list[tuple[str, str, str]] = field(default_factory=list)
     """(source, reason, detail) of rows that were dropped."""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """(source, what) of what the chat template does not print of rows, see `tokenize/left_out.py`."""
     too_long: list[int] = field(default_factory=list)
     """Tokens of the rows among them that are too long."""
     repairs: dict[str, int] = field(default_factory=dict)

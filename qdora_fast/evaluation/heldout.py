@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.loss import labelled, token_losses
+from qdora_fast.data.tokenize.chat_text import render_chat
 from qdora_fast.evaluation.logits import logits_at
 from qdora_fast.models.out_of_memory import Batches
 
@@ -78,10 +80,21 @@ def choose_rows(rows: Sequence[Mapping[str, Any]], most: int) -> list[int]:
     return sorted(ranked[:most])
 
 
-def make_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, max_length: int) -> list[Question]:
+def make_questions(
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    date: str | None = None,
+    on_refused: Callable[[str], None] = lambda why: None,
+) -> list[Question]:
     """Turn held-out rows into questions: everything before the last assistant turn is the prompt.
 
     Rows without an earlier turn (plain text) and prompts longer than `max_length` tokens are passed over.
+
+    Args:
+        date: see `render_chat`.
+        on_refused: told of each row that the chat template renders with its answer and not without; it is passed over.
     """
     questions: list[Question] = []
     for row in rows:
@@ -89,8 +102,13 @@ def make_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, max_len
         if not before:
             continue
         tools = row.get("tools") or None
-        prompt = tokenizer.apply_chat_template(before, tools=tools, tokenize=False, add_generation_prompt=True)
-        reference = last.get("content") or _rendered_answer(row["messages"], prompt, tokenizer, tools)
+        try:
+            prompt = render_chat(tokenizer, before, tools, add_generation_prompt=True, date=date)
+        except RejectedRow as error:
+            on_refused(f"{row['meta']['source']}: {error.detail}")
+            continue
+        whole = "" if last.get("content") else render_chat(tokenizer, row["messages"], tools, date=date)
+        reference = last.get("content") or _rendered_answer(whole, prompt, tokenizer)
         if len(tokenizer(prompt, add_special_tokens=False).input_ids) < max_length:
             users = [message["content"] for message in before if message["role"] == "user"]
             shown = users[-1] if users else before[-1]["content"]
@@ -193,9 +211,8 @@ def _until_stop(tokens: list[int], stop_ids: frozenset[int]) -> list[int]:
     return tokens[:end]
 
 
-def _rendered_answer(messages: list[dict[str, Any]], prompt: str, tokenizer: Any, tools: Any) -> str:
+def _rendered_answer(whole: str, prompt: str, tokenizer: Any) -> str:
     """A last turn that is a tool call has no content: take what the template writes for it."""
-    whole: str = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
     answer = whole[len(prompt) :] if whole.startswith(prompt) else whole
     for token in tokenizer.all_special_tokens:
         answer = answer.replace(token, "")

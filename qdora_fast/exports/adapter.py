@@ -74,7 +74,7 @@ def export_adapter(
     report = {
         "format": to,
         "path": str(target),
-        "bytes": sum(file.stat().st_size for file in target.iterdir()),
+        "bytes": sum(file.stat().st_size for file in target.rglob("*") if file.is_file()),
         "sha256": sha256_of(target / WEIGHTS_NAME),
         "manifest": str(target / NAME),
         "base": base,

@@ -10,23 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.tokenize.left_out import LOSSES, Accountant
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.backend import open_backend
-from qdora_fast.models.model_config import read_model_config
+from qdora_fast.models.base_files import require_sound
+from qdora_fast.models.model_config import position_limit, read_model_config
 from qdora_fast.models.run_info import RunInfo
 from qdora_fast.models.tokenizer import load_tokenizer, read_tokenizer
 from qdora_fast.models.trained import TrainedModel
-from qdora_fast.models.weights import shard_names
 from qdora_fast.system import remote_code
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.run_folder import RunFolder
 
 Message = dict[str, Any]
 
+_NEEDED = ("system", "question", "tools", "tool_result")
+"""What of a conversation must reach the model, see `left_out.LOSSES`."""
 DEFAULT_LENGTH = 2048
 """Tokens of a conversation with a model whose config names no limit."""
 
@@ -48,6 +52,10 @@ class Source:
     trained: TrainedModel | None = None
     """The base with the adapter; None: merged, the base is not in it."""
 
+    @cached_property
+    def _accountant(self) -> Accountant:
+        return Accountant(self.vocabulary)
+
     def prompt(self, messages: Sequence[Message], tools: list[Message] | None = None) -> list[int]:
         """Token ids of a conversation, ready to be continued.
 
@@ -62,9 +70,11 @@ class Source:
             raise ConfigError(f"the chat template refuses this conversation: {error.detail}{way_out}") from None
         except UnicodeEncodeError:
             raise ConfigError("the message is not valid Unicode; is the terminal set to UTF-8?") from None
-        for message in messages:
-            if message["role"] in ("system", "user") and message["content"].strip() not in text:
-                raise ConfigError(f"the chat template leaves out the {message['role']} message{way_out}")
+        lost = self._accountant.left_out_of(messages, tools)
+        for kind in _NEEDED:
+            if kind in lost:
+                what = LOSSES[kind][0].removeprefix("a ")
+                raise ConfigError(f"the chat template leaves out the {what}{way_out}")
         return self.vocabulary.encode(text).ids
 
 
@@ -148,7 +158,7 @@ def merged_source(path: Path) -> Source:
     described = read_model_config(path / "config.json")
     if not described.get("architectures"):
         raise ConfigError(f"{path} is not a merged model: its config.json names no architecture")
-    shard_names(path)
+    require_sound(str(path), setting="")
     tokenizer, stop_ids = load_tokenizer(str(path), None, setting="")
     full = path.resolve()
     return _with_template(
@@ -219,7 +229,7 @@ def _longest(name: str, revision: str | None = None) -> int:
         config = AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=remote_code.remote_code_allowed()
         )
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH)
+    return position_limit(config.to_dict()) or DEFAULT_LENGTH
 
 
 def _lengthened(trained: TrainedModel, longest: int) -> TrainedModel:

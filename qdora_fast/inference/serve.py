@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from qdora_fast.data.tokenize.chat_text import as_taken
 from qdora_fast.inference import screen
 from qdora_fast.inference.loading import ChatModel, Source, load_source
 from qdora_fast.system import console
@@ -121,8 +122,15 @@ def _handler(source: Source, manager: Any, state: Any) -> Any:
     class Handler(ChatCompletionHandler):
         """Refuses what does not fit."""
 
+        @staticmethod
+        def get_processor_inputs_from_messages(messages: list[Any], modality: Any) -> list[Any]:
+            taken = ChatCompletionHandler.get_processor_inputs_from_messages(messages, modality)
+            return as_taken(source.vocabulary.tokenizer, taken)
+
         async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
             messages = self.get_processor_inputs_from_messages(body.get("messages") or [], Modality.LLM)
+            if not body.get("tools"):  # [] would choose the template for tools
+                body.pop("tools", None)
             try:
                 taken = len(source.prompt(messages, body.get("tools")))
             except ConfigError as error:

@@ -19,6 +19,7 @@ from qdora_fast.inference.conversation import Conversation, SamplingParams
 from qdora_fast.inference.loading import Source, load_source
 from qdora_fast.system import console
 from qdora_fast.system.errors import ConfigError, OutOfMemory
+from qdora_fast.system.paths import typed
 
 Sides = dict[str, Conversation]
 """Who answers, by title."""
@@ -160,5 +161,5 @@ def _require_base(source: Source) -> None:
     """Raise ConfigError where there is no base to compare with."""
     if source.trained is None:
         run = source.folder.resolve().parent
-        named = f": qdora-fast chat {run} --compare" if (run / "model.json").is_file() else ""
+        named = f": qdora-fast chat {typed(run)} --compare" if (run / "model.json").is_file() else ""
         raise ConfigError(f"--compare: the base is not in a merged model; compare with the run it was made from{named}")

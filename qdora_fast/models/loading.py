@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from qdora_fast.config import AdapterSettings, EngineSettings, ModelSettings, Tr
 from qdora_fast.models.adapter import assert_complete
 from qdora_fast.models.adapter_guard import guard_saves
 from qdora_fast.models.backend import captured_prints, open_backend
+from qdora_fast.models.base_files import require_fitting, require_sound, shard_names
 from qdora_fast.models.targets import Architecture, Targets, choose_targets, inspect_architecture
 from qdora_fast.models.tokenizer import load_tokenizer, require_fast, stop_token_ids
-from qdora_fast.models.weights import shard_names
 from qdora_fast.system.errors import ConfigError, QdoraError, RefusedError
 from qdora_fast.system.manifest import require_unchanged
 from qdora_fast.system.paths import refuse_links_out
@@ -88,11 +89,15 @@ def read_architecture(name: str, model: ModelSettings, adapter: AdapterSettings,
 
     Raises:
         ConfigError: not found, pickled weights, or not a text model.
+        IntegrityError: files that are missing, damaged, or of two models.
         RefusedError: 4-bit weights where the method or `merge_base` needs 16 bits.
     """
     open_backend()
     from transformers import AutoConfig
 
+    require_sound(name, model.revision)
+    if model.base_16bit:
+        require_sound(model.base_16bit, setting="model.base_16bit: ")
     with foreign_files("config", name, model.revision):
         model_config = AutoConfig.from_pretrained(
             name, revision=model.revision, trust_remote_code=remote_code_allowed()
@@ -106,7 +111,11 @@ def read_architecture(name: str, model: ModelSettings, adapter: AdapterSettings,
             "Name them in model.base_16bit, or set export.merge_base: dequant4"
         )
     _refuse_unsafe_files(name)
-    return inspect_architecture(model_config)
+    architecture = inspect_architecture(model_config)
+    require_fitting(name, model.revision, model_config, architecture.model_class)
+    if model.base_16bit:
+        require_fitting(model.base_16bit, None, model_config, architecture.model_class)
+    return architecture
 
 
 def load_reference(name: str, *, setting: str) -> tuple[Any, Any]:
@@ -118,6 +127,7 @@ def load_reference(name: str, *, setting: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    require_sound(name, setting=setting)
     tokenizer, _ = load_tokenizer(name, None, setting=setting)
     gpu = torch.cuda.is_available()
     with foreign_files("safetensors weights", name, setting=setting):
@@ -151,6 +161,7 @@ def load_base(
     """
     unsloth = open_backend()
     import torch
+    from safetensors import SafetensorError
 
     _refuse_unsafe_files(name)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
@@ -168,7 +179,8 @@ def load_base(
                 use_exact_model_name=True,  # Unsloth would otherwise swap in a repository of its own
                 use_gradient_checkpointing=checkpointing(train),
             )
-    except OSError as error:
+    except (OSError, SafetensorError, JSONDecodeError) as error:
+        require_sound(name, model.revision)  # which names the file, where it came down a moment ago
         raise unreadable("safetensors weights", name, model.revision, error) from None
     if not remote_code_allowed():  # what did not run is not handed on with the adapter
         tokenizer.init_kwargs.pop("auto_map", None)

@@ -1,4 +1,4 @@
-"""A model's config.json, before anything is built or counted by it.
+"""A model's config.json, before anything is built or counted by it, and how long a text the model was made for.
 
 A count of 10 million layers makes a plan run for hours, one of 4,000 digits breaks every sum. So counts are looked at
 once, when the file is read.
@@ -6,6 +6,7 @@ once, when the file is read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from qdora_fast.system.json_files import COPY_AGAIN, read_object
 from qdora_fast.system.limits import MODEL_COUNT, MODEL_LAYERS
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
+"""Names that families have for the tokens of their longest text."""
+STRETCHED = ("linear", "dynamic", "yarn")
+"""Kinds of RoPE scaling with which a model reads `factor` times as far as its count of positions may say. With llama3
+and longrope the count says it."""
 
 
 def read_model_config(path: Path) -> dict[str, Any]:
@@ -30,3 +36,33 @@ def read_model_config(path: Path) -> dict[str, Any]:
             if isinstance(count, int | float) and count > most and count != float("inf"):
                 raise ConfigError(f"{path}: {name} is {count:.4g}, and no model has more than {most:,}; {COPY_AGAIN}")
     return values
+
+
+def position_limit(values: Mapping[str, Any]) -> int | None:
+    """Tokens of the longest text that a model was made for, RoPE scaling included; None: its config does not say.
+
+    A window of attention is no limit, nor is the tokenizer's `model_max_length`, which many tokenizers state at random.
+
+    Args:
+        values: of a config.json.
+    """
+    section = values.get("text_config")
+    text = section if isinstance(section, Mapping) else values
+    said = [text[name] for name in POSITIONS if isinstance(text.get(name), int) and text[name] > 0]
+    if not said:
+        return None
+    longest = max(said)
+    for scaling in _rope_scalings(text):
+        factor, before = scaling.get("factor"), scaling.get("original_max_position_embeddings")
+        if scaling.get("rope_type", scaling.get("type")) in STRETCHED and isinstance(factor, int | float):
+            longest = max(longest, int(factor * (before if isinstance(before, int) else max(said))))
+    return int(longest)
+
+
+def _rope_scalings(text: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """One, or one for each kind of layer."""
+    for name in ("rope_scaling", "rope_parameters"):
+        section = text.get(name)
+        if isinstance(section, Mapping):
+            yield section
+            yield from (each for each in section.values() if isinstance(each, Mapping))

@@ -36,6 +36,8 @@ class Architecture:
     """Full names of mixture-of-experts modules; empty for dense models."""
     elsewhere: tuple[str, ...]
     """Full names of linear layers outside the blocks and the head: a vision or audio tower's."""
+    model_class: type[Any]
+    """Of Transformers."""
 
     @property
     def leaves(self) -> tuple[str, ...]:
@@ -72,6 +74,11 @@ def inspect_architecture(model_config: Any) -> Architecture:
     except ValueError as error:
         kind, why = model_config.model_type, first_line(error)
         raise ConfigError(f"model type `{kind}` is not a text model we can train: {why}") from None
+    except (ArithmeticError, AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"no `{model_config.model_type}` model can be built from config.json: {first_line(error)}; its sizes or "
+            "token ids do not go together: copy or download it again"
+        ) from None
     names = {id(module): name for name, module in model.named_modules()}
     decoder = model.get_decoder()
     stack = next((child for child in decoder.children() if isinstance(child, nn.ModuleList)), None)
@@ -92,6 +99,7 @@ def inspect_architecture(model_config: Any) -> Architecture:
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and module is not head and name not in {n for n, _ in inside}
         ),
+        model_class=type(model),
     )
 
 

@@ -5,9 +5,12 @@ Rows are filtered, masked and tokenised before a weight is read; all that this n
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from qdora_fast.models.base_files import require_sound
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.remote_code import BASE_SETTING, foreign_files, remote_code_allowed
 
 
@@ -18,10 +21,12 @@ def load_tokenizer(name: str, revision: str | None, *, setting: str = BASE_SETTI
         setting: that names the model, see `remote_code.unreadable`.
 
     Raises:
-        ConfigError: none there, or a slow one.
+        ConfigError: none there, a slow one, or one whose special tokens the base has no embeddings for.
+        IntegrityError: see `base_files.require_sound`.
     """
     from transformers import AutoConfig, GenerationConfig
 
+    require_sound(name, revision, weights=False, setting=setting)
     tokenizer = read_tokenizer(name, revision, setting=setting)
     require_fast(name, tokenizer)
     with foreign_files("generation config", name, revision, setting=setting):
@@ -30,7 +35,9 @@ def load_tokenizer(name: str, revision: str | None, *, setting: str = BASE_SETTI
         except OSError:  # the model has no file of its own for it
             described = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
             generation = GenerationConfig.from_model_config(described)
-    return tokenizer, _stop_ids(generation, tokenizer)
+    stop_ids = _stop_ids(generation, tokenizer)
+    _require_embedded(name, tokenizer, stop_ids, embedding_count(name, revision, setting=setting), setting)
+    return tokenizer, stop_ids
 
 
 def read_tokenizer(name: str, revision: str | None = None, *, setting: str = "") -> Any:
@@ -42,7 +49,31 @@ def read_tokenizer(name: str, revision: str | None = None, *, setting: str = "")
     from transformers import AutoTokenizer
 
     with foreign_files("tokenizer", name, revision, setting=setting):
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _template_of_processor(name)
+    return tokenizer
+
+
+def _template_of_processor(name: str) -> str | None:
+    """The chat template in a folder's chat_template.json, where models for images had it once; None: none there."""
+    file = Path(name) / "chat_template.json"
+    template = read_object(file).get("chat_template") if file.is_file() else None
+    return template if isinstance(template, str) else None
+
+
+def embedding_count(name: str, revision: str | None = None, *, setting: str = BASE_SETTING) -> int | None:
+    """How many tokens a base has embeddings for; None: its config does not say.
+
+    Raises:
+        ConfigError: no config that can be read.
+    """
+    from transformers import AutoConfig
+
+    with foreign_files("config", name, revision, setting=setting):
+        described = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
+    count = getattr(described.get_text_config(), "vocab_size", None)
+    return count if isinstance(count, int) else None
 
 
 def stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -54,6 +85,23 @@ def require_fast(name: str, tokenizer: Any) -> None:
     """Raise ConfigError for a tokenizer that cannot say where in the text a token lies."""
     if getattr(tokenizer, "is_fast", False) is not True:
         raise ConfigError(f"`{name}` has no fast tokenizer (tokenizer.json); loss masks need its offsets")
+
+
+def _require_embedded(
+    name: str, tokenizer: Any, stop_ids: frozenset[int], embeddings: int | None, setting: str
+) -> None:
+    """Raise ConfigError for a special token that the base has no embedding for: padding looks it up in every batch, and
+    a stop token beyond the output head never comes."""
+    kinds = ("bos_token", "eos_token", "pad_token")
+    used = {token: kind for kind in kinds if (token := getattr(tokenizer, f"{kind}_id", None)) is not None}
+    used |= {token: "stop token (eos_token_id)" for token in stop_ids if token not in used}
+    for token, kind in used.items():
+        if embeddings is not None and not (isinstance(token, int) and 0 <= token < embeddings):
+            raise ConfigError(
+                f"{setting}the {kind} of `{name}` is token {token}, and the model has embeddings for {embeddings:,} "
+                f"(0-{embeddings - 1}); correct it in its tokenizer_config.json or generation_config.json, or use a "
+                "tokenizer that belongs to the model"
+            )
 
 
 def _stop_ids(generation: Any, tokenizer: Any) -> frozenset[int]:

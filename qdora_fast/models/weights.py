@@ -25,15 +25,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qdora_fast.models.base_files import INDEX_NAME, shard_names
 from qdora_fast.system.errors import ConfigError, IntegrityError
 from qdora_fast.system.json_files import read_object
-from qdora_fast.system.paths import plain_file_name
 
 BLOCK_BYTES = 4 * 2**20
 """Size of a block of rows once it is in fp32. A merge holds about four such blocks; they should fit into the
 processor's cache, which made merging twice as fast as blocks of 32 MiB."""
-
-INDEX_NAME = "model.safetensors.index.json"
 
 _DTYPES = {
     "F64": torch.float64,
@@ -182,30 +180,6 @@ def write_index(folder: Path, shard_of: dict[str, str], total_bytes: int) -> Non
     """Write the index that tells loaders which shard holds which tensor."""
     index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(shard_of.items()))}
     (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def shard_names(folder: Path) -> list[str]:
-    """The names of a model's weight files, from the index if there is one; no file is opened.
-
-    Raises:
-        ConfigError: no safetensors weights there (with a word on pickled `.bin` files).
-        IntegrityError: an index that leads out of the folder.
-    """
-    if (folder / INDEX_NAME).is_file():
-        weight_map = read_object(folder / INDEX_NAME).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(plain_file_name(name) for name in weight_map.values()):
-            raise IntegrityError(f"{folder / INDEX_NAME}: no `weight_map` from tensors to files; download it again")
-        return sorted(set(weight_map.values()))
-    if (folder / "model.safetensors").is_file():
-        return ["model.safetensors"]
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; name a folder with config.json and safetensors weights")
-    if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
-        raise ConfigError(
-            f"{folder}: its weights are pickles (.bin), which can run code when read; convert them once with "
-            "transformers (`from_pretrained`, then `save_pretrained`) and name that folder"
-        )
-    raise ConfigError(f"{folder}: no model.safetensors and no {INDEX_NAME}; name a folder with the model's weights")
 
 
 def _read_header(file: Path) -> list[TensorInfo]:

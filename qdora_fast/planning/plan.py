@@ -31,6 +31,8 @@ class Plan:
     resolved: Resolved
     """What `auto` became."""
     machine: Machine
+    limited: str
+    """That rows may be no longer than the base was made for, where the config asks for more; else empty."""
     base_source: str
     """Where the base's config.json was read."""
     estimate: Estimate
@@ -68,6 +70,7 @@ class Plan:
         return {
             "name": self.name,
             "fits": self.fits,
+            "limited": self.limited,
             **self.estimate.as_dict(),
             "batch_size": self.train.micro_batch,
             "gradient_accumulation": self.train.accumulation,

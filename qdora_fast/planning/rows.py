@@ -18,6 +18,7 @@ from qdora_fast.config import DataSettings, SourceSettings
 from qdora_fast.data.read.folders import folder_files
 from qdora_fast.data.read.readers import RawRow, is_supported, read_file
 from qdora_fast.system.errors import DataError
+from qdora_fast.system.paths import local_path
 
 LOOKED_AT = 200
 """Rows that are measured of each file."""
@@ -85,7 +86,7 @@ def _look(source: SourceSettings) -> tuple[int, bool, list[int]] | None:
 
         demo = list(islice(rows(), source.max_rows))
         return len(demo), True, [_tokens(row) for row in demo[:LOOKED_AT]]
-    path = Path(source.path).expanduser()
+    path = local_path(source.path)
     files = folder_files(path, source.split).files if path.is_dir() else (path,) if path.is_file() else ()
     files = tuple(file for file in files if is_supported(file))
     if not files:

@@ -26,6 +26,8 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 def lines(plan: Plan) -> Iterator[str]:
     """The plan, line by line."""
     yield verdict(plan)
+    if plan.limited:
+        yield from _labelled("BUT", plan.limited)
     yield ""
     yield from _settings(plan)
     for number, reason in enumerate(plan.resolved.reasons):

@@ -6,11 +6,15 @@ The only file that changes a config because of a plan.
 from __future__ import annotations
 
 from qdora_fast.config import Config
-from qdora_fast.planning.auto.choice import asked_for, measuring_length, resolve_auto
+from qdora_fast.data.demo.base import DEMO, demo_base
+from qdora_fast.models.base_files import folder_of
+from qdora_fast.models.model_config import position_limit, read_model_config
+from qdora_fast.planning.auto.choice import LONGEST, asked_for, measuring_length, resolve_auto
 from qdora_fast.planning.auto.kinds import Resolved, RowLengths
 from qdora_fast.planning.cards import Machine
 from qdora_fast.planning.memory.architecture import Sizes
 from qdora_fast.planning.memory.job import JobSettings
+from qdora_fast.system.paths import local_path
 
 
 def has_auto(config: Config) -> bool:
@@ -41,16 +45,38 @@ def to_measure(config: Config, sizes: Sizes) -> Config:
     return _with_numbers(config, batch_size=1, length=measuring_length(config.model, sizes))
 
 
+def limit_exceeded(config: Config, base_name: str) -> int | None:
+    """Tokens that the base was made for, where `model.max_length` is a larger number; else None."""
+    asked, folder = config.model.max_length, folder_of(base_name, config.model.revision)
+    if asked == "auto" or folder is None:
+        return None
+    limit = position_limit(read_model_config(folder / "config.json"))
+    return limit if limit is not None and limit < asked else None
+
+
+def with_length(config: Config, length: int) -> Config:
+    """The config with this `model.max_length`."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"max_length": length})})
+
+
+def without_length_limit(config: Config) -> Config:
+    """The config under which every row is tokenised in full."""
+    filters = config.data.filters.model_copy(update={"max_fraction": 1.0})
+    data = config.data.model_copy(update={"on_long": "drop", "filters": filters})
+    return with_length(config.model_copy(update={"data": data}), LONGEST)
+
+
 def adopt(config: Config, earlier: Config) -> Config:
-    """The config with the numbers of an earlier run of the same effective batch in place of `auto`, so that the run
-    can be resumed."""
+    """The config with the numbers of an earlier run of the same effective batch in place of `auto` and of a length that
+    the base was not made for, and with the date that it took where none is named, so that the run can be resumed."""
     model, train = config.model, config.train
-    if model.max_length == "auto":
+    if model.max_length == "auto" or limit_exceeded(config, _folder_or_id(model.name)) == earlier.model.max_length:
         model = model.model_copy(update={"max_length": earlier.model.max_length})
     if train.batch_size == "auto" and train.rows_per_step == earlier.train.rows_per_step:
         names = ("batch_size", "gradient_accumulation", "effective_batch")
         train = train.model_copy(update={name: getattr(earlier.train, name) for name in names})
-    return config.model_copy(update={"model": model, "train": train})
+    data = config.data.model_copy(update={"date": config.data.date or earlier.data.date})
+    return config.model_copy(update={"model": model, "train": train, "data": data})
 
 
 def job_settings(config: Config) -> JobSettings:
@@ -65,6 +91,10 @@ def job_settings(config: Config) -> JobSettings:
         answer_tokens=evaluation.max_new_tokens,
         merges=config.export.at_end != "none",
     )
+
+
+def _folder_or_id(name: str) -> str:
+    return str(demo_base()) if name == DEMO else str(local_path(name)) if local_path(name).is_dir() else name
 
 
 def _with_numbers(config: Config, *, batch_size: int, length: int) -> Config:

@@ -23,7 +23,10 @@ from qdora_fast.data.dataset import DUPLICATES, Prepared
 from qdora_fast.data.demo.base import DEMO, demo_base
 from qdora_fast.data.read.messages import ROW_SHAPE
 from qdora_fast.data.store import REJECTED
+from qdora_fast.data.tokenize.chat_text import asks_for_clock, today
+from qdora_fast.data.tokenize.embeddings import require_embedded
 from qdora_fast.data.tokenize.render import Renderer, Rendering
+from qdora_fast.data.tokenize.templates import TemplateChoice
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import read_run_info
 from qdora_fast.planning.auto.kinds import Resolved, RowLengths
@@ -31,9 +34,17 @@ from qdora_fast.planning.cards import ANY_MACHINE, this_machine
 from qdora_fast.planning.memory.architecture import sizes_of
 from qdora_fast.planning.memory.base import base_config
 from qdora_fast.recipes import messages
-from qdora_fast.recipes.auto import has_auto, resolve, to_measure
+from qdora_fast.recipes.auto import (
+    has_auto,
+    limit_exceeded,
+    resolve,
+    to_measure,
+    with_length,
+    without_length_limit,
+)
 from qdora_fast.system import console
-from qdora_fast.system.errors import ConfigError, DoesNotFit
+from qdora_fast.system.errors import ConfigError, DoesNotFit, RefusedError
+from qdora_fast.system.paths import local_path
 from qdora_fast.system.run_folder import RunFolder, write_json
 from qdora_fast.training.resume import base_fingerprint
 
@@ -48,7 +59,7 @@ class Ready:
     rendering: Rendering
     base_name: str
     config: Config
-    """What they were prepared by, without `auto`."""
+    """What they were prepared by, without `auto`, and with the date that the chat template prints, if it does."""
     resolved: Resolved | None = None
     """What `auto` became, if there was any."""
 
@@ -119,7 +130,7 @@ def find_base(config: Config, resumed: RunFolder | None = None) -> str:
     if config.model.name == DEMO:
         first_base = Path(read_run_info(resumed).base) if resumed else None
         return str(first_base if first_base and first_base.is_dir() else demo_base())
-    folder = Path(config.model.name).expanduser()
+    folder = local_path(config.model.name)
     return str(folder.resolve()) if folder.is_dir() else config.model.name
 
 
@@ -131,28 +142,65 @@ def ready_data(config: Config, base_name: str, *, trains: bool = True) -> Ready:
 
     Raises:
         DataError: see `data.prepare`.
-        ConfigError: the base or its tokenizer is not there, the template does not fit.
+        ConfigError: the base or its tokenizer is not there, the template does not fit, rows use tokens that the base
+            has no embeddings for.
+        RefusedError: rows are longer than the base was made for.
         DoesNotFit: nothing that `auto` could become fits here.
     """
+    config = _within_limit(config, base_name)
     if has_auto(config):
         config, resolved = _resolve_auto(config, base_name, trains=trains)
         messages.resolved(resolved)
         return replace(ready_data(config, base_name), resolved=resolved)
-    from qdora_fast.data import prepare
-    from qdora_fast.models.tokenizer import load_tokenizer
+    return _prepared(config, base_name)
+
+
+def _prepared(config: Config, base_name: str) -> Ready:
+    """Rows and tokens by a config without `auto`, all of which the base has embeddings for."""
+    from qdora_fast.data import choose_template, prepare
+    from qdora_fast.models.tokenizer import embedding_count, load_tokenizer
 
     tokenizer, stop_ids = load_tokenizer(base_name, config.model.revision)
-    rendering = _rendering(config, tokenizer, stop_ids)
+    template = choose_template(tokenizer, config.data.template)
+    config = with_date(config, tokenizer)
+    rendering = _rendering(config, tokenizer, stop_ids, template)
     with console.counting_rows("preparing rows") as on_rows:
         prepared = prepare(config.data, seed=config.train.seed, rendering=rendering, on_rows=on_rows)
+    if embeddings := embedding_count(base_name, config.model.revision):
+        sides = ((prepared.train, prepared.scored_examples), (prepared.held_out, prepared.held_out_examples))
+        require_embedded(sides, tokenizer, embeddings, config.model.name)
     return Ready(prepared, rendering, base_name, config)
+
+
+def _within_limit(config: Config, base_name: str) -> Config:
+    """The config with no longer rows than the base was made for.
+
+    Raises:
+        RefusedError: there are such rows, and the config's own number asks for them.
+    """
+    limit = limit_exceeded(config, base_name)
+    if limit is None:
+        return config
+    prepared = _prepared(without_length_limit(config), base_name).prepared
+    tokens = prepared.columns.tokens[np.concatenate([prepared.chosen, prepared.held])]
+    if longer := int((tokens > limit).sum()):
+        raise RefusedError(
+            f"model.max_length: {config.model.max_length:,} is more than the {limit:,} tokens that "
+            f"`{config.model.name}` was made for, and {longer:,} of {len(tokens):,} rows are longer than that (the "
+            f"longest has {int(tokens.max()):,}). Set model.max_length: {limit}: they are then dropped, or cut with "
+            "data.on_long: truncate. To train it for longer texts, write rope_scaling or max_position_embeddings into "
+            "its config.json first, so that exports have it, too"
+        )
+    messages.length_limited(config.model.length, limit)
+    return with_length(config, limit)
 
 
 def confirm(ready: Ready, base: Any, config: Config) -> Ready:
     """Set the template on the loaded model's tokenizer, and make sure that it gives the tokens that were prepared."""
-    from qdora_fast.data import prepare
+    from qdora_fast.data import choose_template, prepare
 
-    rendering = _rendering(config, base.tokenizer, base.stop_ids)
+    template = choose_template(base.tokenizer, config.data.template)
+    rendering = _rendering(config, base.tokenizer, base.stop_ids, template)
     before, after = Renderer(ready.rendering), Renderer(rendering)
     rows = ready.prepared.train[:CONFIRMED_ROWS]
     if ready.rendering.stop_ids == rendering.stop_ids and all(before(row) == after(row) for row in rows):
@@ -228,7 +276,7 @@ def record_review(folder: Path, review: Any) -> None:
 def _resolve_auto(config: Config, base_name: str, *, trains: bool) -> tuple[Config, Resolved]:
     """The config with numbers in place of `auto`, chosen by the rows as long as the model can take them."""
     sizes = sizes_of(base_config(base_name, config.model.revision).values)
-    prepared = ready_data(to_measure(config, sizes), base_name, trains=False).prepared
+    prepared = _prepared(to_measure(config, sizes), base_name).prepared
     inside = np.concatenate([prepared.chosen, prepared.held])
     rows = RowLengths(prepared.columns.tokens[inside], beyond=prepared.report.dropped_for("too_long"))
     machine = this_machine(config.train.vram) if trains else ANY_MACHINE
@@ -238,11 +286,15 @@ def _resolve_auto(config: Config, base_name: str, *, trains: bool) -> tuple[Conf
     return config, resolved
 
 
-def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int]) -> Rendering:
-    from qdora_fast.data import choose_template
+def with_date(config: Config, tokenizer: Any) -> Config:
+    """The config with the day that the tokenizer's chat template is told, where it asks and none is named: today."""
+    if config.data.date or not asks_for_clock(tokenizer):
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"date": today()})})
 
+
+def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int], template: TemplateChoice) -> Rendering:
     data = config.data
-    template = choose_template(tokenizer, data.template)
     return Rendering(
         tokenizer,
         config.model.length,
@@ -251,6 +303,7 @@ def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int]) -> Rend
         stop_ids,
         data.filters.max_fraction,
         template,
+        date=data.date if asks_for_clock(tokenizer) else None,
     )
 
 

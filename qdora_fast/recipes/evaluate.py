@@ -17,6 +17,7 @@ from qdora_fast.config.code import of_evaluation
 from qdora_fast.config.loader import load_config
 from qdora_fast.config.own_code import allow_own_code, require_code_allowed
 from qdora_fast.data.read.messages import ROW_SHAPE
+from qdora_fast.data.tokenize.chat_text import asks_for_clock, render_chat, templates_of
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.out_of_memory import Batches, make_room
 from qdora_fast.models.run_info import read_run_info
@@ -146,7 +147,15 @@ def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: C
         from qdora_fast.evaluation.mmlu.harness import harness_version
 
         harness_version()
-    questions = make_questions(rows, tokenizer, max_length=config.model.length)
+    refused: list[str] = []
+    questions = make_questions(
+        rows, tokenizer, max_length=config.model.length, date=config.data.date, on_refused=refused.append
+    )
+    if refused:
+        console.note(
+            f"{len(refused)} of {len(rows)} held-out rows are not asked: the chat template refuses their prompt "
+            f"({refused[0]})"
+        )
     check(questions, config.evaluation)
     return questions
 
@@ -186,6 +195,7 @@ def open_run(folder: RunFolder, config: Config) -> EvalModel:
     unsloth = open_backend()
     from qdora_fast.data import choose_template
     from qdora_fast.data.tokenize.render import Renderer, Rendering
+    from qdora_fast.data.tokenize.templates import bundled_name
     from qdora_fast.models.tokenizer import read_tokenizer
     from qdora_fast.recipes.report import trained_model
     from qdora_fast.training.trainer import choose_precision
@@ -203,7 +213,8 @@ def open_run(folder: RunFolder, config: Config) -> EvalModel:
     tokenizer = read_tokenizer(str(folder.adapter))
     base, model = trained_model(folder, config).load(precision=choose_precision(config.train))
     template = choose_template(base.tokenizer, config.data.template)
-    if template.text != tokenizer.chat_template:
+    saved = templates_of(tokenizer)
+    if templates_of(base.tokenizer) != saved and bundled_name(saved.get("default")) != template.name:
         raise ConfigError(
             f"the chat template saved with {folder.adapter} is not the one that data.template: {config.data.template} "
             f"gives for `{info.base}`; one of them was changed after training. Answers would be to other prompts "
@@ -211,7 +222,9 @@ def open_run(folder: RunFolder, config: Config) -> EvalModel:
         )
     unsloth.FastLanguageModel.for_inference(model)
     stop_ids = frozenset(info.stop_ids)
-    renderer = Renderer(Rendering(tokenizer, config.model.length, config.data.train_on, config.data.on_long, stop_ids))
+    settings = (config.model.length, config.data.train_on, config.data.on_long, stop_ids)
+    day = config.data.date if asks_for_clock(tokenizer) else None
+    renderer = Renderer(Rendering(tokenizer, *settings, date=day))
     return EvalModel(model, tokenizer, stop_ids, rows, [renderer(row)[0] for row in rows], base.precision)
 
 
@@ -259,8 +272,8 @@ def _completions(
     settings = config.evaluation
     if not settings.completions or settings.metric == "choice":
         return None
-    ask = partial(tuned.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
-    prompts = [ask(list(messages)) for messages in GENERAL]
+    ask = partial(render_chat, tuned.tokenizer, add_generation_prompt=True, date=config.data.date)
+    prompts = [ask(messages) for messages in GENERAL]
     with messages.answering(2 * len(prompts)) as on_answer:
         asked = (prompts, settings.max_new_tokens, settings.batch_size, tuned.stop_ids, on_answer, batches)
         general = of_both(tuned.model, lambda: generate(tuned.model, tuned.tokenizer, *asked))

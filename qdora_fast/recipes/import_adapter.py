@@ -20,19 +20,21 @@ from qdora_fast.config.code import FORMATTER
 from qdora_fast.config.loader import make_config
 from qdora_fast.config.own_code import allow_own_code, require_code_allowed
 from qdora_fast.config.recorded import create_run, write_config
+from qdora_fast.data.tokenize.chat_text import render_chat, templates_of
 from qdora_fast.exports.adapter_fit import Fit, fit
 from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import RunInfo, write_run_info
 from qdora_fast.models.weights import WeightFolder
 from qdora_fast.recipes import messages
-from qdora_fast.recipes.data import find_base, ready_data, write_data
+from qdora_fast.recipes.data import find_base, ready_data, with_date, write_data
+from qdora_fast.system import console
 from qdora_fast.system.errors import ConfigError, IntegrityError
 from qdora_fast.system.hardware import describe as describe_machine
 from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import NAME as MANIFEST
 from qdora_fast.system.manifest import problems, read_manifest, sha256_of
-from qdora_fast.system.paths import refuse_links_out
+from qdora_fast.system.paths import local_path, refuse_links_out
 from qdora_fast.system.remote_code import code_of, remote_code_allowed
 from qdora_fast.system.run_folder import RunFolder, write_json
 
@@ -65,7 +67,7 @@ def import_adapter(
         IntegrityError: it is incomplete or corrupt, or does not fit its base.
         RefusedError: the base or the layers are of a kind that is refused for training, too.
     """
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     open_backend()
     adapter = _read(folder)
     stated = _stated_method(folder)
@@ -141,7 +143,7 @@ def _settings(adapter: Adapter, base: str | None, data: str | None, stated: str 
         raise ConfigError(f"{adapter.folder / CONFIG_NAME} names no base; give it by --base")
     if base is None and Path(named).is_absolute() and not Path(named).is_dir():
         raise ConfigError(f"the adapter names its base by a path of another machine ({named}); give it by --base")
-    described = Path(named).expanduser() / "config.json"
+    described = local_path(named) / "config.json"
     packed = described.is_file() and "quantization_config" in read_object(described)
     in_4bit = packed or "4bit" in named.lower().replace("-", "")
     return {
@@ -166,6 +168,7 @@ def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, match: Fi
 
     tokenizer, stop_ids = load_tokenizer(base, config.model.revision)
     config, template, assumed = _with_template(run, adapter, config, tokenizer)
+    config = with_date(config, tokenizer)
     write_config(run, config)
     run.write_json("environment.json", describe_machine())
     run.adapter.mkdir()  # the adapter's own two files and the tokenizer; nothing else of that folder is taken over
@@ -215,12 +218,19 @@ def _with_template(run: RunFolder, adapter: Adapter, config: Config, tokenizer: 
     brought = _brought_tokenizer(adapter, tokenizer) if list(adapter.folder.glob("tokenizer*")) else None
     if brought is not None and brought.eos_token in tokenizer.get_vocab():
         tokenizer.eos_token = brought.eos_token
-    own = brought.chat_template if brought is not None else None
+    own = templates_of(brought) if brought is not None else {}
     asked = choose_template(tokenizer, config.data.template)
-    if own is None or config.data.template != "auto" or own == asked.text:
-        return config, asked.name, own is None and config.data.template == "auto"
+    if not own or config.data.template != "auto" or own == templates_of(tokenizer):
+        return config, asked.name, not own and config.data.template == "auto"
+    if "default" not in own:
+        raise ConfigError(
+            f"{adapter.folder}: its chat templates are named {', '.join(own)} and none is named default; write the "
+            "one it was trained with into a .jinja file, and name that: --set data.template=FILE.jinja"
+        )
+    if len(own) > 1:
+        console.note(f"of its chat templates {', '.join(own)}, which its base does not have, `default` alone is kept")
     file = run.path.resolve() / "chat_template.jinja"
-    file.write_text(own, encoding="utf-8")
+    file.write_text(own["default"], encoding="utf-8")
     data = config.data.model_copy(update={"template": str(file)})
     return config.model_copy(update={"data": data}), choose_template(tokenizer, str(file)).name, False
 
@@ -237,7 +247,8 @@ def _brought_tokenizer(adapter: Adapter, tokenizer: Any) -> Any:
     brought = read_tokenizer(str(adapter.folder))
     theirs, known = brought.get_vocab(), tokenizer.get_vocab()
     moved = [token for token, number in known.items() if theirs.get(token) != number]
-    added = [token for token in theirs if token not in known and token in (brought.chat_template or "")]
+    spoken = "".join(templates_of(brought).values())
+    added = [token for token in theirs if token not in known and token in spoken]
     if moved or added:
         odd = f"{moved[0]!r} has another id" if moved else f"its chat template uses {added[0]!r}, which was added"
         raise IntegrityError(
@@ -250,7 +261,7 @@ def _brought_tokenizer(adapter: Adapter, tokenizer: Any) -> Any:
 def _write_rows(run: RunFolder, config: Config, base: str, tokenizer: Any) -> int:
     """Rows for proofs and evaluation: those of `data.path`, all held out; else general prompts, for proofs alone."""
     if config.data.path == UNKNOWN_DATA:
-        general = _general_rows(tokenizer)
+        general = _general_rows(tokenizer, config.data.date)
         run.write_json("data/proof_rows.json", {"held_out": False, "rows": general[: config.export.proof_rows]})
         return 0
     prepared = ready_data(config, base, trains=False).prepared
@@ -263,10 +274,10 @@ def _write_rows(run: RunFolder, config: Config, base: str, tokenizer: Any) -> in
     return len(prepared.train)
 
 
-def _general_rows(tokenizer: Any) -> list[Mapping[str, Any]]:
+def _general_rows(tokenizer: Any, date: str | None) -> list[Mapping[str, Any]]:
     """Prompts of general kind, every token of which counts: two models that agree there are the same function."""
     from qdora_fast.evaluation.report.completions import GENERAL
 
-    texts = [tokenizer.apply_chat_template(list(each), tokenize=False, add_generation_prompt=True) for each in GENERAL]
+    texts = [render_chat(tokenizer, each, add_generation_prompt=True, date=date) for each in GENERAL]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     return [{"input_ids": each, "labels": each} for each in ids]

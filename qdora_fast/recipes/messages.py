@@ -23,6 +23,7 @@ from qdora_fast.planning.auto.kinds import Resolved
 from qdora_fast.recipes.resume import Start
 from qdora_fast.system import console
 from qdora_fast.system.errors import QdoraError, first_line
+from qdora_fast.system.paths import typed
 from qdora_fast.system.run_folder import RunFolder
 from qdora_fast.training.oom import Note
 
@@ -64,6 +65,13 @@ def code_elsewhere(paths: Sequence[str]) -> None:
 def resolved(report: Resolved) -> None:
     """What `auto` became, and why."""
     console.lines("auto", report.lines())
+
+
+def length_limited(asked: int, limit: int) -> None:
+    """That `model.max_length` is more than the base was made for, where no row is that long."""
+    console.line(
+        "length", f"rows of up to {limit:,} tokens, which the base was made for, instead of {asked:,}: none is longer"
+    )
 
 
 def adapter(settings: AdapterSettings, targets: Any, model: Any) -> None:
@@ -128,7 +136,7 @@ def not_evaluated(folder: RunFolder, error: Exception) -> None:
     """The evaluation ended with an error, and the run continues."""
     why = str(error) if isinstance(error, QdoraError) else first_line(error)
     console.line("warning", f"the model is not evaluated: {why}")
-    console.line("", f"the run continues with its export; evaluate it later: qdora-fast evaluate {folder.path}")
+    console.line("", f"the run continues with its export; evaluate it later: qdora-fast evaluate {typed(folder.path)}")
 
 
 def finished(folder: RunFolder) -> None:
@@ -140,9 +148,9 @@ def finished(folder: RunFolder) -> None:
     console.print(f"adapter       {folder.adapter}")
     console.print(f"report        {folder.path / 'report.html'}")
     if completions.is_file():
-        then = f"(mark them, save, then: qdora-fast review {folder.path} FILE)"
+        then = f"(mark them, save, then: qdora-fast review {typed(folder.path)} FILE)"
         console.print(f"read answers  {completions}  {then}")
-    console.print(f"try it        qdora-fast chat {folder.path}")
+    console.print(f"try it        qdora-fast chat {typed(folder.path)}")
 
 
 def presets(*, schema: bool) -> None:
@@ -267,7 +275,7 @@ def evaluations(entries: Sequence[dict[str, Any]]) -> None:
             f"{mmlu['delta_points']:+.1f} ({mmlu['status']})" if mmlu else "-",
             entry["review"]["verdict"] if entry["review"] else "pending",
         )
-    Console(highlight=False, width=None if Console().is_terminal else 160).print(table)
+    Console(highlight=False, markup=False, width=None if Console().is_terminal else 160).print(table)
 
 
 @contextmanager
@@ -326,5 +334,5 @@ def adapter_imported(report: dict[str, Any]) -> None:
         given if report["rows"] else "none: exports are proven on general prompts; --data FILE gives rows",
     )
     console.line("run", report["path"])
-    console.print(f"\ntry it        qdora-fast chat {report['path']}")
-    console.print(f"deploy it     qdora-fast export {report['path']}")
+    console.print(f"\ntry it        qdora-fast chat {typed(report['path'])}")
+    console.print(f"deploy it     qdora-fast export {typed(report['path'])}")

@@ -29,9 +29,10 @@ from qdora_fast.planning.page import write_page
 from qdora_fast.planning.plan import Plan, optimizer_steps
 from qdora_fast.planning.rows import RowFacts, glance
 from qdora_fast.planning.text import lines, preset_table, what_to_do
-from qdora_fast.recipes.auto import job_settings, resolve
+from qdora_fast.recipes.auto import job_settings, resolve, with_length
 from qdora_fast.system import hardware
 from qdora_fast.system.errors import ConfigError, DoesNotFit
+from qdora_fast.system.paths import local_path
 from qdora_fast.system.run_folder import RunFolder
 
 USUAL_CARD = 24.0
@@ -113,6 +114,7 @@ def make_plan(config: Config, name: str, *, card: Card | None = None) -> Plan:
     machine = choose_machine(config, name, card)
     seen = glance(config.data)
     lengths = None if seen is None else RowLengths(np.array(seen.lengths), sampled=True)
+    config, limited = _limited(config, sizes.longest, None if seen is None else seen.lengths)
     config, resolved = resolve(config, sizes, machine, lengths)
     rows = None if seen is None else seen.facts(config.data, config.model.length)
     job = job_of(job_settings(config), sizes, length=config.model.length, on_gpu=machine.on_gpu)
@@ -129,6 +131,7 @@ def make_plan(config: Config, name: str, *, card: Card | None = None) -> Plan:
         engine=config.engine,
         resolved=resolved,
         machine=machine,
+        limited=limited,
         base_source=base.source,
         estimate=need,
         fits=fits(need, machine.card),
@@ -161,6 +164,24 @@ def choose_machine(config: Config, name: str, card: Card | None) -> Machine:
     return Machine(Card.of_gib(USUAL_CARD), True, "no GPU here: --card names another")
 
 
+def _limited(config: Config, limit: int | None, lengths: Sequence[int] | None) -> tuple[Config, str]:
+    """The config with no longer rows than the base was made for, and what `train` does about the length asked for."""
+    asked = config.model.max_length
+    if asked == "auto" or limit is None or asked <= limit:
+        return config, ""
+    text = f"model.max_length {asked:,} is more than the {limit:,} tokens that the model was made for"
+    if lengths is None:
+        text += "; `train` refuses rows that are longer"
+    elif share := sum(length > limit for length in lengths) / len(lengths):
+        text += (
+            f", and about {share:.0%} of the rows are longer, which `train` refuses: --set model.max_length={limit} "
+            "drops or cuts them"
+        )
+    else:
+        text += f": {limit:,} are taken, no row seems to be longer"
+    return with_length(config, limit), text
+
+
 def _advice(
     config: Config,
     machine: Machine,
@@ -190,5 +211,5 @@ def _advice(
 
 def _disk(config: Config, need: Estimate) -> tuple[Part, ...]:
     """What is written or downloaded: a base that lies in a local folder is there already."""
-    local = Path(config.model.name).expanduser().is_dir()
+    local = local_path(config.model.name).is_dir()
     return tuple(part for part in need.disk if not (local and part.name == "base"))

@@ -15,6 +15,7 @@ from qdora_fast.recipes import messages
 from qdora_fast.recipes.evaluate import EVALUATION, write_report
 from qdora_fast.recipes.report import read_parts
 from qdora_fast.system.errors import ConfigError, RefusedError
+from qdora_fast.system.paths import typed
 from qdora_fast.system.run_folder import RunFolder
 
 EVALUATION_SHAPE = {
@@ -67,7 +68,7 @@ def require_review(folder: RunFolder) -> None:
     if last is None:
         raise RefusedError(
             f"--require-review: nobody has reviewed {folder.path} yet; read {folder.evaluation / 'completions.html'}, "
-            f"then `qdora-fast review {folder.path} --reviewer NAME --verdict pass`"
+            f"then `qdora-fast review {typed(folder.path)} --reviewer NAME --verdict pass`"
         )
     if last["verdict"] != "pass":
         raise RefusedError(

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
 from qdora_fast.system import distributed
 from qdora_fast.system.redact import redact
@@ -25,8 +26,8 @@ _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t
 _PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 _consoles = {
-    "stderr": Console(stderr=True, highlight=False, soft_wrap=True),
-    "stdout": Console(highlight=False, soft_wrap=True),
+    "stderr": Console(stderr=True, highlight=False, markup=False, soft_wrap=True),
+    "stdout": Console(highlight=False, markup=False, soft_wrap=True),
     "other ranks": Console(quiet=True),
 }
 
@@ -69,7 +70,7 @@ def page(text: str) -> None:
 
 def status(text: str) -> Status:
     """A spinner while the block runs; `update` changes its text."""
-    return _console().status(text)
+    return _console().status(Text(text))
 
 
 def is_terminal() -> bool:
@@ -80,10 +81,10 @@ def is_terminal() -> bool:
 def progress(*columns: Any) -> Progress:
     """A progress bar that is seen only on a terminal; tasks have the field `message`, shown behind `columns`."""
     shown = columns or (
-        TextColumn("  {task.description}"),
+        TextColumn("  {task.description}", markup=False),
         BarColumn(bar_width=24),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[message]}"),
+        TextColumn("{task.fields[message]}", markup=False),
     )
     return Progress(*shown, console=_console(), transient=True, disable=not is_terminal())
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -24,6 +25,22 @@ from typing import IO
 from qdora_fast.system.errors import RefusedError
 
 WEIGHTS = ".safetensors"
+
+
+def local_path(text: str | Path) -> Path:
+    """A path as it was typed. `~` at its beginning is the home folder, unless there is a file of just that name."""
+    path = Path(text)
+    if os.path.lexists(path):
+        return path
+    with suppress(RuntimeError):  # no such user
+        return path.expanduser()
+    return path
+
+
+def typed(path: str | Path) -> str:
+    """A path as it is typed in a shell, for commands that are printed to be copied."""
+    text = str(path)
+    return shlex.quote(f".{os.sep}{text}" if text.startswith("-") else text)
 
 
 def plain_file_name(name: object) -> bool:

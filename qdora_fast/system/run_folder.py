@@ -81,7 +81,12 @@ class RunFolder:
     @classmethod
     def newest(cls, parent: Path, name: str) -> RunFolder | None:
         """The run of this name (`name-2` and so on included) that has the newest checkpoint; None: none has any."""
-        matches = [p for p in parent.glob(f"{name}*") if p.name == name or p.name.removeprefix(f"{name}-").isdigit()]
+        beside = parent.iterdir() if parent.is_dir() else ()  # no glob: [ ] * ? are letters of a name
+        matches = [
+            p
+            for p in beside
+            if p.name == name or (p.name.startswith(f"{name}-") and p.name.removeprefix(f"{name}-").isdecimal())
+        ]
         runs = [cls(p) for p in matches if (p / "config.yaml").is_file()]
         saved = [(run.checkpoints()[-1].stat().st_mtime, run.path) for run in runs if run.checkpoints()]
         return cls(max(saved)[1]) if saved else None
@@ -167,8 +172,8 @@ class RunFolder:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The folders `checkpoint-<step>` below `folder`, oldest first, by step."""
-    checkpoints = (p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit())
-    return sorted(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    named = {path.name.removeprefix("checkpoint-"): path for path in folder.glob("checkpoint-*")}
+    return [named[step] for step in sorted(filter(str.isdecimal, named), key=int)]
 
 
 def newest_checkpoint(folder: Path) -> str:

@@ -7,13 +7,13 @@ have the form that the new run trains, or it would be another function from the 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import AdapterSettings
 from qdora_fast.models.adapter import load_into, read_adapter
 from qdora_fast.models.loading import adapted_modules
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.paths import local_path
 
 
 def warm_start(model: Any, settings: AdapterSettings) -> str:
@@ -30,7 +30,7 @@ def warm_start(model: Any, settings: AdapterSettings) -> str:
         IntegrityError: it is incomplete or damaged.
     """
     assert settings.init_adapter is not None, "called only when it is set"
-    named = Path(settings.init_adapter).expanduser()
+    named = local_path(settings.init_adapter)
     folder = named / "adapter" if (named / "config.yaml").is_file() else named
     saved = read_adapter(folder)
     here, there = set(adapted_modules(model)), set(saved.modules)

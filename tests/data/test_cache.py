@@ -77,6 +77,20 @@ def test_another_template_length_or_tokenizer_is_other_data(path: Path, make_tok
     assert not made(path, Rendering(tokenizer, 128))[1]
 
 
+def test_the_date_that_a_template_prints_is_part_of_the_tokens_and_not_of_the_version(
+    path: Path, base_tokenizer: Any
+) -> None:
+    text = choose_template(base_tokenizer, "alpaca").text
+    base_tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + text
+    first, _ = made(path, Rendering(base_tokenizer, 128, date="2026-11-30"))
+    other, looked = made(path, Rendering(base_tokenizer, 128, date="2026-12-01"))
+    assert looked and other.tokens[0] != first.tokens[0]
+    assert other.report.hash == first.report.hash, "a review of the rows holds on another day"
+    again, looked = made(path, Rendering(base_tokenizer, 128, date="2026-11-30"))
+    assert not looked and again.report.notes == first.report.notes
+    assert "40 of 40 rows: it is 2026-11-30" in first.report.notes[0]
+
+
 def test_how_a_tokenizer_was_last_called_does_not_matter(path: Path, base_tokenizer: Any) -> None:
     choose_template(base_tokenizer, "auto")
     base_tokenizer.pad_token = "<eos>"

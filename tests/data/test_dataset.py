@@ -193,3 +193,38 @@ def test_the_embedded_rows_are_usable() -> None:
 
 def test_max_rows_limits_what_is_read(tmp_path: Path) -> None:
     assert prepared(tmp_path / "rows.jsonl", GOOD, max_rows=12).report.rows_in == 12
+
+
+GREETED = {"conversations": [{"from": "gpt", "value": "Hello!"}, {"from": "human", "value": "Hi"}]}
+
+
+def greeted(number: int) -> dict[str, Any]:
+    return {"conversations": [*GREETED["conversations"], {"from": "gpt", "value": f"What is {number}, dear friend?"}]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "expected"),
+    [
+        ([greeted(i) for i in range(20)], {}, "20 of 20 rows were dropped:\n  - 20 x role_order: .*rows.jsonl:1, .*"),
+        ([greeted(i) for i in range(20)], {"held_out": 0}, "role_order: false keeps them\nno row is left to train on"),
+        ([GOOD[0] | {"input": "x"}] * 30, {}, "- 29 x exact_duplicate: .*dedup.exact: false keeps them\n1 usable rows"),
+        ([{**row, "output": row["output"] + "\x85"} for row in GOOD], {}, r"40 x control_characters: .*U\+0085"),
+        (
+            [{**row, "output": "TODO"} for row in GOOD[:31]] + GOOD[31:],
+            {},
+            "31 of 40 .*\n.*placeholder.*\n9 usable",
+        ),
+    ],
+)
+def test_too_few_rows_are_explained_by_what_dropped_the_others(
+    rows: list[Any], settings: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=expected):
+        prepared(tmp_path / "rows.jsonl", rows, **settings)
+
+
+def test_held_out_rows_of_which_none_can_be_used_are_an_error(tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps(GOOD[0] | {"output": ""}) + "\n")
+    with pytest.raises(DataError, match="1 x empty_answer: .*own.jsonl:1.*\nno row of data.held_out_path can be used"):
+        prepared(tmp_path / "rows.jsonl", GOOD, held_out_path=str(own), on_bad_row="skip")

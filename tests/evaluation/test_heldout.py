@@ -41,6 +41,25 @@ def test_rows_without_a_question_and_too_long_ones_are_passed_over(loaded) -> No
     assert [q.shown for q in make_questions(rows, base.tokenizer, max_length=100)] == ["short", "more"]
 
 
+def test_a_row_whose_prompt_the_template_refuses_is_passed_over_and_told(loaded) -> None:
+    base, _ = loaded
+    refusing = (
+        "{{ raise_exception('it must end with an answer') if messages[-1].role != 'assistant' and messages[1:] }}"
+    )
+    base.tokenizer.chat_template = refusing + base.tokenizer.chat_template
+    rows = [_row("a?", "b"), _row("a?", "b", "c?", "d") | {"meta": {"source": "rows.jsonl:2"}}]
+    told: list[str] = []
+    assert [q.shown for q in make_questions(rows, base.tokenizer, max_length=100, on_refused=told.append)] == ["a?"]
+    assert told == ["rows.jsonl:2: it must end with an answer"]
+
+
+def test_a_date_in_the_template_is_that_of_the_run(loaded) -> None:
+    base, _ = loaded
+    base.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + base.tokenizer.chat_template
+    (question,) = make_questions([_row("a?", "b")], base.tokenizer, max_length=100, date="2001-02-03")
+    assert question.prompt.startswith("03 Feb 2001")
+
+
 def test_which_rows_are_asked_depends_on_what_they_say_alone() -> None:
     rows: list[dict[str, Any]] = [{"meta": {"hash": f"{(7 * i) % 101:03}"}} for i in range(100)]
     chosen = {rows[i]["meta"]["hash"] for i in choose_rows(rows, 20)}

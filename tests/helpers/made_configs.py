@@ -20,6 +20,7 @@ SPECIAL: dict[tuple[str, ...], st.SearchStrategy[Any]] = {
     ("run", "name"): st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,10}", fullmatch=True),
     ("adapter", "layers"): st.sampled_from(["0", "0-3", "8,10,12-15", " 1 - 2 , 4"]),
     ("data", "formatter"): st.sampled_from(["rows.py:some", "a/b_c.py:d1"]),
+    ("data", "date"): st.dates().map(str),
     ("data", "filters", "min_tokens"): st.just("auto") | st.integers(0, 10**6),
     ("data", "sources"): st.just([]),
     ("engine", "resident"): st.sampled_from(["auto", "off", 0.5, 3]),

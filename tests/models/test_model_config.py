@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qdora_fast.models.model_config import read_model_config
+from qdora_fast.models.model_config import position_limit, read_model_config
 from qdora_fast.system.errors import ConfigError
 
 
@@ -32,3 +33,43 @@ def test_ordinary_values_are_given_as_they_are(tmp_path: Path) -> None:
     values = {"num_hidden_layers": 126, "vocab_size": 256_000, "time_step_limit": [0.0, float("inf")], "rope": None}
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert read_model_config(tmp_path / "config.json") == values
+
+
+@pytest.mark.parametrize(
+    ("values", "limit"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 4096, "sliding_window": 1024}, 4096),
+        ({"n_positions": 1024, "n_ctx": 1024}, 1024),
+        ({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 131072),
+        ({"max_position_embeddings": 131072, "rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, 131072),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
+        ({"max_position_embeddings": 4096, "rope_scaling": None}, 4096),
+        (
+            {
+                "max_position_embeddings": 32768,
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+            },
+            131072,
+        ),
+        (
+            {
+                "max_position_embeddings": 163840,
+                "rope_parameters": {"rope_type": "yarn", "factor": 40, "original_max_position_embeddings": 4096},
+            },
+            163840,
+        ),
+        (
+            {
+                "text_config": {
+                    "max_position_embeddings": 8192,
+                    "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}},
+                },
+                "max_position_embeddings": 7,
+            },
+            16384,
+        ),
+    ],
+)
+def test_the_longest_text_counts_rope_scaling_and_no_window(values: dict[str, Any], limit: int | None) -> None:
+    assert position_limit(values) == limit

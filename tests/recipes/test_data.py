@@ -16,7 +16,10 @@ from click.testing import CliRunner
 import qdora_fast
 from qdora_fast.cli.main import cli
 from qdora_fast.config import Config
+from qdora_fast.data import choose_template
 from qdora_fast.evaluation import log
+from qdora_fast.models.tokenizer import read_tokenizer
+from qdora_fast.recipes.auto import adopt
 from qdora_fast.recipes.data import (
     Ready,
     confirm,
@@ -47,6 +50,28 @@ def saved_review(folder: Path, path: Path, *, bad: int = 1) -> Path:
     content = {"kind": "qdora_fast.review", "version": 1, "dataset": report["hash"], "reviewer": "Asha"}
     path.write_text(json.dumps(content | {"finished": "2026-11-25T10:00:00Z", "rows": marks}))
     return path
+
+
+def test_a_template_that_prints_the_date_prints_one_day(
+    tiny_config: Any, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    tokenizer = read_tokenizer(str(base))
+    choose_template(tokenizer, "alpaca")
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + tokenizer.chat_template
+    tokenizer.save_pretrained(base)
+    monkeypatch.setattr("qdora_fast.recipes.data.today", lambda: "2026-11-30")
+    config = tiny_config(model={"name": str(base)})
+    ready = ready_for(config)
+    assert ready.config.data.date == "2026-11-30"
+    assert any("it is 2026-11-30 in all that is learned" in note for note in ready.prepared.report.notes)
+    text = ready.rendering.tokenizer.decode(ready.prepared.tokens[0]["input_ids"])
+    assert text.startswith("30 Nov 2026")
+    monkeypatch.setattr("qdora_fast.recipes.data.today", lambda: "2026-12-01")
+    resumed = ready_for(adopt(config, ready.config))  # on the next day
+    assert resumed.prepared.tokens[0] == ready.prepared.tokens[0]
+    assert ready_for(config).prepared.tokens[0] != ready.prepared.tokens[0]
+    assert ready_for(tiny_config()).config.data.date is None
 
 
 def test_the_folder_explains_itself(tiny_config: Any, tmp_path: Path) -> None:

@@ -38,3 +38,13 @@ def test_results_go_to_standard_output(capsys: pytest.CaptureFixture) -> None:
     console.print("looking")
     said = capsys.readouterr()
     assert said.out == "found [it]\n" and said.err == "looking\n"
+
+
+def test_names_are_no_markup_in_tables_bars_and_spinners(capsys: pytest.CaptureFixture) -> None:
+    name = "[bold]my [/] run[/red]"
+    table = console.grid("run")
+    table.add_row(name)
+    console.result(table)
+    assert name in capsys.readouterr().out
+    with console.status(name), console.progress() as progress:
+        progress.add_task(name, message=name)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from loaded_models import checked_base
 from tiny_checkpoints import save_adapter_for, save_base
 
 from qdora_fast.exports.merge.merge import merge
 from qdora_fast.recipes import review
 from qdora_fast.system.errors import RefusedError
-from qdora_fast.system.paths import links_out, plain_file_name, refuse_links_out
+from qdora_fast.system.paths import links_out, local_path, plain_file_name, refuse_links_out, typed
 from qdora_fast.system.run_folder import RunFolder
 
 
@@ -97,3 +100,22 @@ def test_a_pipe_in_a_folder_is_refused_before_anybody_waits_for_it(tmp_path: Pat
     os.mkfifo(tmp_path / "run" / "metrics.jsonl")
     with pytest.raises(RefusedError, match=r"metrics\.jsonl: neither a file nor a folder"):
         refuse_links_out(tmp_path / "run")
+
+
+@given(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1))
+def test_a_path_that_is_printed_to_be_typed_is_one_word_and_no_option(path: str) -> None:
+    (word,) = shlex.split(typed(path))
+    assert not word.startswith("-")
+    assert word in (path, f"./{path}")
+
+
+def test_a_path_is_as_it_was_typed_and_a_tilde_is_the_home_folder_where_nothing_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert local_path("~/x.jsonl") == tmp_path / "home" / "x.jsonl"
+    assert local_path("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
+    assert local_path("$HOME/[a] *.jsonl") == Path("$HOME/[a] *.jsonl")
+    Path("~").mkdir()
+    assert local_path("~") == Path("~")

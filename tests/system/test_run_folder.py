@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,22 @@ def test_a_run_is_resumed_with_the_same_code_wherever_it_lies_and_with_no_other(
     )
     with pytest.raises(CheckpointError, match=r"rows.py:f \(SHA-256 .*\).* then, .*rows.py:f \(SHA-256 .*\).* now"):
         resumable(_naming(tmp_path, "def f(row): return {}"), "demo")
+
+
+@pytest.mark.parametrize("name", ["exp[1]", "a*", "what?", "~x", "100% ü", "#1 'x'", "a-2"])
+def test_the_newest_run_of_any_name_is_its_own(tmp_path: Path, name: str) -> None:
+    for other in ("exp1", "exp", "a", "ab", "what", f"{name}-old", f"{name}x"):
+        _started(tmp_path, other, 9)
+    assert RunFolder.newest(tmp_path, name) is None
+    first = _started(tmp_path, name, 1)
+    assert RunFolder.newest(tmp_path, name) == first
+    second = _started(tmp_path, name, 2)
+    os.utime(second.path / "checkpoints" / "checkpoint-2", (2e9, 2e9))
+    assert RunFolder.newest(tmp_path, name) == second
+    assert RunFolder.newest(tmp_path / "nowhere", name) is None
+
+
+def _started(parent: Path, name: str, step: int) -> RunFolder:
+    run = RunFolder.create(parent, name)
+    run.config_file.touch()
+    return _with_checkpoint(run, step)

@@ -86,6 +86,7 @@ def _check_roles(messages: list[Message]) -> None:
 # Characters that are no text, and text in the wrong encoding
 
 _ASCII_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")  # not tab, newline, form feed, carriage return
+# U+0085, too: as a rule the ellipsis of Windows-1252 in a wrong decoding, and the model would learn to print it.
 _CONTROL = regex.compile(
     r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffd-\uffff"
     + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0x10000, 0x110000, 0x10000))

@@ -7,7 +7,7 @@ code, the loop around it counts the codes in a `DropCounter`, and `DropCounter.d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 EXAMPLES_PER_REASON = 3
@@ -55,11 +55,27 @@ REASONS: dict[str, str] = {
     # turning a conversation into tokens
     "template_error": "the chat template refuses the conversation",
     "special_token_in_text": "the text spells out one of the tokenizer's special tokens",
-    "answer_not_located": "the template rewrites the answer, so that the trained part cannot be told for sure",
+    "answer_not_located": "the template rewrites the answer or leaves it out, so that what to learn cannot be told",
     "no_trained_tokens": "nothing of the answer is left to train on",
     "too_long": "longer than data.filters.max_fraction of model.max_length",
 }
 """Every reason code with the sentence shown to people."""
+
+KEEPING: dict[str, str] = {
+    "too_short": "data.filters.min_tokens: 0",
+    "placeholder_answer": "data.filters.placeholders: false",
+    "truncated_answer": "data.filters.truncated: false",
+    "role_order": "data.filters.role_order: false",
+    "mojibake": "data.filters.mojibake: false",
+    "control_characters": "data.filters.control_characters: false",
+    "repetition": "data.filters.max_repetition: 1",
+    "refusal": "data.filters.refusals: false",
+    "exact_duplicate": "data.dedup.exact: false",
+    "near_duplicate": "data.dedup.near: false",
+    "too_long": "a larger model.max_length, or data.on_long: truncate",
+    "thinned": "a larger weight of their source",
+}
+"""The setting with which rows are kept that a filter drops."""
 
 MALFORMED = frozenset(
     ("bad_json", "not_an_object", "line_too_long", "wrong_columns", "formatter_failed", "missing_field", "wrong_type")
@@ -116,6 +132,16 @@ class DropCounter:
 def total(dropped: Iterable[Dropped]) -> int:
     """Number of rows behind a stage's drop counts."""
     return sum(each.count for each in dropped)
+
+
+def after_drops(message: str, dropped: Sequence[Dropped], rows_in: int) -> str:
+    """An error about what is left of `rows_in` rows, behind what was dropped before, each with the setting that keeps
+    it: too few rows are seldom the fault of whoever gave enough."""
+    if not dropped:
+        return message
+    ways = {each: KEEPING.get(each.reason) for each in sorted(dropped, key=lambda each: -each.count)}
+    lines = [f"  - {each}" + (f"; {way} keeps them" if way else "") for each, way in ways.items()]
+    return f"{total(dropped)} of {rows_in} rows were dropped:\n{chr(10).join(lines)}\n{message}"
 
 
 def bullet_list(dropped: Iterable[Dropped]) -> str:

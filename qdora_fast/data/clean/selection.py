@@ -9,13 +9,14 @@ the weights of the sources thin or repeat training rows. No model and no quality
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from qdora_fast.config import DataSettings
 from qdora_fast.data.clean.dedup import KINDS, Duplicates, RowIndex, contaminated, find_duplicates
+from qdora_fast.data.clean.rejects import DropCounter, Dropped, after_drops, total
 from qdora_fast.data.clean.similarity import PERMUTATIONS, canonical_text, shingles
 from qdora_fast.data.clean.split import hold_out, merge_groups, strata_without
 from qdora_fast.data.store import Columns, RowWriter
@@ -44,18 +45,30 @@ class SelectedRows:
     warnings: list[str] = field(default_factory=list)
 
 
-def select(columns: Columns, writer: RowWriter, settings: DataSettings, *, seed: int) -> SelectedRows:
+def select(
+    columns: Columns, writer: RowWriter, settings: DataSettings, *, seed: int, dropped: Sequence[Dropped] = ()
+) -> SelectedRows:
     """Decide about all rows of `writer`.
 
+    Args:
+        dropped: rows that were dropped before, for the message of an error.
+
     Raises:
-        DataError: too few rows are left to hold any out, or to train on.
+        DataError: too few rows are left to hold any out, or to train on; it says what was dropped, and why.
     """
     selector = _Selector(columns, writer, settings, seed)
-    selector.drop_duplicates()
-    selector.drop_short()
-    selector.split()
-    selector.check_contamination()
-    return selector.weigh()
+    try:
+        selector.drop_duplicates()
+        selector.drop_short()
+        selector.split()
+        selector.check_contamination()
+        return selector.weigh()
+    except DataError as error:
+        late = DropCounter()
+        for row, reason, detail in selector.selection.dropped:
+            late.count(reason, selector.rows.source_of(row), detail)
+        everything = [*dropped, *late.dropped()]
+        raise DataError(after_drops(str(error), everything, total(dropped) + len(columns))) from error
 
 
 class _Selector:
@@ -129,7 +142,11 @@ class _Selector:
 
     def split(self) -> None:
         """Hold out a share by groups, or take the user's own rows and drop what asks the same."""
+        if not self.alive.any():
+            raise DataError("no row is left to train on")
         if self.settings.own_held_out:
+            if not self.own.any():
+                raise DataError("no row of data.held_out_path can be used: give others, or leave it out")
             prompts = _as_bytes(self.columns.prompts)
             known = {prompts[row] for row in np.flatnonzero(self.own)}
             repeated = [row for row in np.flatnonzero(self.alive & ~self.own) if prompts[row] in known]
@@ -180,8 +197,8 @@ class _Selector:
         chosen.held_out = np.flatnonzero(self.alive & self.held)
         chosen.per_epoch = np.repeat(chosen.train, copies[chosen.train].astype(np.int64))
         if not len(chosen.train):
-            reasons = sorted({reason for _, reason, _ in chosen.dropped})
-            raise DataError(f"no row is left to train on; dropped for: {', '.join(reasons) or 'being held out'}")
+            held = f"; {len(chosen.held_out)} are held out" if len(chosen.held_out) else ""
+            raise DataError(f"no row is left to train on{held}")
         return chosen
 
 

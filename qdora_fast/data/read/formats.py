@@ -25,6 +25,7 @@ from qdora_fast.data.read.fields import Fields, is_blank
 from qdora_fast.data.read.marks import refuse_marked_row, trains
 from qdora_fast.data.read.media import refuse_media
 from qdora_fast.data.read.messages import Message, as_text, content_text, required_text, settle
+from qdora_fast.data.read.reasoning import reasoning_text
 from qdora_fast.data.read.tool_calls import Tools, as_json, as_tool_calls, as_tools
 
 PLACEHOLDER_INPUT = re.compile(r"\s*(<?no\s?input>?|n/a|none|null)?\s*", re.IGNORECASE)
@@ -289,6 +290,8 @@ def _message(turn: Fields, place: str, tools: Tools | None, padded: bool) -> Mes
     if name == "function_call":
         return {"role": "assistant", "content": "", "tool_calls": as_tool_calls(turn.get(key), turn, tools)}
     message: Message = {"role": ROLE_OF[name], "content": content_text(turn, key, place)}
+    if thought := reasoning_text(turn, key, place):
+        message["reasoning_content"] = thought
     if turn.has_only(PLAIN):
         return message
     refuse_media(turn, [], place)
@@ -297,7 +300,7 @@ def _message(turn: Fields, place: str, tools: Tools | None, padded: bool) -> Mes
         message["tool_calls"] = as_tool_calls(turn.get(calls), turn, tools, padded=padded)
     elif key not in turn and (alike := next((each for each in turn if each.strip().lower() in CONTENTS), None)):
         raise RejectedRow("missing_field", f"{place}.content (it has {alike!r})")
-    for more in ("reasoning_content", "name", "tool_call_id"):
+    for more in ("name", "tool_call_id"):
         if turn.get(more) is not None:
             message[more] = as_text(turn.get(more), f"{place}.{more}")
     return message

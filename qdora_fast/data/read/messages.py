@@ -24,6 +24,9 @@ from qdora_fast.data.read.marks import refuse_marked_part
 
 Message = dict[str, Any]
 
+REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
+"""Keys of a message, and types of a part of its content, that hold reasoning."""
+
 REPAIRS: dict[str, str] = {
     "turns_merged": "turns of one speaker in a row, joined by a blank line",
     "tail_dropped": "turns after the last answer, dropped",
@@ -100,6 +103,8 @@ def _merge_neighbours(messages: Sequence[Message]) -> list[Message]:
         if previous.get("train", True) != message.get("train", True):
             raise RejectedRow("same_role_twice")
         joined = {key: value for key, value in previous.items() if key not in ("instruction", "input")}
+        thoughts = [each["reasoning_content"] for each in (previous, message) if each.get("reasoning_content")]
+        joined |= {"reasoning_content": "\n\n".join(thoughts)} if thoughts else {}
         merged[-1] = joined | {"content": f"{previous['content']}\n\n{message['content']}"}
     return merged
 
@@ -149,11 +154,15 @@ def content_text(turn: Fields, key: str, place: str) -> str:
         RejectedRow: see `as_text`; or a part that is no text, has none, or is marked as not learned.
     """
     value = turn.get(key)
-    if value == [] or not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
+    if not isinstance(value, list) or not any(isinstance(part, dict) for part in value):
         return as_text(None if value == [] else value, f"{place}.{key}")
-    return "".join(
-        _part_text(turn.inner(f"{key}[]", part), f"{place}.{key}[{number}]") for number, part in enumerate(value)
-    )
+    parts = ((number, part) for number, part in enumerate(value) if not is_reasoning(part))
+    return "".join(_part_text(turn, part, key, f"{place}.{key}[{number}]") for number, part in parts)
+
+
+def is_reasoning(part: object) -> bool:
+    """Whether a part of a content is reasoning, which `reasoning.py` reads."""
+    return isinstance(part, dict) and part.get("type") in REASONING
 
 
 def required_text(row: Fields, field: str, reason: str = "missing_field") -> str:
@@ -167,7 +176,11 @@ def required_text(row: Fields, field: str, reason: str = "missing_field") -> str
     return text
 
 
-def _part_text(part: Fields, place: str) -> str:
+def _part_text(turn: Fields, value: object, key: str, place: str) -> str:
+    """The text of a part; between parts of type text, a bare text is one."""
+    if not isinstance(value, dict):
+        return as_text(value, place)
+    part = turn.inner(f"{key}[]", value)
     kind = part.get("type")
     if kind not in (None, *TEXT_PARTS):
         raise RejectedRow("not_text", f"{place} is a part of type {kind}")

@@ -38,6 +38,7 @@ from qdora_fast.data.read.readers import (
 from qdora_fast.data.read.tables import WRONG_FEATURES, dataset_rows
 from qdora_fast.system.errors import DataError, first_line
 from qdora_fast.system.manifest import sha256_of, value_hash
+from qdora_fast.system.paths import local_path
 
 OTHER_FILE_ENDINGS = (".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".yaml", ".db", *RUNS_CODE)
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -137,7 +138,7 @@ class _Part(NamedTuple):
 
 def _parts(source: SourceSettings, held_out: bool) -> tuple[list[_Part], FolderFiles]:
     """The pieces in reading order, and what is left out of a folder."""
-    path, local = source.path, Path(source.path).expanduser()
+    path, local = source.path, local_path(source.path)
     alone = FolderFiles(())
     if path == "demo":
         return [

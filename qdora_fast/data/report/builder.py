@@ -17,13 +17,14 @@ from qdora_fast.data.clean import dedup
 from qdora_fast.data.clean.languages import MOST_TEXTS, languages, shares
 from qdora_fast.data.clean.lengths import TokenReport, describe_tokens
 from qdora_fast.data.clean.quality import QualityReport
-from qdora_fast.data.clean.rejects import DropCounter, Dropped, total
+from qdora_fast.data.clean.rejects import KEEPING, DropCounter, Dropped, total
 from qdora_fast.data.clean.selection import TOO_MANY, SelectedRows
 from qdora_fast.data.pipeline import RowStatistics
 from qdora_fast.data.read.detection import Detection, readable
 from qdora_fast.data.read.fields import UnusedFields
 from qdora_fast.data.read.sources import Source
 from qdora_fast.data.report.report import (
+    STEP_OF,
     Cluster,
     DataReport,
     DuplicateIds,
@@ -33,21 +34,12 @@ from qdora_fast.data.report.report import (
     UnusedColumn,
 )
 from qdora_fast.data.store import Columns, Rows
+from qdora_fast.data.tokenize.left_out import DATED, EARLIER, LOSSES, loss_sentence
 from qdora_fast.data.tokenize.render import FLAGS, Rendering, contents
 
+WARNED = ("filters", "tokens")
+"""Steps of which more than a third of the rows is worth a warning; the selection has its own."""
 CLUSTERS_SHOWN, MEMBERS_SHOWN, TEXT_SHOWN = 10, 5, 200
-
-SETTING_TO_KEEP = {
-    "placeholder_answer": "data.filters.placeholders: false",
-    "truncated_answer": "data.filters.truncated: false",
-    "role_order": "data.filters.role_order: false",
-    "mojibake": "data.filters.mojibake: false",
-    "control_characters": "data.filters.control_characters: false",
-    "repetition": "data.filters.max_repetition: 1",
-    "refusal": "data.filters.refusals: false",
-    "too_long": "a larger model.max_length, or data.on_long: truncate",
-}
-"""The setting with which a filter's rows are kept, for sets of which it drops more than a third."""
 
 
 class ReportBuilder:
@@ -111,6 +103,7 @@ class ReportBuilder:
             languages_of=min(len(self.statistics.texts), MOST_TEXTS),
             duplicate_ids=ids,
             warnings=tuple(self._warnings(dropped, ids)),
+            notes=tuple(self._notes(rendering)),
         )
 
     @cached_property
@@ -189,10 +182,14 @@ class ReportBuilder:
     def _warnings(self, dropped: Sequence[Dropped], ids: DuplicateIds | None) -> list[str]:
         warnings = list(self.selection.warnings)
         for each in dropped:
-            if each.reason in SETTING_TO_KEEP and each.count > TOO_MANY * self.statistics.rows_in:
+            if (
+                STEP_OF[each.reason] in WARNED
+                and each.reason in KEEPING
+                and each.count > TOO_MANY * self.statistics.rows_in
+            ):
                 warnings.append(
                     f"{each.count} of {self.statistics.rows_in} rows were dropped as {each.reason}; "
-                    f"{SETTING_TO_KEEP[each.reason]} keeps them"
+                    f"{KEEPING[each.reason]} keeps them"
                 )
         if self.selection.contaminated:
             warnings.append(
@@ -201,7 +198,27 @@ class ReportBuilder:
             )
         if ids:
             warnings.append(f"{ids[1]} rows have the {ids[0]} of an earlier row ({'; '.join(ids[2])}); all were read")
+        left_out = {each.reason: each for each in self.statistics.left_out.dropped()}
+        warnings += [
+            loss_sentence(kind, left_out[kind].count, len(self.columns), left_out[kind].examples)
+            for kind in LOSSES
+            if kind in left_out
+        ]
         return warnings
+
+    def _notes(self, rendering: Rendering | None) -> Iterator[str]:
+        """What the chat template does that is no fault, and that one wants to know."""
+        rows = {each.reason: f"{each.count:,} of {len(self.columns):,}" for each in self.statistics.left_out.dropped()}
+        if DATED in rows and rendering:
+            yield (
+                f"the chat template prints the date, in {rows[DATED]} rows: it is {rendering.date} in all that is "
+                "learned, evaluated and proven (data.date); where the model is served it is the day's own"
+            )
+        if EARLIER in rows:
+            yield (
+                f"the chat template leaves out the reasoning of earlier answers, in {rows[EARLIER]} rows, as it does "
+                "when the model is served; rows with one answer each keep it"
+            )
 
 
 def _unused_columns(unused: UnusedFields, detection: Detection) -> Iterator[UnusedColumn]:

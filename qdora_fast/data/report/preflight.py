@@ -46,7 +46,8 @@ def format_preflight(
         lines += _tokens(report.tokens, report.per_epoch, template)
     if report.quality:
         lines.append(format_quality(report.quality))
-    lines += [f"Warning   {warning}" for warning in report.warnings]
+    lines += [f"Note      {_short_places(note, report)}" for note in report.notes]
+    lines += [f"Warning   {_short_places(warning, report)}" for warning in report.warnings]
     return "\n".join([*lines, *_previews(previews, colour)])
 
 

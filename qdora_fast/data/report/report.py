@@ -161,6 +161,8 @@ class DataReport:
     duplicate_ids: DuplicateIds | None
     warnings: tuple[str, ...]
     quality: QualityReport | None = None
+    notes: tuple[str, ...] = ()
+    """What is no fault, and worth a line."""
 
     def dropped_for(self, reason: str) -> int:
         """Rows dropped for one reason."""

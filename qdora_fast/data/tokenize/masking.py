@@ -136,7 +136,8 @@ def _locate(chat: RenderedChat, encoding: Encoding, index: int) -> _Turn:
         if closed and encoding.text_of(encoding.token_at(hand_over), end) in chat.up_to(index):
             return _Turn(index, encoding.token_at(hand_over), end, ending)
         begin = chat.text.find(visible, begin + 1)
-    raise RejectedRow("answer_not_located", f"message {index + 1}")
+    printed = "" if visible in chat.text else ": the template does not print it"
+    raise RejectedRow("answer_not_located", f"message {index + 1}{printed}")
 
 
 def _locate_calls(chat: RenderedChat, encoding: Encoding, index: int) -> _Turn:
@@ -155,7 +156,8 @@ def _locate_calls(chat: RenderedChat, encoding: Encoding, index: int) -> _Turn:
     learned = encoding.text_of(start, bound if stop is None else min(stop, bound)).strip()
     names = [call["function"]["name"] for call in chat.messages[index]["tool_calls"]]
     if learned not in alone or not all(name in learned for name in names) or (stop is None and not unchanged):
-        raise RejectedRow("answer_not_located", f"tool calls of message {index + 1}")
+        printed = "" if all(name in alone for name in names) else ": the template does not print them"
+        raise RejectedRow("answer_not_located", f"tool calls of message {index + 1}{printed}")
     return _Turn(index, start, bound, "open") if stop is None else _Turn(index, start, stop + 1, "stop")
 
 

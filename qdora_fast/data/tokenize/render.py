@@ -18,6 +18,7 @@ from typing import Any, Literal
 from qdora_fast.data.clean.rejects import Dropped, RejectedRow, bullet_list, total
 from qdora_fast.data.read.messages import Row
 from qdora_fast.data.store import Example
+from qdora_fast.data.tokenize.left_out import Accountant
 from qdora_fast.data.tokenize.masking import IGNORED, Masked, tokenize_text, tokenize_with_spans
 from qdora_fast.data.tokenize.templates import TemplateChoice
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
@@ -42,7 +43,7 @@ class Rendering:
     """How rows become tokens: with which tokenizer (its chat template is chosen, see `choose_template`), and how far.
 
     `max_length` and `limit` are in tokens; `stop_ids` end generation, from the model's generation config; EOS always
-    counts. `template` is only told, never used.
+    counts. `template` is only told, never used. `date` is the day that a template is told which asks for the clock.
     """
 
     tokenizer: Any
@@ -52,6 +53,7 @@ class Rendering:
     stop_ids: frozenset[int] = frozenset()
     max_fraction: float = 1.0
     template: TemplateChoice | None = None
+    date: str | None = None
 
     @property
     def limit(self) -> int:
@@ -67,6 +69,7 @@ class Rendering:
         return {
             "tokenizer": hashlib.sha256(f"{backend.to_str()}{named}".encode()).hexdigest(),
             "template": hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest(),
+            **({"date": self.date} if self.date else {}),
             "max_length": self.max_length,
             "limit": self.limit,
             "train_on": self.train_on,
@@ -92,7 +95,8 @@ class Renderer:
 
     def __init__(self, rendering: Rendering) -> None:
         self._rendering = rendering
-        self._vocabulary = Vocabulary(rendering.tokenizer, rendering.stop_ids)
+        self._vocabulary = Vocabulary(rendering.tokenizer, rendering.stop_ids, date=rendering.date)
+        self._accountant = Accountant(self._vocabulary)
 
     def __call__(self, row: Row) -> tuple[Example, frozenset[str]]:
         """The row's example, and its flags: those of `masking.Masked`, and "truncated".
@@ -109,6 +113,10 @@ class Renderer:
             raise RejectedRow("no_trained_tokens", f"the first {limit} of {length} tokens are all prompt")
         flags = frozenset(masked.flags) | ({"truncated"} if length > limit else frozenset())
         return {"input_ids": masked.input_ids[:limit], "labels": labels}, flags
+
+    def left_out(self, row: Row) -> frozenset[str]:
+        """What of a rendered row its text leaves out, see `left_out.py`."""
+        return self._accountant.left_out(row)
 
     def content_tokens(self, row: Row) -> int:
         """Tokens of a row's contents, without those of the template."""
@@ -164,6 +172,8 @@ def refuse_hopeless(rows_in: int, retained: int, dropped: Sequence[Dropped], max
         fixes.append("set data.on_long: truncate")
     if reasons & {"template_error", "answer_not_located"}:
         fixes.append("choose another data.template, such as alpaca")
+    if any("is undefined" in example for each in dropped for example in each.examples):
+        fixes.append("set what the template expects at the top of a copy of it, a .jinja file named in data.template")
     if "special_token_in_text" in reasons:
         fixes.append("remove the special tokens from the text (or use data.format: text for text rendered already)")
     raise DataError(

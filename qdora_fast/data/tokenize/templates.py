@@ -11,16 +11,25 @@ renders exactly what was trained. The bundled texts are the .jinja files in `cha
 from __future__ import annotations
 
 import difflib
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
+from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.tokenize.chat_text import check_template, render_chat, templates_of
 from qdora_fast.data.tokenize.vocabulary import adds_bos
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.paths import local_path
 
 BUNDLED = ("alpaca", "chatml")
 _BOS_FIRST = "{{- bos_token -}}\n"
+_EARLIER = {
+    "900aa8c1cb42400fd1203c296711b4c62c4162b5f5ac1d70baf0d57a020b157e": "alpaca",
+    "d639a9504af0b61f09bbeaa89498688f7ebddbfaf2e5db1f6e58065e5dfd68cb": "chatml",
+}
+"""SHA-256 of the bundled templates as earlier runs carry them; those did not print reasoning."""
 
 
 @dataclass(frozen=True)
@@ -41,46 +50,55 @@ def choose_template(tokenizer: Any, setting: str, *, is_base: bool | None = None
         is_base: whether the model was never tuned to chat, where that is known. It changes only the warning.
 
     Raises:
-        ConfigError: no such template, one that does not compile, or a tokenizer without EOS.
+        ConfigError: no such template, one that does not compile or is never the same twice, several without a
+            default, or a tokenizer without EOS.
     """
-    own = _own_template(tokenizer)
-    if setting == "auto" and own is None:
+    named = templates_of(tokenizer)
+    if setting == "auto" and not named:
         choice = _bundled(tokenizer, "alpaca", "the model has no chat template; plain Alpaca text ends with its EOS")
     elif setting in ("auto", "model"):
-        choice = _models_own(tokenizer, own, is_base)
+        choice = _models_own(named, is_base)
     elif setting in BUNDLED:
         choice = _bundled(tokenizer, setting, "set in data.template" + _chatml_warning(tokenizer, setting))
     else:
         choice = TemplateChoice(setting, "file set in data.template", _from_file(setting))
     if choice.name != "model":
-        _check_renders(tokenizer, choice)
-    if own is None or choice.text != own:
+        _set(tokenizer, choice)
+    elif len(named) == 1:  # in a list of one, as some files have it, or by itself
         tokenizer.chat_template = choice.text
     return choice
 
 
 def bundled_name(text: str | None) -> str | None:
-    """Which of the bundled templates a chat template is, with or without BOS in front; None: another."""
-    return next((name for name in BUNDLED if text and text.removeprefix(_BOS_FIRST) == _bundled_text(name)), None)
+    """Which of the bundled templates a chat template is, with or without BOS in front, now or in earlier runs; None:
+    another."""
+    bare = (text or "").removeprefix(_BOS_FIRST)
+    known = {_bundled_text(name): name for name in BUNDLED}
+    return known.get(bare) or _EARLIER.get(hashlib.sha256(bare.encode()).hexdigest())
 
 
-def _own_template(tokenizer: Any) -> str | None:
-    template = tokenizer.chat_template
-    if isinstance(template, dict):  # several named ones; Transformers picks between them
-        template = template.get("default") or next(iter(template.values()), None)
-    return template or None
-
-
-def _models_own(tokenizer: Any, own: str | None, is_base: bool | None) -> TemplateChoice:
-    if own is None:
+def _models_own(named: Mapping[str, str], is_base: bool | None) -> TemplateChoice:
+    """The model's own template; of several, Transformers takes `tool_use` for rows with tools and else `default`."""
+    if not named:
         raise ConfigError(
             "data.template: model, but this model has no chat template; "
             "use auto or alpaca (plain text that ends with the model's EOS), chatml, or a .jinja file"
         )
+    if "default" not in named:
+        raise ConfigError(
+            f"this model's chat templates are named {', '.join(named)} and none is named default, so that no server "
+            "knows which to take; write the right one into a .jinja file, and name that in data.template"
+        )
+    for name, text in named.items():
+        which = "" if len(named) == 1 else f" `{name}`"
+        check_template(text, f"the model's own chat template{which}")
     why = "the model's own chat template"
+    if len(named) > 1:
+        why = f"the model's own chat templates {', '.join(named)}"
+        why += "; tool_use for rows with tools, default for the rest" if "tool_use" in named else "; default is used"
     if is_base:
         why += "; this is a base model, whose turn tokens may be untrained: `alpaca` is the safe choice"
-    return TemplateChoice("model", why, own)
+    return TemplateChoice("model", why, named["default"])
 
 
 def _bundled(tokenizer: Any, name: str, why: str) -> TemplateChoice:
@@ -111,7 +129,7 @@ def _chatml_warning(tokenizer: Any, setting: str) -> str:
 
 
 def _from_file(setting: str) -> str:
-    path = Path(setting).expanduser()
+    path = local_path(setting)
     if path.suffix not in (".jinja", ".jinja2", ".j2"):
         near = difflib.get_close_matches(setting, ("auto", "model", *BUNDLED), n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
@@ -126,15 +144,16 @@ def _from_file(setting: str) -> str:
         raise ConfigError(f"data.template: {path}: cannot be read as UTF-8 text ({error})") from error
 
 
-def _check_renders(tokenizer: Any, choice: TemplateChoice) -> None:
-    import jinja2
-
+def _set(tokenizer: Any, choice: TemplateChoice) -> None:
+    """Set a template that does not come with the model, which must render a question and an answer."""
+    check_template(choice.text, f"data.template: {choice.name}")
+    tokenizer.chat_template = choice.text
     probe = [{"role": "user", "content": "probe question"}, {"role": "assistant", "content": "probe answer"}]
     try:
-        text = tokenizer.apply_chat_template(probe, chat_template=choice.text, tokenize=False)
-    except jinja2.TemplateSyntaxError as error:
-        raise ConfigError(f"data.template: {choice.name}:{error.lineno}: {error.message}") from error
-    except (jinja2.TemplateError, TypeError) as error:
-        raise ConfigError(f"data.template: {choice.name} cannot render a question and an answer: {error}") from error
+        text = render_chat(tokenizer, probe)
+    except RejectedRow as error:
+        raise ConfigError(
+            f"data.template: {choice.name} cannot render a question and an answer: {error.detail}"
+        ) from error
     if "probe question" not in text or "probe answer" not in text:
         raise ConfigError(f"data.template: {choice.name} does not print the `content` of each of `messages`")

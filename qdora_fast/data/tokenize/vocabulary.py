@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.read.messages import Message
+from qdora_fast.data.tokenize.chat_text import render_chat
 from qdora_fast.system.errors import ConfigError
 
 
@@ -46,18 +46,19 @@ class Vocabulary:
     Args:
         tokenizer: a Transformers tokenizer with a Rust backend and, for conversations, a chat template.
         stop_ids: tokens that end generation, normally `generation_config.eos_token_id`; EOS is always one.
+        date: the day that a template is told which asks for the clock; None: the time now.
 
     Raises:
         ConfigError: a slow tokenizer, or no stop token at all.
     """
 
-    def __init__(self, tokenizer: Any, stop_ids: Collection[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop_ids: Collection[int] = (), *, date: str | None = None) -> None:
         if not tokenizer.is_fast:
             raise ConfigError(
                 f"the tokenizer {type(tokenizer).__name__} is a slow one, which cannot say where in the text a token "
                 "lies; load the model with a fast tokenizer (a tokenizer.json; pip install tokenizers sentencepiece)"
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self.date = tokenizer, date
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         self.stop_ids = frozenset(stop_ids) | ({self.eos_id} if self.eos_id is not None else frozenset())
@@ -87,14 +88,7 @@ class Vocabulary:
         Raises:
             RejectedRow: `template_error` with the template's own words.
         """
-        import jinja2
-
-        try:
-            return self.tokenizer.apply_chat_template(
-                list(messages), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise RejectedRow("template_error", str(error).partition("\n")[0]) from error
+        return render_chat(self.tokenizer, messages, tools, add_generation_prompt=add_generation_prompt, date=self.date)
 
     def special_in(self, text: str) -> str | None:
         """The first special token that `text` spells out, if any."""

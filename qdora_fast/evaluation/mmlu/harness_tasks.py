@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from qdora_fast.config.code import TASKS
 from qdora_fast.config.own_code import require_folder_allowed
 from qdora_fast.evaluation.mmlu.harness import Tasks, harness_version, quiet
 from qdora_fast.system.errors import ConfigError, DataError, first_line
+from qdora_fast.system.paths import local_path
 
 DOWNLOAD = "hf download cais/mmlu --repo-type dataset --local-dir FOLDER"
 GROUP = "mmlu_of_qdora_fast"
@@ -92,9 +94,9 @@ def load_named(names: Sequence[str], folder: str | None) -> dict[str, Tasks]:
         ConfigError: no such folder or task, or its questions cannot be loaded.
     """
     harness_version()
-    if folder and not Path(folder).expanduser().is_dir():
+    if folder and not local_path(folder).is_dir():
         raise ConfigError(f"evaluation.mmlu.task_folder: {folder} is no folder; name one with YAML files of tasks")
-    folders = [Path(folder).expanduser()] if folder else []
+    folders = [local_path(folder)] if folder else []
     for own in folders:
         require_folder_allowed(TASKS, own)
     with _no_bytecode_of_others():
@@ -135,8 +137,11 @@ def _local_files(path: str | None, subject: str) -> dict[str, Any]:
     """What a subject's task must be told to read a local copy; nothing for the hub."""
     if path is None:
         return {}
-    folder = Path(path).expanduser().resolve()
-    files = {split: sorted(map(str, (folder / subject).glob(f"{split}-*.parquet"))) for split in ("dev", "test")}
+    folder = local_path(path).resolve()
+    files = {
+        split: [escape(str(file)) for file in sorted((folder / subject).glob(f"{split}-*.parquet"))]
+        for split in ("dev", "test")  # datasets takes names of files for patterns
+    }
     if not all(files.values()):
         raise ConfigError(
             f"evaluation.mmlu.path: {path} is no copy of cais/mmlu: it has no {subject}/test-*.parquet and "

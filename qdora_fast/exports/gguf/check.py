@@ -8,10 +8,12 @@ much a small type loses; `weights.py` has shown the folder that it read.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qdora_fast.data.tokenize.chat_text import templates_of
 from qdora_fast.data.tokenize.vocabulary import adds_bos
 from qdora_fast.models.weights import WeightFolder
 from qdora_fast.system.errors import ProofError
@@ -35,20 +37,24 @@ class GgufFacts:
     chat_template: str | None
     eos_id: int | None
     adds_bos: bool
+    more_templates: Mapping[str, str] = field(default_factory=dict)
+    """Further chat templates, by name: `tool_use`, ..."""
 
 
 def expected_facts(merged: Path, tokenizer: Any, kind: str) -> GgufFacts:
     """Read off a merged model's folder and the run's tokenizer."""
     config = read_object(merged / "config.json")
     infos = WeightFolder(merged).infos.values()
+    named = templates_of(tokenizer)
     return GgufFacts(
         kind=kind,
         weights=sum(math.prod(info.shape) for info in infos if not info.name.endswith("inv_freq")),
         blocks=int(str(config["num_hidden_layers"])),
         width=int(str(config["hidden_size"])),
-        chat_template=tokenizer.chat_template,
+        chat_template=named.pop("default", None),
         eos_id=tokenizer.eos_token_id,
         adds_bos=adds_bos(tokenizer),
+        more_templates=named,
     )
 
 
@@ -78,6 +84,7 @@ def check(file: Path, wanted: GgufFacts) -> list[dict[str, Any]] | None:
     return _compare(metadata, tensors, file_types, wanted)
 
 
+_TEMPLATE = "tokenizer.chat_template"
 _BULKY = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
 
 
@@ -87,7 +94,9 @@ def _compare(
     architecture = metadata.get("general.architecture")
     form = (metadata.get(f"{architecture}.block_count"), metadata.get(f"{architecture}.embedding_length"))
     weights = sum(count for name, count in tensors if not name.startswith("rope_"))  # tables made by the converter
-    template, eos = metadata.get("tokenizer.chat_template"), metadata.get("tokenizer.ggml.eos_token_id")
+    template, eos = metadata.get(_TEMPLATE), metadata.get("tokenizer.ggml.eos_token_id")
+    carried = {key.rpartition(".")[2]: text for key, text in metadata.items() if key.startswith(f"{_TEMPLATE}.")}
+    same = template == wanted.chat_template and carried == dict(wanted.more_templates)
     bos = metadata.get("tokenizer.ggml.add_bos_token")
     kind = file_types.get(metadata.get("general.file_type", -1))
     facts = [
@@ -104,8 +113,8 @@ def _compare(
         ("type", kind == wanted.kind, f"type {kind} (asked for: {wanted.kind})"),
         (
             "chat_template",
-            template == wanted.chat_template,
-            "chat template: " + ("the run's" if template == wanted.chat_template else "not the run's"),
+            same,
+            "chat template: " + ("the run's" if same else "not the run's"),
         ),
         ("eos", eos == wanted.eos_id, f"EOS token {eos} (trained: {wanted.eos_id})"),
         (

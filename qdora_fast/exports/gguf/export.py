@@ -18,6 +18,7 @@ from qdora_fast.system.atomic import refuse_existing, require_space, staged_fold
 from qdora_fast.system.errors import IntegrityError, ProofError, RefusedError
 from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import sha256_of, write_manifest
+from qdora_fast.system.paths import local_path
 from qdora_fast.system.remote_code import FLAG, code_of, remote_code_allowed, require_allowed
 from qdora_fast.system.run_folder import RunFolder, write_json
 
@@ -54,7 +55,7 @@ def export_gguf(
         ProofError: what it made is not the merged model.
     """
     kind = checkout.check_type(gguf_type)
-    tools = checkout.tools(Path(llama_cpp).expanduser(), kind) if llama_cpp else None
+    tools = checkout.tools(local_path(llama_cpp), kind) if llama_cpp else None
     target = (out or folder.path / f"gguf-{kind}").absolute()
     if tools:
         refuse_existing(target, overwrite=overwrite)

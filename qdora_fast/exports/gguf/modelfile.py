@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from qdora_fast.data.tokenize.chat_text import templates_of
 from qdora_fast.data.tokenize.templates import bundled_name
 
 USUAL_CONTEXT = 4096
@@ -74,7 +75,7 @@ def modelfile(file: str, tokenizer: Any, stop_ids: Collection[int], *, longest_r
 
 def go_template(tokenizer: Any) -> str | None:
     """The tokenizer's chat template in Go's syntax; None where it is not one of those that this package brings."""
-    name = bundled_name(tokenizer.chat_template)
+    name = bundled_name(templates_of(tokenizer).get("default"))
     if name is None:
         return None
     doubled = name == "chatml" and tokenizer.eos_token == "<|im_end|>"

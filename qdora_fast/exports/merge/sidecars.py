@@ -28,6 +28,7 @@ _TOKENIZER_FILES = (
     "sentencepiece*.model",
     "tekken.json",
     "chat_template.*",
+    "additional_chat_templates/*.jinja",
     "*processor_config.json",
 )
 
@@ -45,11 +46,12 @@ def copy_sidecars(base: Path, config: Mapping[str, Any], tokenizer_from: Path | 
     own_code = ("*.py",) if "auto_map" in config else ()
     has_own = tokenizer_from is not None and bool(_matching(tokenizer_from, ("tokenizer*",)))
     tokenizer = tokenizer_from if tokenizer_from is not None and has_own else base
-    sources = {file.name: file for file in _matching(base, (*_MODEL_FILES, *own_code))}
-    sources |= {file.name: file for file in _matching(tokenizer, _TOKENIZER_FILES)}
-    for name, file in sources.items():
-        shutil.copyfile(file, out / name)
-    return {"config.json": str(base)} | {name: str(file.parent) for name, file in sorted(sources.items())}
+    sources = {str(file.relative_to(base)): base for file in _matching(base, (*_MODEL_FILES, *own_code))}
+    sources |= {str(file.relative_to(tokenizer)): tokenizer for file in _matching(tokenizer, _TOKENIZER_FILES)}
+    for name, folder in sources.items():
+        (out / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(folder / name, out / name)
+    return {"config.json": str(base)} | {name: str(folder) for name, folder in sorted(sources.items())}
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -70,5 +72,5 @@ def output_config(config: Mapping[str, Any], dtype: str | None, quantization: Ma
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """Files directly in `folder` that match any of the patterns."""
+    """Files in `folder` that match any of the patterns."""
     return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})

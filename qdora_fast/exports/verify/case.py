@@ -13,10 +13,12 @@ from typing import Any
 
 from qdora_fast.exports.merge.base import MergeRecipe
 from qdora_fast.exports.verify.checks import Case, Evidence
+from qdora_fast.models.base_files import require_sound
 from qdora_fast.models.out_of_memory import OutOfMemoryEvent, attempt, give_back, make_room, release_memory
 from qdora_fast.models.run_info import RunInfo, read_run_info
 from qdora_fast.models.trained import TrainedModel
 from qdora_fast.system.errors import ConfigError, OutOfMemory, first_line
+from qdora_fast.system.paths import typed
 from qdora_fast.system.run_folder import RunFolder
 
 PROOF_ROWS = "data/proof_rows.json"
@@ -34,8 +36,8 @@ def record_trained(model: Any, folder: RunFolder) -> Evidence:
         if not give_back(model):
             raise OutOfMemory(
                 f"memory ran out while the export's proof recorded what the trained model says ({evidence.reason}).\n"
-                f"  The adapter is saved in {folder.adapter}; `qdora-fast export {folder.path}` exports it where more "
-                "memory is free"
+                f"  The adapter is saved in {folder.adapter}; `qdora-fast export {typed(folder.path)}` exports it "
+                "where more memory is free"
             )
     return evidence
 
@@ -126,6 +128,7 @@ def recipe_of(to: str, merge_base: str, info: RunInfo) -> MergeRecipe:
 def _weights_folder(name: str, revision: str | None) -> Path:
     """A folder as it is; for a hub name that of the hub cache, downloaded if need be."""
     if Path(name).is_dir():
+        require_sound(name)
         return Path(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError

@@ -5,18 +5,21 @@ whose EOS changed still loads and still answers, only worse, or without an end. 
 of its vocabulary and what its tokenizer made of three rows: the tokens learned from, the prompt as a
 server renders it, and the same text without a template. The same questions, asked of a tokenizer
 opened from the exported folder, must have the same answers. What this does not do: judge the
-template; that was chosen and checked when the rows were prepared.
+template; that was chosen and checked when the rows were prepared. A template that prints the date is
+asked with that of the run, since the same weights are the same model on another day.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from datetime import date, timedelta
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.tokenize.chat_text import asks_for_clock, templates_of, today
 from qdora_fast.data.tokenize.render import Renderer, Rendering, contents
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.tokenizer import load_tokenizer
@@ -32,6 +35,8 @@ RECORD_SHAPE = {
     "tokens": [{"trained": [int], "prompt": [int], "plain": [int]}],
 }
 ROWS = 3
+DAYS_BACK = 400
+"""For how long an export of a run is tried that has a date in its rows and none in its record."""
 
 _SPECIAL = {"bos": "BOS", "eos": "EOS", "pad": "PAD"}
 _USES = {
@@ -44,13 +49,16 @@ _USES = {
 def describe(rendering: Rendering, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a run records: its tokenizer's special tokens and template, and its tokens of some rows."""
     settings = {name: getattr(rendering, name) for name in ("max_length", "train_on", "on_long", "max_fraction")}
-    return {"settings": settings, "rows": list(rows), **_ask(rendering.tokenizer, rendering.stop_ids, settings, rows)}
+    asked = _ask(rendering.tokenizer, rendering.stop_ids, settings, rows, rendering.date)
+    return {"settings": settings, "rows": list(rows), "date": rendering.date, **asked}
 
 
 def describe_folder(folder: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """The same of the tokenizer and generation config in an exported folder, opened as any reader would."""
     tokenizer, stop_ids = load_tokenizer(str(folder), None, setting="")
-    return _ask(tokenizer, stop_ids, recorded["settings"], recorded["rows"])
+    searched = "date" not in recorded and asks_for_clock(tokenizer)
+    day = _day_of(recorded, tokenizer, stop_ids) if searched else recorded.get("date")
+    return _ask(tokenizer, stop_ids, recorded["settings"], recorded["rows"], day)
 
 
 def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
@@ -92,11 +100,14 @@ def complete_stop_ids(folder: Path, stop_ids: Collection[int]) -> list[int]:
     return added
 
 
-def _ask(tokenizer: Any, stop_ids: Collection[int], settings: Mapping[str, Any], rows: Sequence[Any]) -> dict[str, Any]:
-    renderer = Renderer(Rendering(tokenizer, stop_ids=frozenset(stop_ids), **settings))
-    vocabulary = Vocabulary(tokenizer, stop_ids)
+def _ask(
+    tokenizer: Any, stop_ids: Collection[int], settings: Mapping[str, Any], rows: Sequence[Any], day: str | None
+) -> dict[str, Any]:
+    renderer = Renderer(Rendering(tokenizer, stop_ids=frozenset(stop_ids), date=day, **settings))
+    vocabulary = Vocabulary(tokenizer, stop_ids, date=day)
+    named = templates_of(tokenizer)
     return {
-        "template": value_hash(tokenizer.chat_template),
+        "template": value_hash(named if len(named) > 1 else named.get("default")),
         "vocabulary": value_hash(_vocabulary(tokenizer)),
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
@@ -104,6 +115,18 @@ def _ask(tokenizer: Any, stop_ids: Collection[int], settings: Mapping[str, Any],
         "stop_ids": sorted(stop_ids),
         "tokens": [_tokens(renderer, vocabulary, row) for row in rows],
     }
+
+
+def _day_of(recorded: Mapping[str, Any], tokenizer: Any, stop_ids: Collection[int]) -> str | None:
+    """The newest day on which the template prints the recorded prompts, for runs from before the day was recorded."""
+    pairs = [(row, tokens["prompt"]) for row, tokens in zip(recorded["rows"], recorded["tokens"], strict=True)]
+
+    def agrees(day: str) -> bool:
+        vocabulary = Vocabulary(tokenizer, stop_ids, date=day)
+        return all(_prompt(vocabulary, row) == prompt for row, prompt in pairs if prompt)
+
+    latest = date.fromisoformat(today())
+    return next(filter(agrees, ((latest - timedelta(back)).isoformat() for back in range(DAYS_BACK))), None)
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qdora_fast.models.model_config import position_limit
 from qdora_fast.system.errors import ConfigError
 
 
@@ -157,7 +158,6 @@ def sizes_of(config: Mapping[str, Any]) -> Sizes:
     kv_heads = config.get("num_key_value_heads") or heads
     intermediate = _count(config, "intermediate_size")
     tied = config.get("tie_word_embeddings")
-    longest = config.get("max_position_embeddings")
     return Sizes(
         model_type=kind,
         vocabulary=_count(config, "vocab_size"),
@@ -168,7 +168,7 @@ def sizes_of(config: Mapping[str, Any]) -> Sizes:
         kv_heads=int(kv_heads),
         head_width=int(width),
         tied=family.tied if tied is None else bool(tied),
-        longest=int(longest) if longest else None,
+        longest=position_limit(config),
         linears=_linears(family, config, (hidden, heads * int(width), int(kv_heads) * int(width), intermediate)),
         wide_norms=family.wide_norms,
         head_norms=family.head_norms,

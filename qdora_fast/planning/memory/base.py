@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qdora_fast.data.demo.base import DEMO, demo_base
+from qdora_fast.models.base_files import require_sound
 from qdora_fast.models.model_config import read_model_config
 from qdora_fast.planning.memory.known import known_config, known_names
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.paths import local_path
 
 PATIENCE = 5
 """Seconds to wait for the hub."""
@@ -29,11 +31,13 @@ def base_config(name: str, revision: str | None = None) -> BaseConfig:
     """The config.json of `model.name`.
 
     Raises:
+        IntegrityError: a damaged file beside it, or itself.
         ConfigError: a folder without one, or a hub id that can neither be read nor is in our table.
     """
     if name == DEMO:
         return BaseConfig(_read(demo_base() / "config.json"), "the embedded demo")
-    folder = Path(name).expanduser()
+    folder = local_path(name)
+    require_sound(str(folder) if folder.is_dir() else name, revision, weights=False)
     if folder.is_dir():
         return BaseConfig(_read(folder / "config.json"), str(folder))
     cached = _from_cache(name, revision)

@@ -190,7 +190,7 @@ def _scores(model: Any, base: Base, config: Config, material: Material) -> list[
     open_backend().FastLanguageModel.for_inference(model)
     settings = config.evaluation
     rows = [material.prepared.held_out[number] for number in material.held_out]
-    questions = make_questions(rows, base.tokenizer, max_length=config.model.length)
+    questions = make_questions(rows, base.tokenizer, max_length=config.model.length, date=config.data.date)
     summary_text = answers(model, base.tokenizer, questions, settings, base.stop_ids, options=material.options)
     metric = find_metric(settings.metric, pattern=settings.pattern)
     pairs = zip(summary_text, questions, strict=True)

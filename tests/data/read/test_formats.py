@@ -303,3 +303,27 @@ def test_any_row_is_converted_or_rejected_and_never_crashes(row: dict[str, Any],
     for message in conversation.messages:
         assert message["role"] in ("system", "user", "assistant", "tool")
         message["content"].encode()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"content": "4", "reasoning_content": "two twice"},
+        {"content": "4", "reasoning": "two twice"},
+        {"content": "4", "thinking": "two twice", "reasoning": ""},
+        {"content": [{"type": "thinking", "thinking": "two twice", "signature": "x"}, {"type": "text", "text": "4"}]},
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "two twice"}]}, "4"]},
+        {"content": [{"type": "reasoning", "text": "two "}, {"type": "reasoning", "text": "twice"}, "4"]},
+    ],
+)
+def test_reasoning_is_read_under_any_name_that_servers_have_for_it(said: dict[str, Any]) -> None:
+    row = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", **said}]}
+    answer = convert(row, FORMATS["chatml"]).messages[1]
+    assert (answer["reasoning_content"], answer["content"]) == ("two twice", "4")
+
+
+def test_what_is_no_text_is_no_reasoning_and_joined_turns_keep_theirs() -> None:
+    turns = [{"role": "assistant", "content": text, "reasoning": why} for text, why in (("a", True), ("b", "so"))]
+    row = {"messages": [{"role": "user", "content": "2+2?"}, *turns]}
+    answer = convert(row, FORMATS["chatml"]).messages[1]
+    assert (answer["content"], answer["reasoning_content"]) == ("a\n\nb", "so")

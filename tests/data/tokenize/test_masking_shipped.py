@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.tokenize.chat_text import as_taken
 from qdora_fast.data.tokenize.masking import IGNORED, Masked, tokenize_with_spans
 from qdora_fast.data.tokenize.templates import choose_template
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
@@ -127,7 +128,8 @@ def check(row: Masked, messages: list[dict[str, Any]], vocabulary: Vocabulary, t
     assert row.input_ids[row.segments[-1][1] - 1] in vocabulary.stop_ids
     trained = {k for start, end in row.segments for k in range(start, end)}
     assert row.labels == [token if k in trained else IGNORED for k, token in enumerate(row.input_ids)]
-    whole = tokenizer.apply_chat_template(messages, tools=tools, tokenize=True, return_dict=False)
+    taken = as_taken(tokenizer, messages, tools)
+    whole = tokenizer.apply_chat_template(taken, tools=tools, tokenize=True, return_dict=False)
     appended = [tokenizer.eos_token_id] if "eos_appended" in row.flags else []
     assert row.input_ids == whole + appended
     assert row.input_ids[:2] != [vocabulary.bos_id] * 2

@@ -146,3 +146,49 @@ def test_bundled_templates_use_only_filters_that_other_engines_know() -> None:
         )
         used = {node.name for node in jinja2.Environment().parse(text).find_all(Filter)}
         assert used <= {"first", "selectattr", "tojson"}, name
+
+
+PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def test_several_templates_are_kept_and_said(base_tokenizer: Any) -> None:
+    named = {"default": PLAIN, "tool_use": "{{ tools | tojson }}" + PLAIN}
+    base_tokenizer.chat_template = dict(named)
+    choice = choose_template(base_tokenizer, "auto")
+    assert "default, tool_use; tool_use for rows with tools" in choice.why
+    assert base_tokenizer.chat_template == named
+    assert choose_template(base_tokenizer, "alpaca").text == base_tokenizer.chat_template
+
+
+def test_a_list_of_one_template_is_that_template(base_tokenizer: Any) -> None:
+    base_tokenizer.chat_template = {"default": PLAIN}
+    assert choose_template(base_tokenizer, "auto").text == PLAIN == base_tokenizer.chat_template
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ({"rag": PLAIN, "tool_use": PLAIN}, "named rag, tool_use and none is named default"),
+        ("{% for m in messages %}\n{{ m.content }", "the model's own chat template:2: "),
+        ({"default": PLAIN, "rag": "{{ }}"}, "the model's own chat template `rag`:1: "),
+        (PLAIN + "{{ [1, 2] | random }}", "prints something else each time"),
+    ],
+)
+def test_a_model_with_a_template_that_cannot_be_used_is_refused(
+    template: Any, expected: str, base_tokenizer: Any
+) -> None:
+    base_tokenizer.chat_template = template
+    with pytest.raises(ConfigError, match=expected):
+        choose_template(base_tokenizer, "auto")
+
+
+@pytest.mark.parametrize("setting", ["alpaca", "chatml"])
+def test_bundled_templates_print_reasoning_from_the_last_question_on(setting: str, base_tokenizer: Any) -> None:
+    choose_template(base_tokenizer, setting)
+    turns = [{"role": "user", "content": "Add"}, {"role": "assistant", "content": "4", "reasoning_content": "two\n"}]
+    row = tokenize_with_spans([*turns, *turns], Vocabulary(base_tokenizer))
+    first, last = (base_tokenizer.decode(row.input_ids[start:end]) for start, end in row.segments)
+    assert first.startswith("4") and "<think>" not in first
+    assert last.startswith("<think>\ntwo\n</think>\n\n4")
+    bare = [{key: value for key, value in turn.items() if key != "reasoning_content"} for turn in turns]
+    assert "think" not in text_of(base_tokenizer, bare)

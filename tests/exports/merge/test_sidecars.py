@@ -44,6 +44,23 @@ def test_what_a_model_needs_goes_along_and_nothing_else(folders: tuple[Path, Pat
     assert has_tokenizer(out) and not has_tokenizer(adapter)
 
 
+def test_further_chat_templates_go_along_in_their_folder(folders: tuple[Path, Path, Path]) -> None:
+    base, adapter, out = folders
+    for folder, names in ((base, ("rag", "tool_use")), (adapter, ("tool_use",))):
+        (folder / "additional_chat_templates").mkdir()
+        for name in names:
+            (folder / "additional_chat_templates" / f"{name}.jinja").write_text(f"{folder.name} {name}")
+    files = copy_sidecars(base, {}, None, out)
+    assert files["additional_chat_templates/rag.jinja"] == str(base)
+    assert (out / "additional_chat_templates" / "rag.jinja").read_text() == "base rag"
+    (adapter / "tokenizer.json").write_text("trained with this one")
+    again = out / "again"
+    again.mkdir()
+    copy_sidecars(base, {}, adapter, again)
+    there = {file.name: file.read_text() for file in (again / "additional_chat_templates").iterdir()}
+    assert there == {"tool_use.jinja": "adapter tool_use"}
+
+
 def test_no_mixture_of_two_tokenizers(folders: tuple[Path, Path, Path]) -> None:
     base, adapter, out = folders
     (adapter / "tokenizer.json").write_text("trained with this one")

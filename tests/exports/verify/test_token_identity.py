@@ -128,3 +128,33 @@ def test_a_generation_config_learns_the_stop_tokens_that_were_trained(tmp_path: 
     file.unlink()
     assert complete_stop_ids(tmp_path, [7]) == [7]
     assert json.loads(file.read_text()) == {"eos_token_id": 7}
+
+
+def test_the_date_in_a_template_is_that_of_the_run(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, stop_ids = load_tokenizer(str(tiny_base), None)
+    choose_template(tokenizer, "auto")
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + tokenizer.chat_template
+    folder = shutil.copytree(tiny_base, tmp_path / "out")
+    tokenizer.save_pretrained(folder)
+    recorded = json.loads(json.dumps(describe(Rendering(tokenizer, 128, stop_ids=stop_ids, date="2026-11-30"), ROWS)))
+    assert recorded["date"] == "2026-11-30"
+    assert differences(recorded, describe_folder(folder, recorded)) == []
+    assert differences(recorded, describe_folder(folder, recorded | {"date": "2026-12-01"}))[0].startswith("row 1: ")
+    del recorded["date"]  # a run of an earlier version, exported some months later
+    monkeypatch.setattr("qdora_fast.exports.verify.token_identity.today", lambda: "2027-02-03")
+    assert differences(recorded, describe_folder(folder, recorded)) == []
+
+
+def test_several_templates_are_compared_one_by_one(tiny_base: Path, tmp_path: Path) -> None:
+    tokenizer, stop_ids = load_tokenizer(str(tiny_base), None)
+    text = choose_template(tokenizer, "auto").text
+    tokenizer.chat_template = {"default": text, "tool_use": "{{ tools | tojson }}" + text}
+    folder = shutil.copytree(tiny_base, tmp_path / "out")
+    tokenizer.save_pretrained(folder)
+    recorded = json.loads(json.dumps(describe(Rendering(tokenizer, 128, stop_ids=stop_ids), ROWS)))
+    assert differences(recorded, describe_folder(folder, recorded)) == []
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text(text)
+    said = differences(recorded, describe_folder(folder, recorded))
+    assert said == ["the chat template is not the one trained with"]

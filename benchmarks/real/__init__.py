@@ -1,0 +1,1 @@
+"""A small pretrained model on real sentences: what a random model cannot show (`make real`)."""
