@@ -61,6 +61,10 @@ class Conversation:
     unread: list[tuple[str, Any]] = field(default_factory=list)
     """Name and value of what the converter did not read; see `Fields.unread`."""
 
+    def thoughts(self) -> list[str]:
+        """The reasoning in it."""
+        return [each["reasoning_content"] for each in self.messages if each.get("reasoning_content")]
+
     def texts(self) -> list[str]:
         """What it says, an Alpaca question in its two halves."""
         if self.text is not None:
