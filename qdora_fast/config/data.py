@@ -40,7 +40,7 @@ class _Where(Section):
     format: Format = "auto"
     """Shape of a row. auto: recognised from the columns of the first 100 rows, and printed. Set it when that fails."""
     columns: ColumnSettings = ColumnSettings()
-    """Names of your own columns; with `prompt` and `response` set, `format` is columns. Other columns are not read."""
+    """Names of your own columns; with `prompt` and `response` set, `format` is columns."""
     formatter: str | None = None
     """Your own function as `FILE.py:function`, for instance my_rows.py:to_messages. It gets a row as a dictionary and
     returns one in a known shape, or None to leave the row out. The path starts at the folder of the config file

@@ -106,7 +106,7 @@ class RowProcessor:
         conversation = convert(given, origin.converter, raw.padded if origin.formatter is None else _all(raw, given))
         repairs.update(conversation.repairs)
         unread = [(name, value) for name, value in conversation.unread if name not in self._split_by]
-        unused.see(unread, conversation.texts(), raw.source)
+        unused.see(unread, conversation.texts(), raw.source, beside=conversation.thoughts())
         row = self._row(conversation, raw, number, origin_number)
         if not origin.own_held_out:
             filters.check(row, raw.row, self._settings.filters)

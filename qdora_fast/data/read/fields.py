@@ -107,12 +107,14 @@ class UnusedFields:
     """All rows that were read as conversations."""
     by_name: dict[str, Unused] = field(default_factory=dict)
 
-    def see(self, unread: Iterable[tuple[str, Any]], read: Sequence[str], source: str) -> None:
-        """Count what one row leaves unread; `read` are the texts of its conversation."""
+    def see(
+        self, unread: Iterable[tuple[str, Any]], read: Sequence[str], source: str, *, beside: Sequence[str] = ()
+    ) -> None:
+        """Count what one row leaves unread; `read` are the texts of its conversation, `beside` what else was read."""
         self.rows += 1
         seen: dict[str, Unused] = {}
         for name, value in unread:
-            words = _words_beyond(value, read) + (seen[name].words if name in seen else 0)
+            words = _words_beyond(value, read, beside) + (seen[name].words if name in seen else 0)
             seen[name] = Unused(1, int(words > 0), words, source, "[]" in name or isinstance(value, list | dict))
         for name, unused in seen.items():
             self._count(name, unused)
@@ -148,8 +150,8 @@ def texts_of(value: Any, depth: int = 0) -> Iterator[str]:
             yield from texts_of(each, depth + 1)
 
 
-def _words_beyond(value: Any, read: Sequence[str]) -> int:
-    """Words of the texts in a value that are no copy of a text that was read, nor hold the last of them; 0: none."""
+def _words_beyond(value: Any, read: Sequence[str], beside: Sequence[str]) -> int:
+    """Words of the texts in a value that are no part of a text that was read, and do not hold all of these; 0: none."""
     words = 0
     for text in texts_of(value):
         count = max(len(text.split()), sum(not each.isascii() for each in text[:1000]) // CHARACTERS_PER_WORD)
@@ -157,6 +159,6 @@ def _words_beyond(value: Any, read: Sequence[str]) -> int:
             continue
         bare = text.strip()
         is_rendering = bool(read) and bool(read[-1].strip()) and all(each.strip() in bare for each in read)
-        if not is_rendering and not any(bare in each for each in read):
+        if not is_rendering and not any(bare in each for each in (*read, *beside)):
             words += count
     return words

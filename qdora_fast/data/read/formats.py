@@ -61,6 +61,10 @@ class Conversation:
     unread: list[tuple[str, Any]] = field(default_factory=list)
     """Name and value of what the converter did not read; see `Fields.unread`."""
 
+    def thoughts(self) -> list[str]:
+        """The reasoning in it."""
+        return [each["reasoning_content"] for each in self.messages if each.get("reasoning_content")]
+
     def texts(self) -> list[str]:
         """What it says, an Alpaca question in its two halves."""
         if self.text is not None:
@@ -113,14 +117,14 @@ def from_alpaca(row: Fields) -> Conversation:
         raise RejectedRow("wrong_type", "history is not a list of [question, answer]")
     before = [*_system(row), *_history(row)]
     asked, repairs = _asked(row, "instruction", "input")
-    return Conversation([*before, *asked, _answer(row, "output")], repairs=repairs)
+    return Conversation([*before, *asked, _answer(row, "output")], _tools_beside(row), repairs=repairs)
 
 
 def from_columns(row: Fields, columns: Columns) -> Conversation:
     """A question column and an answer column, and what ms-swift has beside them: `history`, as in Alpaca."""
     before = [*_system(row, *([columns.system] if columns.system else [])), *_history(row)]
     asked, repairs = _asked(row, columns.prompt, columns.context)
-    return Conversation([*before, *asked, _answer(row, columns.response)], repairs=repairs)
+    return Conversation([*before, *asked, _answer(row, columns.response)], _tools_beside(row), repairs=repairs)
 
 
 def from_chatml(row: Fields) -> Conversation:
@@ -233,6 +237,16 @@ def _tools(row: Fields) -> Tools | None:
     """The row's tools; `functions` is what OpenAI called them before."""
     column = "functions" if is_blank(row.peek("tools")) and "functions" in row else "tools"
     return as_tools(row.get(column), padded=column in row.padded)
+
+
+def _tools_beside(row: Fields) -> Tools | None:
+    """The tools beside a question and an answer (xLAM, LLaMA-Factory); a column of that name may be something else."""
+    try:
+        tools = as_tools(row.peek("tools"), padded="tools" in row.padded)
+    except RejectedRow:
+        return None
+    row.get("tools")
+    return tools
 
 
 def _messages(row: Fields, column: str, tools: Tools | None) -> tuple[list[Message], list[str]]:

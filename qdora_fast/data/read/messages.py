@@ -135,7 +135,7 @@ def as_text(value: object, field: str) -> str:
     if isinstance(value, list | dict):
         raise RejectedRow("wrong_type", f"{field} is {_described(value)}")
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
-        raise RejectedRow("wrong_type", f"{field} is {type(value).__name__}")
+        raise RejectedRow("wrong_type", f"{field} is {type(value).__name__} ({value!r:.40})")
     try:
         text = str(value)
     except ValueError as error:  # Python prints no integer of more than 4,300 digits

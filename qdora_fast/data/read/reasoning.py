@@ -20,9 +20,15 @@ def reasoning_text(turn: Fields, key: str, place: str) -> str | None:
     Raises:
         RejectedRow: see `as_text`.
     """
-    named = [value for name in REASONING if isinstance(value := turn.get(name), str | list) and value]
+    named = [name for name in REASONING if isinstance(value := turn.peek(name), str | list) and value]
     content = turn.peek(key)
-    found = named[0] if named else [part for part in content if is_reasoning(part)] if isinstance(content, list) else []
+    found = (
+        turn.get(named[0])
+        if named
+        else [part for part in content if is_reasoning(part)]
+        if isinstance(content, list)
+        else []
+    )
     texts = [as_text(text, f"{place}.reasoning") for text in _texts(found)]
     return "".join(texts) if texts else None
 

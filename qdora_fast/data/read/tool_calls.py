@@ -14,6 +14,8 @@ from typing import Any
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.read.fields import Fields
 from qdora_fast.data.read.json_values import parse
+from qdora_fast.system.json_files import is_deep
+from qdora_fast.system.limits import JSON_DEPTH
 
 Tools = list[dict[str, Any]]
 SCHEMA_KEYS = ("type", "anyOf", "oneOf", "allOf", "enum", "$ref")
@@ -63,6 +65,8 @@ def as_json(value: object, what: str) -> Any:
         return None
     try:
         parsed = parse(value) if isinstance(value, str) else value
+        if is_deep(parsed):
+            raise ValueError(f"nested more than {JSON_DEPTH} levels deep")
         json.dumps(parsed, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
         raise RejectedRow("broken_unicode", what) from error

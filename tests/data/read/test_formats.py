@@ -132,6 +132,14 @@ def test_earlier_turns_of_ms_swift_are_read_and_a_history_of_another_shape_is_no
     assert convert(row | {"history": "a long one"}, swift).unread == [("history", "a long one")]
 
 
+def test_tools_beside_a_question_and_an_answer_are_read_where_they_are_tools() -> None:
+    row = {"query": "2+2?", "answers": '[{"name": "add"}]', "tools": json.dumps([TOOL])}
+    conversation = convert(row, columns_converter(Columns("query", "answers")))
+    assert (conversation.tools, conversation.unread) == ([TOOL], [])
+    garden = convert({"instruction": "Dig.", "output": "Done.", "tools": "spade, hoe"}, FORMATS["alpaca"])
+    assert (garden.tools, garden.unread) == (None, [("tools", "spade, hoe")])
+
+
 def test_parts_of_a_content_are_joined_and_nothing_else_is() -> None:
     parts = [{"type": "text", "text": "2+"}, {"type": "input_text", "text": "2?", "cache_control": {"type": "short"}}]
     conversation = convert({"messages": [{"role": "user", "content": parts}, ANSWER]}, FORMATS["chatml"])
