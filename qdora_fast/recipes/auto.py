@@ -6,6 +6,7 @@ The only file that changes a config because of a plan.
 from __future__ import annotations
 
 from qdora_fast.config import Config
+from qdora_fast.config.evaluation import MOST_TOKENS
 from qdora_fast.planning.auto.choice import asked_for, measuring_length, resolve_auto
 from qdora_fast.planning.auto.kinds import Resolved, RowLengths
 from qdora_fast.planning.cards import Machine
@@ -43,14 +44,20 @@ def to_measure(config: Config, sizes: Sizes) -> Config:
 
 def adopt(config: Config, earlier: Config) -> Config:
     """The config with the numbers of an earlier run of the same effective batch in place of `auto`, so that the run
-    can be resumed."""
-    model, train = config.model, config.train
+    can be resumed, and with the metric by which it was to be judged."""
+    model, train, evaluation = config.model, config.train, config.evaluation
     if model.max_length == "auto":
         model = model.model_copy(update={"max_length": earlier.model.max_length})
     if train.batch_size == "auto" and train.rows_per_step == earlier.train.rows_per_step:
         names = ("batch_size", "gradient_accumulation", "effective_batch")
         train = train.model_copy(update={name: getattr(earlier.train, name) for name in names})
-    return config.model_copy(update={"model": model, "train": train})
+    as_before = {
+        name: value
+        for name in ("metric", "max_new_tokens")
+        if getattr(evaluation, name) == "auto" != (value := getattr(earlier.evaluation, name))
+    }
+    evaluation = evaluation.model_copy(update=as_before)
+    return config.model_copy(update={"model": model, "train": train, "evaluation": evaluation})
 
 
 def job_settings(config: Config) -> JobSettings:
@@ -62,7 +69,7 @@ def job_settings(config: Config) -> JobSettings:
         config.engine,
         evaluates=data.held_out > 0 or data.held_out_path is not None,
         answer_batch=evaluation.batch_size if evaluation.max_rows else 0,
-        answer_tokens=evaluation.max_new_tokens,
+        answer_tokens=MOST_TOKENS if evaluation.max_new_tokens == "auto" else evaluation.max_new_tokens,
         merges=config.export.at_end != "none",
     )
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from qdora_fast.config import EvaluationSettings
-from qdora_fast.evaluation.heldout import Both, Loss, Question, Reply
+from qdora_fast.evaluation.generation import Reply
+from qdora_fast.evaluation.heldout import Both, Loss, Question
 from qdora_fast.evaluation.statistics import bootstrap_ci
 from qdora_fast.evaluation.task import Answered, check, judge, measure_loss
 from qdora_fast.system.errors import ConfigError, DataError
@@ -33,7 +34,7 @@ def answered(*pairs: tuple[str, str, str]) -> Answered:
 
 def test_accuracy_is_paired_and_says_who_changed() -> None:
     pairs = [("Paris", "Rome", "paris."), ("Oslo", "Oslo", "Bern"), ("Lima", "Quito", "Lima")] * 4
-    task, right = judge(answered(*pairs), EvaluationSettings())
+    task, right = judge(answered(*pairs), EvaluationSettings(metric="normalized_match"))
     assert task is not None
     assert (task["metric"], task["n"], task["gained"], task["lost"]) == ("normalized_match", 12, 8, 4)
     assert (task["base"], task["tuned"], task["difference"]) == pytest.approx((1 / 3, 2 / 3, 1 / 3))
@@ -42,7 +43,7 @@ def test_accuracy_is_paired_and_says_who_changed() -> None:
 
 
 def test_what_was_cut_or_empty_is_counted_for_each_model() -> None:
-    task, _ = judge(answered(("a", "", "a"), ("b", "b b b ...", "b")), EvaluationSettings())
+    task, _ = judge(answered(("a", "", "a"), ("b", "b b b ...", "b")), EvaluationSettings(metric="normalized_match"))
     assert task is not None
     assert task["truncated"] == {"base": 0.5, "tuned": 0.0}
     assert task["empty"] == {"base": 0.5, "tuned": 0.0}
@@ -67,7 +68,7 @@ def test_a_reference_that_cannot_be_judged_is_found_before_anything_is_asked() -
 
 
 def test_nothing_asked_is_no_task() -> None:
-    assert judge(answered(), EvaluationSettings()) == (None, [])
+    assert judge(answered(), EvaluationSettings(metric="normalized_match")) == (None, [])
 
 
 class _Model:
