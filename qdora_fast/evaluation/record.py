@@ -66,7 +66,7 @@ class Evaluation(_Part):
     mmlu: dict[str, Any] | None
     completions: dict[str, Any] | None
     timing: dict[str, Any] | None = None
-    """Rows and seconds of both models together, for losses and for answers: what the next plan goes by."""
+    """Rows, written tokens and seconds of both models together, without MMLU: what the next plan goes by."""
 
 
 def make_record(

@@ -120,8 +120,11 @@ def evaluate_model(
     read = monotonic()
     answered = _answered(tuned, asked, config, folder, batches)
     timing = {
-        "loss": {"rows": len(rows), "seconds": round(read - begun, 2)},
-        "answers": {"rows": len(answered.questions), "seconds": round(monotonic() - read, 2)},
+        "rows": len(rows),
+        "answered": len(answered.questions),
+        "tokens": sum(reply.tokens for side in (answered.replies.base, answered.replies.tuned) for reply in side),
+        "loss_seconds": round(read - begun, 2),
+        "answer_seconds": round(monotonic() - read, 2),
     }
     task, right = judge(answered, asked.chosen.settings, Read(rows, losses))
     if task:
@@ -129,6 +132,7 @@ def evaluate_model(
     by_hash = {row["meta"]["hash"]: number for number, row in enumerate(rows)}
     folder.write_rows(ANSWERS, _answer_lines(asked.questions, answered, right, losses, by_hash))
     completions = _completions(tuned, answered, config, asked.chosen, folder, batches)
+    timing["seconds"] = round(monotonic() - begun, 2)  # MMLU has its own
     mmlu = _mmlu(tuned, config, folder, batches)
     every = config.model_dump(mode="json")
     record = make_record(

@@ -209,6 +209,11 @@ def tokenizer_differs() -> None:
     console.line("data", "the loaded model's tokenizer gives other tokens; preparing the rows again with it")
 
 
+def evaluation_time(lines: Sequence[str]) -> None:
+    """How long the evaluation will take, and whether held-out losses take more than their share."""
+    console.lines("compare", lines)
+
+
 def asking(asked: Any) -> None:
     """By what the held-out answers are judged and why, and how long they may be."""
     chosen = asked.chosen
