@@ -63,6 +63,7 @@ METRICS: dict[str, MetricInfo] = {
             "rate",
             "what the group of `evaluation.pattern` finds last is equal",
             needs="`evaluation.pattern`",
+            auto="any, where `evaluation.pattern` is set and matches all of them",
         ),
         MetricInfo(
             "numeric",
@@ -83,6 +84,7 @@ METRICS: dict[str, MetricInfo] = {
             "rate",
             "it is the likeliest of `evaluation.choices`; nothing is generated",
             brief="the likeliest of `choices`",
+            auto="any, where `evaluation.choices` is set and holds all of them",
         ),
         MetricInfo(
             "likelihood",
