@@ -111,7 +111,8 @@ def metrics_page() -> str:
 
     kinds = {"rate": "accuracy", "score": "score", "loss": "loss"}
     rows = [
-        (f"`{info.name}`", kinds[info.kind], info.measures, info.auto or "never", info.needs) for info in METRICS.values()
+        (f"`{info.name}`", kinds[info.kind], info.measures, info.auto or "never", info.needs)
+        for info in METRICS.values()
     ]
     own = ("`judge.py:right`", "either", "your own function says so (`-> bool`: an accuracy)", "never", "`--own-code`")
     return _page(

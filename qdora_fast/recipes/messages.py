@@ -282,7 +282,10 @@ def evaluations(entries: Sequence[dict[str, Any]]) -> None:
         task, loss, mmlu = entry["task"] or {}, entry["heldout_loss"] or {}, entry["mmlu"] or {}
         share = kind_of(task) == "rate"  # else a score or a loss, whose digits are no per cent
         form, scale, signed = (".1%", 100, "+.1f") if share else (".3f", 1, "+.3f")
-        interval = " to ".join(f"{scale * end:{signed}}" for end in task.get("ci95") or ())
+        bounds = [scale * end for end in task.get("ci95") or ()]
+        if kind_of(task) == "loss":  # less is a gain
+            bounds = [-end for end in reversed(bounds)]
+        interval = " to ".join(f"{end:{signed}}" for end in bounds)
         table.add_row(
             entry["run"],
             str(entry["at"])[:16].replace("T", " "),
