@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.table import Table
 
 from qdora_fast.config import AdapterSettings, Config
+from qdora_fast.config.metrics import METRICS
 from qdora_fast.evaluation.report.before_after import kind_of
 from qdora_fast.planning.auto.kinds import Resolved
 from qdora_fast.recipes.resume import Start
@@ -225,8 +226,9 @@ def asking(asked: Any) -> None:
     tokens = f"{chosen.new_tokens:,} tokens at most" + (f" ({chosen.tokens_why})" if chosen.tokens_why else "")
     if settings.metric == "choice":
         console.line("", f"base and tuned choose on {written:,} rows")
-    elif written < asked.rows:
-        also = f"; {written:,} of them are answered as well, in {tokens}" if written else ""
+    elif written < asked.rows or (settings.metric in METRICS and METRICS[settings.metric].kind == "loss"):
+        them = "they" if written == asked.rows else f"{written:,} of them"
+        also = f"; {them} are answered as well, in {tokens}" if written else ""
         console.line("", f"base and tuned read {asked.rows:,} rows{also}")
     elif written:
         console.line("", f"base and tuned answer {written:,} rows in {tokens}")
