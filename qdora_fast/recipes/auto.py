@@ -6,6 +6,7 @@ The only file that changes a config because of a plan.
 from __future__ import annotations
 
 from qdora_fast.config import Config
+from qdora_fast.config.evaluation import MOST_TOKENS
 from qdora_fast.data.demo.base import DEMO, demo_base
 from qdora_fast.models.base_files import folder_of, require_sound
 from qdora_fast.models.model_config import position_limit, read_model_config
@@ -73,15 +74,26 @@ def without_length_limit(config: Config) -> Config:
 
 def adopt(config: Config, earlier: Config) -> Config:
     """The config with the numbers of an earlier run of the same effective batch in place of `auto` and of a length that
-    the base was not made for, and with the date that it took where none is named, so that the run can be resumed."""
-    model, train = config.model, config.train
+    the base was not made for, so that the run can be resumed; with the date that it took where none is named, and with
+    the metric by which it was to be judged."""
+    model, train, evaluation = config.model, config.train, config.evaluation
     if model.max_length == "auto" or limit_exceeded(config, _folder_or_id(model.name)) == earlier.model.max_length:
         model = model.model_copy(update={"max_length": earlier.model.max_length})
     if train.batch_size == "auto" and train.rows_per_step == earlier.train.rows_per_step:
         names = ("batch_size", "gradient_accumulation", "effective_batch")
         train = train.model_copy(update={name: getattr(earlier.train, name) for name in names})
-    data = config.data.model_copy(update={"date": config.data.date or earlier.data.date})
-    return config.model_copy(update={"model": model, "train": train, "data": data})
+    as_before = {
+        name: value
+        for name in ("metric", "max_new_tokens")
+        if getattr(evaluation, name) == "auto" != (value := getattr(earlier.evaluation, name))
+    }
+    sections = {
+        "model": model,
+        "train": train,
+        "data": config.data.model_copy(update={"date": config.data.date or earlier.data.date}),
+        "evaluation": evaluation.model_copy(update=as_before),
+    }
+    return config.model_copy(update=sections)
 
 
 def job_settings(config: Config) -> JobSettings:
@@ -93,7 +105,7 @@ def job_settings(config: Config) -> JobSettings:
         config.engine,
         evaluates=data.held_out > 0 or data.held_out_path is not None,
         answer_batch=evaluation.batch_size if evaluation.max_rows else 0,
-        answer_tokens=evaluation.max_new_tokens,
+        answer_tokens=MOST_TOKENS if evaluation.max_new_tokens == "auto" else evaluation.max_new_tokens,
         merges=config.export.at_end != "none",
     )
 

@@ -230,7 +230,9 @@ def prepare_run(config: Config, resumed: RunFolder | None = None) -> tuple[Ready
     ready = ready_data(config, base_name)
     messages.preflight(ready)
     if config.evaluation.max_rows:
-        check_questions(ready.prepared.held_out, ready.rendering.tokenizer, ready.config)
+        asked = check_questions(ready.prepared.held_out, ready.rendering.tokenizer, ready.config)
+        if ready.prepared.held_out:
+            messages.asking(asked)
     return ready, targets
 
 
