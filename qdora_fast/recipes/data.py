@@ -139,9 +139,12 @@ def ready_data(config: Config, base_name: str, *, trains: bool = True) -> Ready:
         messages.resolved(resolved)
         return replace(ready_data(config, base_name), resolved=resolved)
     from qdora_fast.data import prepare
+    from qdora_fast.models.new_tokens import add_tokens, vocabulary_rows
     from qdora_fast.models.tokenizer import load_tokenizer
 
     tokenizer, stop_ids = load_tokenizer(base_name, config.model.revision)
+    if tokens := config.adapter.trainable_tokens:
+        add_tokens(tokenizer, tokens, rows=vocabulary_rows(base_name, config.model.revision))
     rendering = _rendering(config, tokenizer, stop_ids)
     with console.counting_rows("preparing rows") as on_rows:
         prepared = prepare(config.data, seed=config.train.seed, rendering=rendering, on_rows=on_rows)

@@ -192,6 +192,8 @@ def _weights_check(weights: WeightProof) -> dict[str, Any]:
     text = f"{weights.layers} merged layers are PEFT's merge, {weights.values:,} values one by one"
     if weights.packed:
         text += f"; {weights.packed} weights are their NF4, bit for bit"
+    if weights.tokens:
+        text += f"; {weights.tokens} rows of trained tokens are PEFT's, all other rows the base's"
     text += f"; {weights.untouched} other tensors identical to the base's"
     return {
         "name": "weights",
