@@ -108,8 +108,8 @@ def _run(arm: str, checkout: Path, folder: Path, options: PeftTestOptions) -> No
     environment = child.environment(
         PYTHONPATH=os.pathsep.join([str(checkout), str(ROOT)]),
         HF_HUB_OFFLINE="1",
-        **{ARM: arm, FOLDER: str(folder), LIMIT: str(options.limit or 0)},
     )
+    environment |= {ARM: arm, FOLDER: str(folder), LIMIT: str(options.limit or 0)}
     log = folder / f"{arm}.log"
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(

@@ -16,7 +16,7 @@ from qdora_fast.config import AdapterSettings, EngineSettings, ModelSettings, Tr
 from qdora_fast.models.adapter import assert_complete
 from qdora_fast.models.adapter_guard import guard_saves
 from qdora_fast.models.backend import captured_prints, open_backend
-from qdora_fast.models.new_tokens import grow_embeddings, prepare_rows, token_indices
+from qdora_fast.models.new_tokens import grow_embeddings, open_wrappers, prepare_rows, token_indices
 from qdora_fast.models.targets import Architecture, Targets, choose_targets, inspect_architecture
 from qdora_fast.models.tokenizer import load_tokenizer, require_fast, stop_token_ids
 from qdora_fast.models.weights import shard_names
@@ -267,6 +267,7 @@ def load_trained(
 
     grow_embeddings(base.model, complete.vocabulary)
     adapted = PeftModel.from_pretrained(base.model, str(saved))
+    open_wrappers(adapted)
     guard_saves(adapted)
     fuse_layers(adapted, engine, saved=True)  # another processor's norms differ in their last bits
     return base, adapted.eval()

@@ -12,6 +12,7 @@ What this does not do: grow a base by rows that nobody trains; they could not be
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -111,9 +112,41 @@ def token_indices(base: Base) -> dict[str, list[int]]:
     return {names[id(layer)]: list(base.tokens) for layer in layers}
 
 
+def open_wrappers(model: Any) -> None:
+    """Let the layers that PEFT has wrapped for trained tokens be read like the layers within, instance by instance.
+
+    Losses that multiply by the head's weight themselves ask for its `bias`, which PEFT's wrapper does not have.
+    """
+    from peft.utils.other import TrainableTokensWrapper
+
+    for module in model.modules():
+        if type(module) is TrainableTokensWrapper:
+            module.__class__ = _open_wrapper()
+
+
+@functools.cache
+def _open_wrapper() -> type:
+    from peft.utils.other import TrainableTokensWrapper
+
+    class OpenTokensWrapper(TrainableTokensWrapper):  # type: ignore[misc]
+        """PEFT's, read like the layer within."""
+
+        def _hasattr_wrapped(self, name: str, modules: Any) -> bool:
+            return name == "weight" or hasattr(modules["token_adapter"].get_base_layer(), name)
+
+        def _getattr_wrapped(self, name: str, modules: Any) -> Any:
+            if name == "weight":
+                return super()._getattr_wrapped(name, modules)
+            return getattr(modules["token_adapter"].get_base_layer(), name)
+
+    return OpenTokensWrapper
+
+
 def prepare_rows(model: Any, base: Base) -> None:
     """Trained rows of a fresh PEFT model in fp32, those of new tokens at the mean of all rows."""
     import torch
+
+    open_wrappers(model)
 
     new = [place for place, number in enumerate(base.tokens) if number in base.new_tokens]
     for layer, rows in token_rows(model):

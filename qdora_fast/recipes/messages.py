@@ -78,6 +78,16 @@ def adapter(settings: AdapterSettings, targets: Any, model: Any) -> None:
     console.line("", str(parameter_report(model)))
 
 
+def trained_tokens(settings: AdapterSettings, base: Any) -> None:
+    """Which rows of the embeddings learn, and which of them are new."""
+    named = dict(zip(base.tokens, settings.trainable_tokens, strict=True))
+    if base.tokens:
+        console.line("", "rows of tokens: " + ", ".join(f"{name!r} ({number})" for number, name in named.items()))
+    if base.new_tokens:
+        new = ", ".join(repr(named[number]) for number in base.new_tokens)
+        console.line("", f"new to the tokenizer, added as special tokens, from the mean of all rows on: {new}")
+
+
 def engine(report: Any) -> None:
     """How adapted layers are computed, and what was left to PEFT."""
     console.lines("engine", report.lines())
@@ -298,6 +308,8 @@ def adapter_found(adapter: Any, config: Config) -> None:
         console.line("", f"of ranks {', '.join(f'{rank} (× {n})' for rank, n in sorted(ranks.items()))}")
     if adapter.saved_modules:
         console.line("", f"and, trained in full: {', '.join(adapter.saved_modules)}")
+    for name, tokens in adapter.tokens.items():
+        console.line("", f"and rows of {len(tokens.ids)} tokens of {name}")
     console.line("base", config.model.name)
 
 
