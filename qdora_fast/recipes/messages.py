@@ -78,13 +78,14 @@ def adapter(settings: AdapterSettings, targets: Any, model: Any) -> None:
     console.line("", str(parameter_report(model)))
 
 
-def trained_tokens(settings: AdapterSettings, base: Any) -> None:
+def trained_tokens(base: Any) -> None:
     """Which rows of the embeddings learn, and which of them are new."""
-    named = dict(zip(base.tokens, settings.trainable_tokens, strict=True))
+    names = base.tokenizer.convert_ids_to_tokens(list(base.tokens))
     if base.tokens:
-        console.line("", "rows of tokens: " + ", ".join(f"{name!r} ({number})" for number, name in named.items()))
+        numbered = zip(names, base.tokens, strict=True)
+        console.line("", "rows of tokens: " + ", ".join(f"{name!r} ({number})" for name, number in numbered))
     if base.new_tokens:
-        new = ", ".join(repr(named[number]) for number in base.new_tokens)
+        new = ", ".join(map(repr, base.tokenizer.convert_ids_to_tokens(list(base.new_tokens))))
         console.line("", f"new to the tokenizer, added as special tokens, from the mean of all rows on: {new}")
 
 

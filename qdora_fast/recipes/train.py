@@ -177,7 +177,7 @@ def _trained(
 
     model = attach(base, config.adapter, config.train)
     messages.adapter(config.adapter, base.targets, model)
-    messages.trained_tokens(config.adapter, base)
+    messages.trained_tokens(base)
     report = fuse_layers(model, config.engine)
     messages.engine(report)
     if distributed.is_main():
