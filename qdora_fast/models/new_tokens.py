@@ -128,7 +128,7 @@ def open_wrappers(model: Any) -> None:
 def _open_wrapper() -> type:
     from peft.utils.other import TrainableTokensWrapper
 
-    class OpenTokensWrapper(TrainableTokensWrapper):  # type: ignore[misc]
+    class OpenTokensWrapper(TrainableTokensWrapper):
         """PEFT's, read like the layer within."""
 
         def _hasattr_wrapped(self, name: str, modules: Any) -> bool:
