@@ -47,6 +47,7 @@ class _Counts:
     layers = calls = 0
 
     def reset(self) -> None:
+        """Begin the next test."""
         self.layers = self.calls = 0
 
 

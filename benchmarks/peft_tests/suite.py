@@ -60,7 +60,7 @@ def run_peft_tests(options: PeftTestOptions, *, command: Sequence[str] | None = 
 def compared(
     collected: Sequence[str], plain: dict[str, dict[str, Any]], fused: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """Counts, and the tests that ended otherwise: (name, how plain, how fused, the last line of the error).
+    """Counts, and the tests that ended otherwise: (name, how plain, how fused, the error's first line).
 
     Args:
         collected: names of the tests that were to run.
@@ -70,7 +70,7 @@ def compared(
     ends = {name: (plain[name]["outcome"], fused[name]["outcome"]) for name in both}
     alike = Counter(one for one, other in ends.values() if one == other)
     differing = [
-        (name, one, other, _last_line(fused[name]["why"] or plain[name]["why"]))
+        (name, one, other, _first_line(fused[name]["why"] or plain[name]["why"]))
         for name, (one, other) in ends.items()
         if one != other
     ]
@@ -130,6 +130,8 @@ def _results(file: Path) -> dict[str, dict[str, Any]]:
     return {line["id"]: line for line in map(json.loads, lines)}
 
 
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip()[:200] if lines else ""
+def _first_line(text: str) -> str:
+    """Of an error as pytest shows it: the first line marked E, else the last one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    marked = [line.removeprefix("E ").strip() for line in lines if line.startswith("E ")]
+    return [*marked, *lines[-1:], ""][0][:200]

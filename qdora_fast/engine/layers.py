@@ -262,9 +262,13 @@ def _by_reference(module: Any, x: Tensor, dropped: Tensor | None, dtype: torch.d
 
 
 class _Fused:
-    """The one method that differs from PEFT's class."""
+    """The one method that differs from PEFT's class, and the name that goes with the rest."""
 
     fused: FusedState
+
+    def _get_name(self) -> str:
+        """PEFT's name, for `print(model)`."""
+        return type(self).__name__.removeprefix("Fused")
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """PEFT's forward pass, by the fused path where it applies."""

@@ -41,14 +41,19 @@ def _checkout(folder: Path, number: str) -> Path:
 
 
 def _end(outcome: str, layers: int = 0) -> dict[str, Any]:
-    return {"outcome": outcome, "why": "E   AssertionError\nthe last line", "layers": layers, "calls": layers}
+    return {
+        "outcome": outcome,
+        "why": "test_x.py:3\nE   assert 1 == 2\nE    +  where",
+        "layers": layers,
+        "calls": layers,
+    }
 
 
 def test_what_ends_otherwise_is_named_and_the_rest_counted() -> None:
     plain = {"a": _end("passed"), "b": _end("passed"), "c": _end("failed"), "d": _end("hub"), "e": _end("skipped")}
     fused = {**plain, "a": _end("passed", 2), "b": _end("failed", 1)}
     found = compared([*plain, "f"], plain, fused)
-    assert found["differing"] == [("b", "passed", "failed", "the last line")]
+    assert found["differing"] == [("b", "passed", "failed", "assert 1 == 2")]
     counts = ("collected", "run", "passed", "failed", "hub", "skipped", "fused", "unfinished")
     assert [found[name] for name in counts] == [6, 3, 1, 1, 1, 1, 2, 1]
     assert not found["gate"]["passed"]

@@ -239,3 +239,10 @@ def test_a_part_that_was_fused_on_its_own_gives_everything_back() -> None:
     unfuse(model)
     assert [type(module) for module in model.modules()] == classes
     assert not any("_qdora_engine" in module.__dict__ for module in model.modules())
+
+
+def test_a_fused_model_is_printed_as_pefts() -> None:
+    model = _lora(use_dora=True)()
+    before = repr(model)
+    fuse(model, quiet=True)
+    assert repr(model) == before
