@@ -90,6 +90,17 @@ def adapter(settings: AdapterSettings, targets: Any, model: Any) -> None:
     console.line("", str(parameter_report(model)))
 
 
+def trained_tokens(base: Any) -> None:
+    """Which rows of the embeddings learn, and which of them are new."""
+    names = base.tokenizer.convert_ids_to_tokens(list(base.tokens))
+    if base.tokens:
+        numbered = zip(names, base.tokens, strict=True)
+        console.line("", "rows of tokens: " + ", ".join(f"{name!r} ({number})" for name, number in numbered))
+    if base.new_tokens:
+        new = ", ".join(map(repr, base.tokenizer.convert_ids_to_tokens(list(base.new_tokens))))
+        console.line("", f"new to the tokenizer, added as special tokens, from the mean of all rows on: {new}")
+
+
 def engine(report: Any) -> None:
     """How adapted layers are computed, and what was left to PEFT."""
     console.lines("engine", report.lines())
@@ -366,6 +377,8 @@ def adapter_found(adapter: Any, config: Config) -> None:
         console.line("", f"of ranks {', '.join(f'{rank} (× {n})' for rank, n in sorted(ranks.items()))}")
     if adapter.saved_modules:
         console.line("", f"and, trained in full: {', '.join(adapter.saved_modules)}")
+    for name, tokens in adapter.tokens.items():
+        console.line("", f"and rows of {len(tokens.ids)} tokens of {name}")
     console.line("base", config.model.name)
 
 
