@@ -1,8 +1,8 @@
 """What a message says of its reasoning, under any name that servers and tools have for it.
 
-`reasoning_content` (DeepSeek, vLLM), `reasoning` and `reasoning_details` (OpenRouter), `thinking` (Ollama), `thought`,
-or parts of the content of type thinking (Anthropic, Mistral) or reasoning. All become `reasoning_content`, which is what
-chat templates read.
+`reasoning_content` (DeepSeek, vLLM), `reasoning` and `reasoning_details` (OpenRouter), `thinking` (Ollama), `thought`;
+or parts of the content of type thinking (Anthropic, Mistral) or reasoning. All become `reasoning_content`, which is
+what chat templates read.
 """
 
 from __future__ import annotations
