@@ -9,8 +9,8 @@ changed. For right and wrong (`compare_rates`) that is McNemar's exact test, for
 - and, for rates, the exact test gives p < 0.05; for scores, at least 6 rows differ, since fewer can all point one way
   by chance (2 / 2^5 > 0.05).
 
-Losses (`compare_losses`) are compared like scores, each row weighted by its tokens; on how many rows the reference
-became likelier is told beside it.
+Losses (`compare_losses`) are compared like scores, each row weighted by its tokens. A few long rows could then decide,
+so the exact sign test over groups must give p < 0.05 as well.
 
 Everything else is "no evidence", together with the smallest difference that these rows could have shown: it is no
 proof that the models are equal. Everything here is a number from 0 to 1; points are only in the words.
@@ -132,6 +132,8 @@ class Losses:
     """Rows whose reference is likelier to the tuned model."""
     less_likely: int
     """Rows whose reference is less likely to it."""
+    p: float
+    """Exact two-sided p of the sign test, over groups."""
     verdict: Verdict
 
     @property
@@ -235,7 +237,8 @@ def compare_losses(
     moved = _moved(base, tuned, tokens)
     sums, sizes = changes(base, tuned, tokens, groups=groups)
     interval = bootstrap_ci(sums, sizes, seed=seed)
-    enough = np.count_nonzero(_grouped(moved, groups)[0]) >= FEWEST
+    of_groups = _grouped(moved, groups)[0]
+    p = mcnemar(int((of_groups < 0).sum()), int((of_groups > 0).sum()))
     return Losses(
         n=n,
         base=float(np.sum(base)) / total if n else None,
@@ -244,7 +247,8 @@ def compare_losses(
         ci95=interval,
         likelier=int((moved < 0).sum()),
         less_likely=int((moved > 0).sum()),
-        verdict=_verdict(_turned(interval)) if enough else "no evidence",
+        p=p,
+        verdict=_verdict(_turned(interval)) if p < 0.05 else "no evidence",
     )
 
 

@@ -163,6 +163,13 @@ def test_answers_to_one_prompt_are_one_piece_of_evidence() -> None:
     assert together is not None and together["verdict"] == "no evidence"
 
 
+def test_one_long_row_alone_makes_no_model_better() -> None:
+    rows = [(5000.0, 3000.0, 2000), *[(20.0, 19.9, 10), (20.0, 20.1, 10)] * 5]
+    task, _ = judge(answered(), EvaluationSettings(metric="likelihood"), read(*rows))
+    assert task is not None and task["difference"] < -0.5
+    assert task["verdict"] == "no evidence"
+
+
 def test_rounding_makes_nothing_likelier() -> None:
     noise = [(20.0, 20.0 - 1e-5, 10) for _ in range(12)]
     task, _ = judge(answered(), EvaluationSettings(metric="likelihood"), read(*noise))
