@@ -1,12 +1,13 @@
 """What the fused path and the preparation of rows are worth, measured against what people could pick instead.
 
-Four commands stand on this package. `make bench` (engine/) runs one adapted layer and a four-layer Llama on
+Five commands stand on this package. `make bench` (engine/) runs one adapted layer and a four-layer Llama on
 this machine: first the gate, which compares every arm with an independent fp64 oracle, then the clock, with all arms
 interleaved in one process, then bytes and operations counted by hooks. `make bench-gpu` (gpu/) trains a
 random-weight Llama-3.1-8B in fresh processes, Unsloth's own arms beside ours. `make bench-data` (data/)
 prepares rows with planted duplicates and faults, datasketch beside it. `make bench-export` (export/)
-exports tuned runs and shards of a 70B model's layers, PEFT's way into 4 bits beside ours. Where the gate is red no
-speed is given.
+exports tuned runs and shards of a 70B model's layers, PEFT's way into 4 bits beside ours.
+`python -m benchmarks peft-tests` (peft_tests/) runs PEFT's own tests plain and with every model fused. Where the gate
+is red no speed is given.
 
 The arms "peft" are stock PEFT on stock bitsandbytes: Unsloth is not imported by `bench`.
 
@@ -38,6 +39,10 @@ The arms "peft" are stock PEFT on stock bitsandbytes: Unsloth is not imported by
     export_cases.py the runs, and a checkpoint too large to hold
     export_arm.py   one part: train, export, merge, copy, exports that must fail
     export_table.py the same for people
+
+    suite.py        PEFT's tests, both arms, compared
+    plugin.py       what fuses each model within pytest, and writes down how each test ends
+    models.py       stand-ins for the hub's small models
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`python -m benchmarks engine|gpu|data|export|real`, which `make bench*` call. Each command calls one function.
+"""`python -m benchmarks engine|gpu|data|export|real|peft-tests`, which `make bench*` call. Each calls one function.
 
 The last line of each is one JSON object; where a gate is red no speed is told and the exit code is 1.
 """
@@ -123,6 +123,31 @@ def real(record: str | None, folder: Path, **asked: Any) -> None:
 
     figures = run_real(folder, command=["python", "-m", "benchmarks", *sys.argv[1:]], **asked)
     _end(figures, record if figures["gate"]["passed"] else None)
+
+
+@cli.command("peft-tests")
+@click.option(
+    "--checkout",
+    required=True,
+    type=click.Path(exists=True, file_okay=False),
+    help="PEFT's source with its tests, of the installed version.",
+)
+@click.option("--folder", type=click.Path(file_okay=False), help="Keep results here; the same run goes on from them.")
+@click.option("--file", "files", multiple=True, metavar="NAME", help="A test file without .py; repeatable.")
+@click.option("-k", "select", metavar="EXPRESSION", help="As pytest's -k. Default: LoRA and its variants.")
+@click.option("--limit", type=click.IntRange(1), help="Tests at most.")
+@click.option("--record", metavar="NAME", help="Keep the counts, for BENCHMARKS.md.")
+def peft_tests(checkout: str, record: str | None, **asked: object) -> None:
+    """Run PEFT's own tests plain and with every model fused: counts, and tests that end otherwise.
+
+    Get the tests with `pip download --no-binary :all: --no-deps peft==VERSION`, or clone the tag. They need pytest,
+    scipy and the packages of this project; diffusers is stood in for. Nothing is fetched.
+    """
+    from benchmarks.options import PeftTestOptions
+    from benchmarks.peft_tests.suite import run_peft_tests
+
+    options = PeftTestOptions(checkout).changed(**asked)
+    _end(run_peft_tests(options, command=["python", "-m", "benchmarks", *sys.argv[1:]]), record)
 
 
 def _end(figures: dict[str, Any], record: str | None) -> NoReturn:

@@ -174,3 +174,26 @@ class ExportOptions:
 
 def _given(asked: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value not in (None, ())}
+
+
+@dataclass(frozen=True)
+class PeftTestOptions:
+    """`python -m benchmarks peft-tests`."""
+
+    checkout: str
+    """Folder of PEFT's source with its tests, of the installed version."""
+    folder: str | None = None
+    """Where results lie, and where a run that was stopped goes on; None: a temporary folder."""
+    files: tuple[str, ...] = ()
+    """Test files without .py; empty: suite.FILES."""
+    select: str = (
+        "(lora or dora) and not "
+        "(vblora or unilora or tinylora or randlora or velora or gralora or glora or delora or boft)"
+    )
+    """As pytest's -k. The default is LoRA and its variants; others with LoRA in their name have no layer to fuse."""
+    limit: int | None = None
+    """Tests at most; None: all."""
+
+    def changed(self, **asked: Any) -> PeftTestOptions:
+        """What was asked for on the command line; None and () leave a field as it is."""
+        return replace(self, **_given(asked))

@@ -86,7 +86,35 @@ def render(records: Mapping[str, Mapping[str, Any]]) -> str:
     for name, record in real.items():
         lines += [f"Record `{name}`. {'. '.join(table.provenance(dict(record['machine'])))}.", ""]
         lines += [f"- {line}" for line in real_table.lines(record["stages"])] + [""]
+    tested = {name: record for name, record in records.items() if record["kind"] == "peft-tests"}
+    if tested:
+        lines += ["## PEFT's own tests", ""]
+    for name, record in tested.items():
+        lines += [f"Record `{name}`. {'. '.join(table.provenance(dict(record['machine'])))}.", "", *_peft_tests(record)]
     return "\n".join(lines)
+
+
+def _peft_tests(record: Mapping[str, Any]) -> Iterator[str]:
+    counts = {
+        "chosen": record["collected"],
+        "run": record["run"],
+        "skipped by PEFT": record["skipped"],
+        "want the hub": record["hub"],
+        "pass plain and fused": record["passed"],
+        "fail plain and fused": record["failed"],
+        "fuse a layer": record["fused"],
+        "run our forward": record["called"],
+        "end otherwise fused": len(record["differing"]),
+    }
+    yield "PEFT's tests, plain and with every model that a test makes fused; `pytest -k` chooses LoRA and its variants."
+    yield ""
+    yield from _table(("tests that", "count"), [(said, f"{count:,}") for said, count in counts.items()])
+    for test, plain, fused, why in record["differing"]:
+        yield f"- `{test}`: {plain} plain, {fused} fused: {why}"
+    if record["unfinished"]:
+        yield f"- {record['unfinished']:,} tests have not ended in both arms"
+    if record["differing"] or record["unfinished"]:
+        yield ""
 
 
 def _exports(record: Mapping[str, Any]) -> Iterator[str]:

@@ -105,6 +105,25 @@ def presets_page() -> str:
     )
 
 
+def metrics_page() -> str:
+    """Every metric with what it says of an answer, what it needs, and when `auto` takes it."""
+    from qdora_fast.config.metrics import METRICS
+
+    kinds = {"rate": "accuracy", "score": "score", "loss": "loss"}
+    rows = [
+        (f"`{info.name}`", kinds[info.kind], info.measures, info.auto or "never", info.needs)
+        for info in METRICS.values()
+    ]
+    own = ("`judge.py:right`", "either", "your own function says so (`-> bool`: an accuracy)", "never", "`--own-code`")
+    return _page(
+        "qdora_fast/config/metrics.py",
+        "Metrics",
+        "What `evaluation.metric` and `evaluation.more_metrics` may name. An answer is right when ... "
+        "[Evaluate and compare](../guides/evaluate-and-compare.md) says how the verdict follows.",
+        _table(("metric", "its mean is", "an answer is right when", "`auto` takes it for", "needs"), [*rows, own]),
+    )
+
+
 def exit_codes_page() -> str:
     """Every exit code with the error that carries it."""
     from qdora_fast.system import errors
@@ -132,6 +151,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
     "settings.md": settings_page,
     "presets.md": presets_page,
+    "metrics.md": metrics_page,
     "exit-codes.md": exit_codes_page,
 }
 

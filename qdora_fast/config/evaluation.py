@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from qdora_fast.config.code import function_name
-from qdora_fast.config.fields import Count, Real, Section, number
+from qdora_fast.config.fields import Count, Real, Section, auto_or, number
+from qdora_fast.config.metrics import AUTO, KNOWN_METRICS, listed
 
-KNOWN_METRICS = (
-    *("exact_match", "normalized_match", "contains", "regex", "numeric", "json_match", "choice", "rouge_l"),
-)
+MOST_TOKENS = 512
+"""Of an answer, where `max_new_tokens` is auto."""
 
 
 def _questions(value: object) -> object:
@@ -57,14 +57,16 @@ class MmluSettings(Section):
 class EvaluationSettings(Section):
     """The comparison of base and tuned model on the held-out rows."""
 
-    metric: str = "normalized_match"
-    """How an answer is compared with the reference: exact_match, normalized_match (case, white space and outer
-    punctuation aside), contains, regex, numeric (the last number, or what follows ####), json_match (tool calls),
-    choice (the likeliest of `choices`), rouge_l (a score, no accuracy), or your own function as FILE.py:function, for
-    instance judge.py:right. The path starts at the folder of the config file (with --set and in Python at the working
-    directory), and it runs only with --own-code, or once you have allowed it."""
+    metric: str = Field(
+        AUTO,
+        description="How an answer is compared with the reference. auto: chosen from the held-out references and said. "
+        f"Else one of: {listed()}; or your own function as FILE.py:function, for instance judge.py:right. The path "
+        "starts at the folder of the config file (with --set and in Python at the working directory), and it runs only "
+        "with --own-code, or once you have allowed it.",
+    )
     more_metrics: list[str] = Field([])
-    """Further metrics in the report. The verdict is by `metric` alone."""
+    """Further metrics in the report. The verdict is by `metric` alone. Where `auto` takes likelihood, chrf stands
+    beside it."""
     pattern: str | None = None
     """For metric regex: a pattern with one group. The group's last match in the answer must equal that in the
     reference."""
@@ -73,8 +75,9 @@ class EvaluationSettings(Section):
     max_rows: Count = Field(200, ge=0)
     """Held-out rows that both models answer. 0 skips the comparison; more rows give narrower intervals and take
     longer."""
-    max_new_tokens: Count = Field(128, ge=1)
-    """Tokens after which a generated answer is cut. Raise it when the report says that answers were cut."""
+    max_new_tokens: Annotated[Literal["auto"] | int, auto_or("a number of tokens of 1 or more")] = "auto"
+    """Tokens after which a generated answer is cut. auto: 1.5 times the longest reference, 512 at most. Raise it when
+    the report says that answers were cut."""
     batch_size: Count = Field(8, ge=1)
     """Prompts answered at once: more are faster and take more memory."""
     completions: Count = Field(24, ge=0)
@@ -88,8 +91,9 @@ class EvaluationSettings(Section):
         for name in [value] if isinstance(value, str) else value:
             if ":" in name:
                 function_name(name)
-            elif name not in KNOWN_METRICS:
-                raise ValueError(f"choose one of {', '.join(KNOWN_METRICS)}, or your own as FILE.py:function")
+            elif name not in (KNOWN_METRICS if isinstance(value, list) else (*KNOWN_METRICS, AUTO)):
+                auto = "" if isinstance(value, list) else f", {AUTO}"
+                raise ValueError(f"choose one of {', '.join(KNOWN_METRICS)}{auto}, or your own as FILE.py:function")
         return value
 
     @model_validator(mode="after")

@@ -89,6 +89,10 @@ class AdapterSettings(Section):
     modules_to_save: list[str] = Field([])
     """Modules that are trained in full and stored in the adapter, for instance [lm_head]. Takes the memory of full
     fine-tuning for them."""
+    trainable_tokens: list[Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=0)]] = Field([])
+    """Tokens whose rows of the embeddings and of the output head are trained beside the adapter: turn tokens that the
+    base never learned, tags of your own. By text, or by id; a text that the tokenizer lacks is added to it as a
+    special token."""
     init_adapter: str | None = None
     """Folder of a run or an adapter: a new run starts from its weights, with a new optimizer and schedule. To go on
     with an interrupted run, use `--resume` instead. Empty: a fresh adapter."""
@@ -99,6 +103,18 @@ class AdapterSettings(Section):
         if layers is not None:
             layer_indices(layers)
         return layers
+
+    @model_validator(mode="after")
+    def _rows_trained_once(self) -> AdapterSettings:
+        if self.trainable_tokens and self.modules_to_save:
+            raise ValueError(
+                f"trainable_tokens trains rows of the embeddings and the output head, and modules_to_save all of "
+                f"{', '.join(self.modules_to_save)}: keep one of the two"
+            )
+        twice = [token for token in self.trainable_tokens if self.trainable_tokens.count(token) > 1]
+        if twice:
+            raise ValueError(f"trainable_tokens names {twice[0]!r} twice")
+        return self
 
     @property
     def decomposed(self) -> bool:

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from qdora_fast.engine.blocks import gated_mlp
 from qdora_fast.engine.functions import adapted_group
-from qdora_fast.engine.layers import FusedState, working_types
+from qdora_fast.engine.layers import FusedState, has_hooks, working_types
 
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -127,9 +127,12 @@ def _fused_group(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _same_path(layers: Sequence[Any], x: Tensor) -> bool:
-    """All layers take the fused path for this call, with one type and without dropout."""
+    """All layers take the fused path for this call, with one type, without dropout and with nobody listening: PEFT
+    says by a hook on each layer which adapter is whose row."""
     states: Iterator[FusedState] = (layer.fused for layer in layers)
     for layer, state in zip(layers, states, strict=True):
+        if has_hooks(layer):
+            return False
         if state.reference or state.obstacle(layer, False) or state.dropout(layer):
             return False
     kinds = {working_types(layer.base_layer, x) for layer in layers}
@@ -149,7 +152,7 @@ def _agrees(module: Any, activation: str) -> bool:
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         try:
             own = _own_function(module)(probe, x)
-        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError):
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError):
             return False
         act = _CANDIDATES[activation]
         expected = layers["down_proj"](act(layers["gate_proj"](x)) * layers["up_proj"](x))

@@ -17,6 +17,7 @@ import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized
 
 from qdora_fast.engine import reference
 from qdora_fast.engine.cache import LayerCache, Slot
@@ -60,7 +61,7 @@ class FusedState:
         """By adapter: an untrained magnitude as PEFT made it, and as we set it."""
         self.fallbacks: dict[str, int] = {}
         """Calls that PEFT's own forward took, by reason."""
-        self._caches: dict[str, LayerCache] = {}
+        self._caches: dict[tuple[str, bool], LayerCache] = {}
         self._frozen: tuple[Any, FrozenWeight] | None = None
         frozen = self.frozen(module)
         self.slot = Slot(frozen.shape[0] * frozen.shape[1], _expected_type(module.base_layer, frozen))
@@ -84,10 +85,10 @@ class FusedState:
     def cache(self, module: Any, adapter: str) -> LayerCache:
         """The cache of an adapter of this layer; they share one place for W'."""
         frozen = self.frozen(module)
-        if adapter not in self._caches:
-            decomposed = adapter in module.lora_magnitude_vector
-            self._caches[adapter] = LayerCache(frozen, self.slot, decomposed=decomposed, impl=self.kernels)
-        return self._caches[adapter]
+        decomposed = adapter in module.lora_magnitude_vector  # under this name there may have been another one
+        if (adapter, decomposed) not in self._caches:
+            self._caches[adapter, decomposed] = LayerCache(frozen, self.slot, decomposed=decomposed, impl=self.kernels)
+        return self._caches[adapter, decomposed]
 
     def norms(self, module: Any, adapter: str) -> Tensor:
         """‖W‖ of every row, [out], by the routine that computes c."""
@@ -121,6 +122,8 @@ class FusedState:
             return "adapter not on this layer"
         if why := unsupported(module, active[0]):
             return why
+        if has_hooks(module.base_layer):
+            return "its base layer has hooks"  # which PEFT's forward calls
         try:
             self.frozen(module)
         except Unfusable as reason:
@@ -182,6 +185,12 @@ def working_types(base: Any, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
     return x.dtype, x.dtype
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Somebody wants to hear of this module's calls, or changes them."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
 def unsupported(module: Any, adapter: str) -> str | None:
     """Why an adapter of a layer is not one the mathematics is written for, or None."""
     variant = module.lora_variant.get(adapter)
@@ -203,6 +212,10 @@ def frozen_weight(base: Any) -> FrozenWeight:
         Unfusable: its form is not supported.
     """
     kind, weight = type(base).__name__, base.weight
+    if is_parametrized(base) or not isinstance(weight, nn.Parameter):
+        raise Unfusable("its base weight is made anew in every call (a parametrization)")
+    if weight.is_meta:
+        raise Unfusable("its base weight is not in memory (offloaded, or not loaded yet)")
     if weight.requires_grad:
         raise Unfusable("its base weight is trained")
     if kind in ("Linear4bit", "LinearNF4"):
@@ -219,7 +232,8 @@ def frozen_weight(base: Any) -> FrozenWeight:
         if weight.dtype != torch.int8 or steps is None:
             raise Unfusable("its 8-bit weight is not quantised yet (move the model to its device first)")
         return Int8(weight.data, steps, torch.float16)
-    if isinstance(base, nn.Linear) and weight.dtype.is_floating_point and weight.element_size() >= 2:
+    plain = type(weight) is nn.Parameter and weight.ndim == 2  # no other form of tensor, no shard
+    if isinstance(base, nn.Linear) and plain and weight.dtype.is_floating_point and weight.element_size() >= 2:
         return Dense(weight)
     raise Unfusable(f"a base layer of type {kind} is not supported")
 
@@ -248,9 +262,13 @@ def _by_reference(module: Any, x: Tensor, dropped: Tensor | None, dtype: torch.d
 
 
 class _Fused:
-    """The one method that differs from PEFT's class."""
+    """The one method that differs from PEFT's class, and the name that goes with the rest."""
 
     fused: FusedState
+
+    def _get_name(self) -> str:
+        """PEFT's name, for `print(model)`."""
+        return type(self).__name__.removeprefix("Fused")
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """PEFT's forward pass, by the fused path where it applies."""

@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from qdora_fast.engine import hooks, kernels
 from qdora_fast.engine.cache import CLOCK, SCRATCH, follow
@@ -112,15 +114,15 @@ def install(
         saved: the adapter was read from a file; its magnitudes stay as they are, also where training has not begun.
 
     Raises:
-        EngineError: no LoRA layers, or `require` and a layer was skipped. The model is then as it was.
+        EngineError: no adapted layers, or `require` and a layer was skipped. The model is then as it was.
     """
     uninstall(model)
-    adapted = list(_lora_layers(model))
+    adapted = list(_adapted_layers(model))
     if not adapted:
         raise EngineError("this model has no LoRA layers; attach an adapter with PEFT first")
     if impl == "off":
         return EngineReport("off", adapted=len(adapted))
-    weight = next(module.lora_A[adapter].weight for _, module in adapted for adapter in module.lora_A)
+    weight = next(parameter for _, module in adapted for parameter in module.parameters())
     chosen = _kernels(impl, weight)
     report = EngineReport(chosen if impl in ("auto", "triton", "torch") else impl, adapted=len(adapted))
     fused = []
@@ -153,10 +155,10 @@ def install(
 
 def uninstall(model: Any) -> None:
     """Give a model back PEFT's classes, its blocks' own forwards, and untrained magnitudes as PEFT made them."""
-    handle = model.__dict__.pop(_HANDLE, None)
-    if handle is not None:
-        handle.close()
     for module in model.modules():
+        handle = module.__dict__.pop(_HANDLE, None)  # of the whole model, or of a part that was fused on its own
+        if handle is not None:
+            handle.close()
         hooks.unhook(module)
         if isinstance(module.__dict__.get("fused"), FusedState):
             _restore_class(module)
@@ -213,8 +215,11 @@ class _Handle:
                 module.fused.projection(module)
 
 
-def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+def _adapted_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Layers that carry an adapter of any of PEFT's methods. Tokens trained beside it are no layer of their own."""
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer):
+            yield name, module
 
 
 def _kernels(impl: Impl, weight: torch.Tensor) -> kernels.Kernels:
@@ -232,8 +237,12 @@ def _kernels(impl: Impl, weight: torch.Tensor) -> kernels.Kernels:
 
 def _fuse(name: str, module: Any, options: dict[str, Any]) -> str | None:
     """Switch one layer's class. Returns why not, or None."""
+    if not isinstance(module, LoraLayer):
+        return f"a layer of PEFT's {type(module).__module__.split('.')[2]} method is not supported"
     if type(module) not in FUSED:
-        return f"a {type(module).__name__} layer is not supported"
+        return f"a layer of type {type(module).__name__} is not supported"
+    if any(parameter.is_meta for parameter in module.parameters()):
+        return "its weights are not loaded yet (they are on the meta device)"
     if getattr(module, "fan_in_fan_out", False):
         return "a transposed (Conv1D) weight is not supported"
     for adapter in module.lora_A:

@@ -7,19 +7,23 @@ tuning alone. Answers are greedy and rendered with the training template. What c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.loss import labelled, token_losses
 from qdora_fast.data.tokenize.chat_text import render_chat
-from qdora_fast.evaluation.logits import logits_at
+from qdora_fast.evaluation.generation import encode
+from qdora_fast.evaluation.logits import follows, logits_at
 from qdora_fast.models.out_of_memory import Batches
 
-OnAnswer = Callable[[int], None]
-"""Told how many more answers are finished."""
+OnRow = Callable[[int, int], None]
+"""Told how many more rows are read, and how many tokens."""
+
+BATCH_TOKENS = 1024
+"""Tokens of the rows that are read at once, or those of the longest row: no batch takes more memory than that."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,10 @@ class Question:
     """The last user message, for people."""
     reference: str
     row: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a model said: its text, how many tokens it took, and whether it came to an end by itself."""
-
-    text: str
-    tokens: int
-    finished: bool
+    tokens: Sequence[int] = ()
+    """Of the prompt."""
+    answer_tokens: int = 0
+    """Of the reference as the template writes it, with what ends it."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,11 @@ class Both:
     tuned: Any
 
 
-def of_both(model: Any, measure: Callable[[], Any]) -> Both:
-    """Run `measure` with the adapter of a PEFT model switched off, then as it is."""
+def of_both(model: Any, measure: Callable[[str], Any]) -> Both:
+    """Run `measure` with the adapter of a PEFT model switched off, then as it is; it is told "base" and "tuned"."""
     with model.disable_adapter():
-        base = measure()
-    return Both(base, measure())
+        base = measure("base")
+    return Both(base, measure("tuned"))
 
 
 def choose_rows(rows: Sequence[Mapping[str, Any]], most: int) -> list[int]:
@@ -96,91 +95,90 @@ def make_questions(
         date: see `render_chat`.
         on_refused: told of each row that the chat template renders with its answer and not without; it is passed over.
     """
-    questions: list[Question] = []
+    rendered: list[tuple[str, str, Mapping[str, Any]]] = []
     for row in rows:
-        *before, last = row.get("messages") or [{}]
+        *before, _ = row.get("messages") or [{}]
         if not before:
             continue
-        tools = row.get("tools") or None
+        render = partial(render_chat, tokenizer, tools=row.get("tools") or None, date=date)
         try:
-            prompt = render_chat(tokenizer, before, tools, add_generation_prompt=True, date=date)
+            rendered.append((render(before, add_generation_prompt=True), render(row["messages"]), row))
         except RejectedRow as error:
             on_refused(f"{row['meta']['source']}: {error.detail}")
-            continue
-        whole = "" if last.get("content") else render_chat(tokenizer, row["messages"], tools, date=date)
-        reference = last.get("content") or _rendered_answer(whole, prompt, tokenizer)
-        if len(tokenizer(prompt, add_special_tokens=False).input_ids) < max_length:
-            users = [message["content"] for message in before if message["role"] == "user"]
-            shown = users[-1] if users else before[-1]["content"]
-            questions.append(Question(prompt, shown, reference.strip(), row))
-    return questions
-
-
-def generate(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    batch_size: int,
-    stop_ids: frozenset[int],
-    on_answer: OnAnswer | None = None,
-    batches: Batches | None = None,
-) -> list[Reply]:
-    """Greedy answers in the prompts' order; batches are of similar length, padded on the left, and smaller where memory
-    runs out.
-
-    Raises:
-        OutOfMemory: a single prompt and its answer do not fit.
-    """
-    import torch
-
-    def answer(chosen: Sequence[int]) -> list[Reply]:
-        texts = [prompts[i] for i in chosen]
-        batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
-        with torch.inference_mode():
-            out = model.generate(  # [batch, prompt + new]
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=sorted(stop_ids),
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        return [_reply(tokens, tokenizer, stop_ids) for tokens in out[:, batch["input_ids"].shape[1] :].tolist()]
-
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    replies = [Reply("", 0, False)] * len(prompts)
-    with _left_padding(tokenizer):
-        for chosen, answered in (batches or Batches(model)).run(order, batch_size, answer, "questions were answered"):
-            for i, reply in zip(chosen, answered, strict=True):
-                replies[i] = reply
-            if on_answer:
-                on_answer(len(chosen))
-    return replies
+    prompts = encode(tokenizer, [prompt for prompt, _, _ in rendered])
+    answers = [_answer(prompt, whole) for prompt, whole, _ in rendered]
+    lengths = [len(ids) for ids in encode(tokenizer, answers)]
+    return [
+        Question(prompt, _shown(row), _reference(row, answer, tokenizer), row, ids, length)
+        for (prompt, _, row), answer, ids, length in zip(rendered, answers, prompts, lengths, strict=True)
+        if len(ids) < max_length
+    ]
 
 
 def row_losses(
-    model: Any, examples: Sequence[Mapping[str, Sequence[int]]], batches: Batches | None = None
+    model: Any,
+    examples: Sequence[Mapping[str, Sequence[int]]],
+    batches: Batches | None = None,
+    on_row: OnRow | None = None,
 ) -> list[Loss]:
-    """The loss of each tokenised row over its trained tokens. Logits are made for some of these at a time.
+    """The loss of each tokenised row over its trained tokens. Rows of similar length are read together, padded on the
+    right, where no causal model looks; logits are made for some of their positions at a time.
 
     Raises:
         OutOfMemory: a row does not fit.
     """
-    rows = (batches or Batches(model)).run(examples, 1, lambda row: _row_loss(model, row[0]), "a held-out row was read")
-    return [loss for _, loss in rows]
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))
+    losses = [Loss(0.0, 0)] * len(examples)
+    runner = batches or Batches(model)
+
+    def read(chosen: Sequence[int]) -> list[Loss]:
+        return _losses(model, [examples[i] for i in chosen])
+
+    for part in _parts(model, examples, order):
+        for chosen, found in runner.run(part, len(part), read, "held-out rows were read"):
+            for i, loss in zip(chosen, found, strict=True):
+                losses[i] = loss
+            if on_row:
+                on_row(len(chosen), sum(len(examples[i]["input_ids"]) for i in chosen))
+    return losses
 
 
-def _row_loss(model: Any, example: Mapping[str, Sequence[int]]) -> Loss:
+def _parts(model: Any, examples: Sequence[Mapping[str, Sequence[int]]], order: Sequence[int]) -> list[list[int]]:
+    """The rows of each batch, by length; one row each where the model cannot be read in batches."""
+    if len(order) < 2 or not follows(model, _padded(model, [examples[i]["input_ids"] for i in order[:2]])):
+        return [[i] for i in order]
+    most = max(BATCH_TOKENS, len(examples[order[-1]]["input_ids"]))
+    parts: list[list[int]] = [[]]
+    for i in order:
+        if (len(parts[-1]) + 1) * len(examples[i]["input_ids"]) > most:
+            parts.append([])
+        parts[-1].append(i)
+    return [part for part in parts if part]
+
+
+def _padded(model: Any, rows: Sequence[Sequence[int]]) -> Any:
+    """Token ids [rows, longest]; each row's last token is repeated, so that no model takes it for padding."""
     import torch
 
-    ids = torch.tensor([list(example["input_ids"])], device=model.device)  # [1, T]
-    positions, tokens = labelled(example["labels"])
-    total, seen = 0.0, 0
-    for part, logits in logits_at(model, ids, positions.to(model.device)):  # consecutive parts
-        total += float(token_losses(logits, tokens[seen : seen + len(part)]).sum())
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows], device=model.device)
+
+
+def _losses(model: Any, examples: Sequence[Mapping[str, Sequence[int]]]) -> list[Loss]:
+    """The losses of some rows, read in one pass."""
+    import torch
+
+    ids = _padded(model, [example["input_ids"] for example in examples])  # [B, T]
+    labels = [labelled(example["labels"]) for example in examples]
+    counts = [len(tokens) for _, tokens in labels]
+    positions = torch.cat([at + row * ids.shape[1] for row, (at, _) in enumerate(labels)]).to(model.device)
+    wanted = torch.cat([tokens for _, tokens in labels])
+    parts, seen = [], 0
+    for part, logits in logits_at(model, ids, positions):  # consecutive parts
+        parts.append(token_losses(logits, wanted[seen : seen + len(part)]).cpu())
         seen += len(part)
-    return Loss(total, len(tokens))
+    of_tokens = torch.cat(parts) if parts else torch.zeros(0)
+    return [Loss(float(each.sum()), len(each)) for each in of_tokens.split(counts)]
 
 
 def mean_loss(losses: Sequence[Loss]) -> float:
@@ -189,31 +187,22 @@ def mean_loss(losses: Sequence[Loss]) -> float:
     return sum(loss.total for loss in losses) / tokens if tokens else float("nan")
 
 
-@contextmanager
-def _left_padding(tokenizer: Any) -> Iterator[None]:
-    side = tokenizer.padding_side
-    tokenizer.padding_side = "left"
-    try:
-        yield
-    finally:
-        tokenizer.padding_side = side
+def _shown(row: Mapping[str, Any]) -> str:
+    *before, _ = row["messages"]
+    users = [message["content"] for message in before if message["role"] == "user"]
+    return str(users[-1] if users else before[-1]["content"])
 
 
-def _reply(tokens: list[int], tokenizer: Any, stop_ids: frozenset[int]) -> Reply:
-    answered = _until_stop(tokens, stop_ids)
-    return Reply(
-        tokenizer.decode(answered, skip_special_tokens=True).strip(), len(answered), len(answered) < len(tokens)
-    )
+def _answer(prompt: str, whole: str) -> str:
+    """What the template writes for the last turn."""
+    return whole[len(prompt) :] if whole.startswith(prompt) else whole
 
 
-def _until_stop(tokens: list[int], stop_ids: frozenset[int]) -> list[int]:
-    end = next((i for i, token in enumerate(tokens) if token in stop_ids), len(tokens))
-    return tokens[:end]
-
-
-def _rendered_answer(whole: str, prompt: str, tokenizer: Any) -> str:
-    """A last turn that is a tool call has no content: take what the template writes for it."""
-    answer = whole[len(prompt) :] if whole.startswith(prompt) else whole
-    for token in tokenizer.all_special_tokens:
-        answer = answer.replace(token, "")
-    return answer
+def _reference(row: Mapping[str, Any], answer: str, tokenizer: Any) -> str:
+    """The last turn's content; of a tool call, which has none, what the template writes for it."""
+    text: str = row["messages"][-1].get("content") or ""
+    if not text:
+        text = answer
+        for token in tokenizer.all_special_tokens:
+            text = text.replace(token, "")
+    return text.strip()

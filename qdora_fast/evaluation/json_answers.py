@@ -22,6 +22,7 @@ from typing import Any
 Values = list[str]
 
 _FENCE = re.compile(r"```[\w-]*[ \t]*\n(.*?)```", re.DOTALL)
+_TAGS = re.compile(r"</?[\w.-]+>|<\|[\w.-]+\|>|\[/?[A-Z_]+\]")
 _START = re.compile(r'\{\s*["}]|\[\s*[\[{"\]\d-]')
 
 
@@ -43,6 +44,16 @@ def values_in(text: str) -> Values:
         return []
     objects = [value for value in values if _holds_objects(value)]
     return _canonical(objects or values)
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is nothing but JSON objects or a list, perhaps in a code fence or between the tags of calls."""
+    fenced = _FENCE.fullmatch(text.strip())
+    bare = _TAGS.sub("", fenced[1] if fenced else text).strip()
+    try:
+        return isinstance(_parse(bare), dict | list)
+    except (ValueError, RecursionError):
+        return bare.startswith("{") and bare.endswith("}") and bool(values_in(bare))
 
 
 def calls_of(row: Mapping[str, Any]) -> Values | None:

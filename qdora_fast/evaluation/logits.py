@@ -1,4 +1,4 @@
-"""Logits at chosen positions of a row, without the logits of all others.
+"""Logits at chosen positions of a row or of some rows, without the logits of all others.
 
 A row's logits are its largest tensor by far: 2,048 tokens times 128,256 words are 0.5 GiB in bf16, and a loss makes
 copies of them in fp32. Here the row passes through the model's backbone once; output head, capping and scaling run for
@@ -12,7 +12,7 @@ positions, is not enough: Unsloth's hand-written models ignore a tensor and make
 `_CausalLM_fast_forward`, `MistralForCausalLM_fast_forward`), and each call would run the backbone again.
 
 A model whose backbone is not found, or whose logits do not follow what it is given, makes all its logits once; the
-result is the same. Not for batches: one row, without padding.
+result is the same. Rows of a batch are padded on the right and read without a mask: no causal model looks there.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ FP32 = 4
 
 
 def logits_at(model: Any, input_ids: Any, positions: Any, *, most_bytes: int = MOST_BYTES) -> Iterator[tuple[Any, Any]]:
-    """What a causal language model predicts after chosen tokens of a row.
+    """What a causal language model predicts after chosen tokens of its rows.
 
-    The row is read when the first logits are asked for, in inference mode; the model is used as it stands, so set its
+    The rows are read when the first logits are asked for, in inference mode; the model is used as it stands, so set its
     mode and its adapter before and leave both alone until the last ones are there.
 
     Args:
-        model: maps input_ids [1, T] to `.logits` [1, T, V]; a PEFT model too.
-        input_ids: [1, T], where the model is.
-        positions: [n] int64, in any order.
+        model: maps input_ids [B, T] to `.logits` [B, T, V]; a PEFT model too.
+        input_ids: [B, T], where the model is; for several rows only where `follows`, or all their logits are made.
+        positions: [n] int64, in any order, counted through the rows: token t of row b is b * T + t.
         most_bytes: of the logits yielded at a time, counted in fp32; one position at least.
 
     Yields:
@@ -55,6 +55,16 @@ def logits_at(model: Any, input_ids: Any, positions: Any, *, most_bytes: int = M
             yield part, _head(model, backbone, states, input_ids, part)
 
 
+def follows(model: Any, input_ids: Any) -> bool:
+    """Whether the logits of these rows are made of the backbone's output alone, so that rows can be read together
+    without all their logits."""
+    import torch
+
+    backbone = _backbone(model)
+    first = torch.zeros(1, dtype=torch.int64, device=input_ids.device)
+    return backbone is not None and _read(model, backbone, input_ids, first)[0] is not None
+
+
 def _backbone(model: Any) -> Any:
     """The module whose output the head reads; None where a model names none."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of a PEFT model
@@ -63,15 +73,15 @@ def _backbone(model: Any) -> Any:
 
 
 def _read(model: Any, backbone: Any, input_ids: Any, first: Any) -> tuple[Any, Any]:
-    """The backbone's output and the logits at the first position [2, V]; None and all logits [T, V] where the model
+    """The backbone's output and the logits at the first position [2, V]; None and all logits [B * T, V] where the model
     does not compute them from that output."""
-    if backbone is None or input_ids.shape[1] <= 2:
+    if backbone is None or input_ids.numel() <= 2:
         return None, _call(model, input_ids)
     seen: list[Any] = []
 
     def cut(_module: Any, _inputs: Any, output: Any) -> Any:
         seen.append(output)
-        return _with_states(output, lambda states: states[:, _two(first)])
+        return _with_states(output, lambda states: states.flatten(0, 1)[None, _two(first)])
 
     handle = backbone.register_forward_hook(cut)
     try:
@@ -80,14 +90,14 @@ def _read(model: Any, backbone: Any, input_ids: Any, first: Any) -> tuple[Any, A
         handle.remove()
     if len(seen) == 1 and len(logits) == 2:
         return seen[0], logits
-    return None, logits if len(logits) == input_ids.shape[1] else _call(model, input_ids)
+    return None, logits if len(logits) == input_ids.numel() else _call(model, input_ids)
 
 
 def _head(model: Any, backbone: Any, output: Any, input_ids: Any, positions: Any) -> Any:
     """Logits [n, V] at some positions, from the backbone's output."""
     wanted = _two(positions)
-    chosen = _with_states(output, lambda states: states[:, wanted])
-    return logits_of(model, backbone, chosen, input_ids[:, : len(wanted)])[: len(positions)]
+    chosen = _with_states(output, lambda states: states.flatten(0, 1)[None, wanted])
+    return logits_of(model, backbone, chosen, input_ids.flatten()[None, : len(wanted)])[: len(positions)]
 
 
 def logits_of(model: Any, backbone: Any, output: Any, input_ids: Any) -> Any:
@@ -101,11 +111,11 @@ def logits_of(model: Any, backbone: Any, output: Any, input_ids: Any) -> Any:
 
 
 def _call(model: Any, input_ids: Any) -> Any:
-    """Logits [positions, V]."""
+    """Logits [positions, V], those of one row after those of another."""
     import torch
 
     with torch.inference_mode():
-        return model(input_ids=input_ids, use_cache=False).logits[0]
+        return model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1)
 
 
 def _with_states(output: Any, change: Callable[[Any], Any]) -> Any:

@@ -1,17 +1,8 @@
-r"""What makes an answer right: each metric of `evaluation.metric` as a pure function of the answer and its reference.
+"""What makes an answer right: each metric of `evaluation.metric` as a pure function of the answer and its reference.
 
 Base and tuned model are judged by the same function, and no model takes part in it. Texts are normalised for the
-comparison only: what is saved and shown is what was said.
-
-    exact_match       the same text, white space at the ends aside
-    normalized_match  the same text, case, white space, outer punctuation and Unicode variants aside
-    contains          the reference is in the answer, as whole words
-    regex             the last thing that the pattern's group finds is the same in both
-    numeric           the same number: the one after ####, else the last one
-    json_match        the same JSON values, or the same tool calls
-    choice            the chosen option is the reference, compared as by normalized_match
-    rouge_l           F-measure of the longest common subsequence of words: a score, never called accuracy
-    FILE.py:function  the user's own judgement
+comparison only: what is saved and shown is what was said. Which metrics there are and what each measures stands in
+`config/metrics.py`; here each gets its function by `_judges`. `likelihood` has none: it judges no answer (`task.py`).
 
 A reference that a metric cannot use (no number, no match, no JSON) is an error that names the row, never a row passed
 over. What these metrics do not do: judge meaning. "Paris" and "the capital of France" differ.
@@ -32,7 +23,7 @@ from typing import Any, SupportsFloat
 import regex
 
 from qdora_fast.config.code import METRIC, without_folder
-from qdora_fast.config.evaluation import KNOWN_METRICS
+from qdora_fast.config.metrics import KNOWN_METRICS, METRICS, MetricInfo
 from qdora_fast.config.own_code import described, load_function
 from qdora_fast.evaluation.json_answers import calls_of, values_in
 from qdora_fast.system.errors import ConfigError, DataError
@@ -67,13 +58,15 @@ _VARIANTS = str.maketrans("\u2212\ufe63\uff0d\u066b\uff0e\u066c\uff0c\u2044", "-
 _ARITHMETIC = Context(prec=50, Emax=MAX_EMAX, Emin=MIN_EMIN)
 
 
+_JUDGES: dict[str, Callable[[str | None], Score]] = {}
+"""By the name of the metric, what gives its function for a pattern."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """One way to judge an answer."""
 
-    name: str
-    binary: bool
-    """True: an answer is right (1.0) or wrong (0.0), and the mean is an accuracy. False: a score from 0 to 1."""
+    info: MetricInfo
     score: Score
     """(answer, reference, row) -> 0.0 to 1.0. `row` is the held-out row: its tool calls, and its place for messages.
 
@@ -82,30 +75,37 @@ class Metric:
         ConfigError: the user's own function failed; the message names function and row.
     """
 
+    @property
+    def name(self) -> str:
+        """As in the settings; of an own function without the folder."""
+        return self.info.name
+
+    @property
+    def binary(self) -> bool:
+        """True: an answer is right (1.0) or wrong (0.0), and the mean is an accuracy. False: a score from 0 to 1."""
+        return self.info.kind == "rate"
+
 
 def find_metric(name: str, *, pattern: str | None = None) -> Metric:
     """The metric of that name.
 
     Args:
-        name: one of `KNOWN_METRICS`, or the user's own "FILE.py:function", let in as `data.formatter` is. It is called
-            with answer, reference and a copy of the row. Annotated `-> bool` it gives an accuracy, else a score.
+        name: one of `KNOWN_METRICS` that judges answers, or the user's own "FILE.py:function", let in as
+            `data.formatter` is. It is called with answer, reference and a copy of the row. Annotated `-> bool` it gives
+            an accuracy, else a score.
         pattern: for regex: a regular expression with one group.
 
     Raises:
         RefusedError: the file may not be run.
-        ConfigError: no such metric, file or function; a pattern without its one group; rouge_score is missing.
+        ConfigError: no such metric, file or function; a pattern without its one group; a package is missing.
     """
     if ":" in name:
         return _custom(name)
-    if name == "regex":
-        return Metric(name, True, _regex(pattern))
-    if name == "rouge_l":
-        return Metric(name, False, _rouge_l())
-    if name not in _BINARY:
-        near = difflib.get_close_matches(name, KNOWN_METRICS, n=1)
+    if name not in _JUDGES:
+        near = difflib.get_close_matches(name, _JUDGES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(KNOWN_METRICS)}, or FILE.py:function"
         raise ConfigError(f"evaluation.metric: there is no metric {name!r}; {hint}")
-    return Metric(name, True, _BINARY[name])
+    return Metric(METRICS[name], _JUDGES[name](pattern))
 
 
 def normalized(text: str) -> str:
@@ -130,16 +130,40 @@ def number_in(text: str) -> Decimal | None:
     return None
 
 
+def _judges(name: str) -> Callable[[Score], Score]:
+    """Makes the function below it the judge of a metric in the registry."""
+
+    def register(score: Score) -> Score:
+        _JUDGES[METRICS[name].name] = lambda _pattern: score
+        return score
+
+    return register
+
+
+def _made_for(name: str) -> Callable[[Callable[[str | None], Score]], Callable[[str | None], Score]]:
+    """The same for a function that must be made first, with a pattern or a package."""
+
+    def register(make: Callable[[str | None], Score]) -> Callable[[str | None], Score]:
+        _JUDGES[METRICS[name].name] = make
+        return make
+
+    return register
+
+
+@_judges("exact_match")
 def _exact_match(answer: str, reference: str, row: Mapping[str, Any]) -> float:
     return float(answer.strip() == reference.strip())
 
 
+@_judges("choice")
+@_judges("normalized_match")
 def _normalized_match(answer: str, reference: str, row: Mapping[str, Any]) -> float:
     """Two texts that are nothing but punctuation must be the same text: "!" is no "?"."""
     wanted = normalized(reference)
     return float(normalized(answer) == wanted) if wanted else _exact_match(answer, reference, row)
 
 
+@_judges("contains")
 def _contains(answer: str, reference: str, row: Mapping[str, Any]) -> float:
     """Whole words, where the script has spaces between words; "3" is neither in "3.5" nor in "-3"."""
     wanted = normalized(reference)
@@ -153,6 +177,7 @@ def _contains(answer: str, reference: str, row: Mapping[str, Any]) -> float:
     return float(regex.search(before + regex.escape(wanted) + after, normalized(answer)) is not None)
 
 
+@_judges("numeric")
 def _numeric(answer: str, reference: str, row: Mapping[str, Any]) -> float:
     wanted = number_in(reference)
     if wanted is None:
@@ -166,6 +191,7 @@ def _numeric(answer: str, reference: str, row: Mapping[str, Any]) -> float:
     return float(difference <= (0 if whole else _ARITHMETIC.multiply(TOLERANCE, largest)))
 
 
+@_judges("json_match")
 def _json_match(answer: str, reference: str, row: Mapping[str, Any]) -> float:
     """Equal JSON in the same order; key order, white space and 1 for 1.0 aside.
 
@@ -183,16 +209,7 @@ def _json_match(answer: str, reference: str, row: Mapping[str, Any]) -> float:
     return float(values_in(answer) == wanted or answer.strip() == reference.strip())
 
 
-_BINARY: dict[str, Score] = {
-    "exact_match": _exact_match,
-    "normalized_match": _normalized_match,
-    "contains": _contains,
-    "numeric": _numeric,
-    "json_match": _json_match,
-    "choice": _normalized_match,
-}
-
-
+@_made_for("regex")
 def _regex(pattern: str | None) -> Score:
     try:
         form = re.compile(pattern or "")
@@ -214,7 +231,8 @@ def _regex(pattern: str | None) -> Score:
     return score
 
 
-def _rouge_l() -> Score:
+@_made_for("rouge_l")
+def _rouge_l(_pattern: str | None) -> Score:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
@@ -222,17 +240,32 @@ def _rouge_l() -> Score:
             f"evaluation.metric: rouge_l needs the package rouge_score ({error}); pip install 'qdora_fast[eval]'"
         ) from error
     # The package's own tokenizer deletes everything but a to z and digits.
-    scorer = RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=_words))
+    scorer = RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=words_in))
 
     def score(answer: str, reference: str, row: Mapping[str, Any]) -> float:
-        if not _words(reference):
+        if not words_in(reference):
             return _exact_match(answer, reference, row)
         return float(scorer.score(reference, answer)["rougeL"].fmeasure)
 
     return score
 
 
-def _words(text: str) -> list[str]:
+@_made_for("chrf")
+def _chrf(_pattern: str | None) -> Score:
+    """chrF2 of sacrebleu, from 0 to 1."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    chrf = CHRF()
+
+    def score(answer: str, reference: str, row: Mapping[str, Any]) -> float:
+        if not "".join(reference.split()):
+            return _exact_match(answer, reference, row)
+        return float(chrf.sentence_score(answer, [reference]).score) / 100
+
+    return score
+
+
+def words_in(text: str) -> list[str]:
     """Words of any script; each character is one where a script has no spaces."""
     return _WORDS.findall(unicodedata.normalize("NFKC", text).casefold())
 
@@ -254,7 +287,7 @@ def _custom(name: str) -> Metric:
             raise ConfigError(f"{where}: it returned {repr(value)[:SHOWN]}; return {expected}")
         return number
 
-    return Metric(name, binary, score)
+    return Metric(MetricInfo(name, "rate" if binary else "score", f"{name} says so"), score)
 
 
 def _plain_character(character: str) -> str:

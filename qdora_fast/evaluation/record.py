@@ -65,6 +65,8 @@ class Evaluation(_Part):
     heldout_loss: dict[str, Any] | None
     mmlu: dict[str, Any] | None
     completions: dict[str, Any] | None
+    timing: dict[str, Any] | None = None
+    """Rows, written tokens and seconds of both models together, without MMLU: what the next plan goes by."""
 
 
 def make_record(
@@ -74,7 +76,7 @@ def make_record(
 
     Args:
         settings: all sections of the run's config, as JSON.
-        measured: task, heldout_loss, mmlu and completions; None for what was not measured.
+        measured: task, heldout_loss, mmlu, completions and timing; None for what was not measured.
     """
     from qdora_fast.models.adapter import WEIGHTS_NAME
 

@@ -2,12 +2,15 @@
 
 Both models answer the same questions, so that each question is compared with itself: what counts are the answers that
 changed. For right and wrong (`compare_rates`) that is McNemar's exact test, for scores and losses
-(`compare_scores`) the bootstrap alone. "better" and "worse" are said only when
+(`compare_scores`, `compare_losses`) the bootstrap alone. "better" and "worse" are said only when
 
 - the 95 % interval of the difference excludes 0: 10,000 resamples of the rows, or of their groups where several rows
   belong together, since the rows of one document or of one question asked twice are not independent;
 - and, for rates, the exact test gives p < 0.05; for scores, at least 6 rows differ, since fewer can all point one way
   by chance (2 / 2^5 > 0.05).
+
+Losses (`compare_losses`) are compared like scores, each row weighted by its tokens; on how many rows the reference
+became likelier is told beside it.
 
 Everything else is "no evidence", together with the smallest difference that these rows could have shown: it is no
 proof that the models are equal. Everything here is a number from 0 to 1; points are only in the words.
@@ -29,6 +32,8 @@ Verdict = Literal["better", "no evidence", "worse"]
 RESAMPLES = 10_000
 FEWEST = 6
 """Rows that must differ before any test can say so at 5 %."""
+ROUNDING = 1e-4
+"""Nats per token by which a row's loss may change without having changed: what rounding makes of the same function."""
 NO_ROWS = "no evidence of a difference: there are no rows to compare"
 _CHUNK = 1_000_000
 """Drawn rows held at once: 8 MiB of indices and as much of values."""
@@ -112,6 +117,41 @@ class Scores:
         return _plain(asdict(self) | {"words": self.words})
 
 
+@dataclass(frozen=True)
+class Losses:
+    """How well the reference tokens of the same rows are predicted, compared; in nats per token, less is better."""
+
+    n: int
+    base: float | None
+    """Mean over all tokens; None without rows."""
+    tuned: float | None
+    difference: float | None
+    """tuned - base: negative where the references became likelier."""
+    ci95: Interval | None
+    likelier: int
+    """Rows whose reference is likelier to the tuned model."""
+    less_likely: int
+    """Rows whose reference is less likely to it."""
+    verdict: Verdict
+
+    @property
+    def words(self) -> str:
+        """Verdict and figures in one sentence."""
+        if self.base is None or self.tuned is None or self.difference is None:
+            return NO_ROWS
+        outcome = self.verdict if self.verdict != "no evidence" else "no evidence of a difference"
+        change = f"a {'rise' if self.difference > 0 else 'fall'} of {abs(self.difference):.3g}"
+        spread = _spread(self.ci95, lambda value: f"{value:.3g}", turned=self.difference < 0)
+        return (
+            f"{outcome}: the reference became likelier on {self.likelier:,} of {_rows(self.n)}; {self.tuned:.3f} "
+            f"against {self.base:.3f} nats per token, {change if self.difference else 'no change'}{spread}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values by field name, and the words; an interval is [low, high]."""
+        return _plain(asdict(self) | {"words": self.words})
+
+
 def compare_rates(
     base: Sequence[float], tuned: Sequence[float], *, groups: Sequence[Hashable] | None = None, seed: int = 0
 ) -> Rates:
@@ -164,7 +204,7 @@ def compare_scores(
     n = len(before)
     sums, sizes = _grouped(after - before, groups)
     interval = bootstrap_ci(sums, sizes, seed=seed)
-    better = interval if higher_is_better or interval is None else (-interval[1], -interval[0])
+    better = interval if higher_is_better else _turned(interval)
     return Scores(
         n=n,
         base=float(before.mean()) if n else None,
@@ -173,6 +213,51 @@ def compare_scores(
         ci95=interval,
         verdict=_verdict(better) if np.count_nonzero(sums) >= FEWEST else "no evidence",
     )
+
+
+def compare_losses(
+    base: Sequence[float],
+    tuned: Sequence[float],
+    tokens: Sequence[int],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
+) -> Losses:
+    """Compare the losses of the same rows.
+
+    Args:
+        base: of each row, summed over its tokens, in nats; all must be finite.
+        tuned: the same of the tuned model, in the same order.
+        tokens: of each row, at least one in all.
+        groups, seed: as for `compare_rates`.
+    """
+    n, total = len(base), int(np.sum(tokens))
+    moved = _moved(base, tuned, tokens)
+    sums, sizes = changes(base, tuned, tokens, groups=groups)
+    interval = bootstrap_ci(sums, sizes, seed=seed)
+    enough = np.count_nonzero(_grouped(moved, groups)[0]) >= FEWEST
+    return Losses(
+        n=n,
+        base=float(np.sum(base)) / total if n else None,
+        tuned=float(np.sum(tuned)) / total if n else None,
+        difference=float(sums.sum()) / total if n else None,
+        ci95=interval,
+        likelier=int((moved < 0).sum()),
+        less_likely=int((moved > 0).sum()),
+        verdict=_verdict(_turned(interval)) if enough else "no evidence",
+    )
+
+
+def changes(
+    base: Sequence[float],
+    tuned: Sequence[float],
+    tokens: Sequence[int],
+    *,
+    groups: Sequence[Hashable] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Change of the loss and number of tokens of each group, for `bootstrap_ci`; arguments as for `compare_losses`."""
+    sums, _ = _grouped(np.asarray(tuned, dtype=float) - np.asarray(base, dtype=float), groups)
+    return sums, _grouped(np.asarray(tokens, dtype=float), groups)[0]
 
 
 def wilson(right: int, n: int) -> Interval:
@@ -274,11 +359,22 @@ def _verdict(better: Interval | None) -> Verdict:
     return "better" if better[0] > 0 else "worse"
 
 
+def _moved(base: Sequence[float], tuned: Sequence[float], tokens: Sequence[int]) -> np.ndarray:
+    """Change of each row's loss, 0 where rounding may have made it."""
+    change = np.asarray(tuned, dtype=float) - np.asarray(base, dtype=float)
+    return np.where(np.abs(change) <= ROUNDING * np.asarray(tokens, dtype=float), 0.0, change)
+
+
+def _turned(interval: Interval | None) -> Interval | None:
+    """The interval of the opposite number."""
+    return None if interval is None else (-interval[1], -interval[0])
+
+
 def _spread(interval: Interval | None, show: Callable[[float], str], *, turned: bool = False) -> str:
     """ " (95 % CI 94.8 to 100)"; turned for the size of a loss."""
     if interval is None:
         return ""
-    low, high = (-interval[1], -interval[0]) if turned else interval
+    low, high = (_turned(interval) or interval) if turned else interval
     return f" (95 % CI {show(low + 0.0)} to {show(high + 0.0)})"
 
 

@@ -1,10 +1,11 @@
 """PEFT adapters on disk: read them, check that they are complete, write them.
 
 An `Adapter` is what a merge needs and nothing more: for each adapted layer of the base A, B, the
-magnitude and the scale, in fp32, and the modules that were trained in full. Reading is strict: an
-`Adapter` that exists is complete. Everything PEFT can put into an adapter and that we do not
-merge (biases, embeddings, weight-changing initialisations, pickles, ...) is refused by name instead
-of being read past. What this does not do: know the base; `merged_model.py` looks for the layers there.
+magnitude and the scale, in fp32, the rows of trained tokens, and the modules that were trained in
+full. Reading is strict: an `Adapter` that exists is complete. Everything PEFT can put into an adapter
+and that we do not merge (biases, weight-changing initialisations, pickles, ...) is refused by name
+instead of being read past. What this does not do: know the base; `merged_model.py` looks for the
+layers there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdora_fast.models.adapter_guard import complete_in_memory, module_problems, raise_broken
+from qdora_fast.models.adapter_guard import complete_in_memory, module_problems, raise_broken, saved_state
 from qdora_fast.models.weights import WeightFolder, read_rows
 from qdora_fast.system.atomic import staged_folder
 from qdora_fast.system.errors import ConfigError, IntegrityError
@@ -29,6 +30,7 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
+_TOKENS = ".token_adapter.trainable_tokens_delta"
 _LORA_KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
 
 _PLAIN: dict[str, tuple[object, ...]] = {
@@ -39,7 +41,6 @@ _PLAIN: dict[str, tuple[object, ...]] = {
     "use_qalora": (False,),
     "layer_replication": (None,),
     "target_parameters": (None, []),
-    "trainable_token_indices": (None, [], {}),
     "alora_invocation_tokens": (None,),
     "arrow_config": (None,),
     "kasa_config": (None,),
@@ -67,6 +68,23 @@ class AdapterModule:
 
 
 @dataclass(frozen=True)
+class TokenRows:
+    """Rows of a matrix [vocabulary, hidden] that were trained: they stand in the place of the base's."""
+
+    ids: tuple[int, ...]
+    rows: Tensor
+    """[tokens, hidden], fp32, in the order of `ids`."""
+
+    def put(self, held: Tensor, start: int) -> Tensor:
+        """Rows [start, start + n) of a matrix with these in them, in the type of `held` [n, hidden]."""
+        inside = [place for place, number in enumerate(self.ids) if start <= number < start + len(held)]
+        if not inside:
+            return held
+        place_of = torch.tensor([self.ids[place] - start for place in inside])
+        return held.index_copy(0, place_of, self.rows[inside].to(held.dtype))
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A complete adapter."""
 
@@ -77,6 +95,8 @@ class Adapter:
     """By the layer's name in the base: `model.layers.0.self_attn.q_proj`."""
     saved_modules: dict[str, tuple[int, ...]]
     """Tensors trained in full (`modules_to_save`): name in the base -> shape. Read with `saved_rows`."""
+    tokens: dict[str, TokenRows]
+    """Trained rows of the embeddings, and of a head of its own (`trainable_token_indices`), by the tensor's name."""
 
     @property
     def use_dora(self) -> bool:
@@ -93,6 +113,11 @@ class Adapter:
         """Numerator of the scale, where no `alpha_pattern` says otherwise."""
         return float(self.config["lora_alpha"])
 
+    @property
+    def vocabulary(self) -> int:
+        """Rows that the embeddings have at least: one more than the highest trained id; 0 without trained tokens."""
+        return max((number + 1 for tokens in self.tokens.values() for number in tokens.ids), default=0)
+
     def saved_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor trained in full, in its stored dtype."""
         return read_rows(self.folder / WEIGHTS_NAME, _PREFIX + name, start, stop)
@@ -108,25 +133,30 @@ def read_adapter(folder: Path) -> Adapter:
     _require_files(folder)
     config = read_object(folder / CONFIG_NAME)
     _refuse_unmergeable(folder, config)
-    parts, saved = _split_keys(folder)
+    parts, saved, rows = _split_keys(folder)
     decomposed = bool(config.get("use_dora"))
     problems: list[str] = []
     for name, tensors in parts.items():
         problems += module_problems(name, *_triple(tensors), decomposed=decomposed)
     if not parts:
         problems.append("no layer carries an adapter")
+    tokens, wrong = _token_rows(config.get("trainable_token_indices"), rows)
+    problems += wrong
     raise_broken(str(folder), problems, fix="use the last good checkpoint or train again")
     modules = {name: _module(folder, name, tensors, config) for name, tensors in parts.items()}
-    return Adapter(folder, config, modules, saved)
+    return Adapter(folder, config, modules, saved, tokens)
 
 
-def assert_complete(folder: Path, *, decomposed: bool, expected_modules: Collection[str] | None = None) -> None:
+def assert_complete(folder: Path, *, decomposed: bool, expected_modules: Collection[str] | None = None) -> Adapter:
     """Check that `folder` holds the complete adapter that was trained; every tensor is read.
 
     Args:
         folder: of a PEFT adapter.
         decomposed: True: it must be DoRA, with a positive, finite magnitude for every layer. False: plain LoRA.
         expected_modules: names in the base of the layers that were trained; None: whichever are there.
+
+    Returns:
+        The adapter.
 
     Raises:
         ConfigError: see `read_adapter`.
@@ -141,6 +171,7 @@ def assert_complete(folder: Path, *, decomposed: bool, expected_modules: Collect
         problems += [f"{name}: was trained but is not in the file" for name in sorted(trained - saved)]
         problems += [f"{name}: in the file but was not trained" for name in sorted(saved - trained)]
     raise_broken(str(folder), problems, fix="use the last good checkpoint or train again")
+    return adapter
 
 
 def save_adapter(model: Any, folder: Path) -> None:
@@ -167,8 +198,7 @@ def write_adapter(model: Any, folder: Path) -> None:
     if len(model.peft_config) != 1:
         raise ConfigError(f"{folder}: the model has {len(model.peft_config)} adapters; save a model with exactly one")
     complete_in_memory(model)
-    state = {key: value.float() if ".lora_" in key else value for key, value in model.state_dict().items()}
-    model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+    model.save_pretrained(str(folder), state_dict=saved_state(model), save_embedding_layers=False)
     read_adapter(folder)
 
 
@@ -216,8 +246,10 @@ def _refuse_unmergeable(folder: Path, config: dict[str, Any]) -> None:
         raise IntegrityError(f"{folder / CONFIG_NAME}: `r` and `lora_alpha` are not positive numbers; restore the file")
 
 
-def _split_keys(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, tuple[int, ...]]]:
-    """Sort the file's tensors into adapted layers (fp32 tensors) and modules saved in full (shapes).
+def _split_keys(
+    folder: Path,
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, tuple[int, ...]], dict[str, Tensor]]:
+    """Sort the file's tensors into adapted layers (fp32 tensors), modules saved in full (shapes), and rows of tokens.
 
     Raises:
         ConfigError: tensors of a kind that we cannot merge.
@@ -225,10 +257,13 @@ def _split_keys(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, t
     file = WeightFolder(folder, single=WEIGHTS_NAME)
     parts: dict[str, dict[str, Tensor]] = {}
     saved: dict[str, tuple[int, ...]] = {}
+    rows: dict[str, Tensor] = {}
     for key, info in file.infos.items():
         name = key.removeprefix(_PREFIX)
         if match := _LORA_KEY.fullmatch(name):
             parts.setdefault(match["module"], {})[match["part"]] = file.tensor(key).to(torch.float32)
+        elif name != key and name.endswith(_TOKENS):
+            rows[name.removesuffix(_TOKENS)] = file.tensor(key).to(torch.float32)
         elif name == key or ".lora_" in name:
             raise ConfigError(
                 f"{folder / WEIGHTS_NAME}: tensor {key} is not of a kind that can be merged; "
@@ -236,7 +271,31 @@ def _split_keys(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, t
             )
         else:
             saved[name] = info.shape
-    return parts, saved
+    return parts, saved, rows
+
+
+def _token_rows(
+    indices: list[int] | dict[str, list[int]] | None, rows: dict[str, Tensor]
+) -> tuple[dict[str, TokenRows], list[str]]:
+    """Trained rows by the tensor's name, and what is wrong with them.
+
+    Args:
+        indices: `trainable_token_indices` of the config: ids of the embeddings, or by the ends of layers' names.
+        rows: by the layer's name.
+    """
+    named = indices if isinstance(indices, dict) else dict.fromkeys(rows, indices) if indices else {}
+    tokens, problems = {}, []
+    for layer, values in rows.items():
+        ids = next((named[name] for name in named if f".{layer}".endswith(f".{name}")), None)
+        if not ids or values.ndim != 2 or len(ids) != len(values) or len(set(ids)) != len(ids) or min(ids) < 0:
+            problems.append(f"{layer}: {len(values)} rows of tokens, but {CONFIG_NAME} lists {ids}")
+        elif not bool(values.isfinite().all()):
+            problems.append(f"{layer}: NaN or infinity in the rows of tokens")
+        else:
+            tokens[f"{layer}.weight"] = TokenRows(tuple(ids), values)
+    if indices and not rows:
+        problems.append(f"{CONFIG_NAME} lists trained tokens, but the file holds no row of any")
+    return tokens, problems
 
 
 def _triple(tensors: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -190,6 +190,14 @@ def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
 
 
+def saved_state(model: Any) -> dict[str, Tensor]:
+    """The state_dict as it is saved: adapters and rows of trained tokens in fp32."""
+    exact = (".lora_", ".trainable_tokens_delta")
+    return {
+        key: value.float() if any(part in key for part in exact) else value for key, value in model.state_dict().items()
+    }
+
+
 def unsaved(model: Any, file: Path) -> list[str]:
     """What differs between the trained tensors of a live PEFT model and a saved adapter, a sentence each.
 
@@ -200,7 +208,7 @@ def unsaved(model: Any, file: Path) -> list[str]:
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    state = {key: value.float() if ".lora_" in key else value for key, value in model.state_dict().items()}
+    state = saved_state(model)
     live = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
     saved = load_file(file)
     problems = [f"{name}: trained, but not saved" for name in sorted(live.keys() - saved.keys())]

@@ -20,7 +20,7 @@ from typing import Any
 
 from qdora_fast.models.model_config import read_model_config
 from qdora_fast.system.errors import ConfigError, IntegrityError, QdoraError
-from qdora_fast.system.json_files import NotJson, parse_json, read_limited, read_object
+from qdora_fast.system.json_files import NotJson, mismatch, parse_json, read_limited, read_object
 from qdora_fast.system.paths import open_regular, plain_file_name
 from qdora_fast.system.remote_code import BASE_SETTING, remote_code_allowed
 
@@ -198,7 +198,7 @@ def _damage(file: Path) -> str:
         return "" if file.suffix in (".txt", ".jinja") else "empty"
     if file.suffix == ".safetensors" and start.startswith((b"GGUF", b"PK\x03\x04")):
         return "a GGUF file" if start.startswith(b"GGUF") else "a pickle of PyTorch under another name"
-    return _json_damage(file) if file.name in JSON_NAMES else ""
+    return _json_damage(file) if file.name in JSON_NAMES[1:] else ""  # config.json has a reader of its own
 
 
 def _json_damage(file: Path) -> str:
@@ -206,7 +206,7 @@ def _json_damage(file: Path) -> str:
         value = parse_json(read_limited(file))
     except NotJson as problem:
         return str(problem)
-    return "" if isinstance(value, dict) else f"holds a {type(value).__name__} instead of a JSON object"
+    return mismatch(value, {})
 
 
 def _weight_files(folder: Path, local: bool) -> list[Path]:

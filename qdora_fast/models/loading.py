@@ -18,6 +18,7 @@ from qdora_fast.models.adapter import assert_complete
 from qdora_fast.models.adapter_guard import guard_saves
 from qdora_fast.models.backend import captured_prints, open_backend
 from qdora_fast.models.base_files import require_fitting, require_sound, shard_names
+from qdora_fast.models.new_tokens import grow_embeddings, open_wrappers, prepare_rows, token_indices
 from qdora_fast.models.targets import Architecture, Targets, choose_targets, inspect_architecture
 from qdora_fast.models.tokenizer import load_tokenizer, require_fast, stop_token_ids
 from qdora_fast.system.errors import ConfigError, QdoraError, RefusedError
@@ -39,6 +40,10 @@ class Base:
     """Commit of a hub model; None for local folders."""
     precision: str
     """bf16, fp16 or fp32: what the base was loaded in, and what NF4 was made from."""
+    tokens: tuple[int, ...] = ()
+    """Ids of the tokens that are trained (`adapter.trainable_tokens`); see new_tokens.py."""
+    new_tokens: tuple[int, ...] = ()
+    """Those of them that the tokenizer did not know."""
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -53,17 +58,19 @@ class ParameterReport:
     lora_a: int
     lora_b: int
     magnitude: int
+    tokens: int
     saved_modules: int
     total: int
 
     @property
     def trainable(self) -> int:
         """All trained parameters together."""
-        return self.lora_a + self.lora_b + self.magnitude + self.saved_modules
+        return self.lora_a + self.lora_b + self.magnitude + self.tokens + self.saved_modules
 
     def __str__(self) -> str:
         parts = f"A {self.lora_a:,} + B {self.lora_b:,}"
         parts += f" + magnitudes {self.magnitude:,}" if self.magnitude else ""
+        parts += f" + rows of tokens {self.tokens:,}" if self.tokens else ""
         parts += f" + modules trained in full {self.saved_modules:,}" if self.saved_modules else ""
         return f"{self.trainable:,} trained parameters ({parts}), {self.trainable / self.total:.2%} of the model"
 
@@ -203,6 +210,8 @@ def attach(base: Base, settings: AdapterSettings, train: TrainSettings) -> Any:
     options: dict[str, Any] = {}
     if settings.modules_to_save:
         options["modules_to_save"] = list(settings.modules_to_save)
+    if base.tokens:
+        options["trainable_token_indices"] = token_indices(base)
     with captured_prints():
         model = unsloth.FastLanguageModel.get_peft_model(
             base.model,
@@ -222,6 +231,7 @@ def attach(base: Base, settings: AdapterSettings, train: TrainSettings) -> Any:
     if adapted != set(base.targets.modules):
         odd = sorted(adapted ^ set(base.targets.modules))
         raise QdoraError(f"adapters were put on other layers than asked for; the first that differs: {odd[0]}")
+    prepare_rows(model, base)
     guard_saves(model)
     return model
 
@@ -262,12 +272,14 @@ def load_trained(
     """
     open_backend()  # before anything that imports peft
     require_unchanged(saved)
-    assert_complete(saved, decomposed=adapter.decomposed)
+    complete = assert_complete(saved, decomposed=adapter.decomposed)
     targets = check_base(name, model, adapter, merge_base="auto")
     base = load_base(name, model, adapter, train, targets=targets, precision=precision)
     from peft import PeftModel
 
+    grow_embeddings(base.model, complete.vocabulary)
     adapted = PeftModel.from_pretrained(base.model, str(saved))
+    open_wrappers(adapted)
     guard_saves(adapted)
     fuse_layers(adapted, engine, saved=True)  # another processor's norms differ in their last bits
     return base, adapted.eval()
@@ -282,15 +294,14 @@ def adapted_modules(model: Any) -> Iterator[str]:
 
 def parameter_report(model: Any) -> ParameterReport:
     """Count trained parameters by kind; 4-bit weights are counted unpacked."""
-    counts = {"lora_A": 0, "lora_B": 0, "lora_magnitude_vector": 0, "saved": 0}
+    counts = {"lora_A": 0, "lora_B": 0, "lora_magnitude_vector": 0, "trainable_tokens_delta": 0, "saved": 0}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             kind = next((kind for kind in counts if f".{kind}." in name), "saved")
             counts[kind] += parameter.numel()
     _, total = model.get_nb_trainable_parameters()
-    return ParameterReport(
-        counts["lora_A"], counts["lora_B"], counts["lora_magnitude_vector"], counts["saved"], int(total)
-    )
+    a, b, magnitude, tokens, saved = counts.values()
+    return ParameterReport(a, b, magnitude, tokens, saved, int(total))
 
 
 def checkpointing(train: TrainSettings) -> str | bool:

@@ -13,6 +13,9 @@ from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.json_files import read_object
 from qdora_fast.system.remote_code import BASE_SETTING, foreign_files, remote_code_allowed
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+"""Files of which one at least makes a tokenizer."""
+
 
 def load_tokenizer(name: str, revision: str | None, *, setting: str = BASE_SETTING) -> tuple[Any, frozenset[int]]:
     """The tokenizer of a base and the token ids that stop it, without reading its weights.
@@ -27,6 +30,8 @@ def load_tokenizer(name: str, revision: str | None, *, setting: str = BASE_SETTI
     from transformers import AutoConfig, GenerationConfig
 
     require_sound(name, revision, weights=False, setting=setting)
+    if Path(name).is_dir() and not any((Path(name) / each).exists() for each in TOKENIZERS):
+        raise ConfigError(f"{setting}{name} holds no tokenizer ({TOKENIZERS[0]}); copy it there from the model's page")
     tokenizer = read_tokenizer(name, revision, setting=setting)
     require_fast(name, tokenizer)
     with foreign_files("generation config", name, revision, setting=setting):

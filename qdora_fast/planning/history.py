@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import AdapterSettings, DataSettings, EngineSettings, ModelSettings, TrainSettings
+from qdora_fast.planning.evaluation_time import EvaluationTime
 from qdora_fast.system import hardware
 from qdora_fast.system.errors import ConfigError, IntegrityError
 from qdora_fast.system.json_files import read_lines, read_object
 from qdora_fast.system.run_folder import RunFolder
 
+SAME_EVALUATION = ("metric", "more_metrics", "max_new_tokens", "batch_size")
+"""Settings that decide what a row of an evaluation takes."""
 FEWEST = 5
 """Logged steps below which nothing is concluded."""
 
@@ -91,6 +94,23 @@ def earlier_speed(runs: Path, name: str, shape: Shape, shape_of_run: ShapeOfRun)
 def earlier_peak(runs: Path, name: str, shape: Shape, shape_of_run: ShapeOfRun) -> Peak | None:
     """The memory that the longest batch of the newest such run took; None: none tried it. Arguments as there."""
     return next((peak for folder in _alike(runs, name, shape, shape_of_run) if (peak := _peak(folder))), None)
+
+
+def earlier_evaluation(
+    runs: Path, name: str, shape: Shape, shape_of_run: ShapeOfRun, settings: Mapping[str, Any]
+) -> EvaluationTime | None:
+    """What the evaluation of the newest such run took; None: none was evaluated with these settings.
+
+    Args:
+        settings: the `evaluation` section, as JSON; how many rows were asked does not matter.
+    """
+    timed = {"rows": int, "seconds": int | float}
+    for folder in _alike(runs, name, shape, shape_of_run):
+        record = _json(folder.path / "evaluation/evaluation.json", {"timing": timed, "training": {"config": dict}})
+        before = record["training"]["config"].get("evaluation", {}) if record else {}
+        if record and record["timing"]["rows"] and all(before.get(key) == settings.get(key) for key in SAME_EVALUATION):
+            return EvaluationTime(folder.path.name, record["timing"]["seconds"] / record["timing"]["rows"])
+    return None
 
 
 def _alike(runs: Path, name: str, shape: Shape, shape_of_run: ShapeOfRun) -> Iterator[RunFolder]:

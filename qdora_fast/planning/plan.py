@@ -13,6 +13,7 @@ from qdora_fast.config import AdapterSettings, DataSettings, EngineSettings, Mod
 from qdora_fast.planning.advice import Advice
 from qdora_fast.planning.auto.kinds import Resolved
 from qdora_fast.planning.cards import Machine
+from qdora_fast.planning.evaluation_time import EvaluationTime
 from qdora_fast.planning.history import Peak, Speed
 from qdora_fast.planning.memory.estimate import Estimate, Part
 from qdora_fast.planning.memory.fit import Fit
@@ -49,6 +50,10 @@ class Plan:
     steps: int | None
     """Optimizer steps; about, with packing."""
     speed: Speed | None
+    evaluated: int
+    """Held-out rows that base and tuned model are compared on, about; 0: none."""
+    evaluation: EvaluationTime | None
+    """What such an evaluation took in an earlier run."""
     measured: Peak | None
     """What an earlier run of this shape took."""
     disk: tuple[Part, ...]
@@ -63,6 +68,13 @@ class Plan:
             return None
         fast, slow = self.speed.seconds_per_step
         return round(fast * self.steps), round(slow * self.steps)
+
+    @property
+    def evaluation_seconds(self) -> int | None:
+        """Time of the evaluation at the end; None: not measured."""
+        if self.evaluation is None:
+            return None
+        return round(self.evaluation.seconds_per_row * self.evaluated)
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`; bytes and seconds."""
@@ -90,6 +102,8 @@ class Plan:
             "steps": self.steps,
             "tokens_per_second": self.speed and round(self.speed.tokens_per_second, 1),
             "seconds": self.seconds,
+            "evaluation_rows": self.evaluated,
+            "evaluation_seconds": self.evaluation_seconds,
             "measured_peak": self.measured and asdict(self.measured),
             "disk": {part.name: part.bytes for part in self.disk},
             "free_disk_bytes": self.free_disk,

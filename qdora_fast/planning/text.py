@@ -10,10 +10,11 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from qdora_fast.planning.cards import GIB
+from qdora_fast.planning.evaluation_time import HALF
 from qdora_fast.planning.history import Peak
 from qdora_fast.planning.memory.estimate import Part, in_gib, in_words
 from qdora_fast.planning.plan import Plan
-from qdora_fast.system.console import time_range
+from qdora_fast.system.console import clock, time_range
 
 WIDTH = 36
 """Characters of a full bar: the card."""
@@ -46,6 +47,8 @@ def lines(plan: Plan) -> Iterator[str]:
     yield from _labelled("Disk", _disk(plan))
     yield from _labelled("Rows", _rows(plan))
     yield from _labelled("Time", _time(plan))
+    if plan.evaluated:
+        yield from _labelled("Compare", _evaluation(plan))
     job, engine = plan.estimate.job, plan.engine
     if job.on_gpu and job.ours and engine.resident == "auto" and engine.form != "folded":
         text = (
@@ -229,4 +232,19 @@ def _time(plan: Plan) -> str:
     speed = f"{plan.speed.tokens_per_second:,.0f} tokens/s in {plan.speed.run}"
     if plan.seconds is None:
         return f"{speed}; the number of rows is not known"
-    return f"training {time_range(plan.seconds)} ({speed}); evaluation and export come on top"
+    return f"training {time_range(plan.seconds)} ({speed})"
+
+
+def _evaluation(plan: Plan) -> str:
+    rows = f"base and tuned model are compared on {plan.evaluated:,} held-out rows"
+    seconds = plan.evaluation_seconds
+    if seconds is None:
+        return f"{rows}; how long that takes is not measured, and the first run tells; export comes on top"
+    about = f"about {clock(seconds)}"
+    if plan.seconds is not None:
+        share = seconds / max(1, seconds + plan.seconds[1])
+        about += f", {share:.0%} of training and evaluation"
+        if share > HALF:
+            about += ", less with a smaller evaluation.max_rows"
+    assert plan.evaluation is not None
+    return f"{rows}: {about} (by {plan.evaluation.run}); export comes on top"

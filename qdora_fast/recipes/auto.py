@@ -6,8 +6,9 @@ The only file that changes a config because of a plan.
 from __future__ import annotations
 
 from qdora_fast.config import Config
+from qdora_fast.config.evaluation import MOST_TOKENS
 from qdora_fast.data.demo.base import DEMO, demo_base
-from qdora_fast.models.base_files import folder_of
+from qdora_fast.models.base_files import folder_of, require_sound
 from qdora_fast.models.model_config import position_limit, read_model_config
 from qdora_fast.planning.auto.choice import LONGEST, asked_for, measuring_length, resolve_auto
 from qdora_fast.planning.auto.kinds import Resolved, RowLengths
@@ -46,10 +47,15 @@ def to_measure(config: Config, sizes: Sizes) -> Config:
 
 
 def limit_exceeded(config: Config, base_name: str) -> int | None:
-    """Tokens that the base was made for, where `model.max_length` is a larger number; else None."""
+    """Tokens that the base was made for, where `model.max_length` is a larger number; else None.
+
+    Raises:
+        ConfigError, IntegrityError: see `base_files.require_sound`.
+    """
     asked, folder = config.model.max_length, folder_of(base_name, config.model.revision)
     if asked == "auto" or folder is None:
         return None
+    require_sound(base_name, config.model.revision, weights=False)
     limit = position_limit(read_model_config(folder / "config.json"))
     return limit if limit is not None and limit < asked else None
 
@@ -68,15 +74,26 @@ def without_length_limit(config: Config) -> Config:
 
 def adopt(config: Config, earlier: Config) -> Config:
     """The config with the numbers of an earlier run of the same effective batch in place of `auto` and of a length that
-    the base was not made for, and with the date that it took where none is named, so that the run can be resumed."""
-    model, train = config.model, config.train
+    the base was not made for, so that the run can be resumed; with the date that it took where none is named, and with
+    the metric by which it was to be judged."""
+    model, train, evaluation = config.model, config.train, config.evaluation
     if model.max_length == "auto" or limit_exceeded(config, _folder_or_id(model.name)) == earlier.model.max_length:
         model = model.model_copy(update={"max_length": earlier.model.max_length})
     if train.batch_size == "auto" and train.rows_per_step == earlier.train.rows_per_step:
         names = ("batch_size", "gradient_accumulation", "effective_batch")
         train = train.model_copy(update={name: getattr(earlier.train, name) for name in names})
-    data = config.data.model_copy(update={"date": config.data.date or earlier.data.date})
-    return config.model_copy(update={"model": model, "train": train, "data": data})
+    as_before = {
+        name: value
+        for name in ("metric", "max_new_tokens")
+        if getattr(evaluation, name) == "auto" != (value := getattr(earlier.evaluation, name))
+    }
+    sections = {
+        "model": model,
+        "train": train,
+        "data": config.data.model_copy(update={"date": config.data.date or earlier.data.date}),
+        "evaluation": evaluation.model_copy(update=as_before),
+    }
+    return config.model_copy(update=sections)
 
 
 def job_settings(config: Config) -> JobSettings:
@@ -88,7 +105,7 @@ def job_settings(config: Config) -> JobSettings:
         config.engine,
         evaluates=data.held_out > 0 or data.held_out_path is not None,
         answer_batch=evaluation.batch_size if evaluation.max_rows else 0,
-        answer_tokens=evaluation.max_new_tokens,
+        answer_tokens=MOST_TOKENS if evaluation.max_new_tokens == "auto" else evaluation.max_new_tokens,
         merges=config.export.at_end != "none",
     )
 

@@ -158,17 +158,20 @@ def ready_data(config: Config, base_name: str, *, trains: bool = True) -> Ready:
 def _prepared(config: Config, base_name: str) -> Ready:
     """Rows and tokens by a config without `auto`, all of which the base has embeddings for."""
     from qdora_fast.data import choose_template, prepare
+    from qdora_fast.models.new_tokens import add_tokens
     from qdora_fast.models.tokenizer import embedding_count, load_tokenizer
 
     tokenizer, stop_ids = load_tokenizer(base_name, config.model.revision)
+    embeddings = embedding_count(base_name, config.model.revision) or len(tokenizer)
+    if tokens := config.adapter.trainable_tokens:
+        embeddings = max(embeddings, 1 + max(add_tokens(tokenizer, tokens, rows=embeddings)))
     template = choose_template(tokenizer, config.data.template)
     config = with_date(config, tokenizer)
     rendering = _rendering(config, tokenizer, stop_ids, template)
     with console.counting_rows("preparing rows") as on_rows:
         prepared = prepare(config.data, seed=config.train.seed, rendering=rendering, on_rows=on_rows)
-    if embeddings := embedding_count(base_name, config.model.revision):
-        sides = ((prepared.train, prepared.scored_examples), (prepared.held_out, prepared.held_out_examples))
-        require_embedded(sides, tokenizer, embeddings, config.model.name)
+    sides = ((prepared.train, prepared.scored_examples), (prepared.held_out, prepared.held_out_examples))
+    require_embedded(sides, tokenizer, embeddings, config.model.name)
     return Ready(prepared, rendering, base_name, config)
 
 

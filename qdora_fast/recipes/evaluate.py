@@ -6,10 +6,11 @@ same: evaluation/evaluation.json, a line in evaluation/log.jsonl, the answers, c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from qdora_fast.config import Config
@@ -33,6 +34,10 @@ from qdora_fast.training.memory_cap import cap_memory
 from qdora_fast.training.resume import base_fingerprint
 
 EVALUATION, ANSWERS = "evaluation/evaluation.json", "evaluation/held_out_answers.jsonl"
+
+
+GENERAL_TOKENS = 256
+"""Tokens of an answer to a general prompt, at least: short references say nothing of these."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +82,20 @@ def evaluate(
         require_code_allowed(config, *of_evaluation(config))
         if capped := cap_memory(config.train.vram):
             console.note(capped)
-        record = evaluate_model(open_run(folder, config), config, folder)
+        record = evaluate_model(open_run(folder, config), config, folder, on_chosen=messages.asking)
         write_report(folder)
     if not allow_regression:
         refuse_regression(record)
     return record
 
 
-def evaluate_model(tuned: EvalModel, config: Config, folder: RunFolder) -> dict[str, Any]:
+def evaluate_model(
+    tuned: EvalModel, config: Config, folder: RunFolder, *, on_chosen: Callable[[Any], None] | None = None
+) -> dict[str, Any]:
     """Measure, print and record; `tuned.model` is used as it is, its adapter switched off for the base.
+
+    Args:
+        on_chosen: told what `auto` became, see `check_questions`.
 
     Returns:
         The evaluation, as in evaluation/evaluation.json.
@@ -96,36 +106,38 @@ def evaluate_model(tuned: EvalModel, config: Config, folder: RunFolder) -> dict[
     from qdora_fast.evaluation import log
     from qdora_fast.evaluation.heldout import choose_rows
     from qdora_fast.evaluation.record import make_record
-    from qdora_fast.evaluation.task import ask, judge, measure_loss
+    from qdora_fast.evaluation.task import Read, judge, measure_loss
 
-    settings = config.evaluation
     make_room(tuned.model)
     batches = Batches(tuned.model, on_note=console.note)
-    chosen = choose_rows(tuned.rows, settings.max_rows)
-    rows, examples = [tuned.rows[i] for i in chosen], [tuned.examples[i] for i in chosen]
-    questions = check_questions(rows, tuned.tokenizer, config)
-    options = _options(config, folder) if settings.metric == "choice" else ()
-    model, tokenizer = tuned.model, tuned.tokenizer
-    with messages.answering(2 * len(questions)) as on_answer:
-        answered = ask(
-            model,
-            tokenizer,
-            questions,
-            settings,
-            tuned.stop_ids,
-            options=options,
-            on_answer=on_answer,
-            batches=batches,
-        )
-    task, right = judge(answered, settings)
-    loss, losses = measure_loss(tuned.model, examples, batches)
+    chosen_rows = choose_rows(tuned.rows, config.evaluation.max_rows)
+    rows, examples = [tuned.rows[i] for i in chosen_rows], [tuned.examples[i] for i in chosen_rows]
+    asked = check_questions(rows, tuned.tokenizer, config)
+    if on_chosen:
+        on_chosen(asked)
+    begun = monotonic()
+    with messages.reading(2 * len(rows)) as on_row:
+        loss, losses = measure_loss(tuned.model, examples, batches, rows=rows, on_row=on_row)
+    read = monotonic()
+    answered = _answered(tuned, asked, config, folder, batches)
+    timing = {
+        "rows": len(rows),
+        "answered": len(answered.questions),
+        "tokens": sum(reply.tokens for side in (answered.replies.base, answered.replies.tuned) for reply in side),
+        "loss_seconds": round(read - begun, 2),
+        "answer_seconds": round(monotonic() - read, 2),
+    }
+    task, right = judge(answered, asked.chosen.settings, Read(rows, losses))
+    if task:
+        task["chosen"] = asked.chosen.why or None
     by_hash = {row["meta"]["hash"]: number for number, row in enumerate(rows)}
-    folder.write_rows(ANSWERS, _answer_lines(answered, right, losses, by_hash))
-    completions = _completions(tuned, answered, config, folder, batches)
+    folder.write_rows(ANSWERS, _answer_lines(asked.questions, answered, right, losses, by_hash))
+    completions = _completions(tuned, answered, config, asked.chosen, folder, batches)
+    timing["seconds"] = round(monotonic() - begun, 2)  # MMLU has its own
     mmlu = _mmlu(tuned, config, folder, batches)
     every = config.model_dump(mode="json")
     record = make_record(
-        folder, every, config.adapter, task=task, heldout_loss=loss, mmlu=mmlu, completions=completions
+        folder, every, config.adapter, task=task, heldout_loss=loss, mmlu=mmlu, completions=completions, timing=timing
     )
     folder.write_json(EVALUATION, record)
     log.append(folder.path, "evaluation", record)
@@ -133,12 +145,25 @@ def evaluate_model(tuned: EvalModel, config: Config, folder: RunFolder) -> dict[
     return record
 
 
-def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: Config) -> list[Any]:
-    """The questions of those held-out rows that are asked, once it is sure that the metrics can judge their answers.
+@dataclass(frozen=True)
+class Asked:
+    """The questions of the held-out rows, and the settings by which they are asked and judged."""
+
+    rows: int
+    """Rows that are read."""
+    questions: Sequence[Any]
+    chosen: Any
+    """`evaluation.auto.Chosen`."""
+
+
+def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: Config) -> Asked:
+    """The questions of those held-out rows that are asked, `auto` decided, once it is sure that the metrics can judge
+    their answers.
 
     Raises:
         ConfigError, DataError: see `evaluation.task.check`; or MMLU is asked for and its harness is not installed.
     """
+    from qdora_fast.evaluation.auto import resolve_auto
     from qdora_fast.evaluation.heldout import choose_rows, make_questions
     from qdora_fast.evaluation.task import check
 
@@ -156,8 +181,9 @@ def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: C
             f"{len(refused)} of {len(rows)} held-out rows are not asked: the chat template refuses their prompt "
             f"({refused[0]})"
         )
-    check(questions, config.evaluation)
-    return questions
+    chosen = resolve_auto(config.evaluation, questions)
+    check(questions, chosen.settings)
+    return Asked(len(rows), questions, chosen)
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -235,48 +261,82 @@ def _changed(folder: RunFolder, overrides: Sequence[str]) -> Config:
     return load_config(folder.config_file, overrides)
 
 
+def _answered(tuned: EvalModel, asked: Asked, config: Config, folder: RunFolder, batches: Batches) -> Any:
+    """What both models say to the questions, or to some of them where no answer decides."""
+    from qdora_fast.evaluation.heldout import choose_rows, of_both
+    from qdora_fast.evaluation.task import Answered, ask
+
+    settings = asked.chosen.settings
+    questions = [asked.questions[i] for i in choose_rows([each.row for each in asked.questions], asked.chosen.written)]
+    options = _options(config, folder) if settings.metric == "choice" else ()
+
+    def measure(side: str) -> Any:
+        with messages.answering(len(questions), side) as on_answer:
+            how = (tuned.model, tuned.tokenizer, questions, settings, tuned.stop_ids)
+            return ask(*how, options=options, on_answer=on_answer, batches=batches)
+
+    return Answered(questions, of_both(tuned.model, measure))
+
+
 def _options(config: Config, folder: RunFolder) -> Sequence[str]:
     from qdora_fast.evaluation.choices import options_of
 
     return config.evaluation.choices or options_of(folder.read_rows("data/train.jsonl", ROW_SHAPE))
 
 
-def _answer_lines(answered: Any, right: Sequence[tuple[float, float]], losses: Any, by_hash: Mapping[str, int]) -> Any:
-    replies = zip(answered.questions, answered.replies.base, answered.replies.tuned, right, strict=True)
-    for question, base, tuned, (base_right, tuned_right) in replies:
+def _answer_lines(
+    questions: Sequence[Any],
+    answered: Any,
+    right: Sequence[tuple[float, float]],
+    losses: Any,
+    by_hash: Mapping[str, int],
+) -> Any:
+    """A line for each question; answers and how right they are stay null where none was asked for, or none decides."""
+    replies = zip(answered.replies.base, answered.replies.tuned, strict=True)
+    said = dict(zip((id(question) for question in answered.questions), replies, strict=True))
+    judged = dict(zip(said, right, strict=True)) if right else {}
+    for question in questions:
         meta = question.row["meta"]
         number = by_hash[meta["hash"]]
+        base, tuned = said.get(id(question), (None, None))
+        base_right, tuned_right = judged.get(id(question), (None, None))
         yield {
             "question": question.shown,
             "reference": question.reference,
-            "base": base.text,
-            "tuned": tuned.text,
+            "base": base and base.text,
+            "tuned": tuned and tuned.text,
             "base_right": base_right,
             "tuned_right": tuned_right,
             "base_loss": losses.base[number].mean,
             "tuned_loss": losses.tuned[number].mean,
-            "base_finished": base.finished,
-            "tuned_finished": tuned.finished,
+            "base_finished": base and base.finished,
+            "tuned_finished": tuned and tuned.finished,
             "place": meta["source"],
             "hash": meta["hash"],
         }
 
 
 def _completions(
-    tuned: EvalModel, answered: Any, config: Config, folder: RunFolder, batches: Batches
+    tuned: EvalModel, answered: Any, config: Config, chosen: Any, folder: RunFolder, batches: Batches
 ) -> dict[str, Any] | None:
     """Answers for a person to read: some of the held-out ones, and general prompts that show what was forgotten."""
-    from qdora_fast.evaluation.heldout import generate, of_both
+    from qdora_fast.evaluation.generation import encode, generate
+    from qdora_fast.evaluation.heldout import of_both
     from qdora_fast.evaluation.report.completions import GENERAL, choose_prompts, completion, write
 
-    settings = config.evaluation
+    settings = chosen.settings
     if not settings.completions or settings.metric == "choice":
         return None
-    ask = partial(render_chat, tuned.tokenizer, add_generation_prompt=True, date=config.data.date)
-    prompts = [ask(messages) for messages in GENERAL]
-    with messages.answering(2 * len(prompts)) as on_answer:
-        asked = (prompts, settings.max_new_tokens, settings.batch_size, tuned.stop_ids, on_answer, batches)
-        general = of_both(tuned.model, lambda: generate(tuned.model, tuned.tokenizer, *asked))
+    render = partial(render_chat, tuned.tokenizer, add_generation_prompt=True, date=config.data.date)
+    prompts = encode(tuned.tokenizer, [render(messages) for messages in GENERAL])
+    most = max(chosen.new_tokens, GENERAL_TOKENS) if config.evaluation.max_new_tokens == "auto" else chosen.new_tokens
+
+    def measure(side: str) -> Any:
+        with messages.answering(len(prompts), f"{side}, general prompts") as on_answer:
+            asked = (prompts, most, settings.batch_size, tuned.stop_ids, on_answer, batches)
+            return generate(tuned.model, tuned.tokenizer, *asked)
+
+    general = of_both(tuned.model, measure)
     shown = [
         completion(f"general-{number}", messages, messages[-1]["content"], None, general, number - 1)
         for number, messages in enumerate(GENERAL, 1)

@@ -23,6 +23,7 @@ from qdora_fast.planning.memory.estimate import estimate
 from qdora_fast.planning.memory.job import JobSettings, job_of
 from qdora_fast.recipes import messages
 from qdora_fast.recipes.data import Ready
+from qdora_fast.recipes.evaluation_time import evaluation_lines
 from qdora_fast.recipes.plan import shape_of_config, shape_of_run
 from qdora_fast.system import console, distributed
 from qdora_fast.system.errors import ConfigError
@@ -59,6 +60,7 @@ def fit(
     if checkpoint is not None:
         require_same(checkpoint, identity, ready.base_name)
     messages.recipe(describe(recipe, config.train, trained_groups(model, config.train)))
+    messages.evaluation_time(evaluation_lines(config, folder, ready, recipe))
     arguments = sft_arguments(
         config.train,
         recipe,

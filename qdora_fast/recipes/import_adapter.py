@@ -167,6 +167,7 @@ def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, match: Fi
     from qdora_fast.training.trainer import choose_precision
 
     tokenizer, stop_ids = load_tokenizer(base, config.model.revision)
+    config = _with_tokens(adapter, config, tokenizer, base)
     config, template, assumed = _with_template(run, adapter, config, tokenizer)
     config = with_date(config, tokenizer)
     write_config(run, config)
@@ -197,6 +198,7 @@ def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, match: Fi
         "rslora": config.adapter.rslora,
         "layers": len(adapter.modules),
         "modules_to_save": sorted(adapter.saved_modules),
+        "trained_tokens": config.adapter.trainable_tokens,
         "base": base,
         "shapes_compared": match.shapes_compared,
         "template": template,
@@ -204,6 +206,33 @@ def _fill(run: RunFolder, adapter: Adapter, config: Config, base: str, match: Fi
         "rows": _write_rows(run, config, base, tokenizer),
         "sha256": sha256_of(run.adapter / WEIGHTS_NAME),
     }
+
+
+def _with_tokens(adapter: Adapter, config: Config, tokenizer: Any, base: str) -> Config:
+    """Give the base's tokenizer the tokens that were added to it and trained; the config then names all that were.
+
+    Raises:
+        IntegrityError: it is not known what they are called, or others were added before them.
+    """
+    from qdora_fast.models.new_tokens import add_tokens
+    from qdora_fast.models.tokenizer import embedding_count, read_tokenizer
+
+    ids = sorted({number for tokens in adapter.tokens.values() for number in tokens.ids})
+    if not ids:
+        return config
+    brought = read_tokenizer(str(adapter.folder)) if list(adapter.folder.glob("tokenizer*")) else tokenizer
+    names = brought.convert_ids_to_tokens(ids)
+    unknown = [number for number, name in zip(ids, names, strict=True) if name is None]
+    known = [name for name in names if name is not None]
+    rows = embedding_count(base, config.model.revision) or len(tokenizer)
+    found = add_tokens(tokenizer, known, rows=rows) if not unknown else ()
+    if list(found) != ids:
+        odd = unknown[0] if unknown else next(one for one, other in zip(ids, found, strict=True) if one != other)
+        raise IntegrityError(
+            f"{adapter.folder}: rows of token {odd} were trained, which the base's tokenizer does not have under that "
+            "id; save the tokenizer that was trained with into the adapter's folder"
+        )
+    return config.model_copy(update={"adapter": config.adapter.model_copy(update={"trainable_tokens": known})})
 
 
 def _with_template(run: RunFolder, adapter: Adapter, config: Config, tokenizer: Any) -> tuple[Config, str, bool]:
@@ -253,7 +282,8 @@ def _brought_tokenizer(adapter: Adapter, tokenizer: Any) -> Any:
         odd = f"{moved[0]!r} has another id" if moved else f"its chat template uses {added[0]!r}, which was added"
         raise IntegrityError(
             f"{adapter.folder}: its tokenizer is not its base's ({odd}). Name the base that was trained on by --base; "
-            "tokens that were added to it need trained embeddings, which cannot be merged here"
+            "of tokens that were added to it, those with trained rows can be taken over (PEFT's "
+            "trainable_token_indices), and no others"
         )
     return brought
 

@@ -13,12 +13,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from qdora_fast.config import AdapterSettings, Config
+from qdora_fast.config.metrics import METRICS
+from qdora_fast.evaluation.report.before_after import kind_of
 from qdora_fast.planning.auto.kinds import Resolved
 from qdora_fast.recipes.resume import Start
 from qdora_fast.system import console
@@ -84,6 +88,17 @@ def adapter(settings: AdapterSettings, targets: Any, model: Any) -> None:
     console.line("adapter", f"{settings.method}: {kind} r={settings.r} alpha={settings.alpha:g} ({scale}) on a {base}")
     console.line("", targets.summary)
     console.line("", str(parameter_report(model)))
+
+
+def trained_tokens(base: Any) -> None:
+    """Which rows of the embeddings learn, and which of them are new."""
+    names = base.tokenizer.convert_ids_to_tokens(list(base.tokens))
+    if base.tokens:
+        numbered = zip(names, base.tokens, strict=True)
+        console.line("", "rows of tokens: " + ", ".join(f"{name!r} ({number})" for name, number in numbered))
+    if base.new_tokens:
+        new = ", ".join(map(repr, base.tokenizer.convert_ids_to_tokens(list(base.new_tokens))))
+        console.line("", f"new to the tokenizer, added as special tokens, from the mean of all rows on: {new}")
 
 
 def engine(report: Any) -> None:
@@ -214,12 +229,37 @@ def tokenizer_differs() -> None:
     console.line("data", "the loaded model's tokenizer gives other tokens; preparing the rows again with it")
 
 
+def evaluation_time(lines: Sequence[str]) -> None:
+    """How long the evaluation will take, and whether held-out losses take more than their share."""
+    console.lines("compare", lines)
+
+
+def asking(asked: Any) -> None:
+    """By what the held-out answers are judged and why, and how long they may be."""
+    chosen = asked.chosen
+    settings = chosen.settings
+    beside = f"; {', '.join(settings.more_metrics)} beside it" if settings.more_metrics else ""
+    why = f": {chosen.why}" if chosen.why else ""
+    console.line("metric", f"{settings.metric}{why}{beside}")
+    written = min(len(asked.questions), chosen.written)
+    tokens = f"{chosen.new_tokens:,} tokens at most" + (f" ({chosen.tokens_why})" if chosen.tokens_why else "")
+    if settings.metric == "choice":
+        console.line("", f"base and tuned choose on {written:,} rows")
+    elif written < asked.rows or (settings.metric in METRICS and METRICS[settings.metric].kind == "loss"):
+        them = "they" if written == asked.rows else f"{written:,} of them"
+        also = f"; {them} are answered as well, in {tokens}" if written else ""
+        console.line("", f"base and tuned read {asked.rows:,} rows{also}")
+    elif written:
+        console.line("", f"base and tuned answer {written:,} rows in {tokens}")
+
+
 def evaluation(record: dict[str, Any], answered: Any) -> None:
     """The verdict, what it rests on, and a few answers side by side."""
     task, loss, mmlu = record["task"], record["heldout_loss"], record["mmlu"]
     console.print()
     if task:
-        console.print(f"held-out answers ({task['metric']}): {task['words']}", style="bold", markup=False)
+        what = "references" if kind_of(task) == "loss" else "answers"
+        console.print(f"held-out {what} ({task['metric']}): {task['words']}", style="bold", markup=False)
         for name, other in task["more"].items():
             console.print(f"  {name}: {other['words']}", markup=False)
         for side in ("base", "tuned"):
@@ -229,7 +269,7 @@ def evaluation(record: dict[str, Any], answered: Any) -> None:
                     f"{task['decoding']['max_new_tokens']} tokens, {task['empty'][side]:.0%} are empty",
                     markup=False,
                 )
-    if loss:
+    if loss and not (task and kind_of(task) == "loss"):  # else it was told
         interval = ", 95% interval {:+.4f} to {:+.4f}".format(*loss["ci95"]) if loss["ci95"] else ""
         console.print(
             f"held-out loss: base {loss['base']:.4f}, tuned {loss['tuned']:.4f} "
@@ -261,15 +301,20 @@ def evaluations(entries: Sequence[dict[str, Any]]) -> None:
         table.add_column(name, overflow="fold")
     for entry in entries:
         task, loss, mmlu = entry["task"] or {}, entry["heldout_loss"] or {}, entry["mmlu"] or {}
-        interval = " to ".join(f"{100 * end:+.1f}" for end in task.get("ci95") or ())
+        share = kind_of(task) == "rate"  # else a score or a loss, whose digits are no per cent
+        form, scale, signed = (".1%", 100, "+.1f") if share else (".3f", 1, "+.3f")
+        bounds = [scale * end for end in task.get("ci95") or ()]
+        if kind_of(task) == "loss":  # less is a gain
+            bounds = [-end for end in reversed(bounds)]
+        interval = " to ".join(f"{end:{signed}}" for end in bounds)
         table.add_row(
             entry["run"],
             str(entry["at"])[:16].replace("T", " "),
             entry["dataset"]["hash"][:8],
             entry["training"]["method"],
             task.get("metric", "-"),
-            f"{task['base']:.1%}" if task else "-",
-            f"{task['tuned']:.1%}" if task else "-",
+            format(task["base"], form) if task else "-",
+            format(task["tuned"], form) if task else "-",
             interval or "-",
             f"{loss['base']:.3f} → {loss['tuned']:.3f}" if loss else "-",
             f"{mmlu['delta_points']:+.1f} ({mmlu['status']})" if mmlu else "-",
@@ -279,11 +324,37 @@ def evaluations(entries: Sequence[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def answering(total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar over generated answers."""
-    with console.progress() as progress:
-        task = progress.add_task("answering held-out questions, base and tuned", total=total, message="")
-        yield lambda count: progress.advance(task, count)
+def answering(total: int, side: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over the answers that one model writes, with its speed; `side`: which model, for the user."""
+    with _counting(f"answers, {side}", total) as on_done:
+        yield on_done
+
+
+@contextmanager
+def reading(total: int) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over the held-out rows that both models read."""
+    with _counting("held-out loss, base and tuned", total) as on_done:
+        yield on_done
+
+
+@contextmanager
+def _counting(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """Rows done, tokens/s and the time that is left."""
+    with console.progress(
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[message]}"),
+    ) as progress:
+        task, tokens, begun = progress.add_task(what, total=total, message=""), [0], monotonic()
+
+        def on_done(rows: int, more_tokens: int) -> None:
+            tokens[0] += more_tokens
+            speed = tokens[0] / max(1e-9, monotonic() - begun)
+            progress.update(task, advance=rows, message=f"{speed:,.0f} tok/s" if tokens[0] else "")
+
+        yield on_done
 
 
 @contextmanager
@@ -306,6 +377,8 @@ def adapter_found(adapter: Any, config: Config) -> None:
         console.line("", f"of ranks {', '.join(f'{rank} (× {n})' for rank, n in sorted(ranks.items()))}")
     if adapter.saved_modules:
         console.line("", f"and, trained in full: {', '.join(adapter.saved_modules)}")
+    for name, tokens in adapter.tokens.items():
+        console.line("", f"and rows of {len(tokens.ids)} tokens of {name}")
     console.line("base", config.model.name)
 
 

@@ -19,7 +19,7 @@ from qdora_fast.config.recorded import read_config
 from qdora_fast.planning.advice import Advice, Facts, advise
 from qdora_fast.planning.auto.kinds import RowLengths
 from qdora_fast.planning.cards import GIB, Card, Machine, this_machine
-from qdora_fast.planning.history import Shape, earlier_peak, earlier_speed, shape_of
+from qdora_fast.planning.history import Shape, earlier_evaluation, earlier_peak, earlier_speed, shape_of
 from qdora_fast.planning.memory.architecture import sizes_of
 from qdora_fast.planning.memory.base import base_config
 from qdora_fast.planning.memory.estimate import Estimate, Part, estimate
@@ -27,7 +27,7 @@ from qdora_fast.planning.memory.fit import Fit, best_fit, fits, longest_length, 
 from qdora_fast.planning.memory.job import job_of
 from qdora_fast.planning.page import write_page
 from qdora_fast.planning.plan import Plan, optimizer_steps
-from qdora_fast.planning.rows import RowFacts, glance
+from qdora_fast.planning.rows import Measured, RowFacts, glance
 from qdora_fast.planning.text import lines, preset_table, what_to_do
 from qdora_fast.recipes.auto import job_settings, resolve, with_length
 from qdora_fast.system import hardware
@@ -142,11 +142,23 @@ def make_plan(config: Config, name: str, *, card: Card | None = None) -> Plan:
         rows=rows,
         steps=steps,
         speed=earlier_speed(runs, name_of_runs, shape, shape_of_run),
+        evaluated=_evaluated(config, seen),
+        evaluation=earlier_evaluation(
+            runs, name_of_runs, shape, shape_of_run, config.evaluation.model_dump(mode="json")
+        ),
         measured=earlier_peak(runs, name_of_runs, shape, shape_of_run),
         disk=_disk(config, need),
         free_disk=int(hardware.free_disk_gib(runs.resolve()) * GIB),
         advice=_advice(config, machine, need, rows, steps, better, longest),
     )
+
+
+def _evaluated(config: Config, seen: Measured | None) -> int:
+    """Held-out rows that are asked; all that may be asked, where the rows were not looked at."""
+    data, most = config.data, config.evaluation.max_rows
+    if data.held_out_path or (seen is None and data.held_out):
+        return most
+    return min(most, round(seen.rows * data.held_out)) if seen else 0
 
 
 def choose_machine(config: Config, name: str, card: Card | None) -> Machine:

@@ -155,6 +155,7 @@ def _trained(
 ) -> tuple[Any, Any, Ready]:
     """Base → adapter → fused layers → training. Returns the model, its base, and the rows as they were used."""
     from qdora_fast.models.loading import attach, fuse_layers, load_base
+    from qdora_fast.models.new_tokens import with_tokens
 
     judged = config.data.quality.enabled  # a review is then about rows that are not chosen yet
     review = read_review(ready.prepared, reviewed, config) if reviewed and not judged else None
@@ -163,6 +164,7 @@ def _trained(
     base = load_base(
         ready.base_name, config.model, config.adapter, config.train, targets=targets, precision=recipe.precision
     )
+    base = with_tokens(base, config.adapter.trainable_tokens)
     rows = ready.prepared
     with distributed.main_process_first():
         ready = with_quality(confirm(ready, base, config), config, base)
@@ -175,6 +177,7 @@ def _trained(
 
     model = attach(base, config.adapter, config.train)
     messages.adapter(config.adapter, base.targets, model)
+    messages.trained_tokens(base)
     report = fuse_layers(model, config.engine)
     messages.engine(report)
     if distributed.is_main():
@@ -230,7 +233,9 @@ def prepare_run(config: Config, resumed: RunFolder | None = None) -> tuple[Ready
     ready = ready_data(config, base_name)
     messages.preflight(ready)
     if config.evaluation.max_rows:
-        check_questions(ready.prepared.held_out, ready.rendering.tokenizer, ready.config)
+        asked = check_questions(ready.prepared.held_out, ready.rendering.tokenizer, ready.config)
+        if ready.prepared.held_out:
+            messages.asking(asked)
     return ready, targets
 
 

@@ -96,8 +96,13 @@ def unreadable(
     advice = (
         "Check the spelling; for gated models run `hf auth login`; without a network give a local folder (or `demo`)"
     )
-    if Path(name).is_dir() and (isinstance(error, UnicodeError) or not isinstance(error, OSError | ValueError)):
+    if Path(name).is_dir():
         advice = "A file in that folder is damaged: copy or download it again"
+        if isinstance(error, OSError | ValueError) and not isinstance(error, UnicodeError):
+            advice = (
+                "Compare the folder with the model's page on the hub: a file is missing or of another model, or the "
+                "model is newer than the Transformers that is installed here"
+            )
     return ConfigError(f"{setting}cannot read the {what} of `{name}`: {first_line(error)}\n  {advice}")
 
 

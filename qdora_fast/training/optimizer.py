@@ -8,6 +8,9 @@ would pull the model towards zero and a ×16 rate would throw rows out of scale;
 LoRA+ rule ("every one-dimensional parameter goes with B") gives them just that. Here they
 have a group of their own: A's rate unless set, no decay, and 32-bit optimizer state, because
 what a magnitude learns is smaller than the steps of an 8-bit state.
+
+Rows of trained tokens (`adapter.trainable_tokens`) are whole rows of a pretrained matrix: A's rate, no decay, and
+32-bit state, as bitsandbytes advises for embeddings, most of whose gradients are zero in a step.
 """
 
 from __future__ import annotations
@@ -18,7 +21,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-_KINDS = {"lora_A": "A", "lora_B": "B", "lora_magnitude_vector": "magnitude"}
+_KINDS = {
+    "lora_A": "A",
+    "lora_B": "B",
+    "lora_magnitude_vector": "magnitude",
+    "trainable_tokens_delta": "tokens",
+}
+_EXACT = ("magnitude", "tokens")
+"""Groups with 32-bit state and without decay."""
 
 
 def parameter_groups(
@@ -29,7 +39,7 @@ def parameter_groups(
     magnitude_learning_rate: float | None = None,
     weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Sort every trained parameter into exactly one group: A, B, magnitude, other.
+    """Sort every trained parameter into exactly one group: A, B, magnitude, tokens, other.
 
     Args:
         named_parameters: names as PEFT gives them; frozen parameters are passed over.
@@ -48,6 +58,7 @@ def parameter_groups(
         "A": (learning_rate, weight_decay),
         "B": (learning_rate * (loraplus_ratio or 1.0), weight_decay),
         "magnitude": (magnitude_learning_rate or learning_rate, 0.0),
+        "tokens": (learning_rate, 0.0),
         "other": (learning_rate, weight_decay),
         "other, not decayed": (learning_rate, 0.0),
     }
@@ -86,7 +97,7 @@ def build_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Opti
 
         def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
             config: dict[str, Any] = super().get_config(gindex, pindex, group)
-            if group.get("name") == "magnitude":
+            if group.get("name") in _EXACT:
                 config["optim_bits"] = 32
             return config
 
@@ -104,7 +115,7 @@ def describe_groups(groups: list[dict[str, Any]]) -> str:
     parts = []
     for group in groups:
         decay = "" if group["weight_decay"] else " (not decayed)"
-        parts.append(f"{group['name']} {group['lr']:.3g}{decay if group['name'] == 'magnitude' else ''}")
+        parts.append(f"{group['name']} {group['lr']:.3g}{decay if group['name'] in _EXACT else ''}")
     return ", ".join(parts)
 
 

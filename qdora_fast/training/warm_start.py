@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from qdora_fast.config import AdapterSettings
-from qdora_fast.models.adapter import load_into, read_adapter
+from qdora_fast.models.adapter import Adapter, load_into, read_adapter
 from qdora_fast.models.loading import adapted_modules
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.paths import local_path
@@ -40,6 +40,7 @@ def warm_start(model: Any, settings: AdapterSettings) -> str:
         "alpha": (saved.alpha, settings.alpha),
         "rslora": (bool(saved.config.get("use_rslora")), settings.rslora),
         "adapted layers": (len(there), len(here)),
+        "trained tokens": (_ids(saved), _live_ids(model)),
     }
     different = [f"{name}: {theirs} there, {ours} here" for name, (theirs, ours) in compared.items() if theirs != ours]
     if not different and here != there:
@@ -55,3 +56,12 @@ def warm_start(model: Any, settings: AdapterSettings) -> str:
         f"starts from the weights of {folder} ({len(there)} layers, trained on {base}); "
         "optimizer, schedule and rows start anew (to continue a run, use --resume)"
     )
+
+
+def _ids(saved: Adapter) -> list[int]:
+    return sorted({number for tokens in saved.tokens.values() for number in tokens.ids})
+
+
+def _live_ids(model: Any) -> list[int]:
+    listed = model.peft_config["default"].trainable_token_indices or {}
+    return sorted({number for ids in listed.values() for number in ids})

@@ -10,7 +10,13 @@ from benchmarks.cli import cli
 
 @pytest.mark.parametrize(
     ("command", "option"),
-    [("engine", "--grad-accum"), ("gpu", "--cap-gib"), ("data", "--baseline"), ("export", "--shards")],
+    [
+        ("engine", "--grad-accum"),
+        ("gpu", "--cap-gib"),
+        ("data", "--baseline"),
+        ("export", "--shards"),
+        ("peft-tests", "--checkout"),
+    ],
 )
 def test_each_says_what_it_can_be_asked(command: str, option: str) -> None:
     said = CliRunner().invoke(cli, [command, "--help"])

@@ -286,4 +286,4 @@ def test_a_layer_type_that_is_not_supported_is_left_alone() -> None:
     model = get_peft_model(Two(), LoraConfig(r=2, target_modules=["table", "line"]))
     report = install(model)
     assert report.layers == 1 and report.adapted == 2
-    assert report.skipped == {"base_model.model.table": "a Embedding layer is not supported"}
+    assert report.skipped == {"base_model.model.table": "a layer of type Embedding is not supported"}

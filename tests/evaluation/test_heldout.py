@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from loaded_models import loaded_base
 
 from qdora_fast.data import choose_template
-from qdora_fast.evaluation.heldout import Loss, choose_rows, generate, make_questions, mean_loss, of_both, row_losses
+from qdora_fast.evaluation import heldout
+from qdora_fast.evaluation.generation import encode, generate
+from qdora_fast.evaluation.heldout import Loss, choose_rows, make_questions, mean_loss, of_both, row_losses
 from qdora_fast.models.loading import attach
 
 
@@ -72,32 +75,59 @@ def test_which_rows_are_asked_depends_on_what_they_say_alone() -> None:
 
 def test_an_untrained_adapter_is_its_base(loaded) -> None:
     base, model = loaded
-    prompts = ["What?", "Where is it then?"]
-    done: list[int] = []
-    said = of_both(model, lambda: generate(model, base.tokenizer, prompts, 4, 1, base.stop_ids, done.append))
+    prompts = encode(base.tokenizer, ["What?", "Where is it then?"])
+    done: list[tuple[str, int, int]] = []
+
+    def ask(side: str) -> Any:
+        def on_answer(count: int, tokens: int) -> None:
+            done.append((side, count, tokens))
+
+        return generate(model, base.tokenizer, prompts, 4, 1, base.stop_ids, on_answer)
+
+    said = of_both(model, ask)
     assert said.base == said.tuned
-    assert sum(done) == 2 * len(prompts)
+    for side in ("base", "tuned"):
+        assert sum(count for which, count, _ in done if which == side) == len(prompts)
+        assert sum(tokens for which, _, tokens in done if which == side) == sum(reply.tokens for reply in said.base)
     rendered = [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}]
-    losses = of_both(model, lambda: row_losses(model, rendered))
+    losses = of_both(model, lambda _: row_losses(model, rendered))
     assert losses.base[0].mean == pytest.approx(losses.tuned[0].mean, rel=1e-5)
 
 
 def test_the_order_and_size_of_batches_change_no_answer(loaded) -> None:
     base, model = loaded
-    prompts = [f"{'x ' * n}answer:" for n in (9, 1, 5, 3)]
-    alone = generate(model, base.tokenizer, prompts, 6, 1, base.stop_ids)
-    together = generate(model, base.tokenizer, prompts, 6, 4, base.stop_ids)
-    assert alone == together
-    assert base.tokenizer.padding_side == "right"  # left for the time of generating only
+    prompts = encode(base.tokenizer, [f"{'x ' * n}answer:" for n in (9, 1, 5, 3)])
+    alone = generate(model, base.tokenizer, prompts, 40, 1, base.stop_ids)
+    assert generate(model, base.tokenizer, prompts, 40, 4, base.stop_ids) == alone
+    assert base.tokenizer.padding_side == "right"
+    base.tokenizer.pad_token_id = 7  # what stands where nothing should look
+    for expected in ([1, 30, 2, 9], [100] * 4, [13] * 4):
+        assert generate(model, base.tokenizer, prompts, 40, 3, base.stop_ids, expected=expected) == alone
+
+
+def test_an_answer_ends_at_its_first_stop_token_in_whichever_pass_it_comes(loaded) -> None:
+    base, model = loaded
+    prompts = encode(base.tokenizer, [f"{'y ' * n}:" for n in (2, 7, 4)])
+    never = frozenset({10**6})
+    (whole,) = generate(model, base.tokenizer, prompts[:1], 40, 1, never)
+    assert (whole.tokens, whole.finished) == (40, False)
+    ids = model.generate(input_ids=torch.tensor(prompts[:1]), max_new_tokens=40, do_sample=False, eos_token_id=10**6)
+    written = ids[0, len(prompts[0]) :].tolist()
+    for late in (written[3], written[-1]):
+        stop = frozenset({late})
+        alone = [generate(model, base.tokenizer, [prompt], 40, 1, stop)[0] for prompt in prompts]
+        assert (alone[0].tokens, alone[0].finished) == (written.index(late), True)
+        assert generate(model, base.tokenizer, prompts, 40, 3, stop, expected=[1, 5, 30]) == alone
 
 
 def test_an_answer_that_runs_into_the_limit_is_not_finished(loaded) -> None:
     base, model = loaded
-    (reply,) = generate(model, base.tokenizer, ["x"], 3, 1, frozenset({10**6}))
+    x = encode(base.tokenizer, ["x"])
+    (reply,) = generate(model, base.tokenizer, x, 3, 1, frozenset({10**6}))
     assert (reply.tokens, reply.finished) == (3, False)
     with torch.no_grad():
         first = int(model(**base.tokenizer("x", return_tensors="pt", add_special_tokens=False)).logits[0, -1].argmax())
-    (reply,) = generate(model, base.tokenizer, ["x"], 3, 1, frozenset({first}))
+    (reply,) = generate(model, base.tokenizer, x, 3, 1, frozenset({first}))
     assert (reply.text, reply.tokens, reply.finished) == ("", 0, True)
 
 
@@ -112,3 +142,37 @@ def test_the_loss_is_the_mean_over_trained_tokens(loaded) -> None:
     assert loss.total == pytest.approx(float(expected), rel=1e-4)
     assert mean_loss([loss, Loss(30.0, 8)]) == pytest.approx((loss.total + 30) / 10)
     assert math.isnan(mean_loss([]))
+
+
+def test_rows_read_together_have_the_losses_of_rows_read_alone(loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, model = loaded
+    generator = torch.Generator().manual_seed(1)
+    rows: list[dict[str, list[int]]] = []
+    for length in (2, 31, 5, 18, 3, 60, 7, 7):
+        ids = torch.randint(4, 200, (length,), generator=generator).tolist()
+        rows.append({"input_ids": ids, "labels": [-100] * (length // 2) + ids[length // 2 :]})
+    rows[2]["labels"] = [-100] * 5  # nothing to predict
+    alone = [row_losses(model, [row])[0] for row in rows]
+    for most in (64, 1024):
+        monkeypatch.setattr(heldout, "BATCH_TOKENS", most)
+        read: list[int] = []
+        shapes: list[tuple[int, int]] = []
+        with reading(model, shapes):
+            together = row_losses(model, rows, on_row=lambda count, _: read.append(count))  # noqa: B023
+        assert [loss.tokens for loss in together] == [loss.tokens for loss in alone]
+        assert [loss.total for loss in together] == pytest.approx([loss.total for loss in alone], rel=1e-5)
+        assert sum(read) == len(rows)
+        assert all(rows * longest <= most for rows, longest in shapes) and len(shapes) < 2 * len(rows)
+
+
+@contextmanager
+def reading(model: Any, shapes: list[tuple[int, int]]) -> Any:
+    """Notes the shape of what the model's backbone reads."""
+    backbone = model.get_base_model().base_model
+
+    def note(_module: Any, _inputs: Any, given: Any) -> None:
+        shapes.append(tuple(given["input_ids"].shape))
+
+    handle = backbone.register_forward_pre_hook(lambda module, args, given: note(module, args, given), with_kwargs=True)
+    yield
+    handle.remove()

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from qdora_fast.config import EvaluationSettings
-from qdora_fast.evaluation.heldout import Both, Loss, Question, Reply
+from qdora_fast.evaluation.generation import Reply
+from qdora_fast.evaluation.heldout import Both, Loss, Question
 from qdora_fast.evaluation.statistics import bootstrap_ci
-from qdora_fast.evaluation.task import Answered, check, judge, measure_loss
+from qdora_fast.evaluation.task import Answered, Read, check, judge, measure_loss
 from qdora_fast.system.errors import ConfigError, DataError
 
 
@@ -33,7 +34,7 @@ def answered(*pairs: tuple[str, str, str]) -> Answered:
 
 def test_accuracy_is_paired_and_says_who_changed() -> None:
     pairs = [("Paris", "Rome", "paris."), ("Oslo", "Oslo", "Bern"), ("Lima", "Quito", "Lima")] * 4
-    task, right = judge(answered(*pairs), EvaluationSettings())
+    task, right = judge(answered(*pairs), EvaluationSettings(metric="normalized_match"))
     assert task is not None
     assert (task["metric"], task["n"], task["gained"], task["lost"]) == ("normalized_match", 12, 8, 4)
     assert (task["base"], task["tuned"], task["difference"]) == pytest.approx((1 / 3, 2 / 3, 1 / 3))
@@ -42,7 +43,7 @@ def test_accuracy_is_paired_and_says_who_changed() -> None:
 
 
 def test_what_was_cut_or_empty_is_counted_for_each_model() -> None:
-    task, _ = judge(answered(("a", "", "a"), ("b", "b b b ...", "b")), EvaluationSettings())
+    task, _ = judge(answered(("a", "", "a"), ("b", "b b b ...", "b")), EvaluationSettings(metric="normalized_match"))
     assert task is not None
     assert task["truncated"] == {"base": 0.5, "tuned": 0.0}
     assert task["empty"] == {"base": 0.5, "tuned": 0.0}
@@ -67,7 +68,7 @@ def test_a_reference_that_cannot_be_judged_is_found_before_anything_is_asked() -
 
 
 def test_nothing_asked_is_no_task() -> None:
-    assert judge(answered(), EvaluationSettings()) == (None, [])
+    assert judge(answered(), EvaluationSettings(metric="normalized_match")) == (None, [])
 
 
 class _Model:
@@ -118,3 +119,52 @@ def test_the_interval_of_the_loss_is_that_of_all_other_scores(monkeypatch: pytes
     found, _ = measure_loss(None, [{}] * 6)
     assert found is not None
     assert tuple(found["ci95"]) == bootstrap_ci(np.subtract(after, before), tokens)
+
+
+def read(*losses: tuple[float, float, int], same_prompt: bool = False) -> Read:
+    """(base, tuned, tokens) of each row, in nats."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "q" if same_prompt else f"q{i}"},
+                {"role": "assistant", "content": "a"},
+            ],
+            "meta": {"source": f"r:{i}", "hash": str(i)},
+        }
+        for i in range(len(losses))
+    ]
+    return Read(rows, Both(*([Loss(row[side], row[2]) for row in losses] for side in (0, 1))))
+
+
+def test_long_answers_are_compared_by_how_likely_they_became() -> None:
+    settings = EvaluationSettings(metric="likelihood", more_metrics=["chrf"])
+    rows = read(*[(20.0 + i, 15.0 + i, 10) for i in range(9)], (10.0, 12.0, 10), (0.0, 0.0, 0))
+    said = answered(("a long reference", "another one", "a long reference"))
+    task, right = judge(said, settings, rows)
+    assert task is not None and right == []
+    assert (task["metric"], task["n"], task["likelier"], task["less_likely"]) == ("likelihood", 10, 9, 1)
+    assert task["difference"] == pytest.approx(-0.43) and task["ci95"][1] < 0
+    assert task["verdict"] == "better"
+    assert "likelier on 9 of 10 rows" in task["words"] and "a fall of 0.43" in task["words"]
+    assert task["more"]["chrf"]["tuned"] == pytest.approx(1) and task["more"]["chrf"]["n"] == 1
+    assert task["answered"] == 1
+
+
+def test_rows_of_plain_text_have_a_likelihood_without_a_question() -> None:
+    task, _ = judge(answered(), EvaluationSettings(metric="likelihood"), read(*[(9.0, 9.5, 3)] * 8))
+    assert task is not None and (task["n"], task["verdict"], task["answered"]) == (8, "worse", 0)
+
+
+def test_answers_to_one_prompt_are_one_piece_of_evidence() -> None:
+    better = [(20.0, 15.0 - 0.01 * i, 10) for i in range(12)]
+    settings = EvaluationSettings(metric="likelihood")
+    apart, together = (judge(answered(), settings, read(*better, same_prompt=same))[0] for same in (False, True))
+    assert apart is not None and apart["verdict"] == "better"
+    assert together is not None and together["verdict"] == "no evidence"
+
+
+def test_rounding_makes_nothing_likelier() -> None:
+    noise = [(20.0, 20.0 - 1e-5, 10) for _ in range(12)]
+    task, _ = judge(answered(), EvaluationSettings(metric="likelihood"), read(*noise))
+    assert task is not None
+    assert (task["verdict"], task["likelier"], task["less_likely"]) == ("no evidence", 0, 0)

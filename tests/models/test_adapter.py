@@ -148,7 +148,6 @@ def test_the_checks_survive_python_o() -> None:
         ("init_lora_weights", "pissa"),
         ("init_lora_weights", "olora"),
         ("target_parameters", ["experts.w1"]),
-        ("trainable_token_indices", [1]),
         ("layer_replication", [[0, 1]]),
         ("use_qalora", True),
         ("peft_type", "LOHA"),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoints import save_base
 
 from qdora_fast.models.base_files import damage, require_sound
+from qdora_fast.models.tokenizer import load_tokenizer
 from qdora_fast.system.errors import ConfigError, IntegrityError, QdoraError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 4976698672\n"
@@ -69,7 +70,7 @@ def test_what_is_not_the_file_is_named(base: Path, name: str, content: str, said
 @pytest.mark.parametrize("change", [lambda text: text[: len(text) // 2], lambda text: f"[{text}]"], ids=["cut", "list"])
 def test_json_that_is_cut_or_no_object_is_named(base: Path, name: str, change: Callable[[str], str]) -> None:
     (base / name).write_text(change((base / name).read_text()))
-    with pytest.raises(IntegrityError, match=name):
+    with pytest.raises(QdoraError, match=name):
         require_sound(str(base), weights=False)
 
 
@@ -230,3 +231,27 @@ def test_the_16bit_weights_that_the_export_will_need_are_looked_at_before_traini
     _first_shard(base).write_text(POINTER)
     with pytest.raises(IntegrityError, match="model.base_16bit: "):
         checked_base(tiny_config(model={"base_16bit": str(base)}), str(whole))
+
+
+def test_a_folder_without_a_tokenizer_says_so(base: Path) -> None:
+    for file in base.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ConfigError, match=r"no tokenizer \(tokenizer.json\)"):
+        load_tokenizer(str(base), None)
+
+
+def test_of_a_hubs_model_what_is_in_the_cache_is_looked_at_and_nothing_is_missing(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--org--base" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--org--base" / "refs").mkdir()
+    (tmp_path / "models--org--base" / "refs" / "main").write_text("abc")
+    require_sound("org/base")
+    for name in ("config.json", "model.safetensors.index.json"):
+        shutil.copy(whole / name, snapshot)
+    require_sound("org/base")
+    (snapshot / _first_shard(whole).name).write_bytes(_first_shard(whole).read_bytes()[:-8])
+    with pytest.raises(IntegrityError, match="cut short.*remove it, and the next run downloads it again"):
+        require_sound("org/base")

@@ -12,10 +12,12 @@ import pytest
 from qdora_fast.config import Config
 from qdora_fast.config.loader import dump_config, make_config
 from qdora_fast.planning import history
+from qdora_fast.planning.evaluation_time import EvaluationTime
 from qdora_fast.planning.history import Peak, Shape, Speed, shape_of
 from qdora_fast.recipes.plan import shape_of_run
 from qdora_fast.system import hardware
 from qdora_fast.system.hardware import Gpu
+from qdora_fast.system.run_folder import RunFolder
 
 
 def _config(tmp_path: Path, **sections: dict[str, Any]) -> Config:
@@ -99,3 +101,36 @@ def test_the_peak_of_a_probed_run_is_remembered_with_its_estimate(tmp_path: Path
     _run(config, "mine-2", STEADY, age=-5)
     assert _peak(config, "mine") == Peak("mine", 11, 10)
     assert _peak(_config(tmp_path, train={"batch_size": 8}), "mine") is None
+
+
+def _evaluated(tmp_path: Path, timing: Any, then: dict[str, Any], now: dict[str, Any]) -> EvaluationTime | None:
+    before, config = (_config(tmp_path, evaluation=settings) for settings in (then, now))
+    folder = _run(before, "mine", STEADY)
+    (folder / "evaluation").mkdir()
+    record = {"timing": timing, "training": {"config": before.model_dump(mode="json")}}
+    RunFolder(folder).write_json("evaluation/evaluation.json", record)
+    return history.earlier_evaluation(
+        tmp_path, "mine", _shape(config), shape_of_run, config.evaluation.model_dump(mode="json")
+    )
+
+
+def test_an_earlier_evaluation_tells_what_a_row_takes(tmp_path: Path) -> None:
+    assert _evaluated(tmp_path, {"rows": 20, "seconds": 30.0}, {"max_rows": 20}, {"max_rows": 90}) == EvaluationTime(
+        "mine", 1.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("timing", "now"),
+    [
+        (None, {}),
+        ({"rows": 0, "seconds": 0.0}, {}),
+        ({"rows": "many", "seconds": 3}, {}),
+        ({"rows": 20, "seconds": 30.0}, {"metric": "exact_match"}),
+        ({"rows": 20, "seconds": 30.0}, {"max_new_tokens": 7}),
+    ],
+)
+def test_one_that_was_not_timed_or_asked_otherwise_tells_nothing(
+    tmp_path: Path, timing: Any, now: dict[str, Any]
+) -> None:
+    assert _evaluated(tmp_path, timing, {}, now) is None

@@ -136,3 +136,11 @@ def test_special_tokens_need_an_embedding(base: Any, config_for: Any, file: str,
     (folder / file).write_text(json.dumps(content | values))
     with pytest.raises(ConfigError, match=r"is token .* and the model has embeddings for"):
         _ready(config_for(folder, "a number"))
+
+
+def test_a_folder_that_is_no_base_is_refused_before_anything_else(base: Any, config_for: Any) -> None:
+    folder = base()
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    for look in (_ready, lambda config: make_plan(config, "x")):
+        with pytest.raises(ConfigError, match="is an adapter, not a base"):
+            look(config_for(folder, "a number"))

@@ -63,6 +63,22 @@ def test_the_usual_lora_plus_rule_would_raise_the_magnitudes_too() -> None:
     assert any(p is magnitude for p in ours["magnitude"]["params"])
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_rows_of_tokens_have_as_rate_no_decay_and_32_bit_state(name: str) -> None:
+    rows = torch.nn.Parameter(torch.ones(64, 512))
+    path = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta.default"
+    groups = parameter_groups([*_layer(), (path, rows)], learning_rate=1e-3, loraplus_ratio=16, weight_decay=0.5)
+    tokens = _by_name(groups)["tokens"]
+    assert (tokens["params"], tokens["lr"], tokens["weight_decay"]) == ([rows], 1e-3, 0)
+    optimizer = build_optimizer(name, groups)
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert {value.dtype for value in optimizer.state[rows].values() if torch.is_tensor(value)} == {torch.float32}
+    torch.testing.assert_close(rows.detach(), torch.full_like(rows, 1 - 1e-3))
+
+
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(ValueError, match="no parameter is trained"):
         parameter_groups([_layer()[0]], learning_rate=1e-3)

@@ -24,7 +24,7 @@ from qdora_fast.data.read.marks import refuse_marked_part
 
 Message = dict[str, Any]
 
-REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
+REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "reasoning_details")
 """Keys of a message, and types of a part of its content, that hold reasoning."""
 
 REPAIRS: dict[str, str] = {

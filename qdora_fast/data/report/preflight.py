@@ -29,6 +29,7 @@ FLAGS = {
     "no_stop_token": "answers that do not end with a stop token: the model may not learn to stop. "
     "Check eos_token and generation_config.eos_token_id against the chat template",
     "double_bos": "double BOS printed by the template; one was removed",
+    "words_elsewhere": "words beside a tool call, which the template prints behind the result: they are not learned",
     "no_bos": "no BOS, although this tokenizer starts texts with one; check the chat template",
 }
 

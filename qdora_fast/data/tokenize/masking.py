@@ -29,7 +29,7 @@ from qdora_fast.data.tokenize.vocabulary import Encoding, Vocabulary
 
 IGNORED = -100
 
-Flag = Literal["eos_appended", "no_stop_token", "double_bos", "no_bos"]
+Flag = Literal["eos_appended", "no_stop_token", "double_bos", "no_bos", "words_elsewhere"]
 Ending = Literal["stop", "special", "open"]
 
 
@@ -44,7 +44,8 @@ class Masked:
     flags: set[Flag] = field(default_factory=set)
     """eos_appended: the template leaves the last answer open. no_stop_token: the last answer ends with a token that
     does not stop generation, or an earlier one with none at all. double_bos: the template printed two, one was
-    removed. no_bos: this tokenizer starts texts with BOS, the template does not."""
+    removed. no_bos: this tokenizer starts texts with BOS, the template does not. words_elsewhere: words beside a tool
+    call are printed outside of that turn (Gemma 4: behind the result), and so not learned."""
 
 
 def tokenize_with_spans(
@@ -71,6 +72,8 @@ def tokenize_with_spans(
         raise RejectedRow("no_trained_tokens")
 
     row = Masked(list(encoding.ids))
+    if any(_words_elsewhere(chat, encoding, turn) for turn in turns):
+        row.flags.add("words_elsewhere")
     _close_last_turn(row, turns[-1], vocabulary)
     if any(turn.ending == "open" for turn in turns) or turns[-1].ending != "stop":
         row.flags.add("no_stop_token")
@@ -159,6 +162,13 @@ def _locate_calls(chat: RenderedChat, encoding: Encoding, index: int) -> _Turn:
         printed = "" if all(name in alone for name in names) else ": the template does not print them"
         raise RejectedRow("answer_not_located", f"tool calls of message {index + 1}{printed}")
     return _Turn(index, start, bound, "open") if stop is None else _Turn(index, start, stop + 1, "stop")
+
+
+def _words_elsewhere(chat: RenderedChat, encoding: Encoding, turn: _Turn) -> bool:
+    """Whether the words beside a turn's tool calls are printed, and not in the turn."""
+    message = chat.messages[turn.index]
+    words = message["content"].strip() if "tool_calls" in message else ""
+    return bool(words) and words not in encoding.text_of(turn.start, turn.end) and words in chat.text
 
 
 def _ending(chat: RenderedChat, encoding: Encoding, index: int, finish: int) -> tuple[int, Ending]:

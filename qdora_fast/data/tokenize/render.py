@@ -25,7 +25,7 @@ from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.system.errors import DataError
 
 PREVIEWS = 2
-FLAGS = ("eos_appended", "no_stop_token", "double_bos", "no_bos", "truncated")
+FLAGS = ("eos_appended", "no_stop_token", "double_bos", "no_bos", "truncated", "words_elsewhere")
 """What may hold for a rendered row, in the order of the bits in `Columns.flags`."""
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -122,7 +123,10 @@ def _chatml_warning(tokenizer: Any, setting: str) -> str:
         return ""
     missing = [token for token in ("<|im_start|>", "<|im_end|>") if token not in tokenizer.get_vocab()]
     if missing:
-        return f"; {' and '.join(missing)} not in the vocabulary: spelled as plain text, answers stop at EOS"
+        return (
+            f"; {' and '.join(missing)} not in the vocabulary: spelled as plain text, answers stop at EOS. To train "
+            f"them as tokens, set adapter.trainable_tokens: {json.dumps(missing)}"
+        )
     if tokenizer.eos_token != "<|im_end|>":
         return f"; answers end with <|im_end|>{tokenizer.eos_token}, since EOS is the stop token"
     return ""

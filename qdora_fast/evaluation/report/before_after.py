@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
+from qdora_fast.config.metrics import Kind
 from qdora_fast.evaluation.report.run_parts import part
 from qdora_fast.system.pages import NO_BREAK, NO_NUMBER, is_number
 
@@ -28,7 +29,7 @@ class Line(NamedTuple):
     """95 %, of the difference."""
     p: str
     flips: str
-    """How many answers became right and how many wrong."""
+    """How many answers became right and how many wrong; of likelihood, how many references likelier and less likely."""
     side: str
     """gain or lost where the whole interval lies there, else empty."""
     main: bool
@@ -39,20 +40,28 @@ def before_after(evaluation: Mapping[str, Any]) -> Iterator[Line]:
     """The lines of evaluation.json: the chosen metric, other metrics, losses, MMLU and other tasks, whole answers."""
     task, loss, mmlu = (part(evaluation, key) for key in ("task", "heldout_loss", "mmlu"))
     if task:
-        yield _line(task.get("metric"), task, shares="gained" in task, main=True)
+        yield _line(task.get("metric"), task, kind_of(task), main=True)
     for name, other in part(task, "more").items():
-        yield _line(name, other, shares=isinstance(other, dict) and "gained" in other)
-    if loss:
+        yield _line(name, other, kind_of(other))
+    if loss and kind_of(task) != "loss":  # else it is the first line
         yield _line("held-out loss", loss, less_is_better=True)
+    if loss:
         yield _line("held-out perplexity", {"n": loss.get("n"), **part(loss, "perplexity")}, less_is_better=True)
     if mmlu:
-        yield _line(f"MMLU, {mmlu.get('shots')}-shot", _as_shares(mmlu), shares=True)
+        yield _line(f"MMLU, {mmlu.get('shots')}-shot", _as_shares(mmlu), "rate")
     for name, other in part(mmlu, "tasks").items():
         figures = {**other, "difference": other.get("delta")} if isinstance(other, dict) else {}
         yield _line(f"{name} ({figures.get('metric')})", figures)
+    answered = task.get("answered", task.get("n"))
     for key, words in (("truncated", "answers cut at the limit"), ("empty", "empty answers")):
-        if part(task, key):
-            yield _line(words, {"n": task.get("n"), **part(task, key)}, shares=True, less_is_better=True)
+        if part(task, key) and answered:
+            yield _line(words, {"n": answered, **part(task, key)}, "rate", less_is_better=True)
+
+
+def kind_of(compared: Any) -> Kind:
+    """Of what kind a metric is, by what was compared: answers right or wrong, losses of the references, or scores."""
+    keys = compared if isinstance(compared, Mapping) else {}
+    return "rate" if "gained" in keys else "loss" if "likelier" in keys else "score"
 
 
 def percent(value: object) -> str:
@@ -70,18 +79,19 @@ def points(value: object) -> str:
     return _signed(100 * value, 1) if _is_share(value) else NO_NUMBER
 
 
-def _line(name: Any, figures: Any, *, shares: bool = False, main: bool = False, less_is_better: bool = False) -> Line:
+def _line(name: Any, figures: Any, kind: Kind = "score", *, main: bool = False, less_is_better: bool = False) -> Line:
     figures = figures if isinstance(figures, dict) else {}
     base, tuned, change, bounds = (figures.get(key) for key in ("base", "tuned", "difference", "ci95"))
     if change is None and is_number(base) and is_number(tuned):
         change = tuned - base
+    shares, loss = kind == "rate", kind == "loss"
     plain, signed = (percent, points) if shares else (_decimal, _signed_decimal)
     known = _is_interval(bounds)
     interval = f"{signed(bounds[0])} to {signed(bounds[1])}" if known else ""
     p = figures.get("p")
-    flips = [figures.get(key) for key in ("gained", "lost")]
+    flips = [figures.get(key) for key in (("likelier", "less_likely") if loss else ("gained", "lost"))]
     return Line(
-        name=str(name),
+        name=f"{name}, nats per token" if loss else str(name),
         n=f"{figures['n']:,}" if is_number(figures.get("n")) else "",
         base=plain(base),
         tuned=plain(tuned),
@@ -89,7 +99,7 @@ def _line(name: Any, figures: Any, *, shares: bool = False, main: bool = False, 
         interval=interval,
         p=("< 0.001" if p < 0.001 else f"{p:.3f}") if is_number(p) else "",
         flips=f"+{flips[0]:,} {MINUS}{flips[1]:,}" if all(map(is_number, flips)) else "",
-        side=_side(bounds, less_is_better) if known else "",
+        side=_side(bounds, less_is_better or loss) if known else "",
         main=main,
     )
 

@@ -17,7 +17,7 @@ from qdora_fast.config import RunSettings
 from qdora_fast.config.code import with_code, without_folder
 from qdora_fast.config.yaml import write_yaml
 from qdora_fast.data.clean.rejects import REASONS
-from qdora_fast.evaluation.report.before_after import before_after
+from qdora_fast.evaluation.report.before_after import before_after, kind_of
 from qdora_fast.evaluation.report.markdown import code, escaped, fenced
 from qdora_fast.evaluation.report.run_parts import (
     RunParts,
@@ -217,7 +217,7 @@ def _results(parts: RunParts) -> Iterator[str]:
         cells = (line.name, line.n, line.base, line.tuned, line.change, line.interval)
         yield "| " + " | ".join(escaped(cell) for cell in cells) + " |"
     yield ""
-    yield "Base and tuned model answered the same rows, greedily; the base is the same loaded model without"
+    yield "Base and tuned model read and answered the same rows, greedily; the base is the same loaded model without"
     yield "the adapter, at the same quantisation."
     yield ""
     yield f"Not measured: {_not_measured(parts)}."
@@ -225,7 +225,10 @@ def _results(parts: RunParts) -> Iterator[str]:
 
 def _not_measured(parts: RunParts) -> str:
     mmlu = part(parts.evaluation, "mmlu")
-    missing = [] if part(parts.evaluation, "task") else ["accuracy on the held-out rows"]
+    task = part(parts.evaluation, "task")
+    missing = [] if task else ["accuracy on the held-out rows"]
+    if kind_of(task) == "loss":
+        missing.append("whether its answers are right (measured is how well it predicts the references)")
     missing += [] if mmlu else ["what was forgotten (MMLU)"]
     missing += ["MMLU as a whole (a fixed subset was asked)"] if mmlu and mmlu.get("questions") != "full" else []
     return ", ".join([*missing, "safety, bias, other languages and tasks than those of the training rows"])

@@ -12,11 +12,13 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from qdora_fast.config.metrics import Kind
 from qdora_fast.data.clean.rejects import REASONS
 from qdora_fast.data.report.pages import message_turns
-from qdora_fast.evaluation.report.before_after import before_after, between, percent
+from qdora_fast.evaluation.report.before_after import before_after, between, kind_of, percent
 from qdora_fast.evaluation.report.completions import TEMPLATES
 from qdora_fast.evaluation.report.run_parts import RunParts, base_name, part
+from qdora_fast.evaluation.statistics import ROUNDING
 from qdora_fast.system.charts import Scale, Series, interval, line_chart, smooth
 from qdora_fast.system.pages import is_number, render
 
@@ -29,17 +31,24 @@ CUT_SHARE = 0.05
 OVERFITTED = 1.02
 """Ratio of the last held-out loss to the best one from which on the page warns."""
 STATES = {"good": "✓", "warn": "!", "bad": "✗", "open": "○"}
-VERDICTS = {
-    "better": ("good", "The tuned model is better than its base"),
-    "no evidence": ("warn", "No evidence that the tuned model is better than its base"),
-    "worse": ("bad", "The tuned model is worse than its base"),
+VERDICTS = {"better": "good", "no evidence": "warn", "worse": "bad"}
+COMPARED: dict[Kind, str] = {
+    "rate": "is {} its base",
+    "score": "is {} its base",
+    "loss": "predicts the held-out references {} its base",
 }
+FALLEN: dict[Kind, str] = {
+    "rate": "Right before, wrong now",
+    "score": "Scored less than before",
+    "loss": "References less likely than before",
+}
+"""Of the rows that got worse, by the kind of the metric."""
 
 
 def run_page(parts: RunParts) -> str:
     """A run's report.html, made of whatever lies in its folder. Never fails for what is missing."""
     task = part(parts.evaluation, "task")
-    state, text = VERDICTS.get(str(task.get("verdict")), ("open", "Not evaluated"))
+    state, text = _verdict(task)
     return render(
         "run.html.j2",
         TEMPLATES,
@@ -56,7 +65,7 @@ def run_page(parts: RunParts) -> str:
         training=_training(parts),
         completions=[_completion(each) for each in _first_completions(parts.completions)],
         worst=_worst(parts.answers),
-        fallen=_fallen(parts.answers),
+        fallen=_fallen(parts.answers, kind_of(task)),
         changed=parts.settings.changed if parts.settings else [],
         review=parts.review(),
         data_review=parts.data_review(),
@@ -64,9 +73,21 @@ def run_page(parts: RunParts) -> str:
     )
 
 
+def _verdict(task: Mapping[str, Any]) -> tuple[str, str]:
+    """Its state, and the headline."""
+    verdict = str(task.get("verdict"))
+    if verdict not in VERDICTS:
+        return "open", "Not evaluated"
+    how = COMPARED[kind_of(task)].format("worse than" if verdict == "worse" else "better than")
+    text = f"No evidence that the tuned model {how}" if verdict == "no evidence" else f"The tuned model {how}"
+    return VERDICTS[verdict], text
+
+
 def _sides(task: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Base and tuned with their intervals, for the drawing at the top."""
-    found = []
+    """Base and tuned with their intervals, for the drawing at the top; losses have no common scale to draw on."""
+    found: list[dict[str, Any]] = []
+    if kind_of(task) == "loss":
+        return found
     for name, side in (("Base", "base"), ("Tuned", "tuned")):
         bounds = task.get(f"{side}_ci95")
         drawn = interval(task.get(side), bounds, Scale(0.0, 1.0))
@@ -81,11 +102,8 @@ def _checks(parts: RunParts) -> Iterator[dict[str, str]]:
     yield _forgetting(part(parts.evaluation, "mmlu"))
     yield _separation(part(parts.evaluation, "dataset"))
     cut = part(task, "truncated").get("tuned")
-    if is_number(cut):
-        words = (
-            f"{100 * cut:.0f} % of the tuned model's answers were cut at the limit of tokens" if cut else "none was cut"
-        )
-        yield _check("warn" if cut >= CUT_SHARE else "good", "Whole answers", words)
+    if is_number(cut) and task.get("answered") != 0:
+        yield _whole_answers(cut, decides=kind_of(task) != "loss")
     yield _held_out_course(parts.metrics)
     skipped = sum(line.get("event") == "skipped" for line in parts.metrics)
     if skipped:
@@ -100,6 +118,14 @@ def _checks(parts: RunParts) -> Iterator[dict[str, str]]:
 
 def _check(state: str, name: str, words: str) -> dict[str, str]:
     return {"state": state, "name": name, "words": words}
+
+
+def _whole_answers(cut: float, *, decides: bool) -> dict[str, str]:
+    """decides: whether the verdict is by these answers."""
+    words = f"{100 * cut:.0f} % of the tuned model's answers were cut at the limit of tokens" if cut else "none was cut"
+    if cut >= CUT_SHARE and not decides:
+        words += "; the verdict does not depend on them"
+    return _check("warn" if cut >= CUT_SHARE and decides else "good", "Whole answers", words)
 
 
 def _forgetting(mmlu: Mapping[str, Any]) -> dict[str, str]:
@@ -230,9 +256,13 @@ def _worst(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(known, key=lambda each: -each["tuned_loss"])[:SHOWN_ROWS]
 
 
-def _fallen(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows that the base had right and the tuned model has not, those that lost most first."""
-    judged = [each for each in answers if is_number(each.get("base_right")) and is_number(each.get("tuned_right"))]
-    worse = [each for each in judged if each["tuned_right"] < each["base_right"]]
-    first = sorted(worse, key=lambda each: each["tuned_right"] - each["base_right"])[:SHOWN_ROWS]
-    return {"judged": len(judged), "count": len(worse), "first": first}
+def _fallen(answers: Sequence[Mapping[str, Any]], kind: Kind) -> dict[str, Any]:
+    """Rows that the tuned model does worse than the base, those that lost most first."""
+    key = "loss" if kind == "loss" else "right"
+    sign = -1 if kind == "loss" else 1
+    judged = [each for each in answers if is_number(each.get(f"base_{key}")) and is_number(each.get(f"tuned_{key}"))]
+    gains = [(sign * (each[f"tuned_{key}"] - each[f"base_{key}"]), each) for each in judged]
+    least = ROUNDING if kind == "loss" else 0
+    worse = sorted((gain for gain in gains if gain[0] < -least), key=lambda gain: gain[0])
+    first = [each for _, each in worse[:SHOWN_ROWS]]
+    return {"name": FALLEN[kind], "judged": len(judged), "count": len(worse), "first": first}

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,6 +44,8 @@ class MergeReport:
     """Layers with an adapter, merged."""
     replaced: int
     """Tensors that are the adapter's own (`modules_to_save`)."""
+    tokens: int
+    """Tensors in which rows of tokens are the adapter's own (`trainable_token_indices`)."""
     round_tripped: int
     """Tensors without an adapter that now carry the 4-bit rounding training saw (dequant4)."""
     copied: int
@@ -123,12 +126,13 @@ def build(
         write_index(folder, shard_of, model.total_bytes)
     files = copy_sidecars(weights.folder, merged_config(model), tokenizer_from, folder)
     merged = {f"{name}.weight" for name in update.modules}
-    touched = merged | update.saved_modules.keys() | weights.quantized | model.packed
+    touched = merged | update.saved_modules.keys() | model.tokens.keys() | weights.quantized | model.packed
     return MergeReport(
         out=folder,
         merge_base=weights.recipe.merge_base,
         merged=len(merged),
         replaced=len(update.saved_modules),
+        tokens=len(model.tokens),
         round_tripped=len(weights.quantized - merged - update.saved_modules.keys()),
         copied=len(weights.infos.keys() - touched),
         packed=len(model.packed),
@@ -142,16 +146,26 @@ def build(
 
 def merged_config(model: MergedModel) -> dict[str, object]:
     """config.json of the merged model."""
-    recipe, infos = model.weights.recipe, model.weights.infos
+    recipe, infos = model.weights.recipe, model.infos
     quantization = None
     if recipe.nf4:
         dense = {name for name, info in infos.items() if len(info.shape) == 2} - model.packed
         skipped = {name.removesuffix(".weight") for name in dense} | {"lm_head"}  # a tied head is not in the files
         (dtype,) = {infos[name].dtype for name in model.packed}
         quantization = quantization_config(dtype, skipped)
-    return dict(
-        output_config(model.weights.config, recipe.dtype and str(recipe.dtype).removeprefix("torch."), quantization)
-    )
+    config = _with_vocabulary(model.weights.config, model)
+    return dict(output_config(config, recipe.dtype and str(recipe.dtype).removeprefix("torch."), quantization))
+
+
+def _with_vocabulary(config: Mapping[str, Any], model: MergedModel) -> dict[str, Any]:
+    """The base's config with the rows that its embeddings have now, where tokens were added."""
+    rows = {model.infos[name].shape[0] for name in model.tokens}
+    if rows <= {model.weights.infos[name].shape[0] for name in model.tokens}:
+        return dict(config)
+    changed: dict[str, Any] = {"vocab_size": max(rows)} if "vocab_size" in config else {}
+    if isinstance(config.get("text_config"), dict):
+        changed["text_config"] = _with_vocabulary(config["text_config"], model)
+    return {**config, **changed}
 
 
 def _work(model: MergedModel) -> str:

@@ -5,6 +5,9 @@ For every adapted linear layer, with D = scaling · B·A:
     LoRA   W' = W + D
     DoRA   W' = m · (W + D) / ‖W + D‖        norm per output row (DoRA paper, equation 5)
 
+Rows of trained tokens stand in the place of the base's, in the embeddings and in the head; tokens that the base has no
+row for are appended.
+
 The norm is per row, so a block of rows merges exactly and on its own. That is the whole trick:
 memory is bounded by the block and the adapter, never by the model; no GPU, no model class. The
 arithmetic is fp32, rounded once to the dtype of the base, and packed into NF4 from there where the
@@ -23,7 +26,7 @@ import torch
 from torch import Tensor
 
 from qdora_fast.exports.merge.base import BaseWeights, MergeRecipe
-from qdora_fast.models.adapter import Adapter, AdapterModule, read_adapter
+from qdora_fast.models.adapter import Adapter, AdapterModule, TokenRows, read_adapter
 from qdora_fast.models.nf4 import PackedWeight, stored_infos
 from qdora_fast.models.weights import TensorInfo, one_thread, widest_first
 from qdora_fast.system.errors import ConfigError, IntegrityError
@@ -36,6 +39,8 @@ class MergedModel:
         weights: the base.
         update: the adapter.
         packed: names of the weights that are stored in NF4.
+        tokens: trained rows by the tensor's name; those of the embeddings also for a tied head that has a copy.
+        infos: every tensor of the merged model, dense: the base's, with a row for each new token.
         shards: file name -> the tensors that store the model, in file order.
 
     Raises:
@@ -46,13 +51,18 @@ class MergedModel:
         self.weights = BaseWeights(base, recipe)
         self.update = read_adapter(adapter)
         check_fit(self.weights, self.update)
+        self.tokens = _with_tied_head(self.weights, self.update)
+        self.infos = {name: self._grown(info) for name, info in self.weights.infos.items()}
         held = self.weights.held_in_4bit() if recipe.nf4 else frozenset[str]()
         self.packed = held - self.update.saved_modules.keys()
-        self.shards = {shard: self._file_order(infos) for shard, infos in self.weights.shards.items()}
+        self.shards = {
+            shard: self._file_order([self.infos[info.name] for info in infos])
+            for shard, infos in self.weights.shards.items()
+        }
         self._part_of = {
             part.name: (name, part.name.removeprefix(name).removeprefix("."))
             for name in self.packed
-            for part in stored_infos(self.weights.infos[name])
+            for part in stored_infos(self.infos[name])
         }
         self._held = threading.local()
 
@@ -62,15 +72,17 @@ class MergedModel:
         return sum(info.nbytes for infos in self.shards.values() for info in infos)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of one merged tensor, dense, in the dtype of `weights.infos`.
+        """Rows [start, stop) of one merged tensor, dense, in the dtype of `infos`.
 
         Raises:
             IntegrityError: values that are not finite.
         """
-        info = self.weights.infos[name]
+        info = self.infos[name]
         module = self.update.modules.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         if name in self.update.saved_modules:
             block = self.update.saved_rows(name, start, stop)
+        elif name in self.tokens:
+            block = self.tokens[name].put(self.held_rows(name, start, stop), start)
         elif module is None:
             block = self.weights.rows(name, start, stop)
         else:
@@ -85,9 +97,18 @@ class MergedModel:
             )
         return block
 
+    def held_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of the base's tensor; zeros for tokens that it has no row for."""
+        height = self.weights.infos[name].shape[0]
+        if stop <= height:
+            return self.weights.rows(name, start, stop)
+        width = self.infos[name].shape[1]
+        new = torch.zeros(stop - max(start, height), width, dtype=self.infos[name].dtype)
+        return torch.cat([self.weights.rows(name, start, height), new]) if start < height else new
+
     def packed_weight(self, name: str) -> PackedWeight:
         """One merged tensor in NF4."""
-        info = self.weights.infos[name]
+        info = self.infos[name]
         return PackedWeight.pack((self.rows(name, start, stop) for start, stop in info.blocks()), info)
 
     def stored(self, info: TensorInfo) -> Iterator[Tensor]:
@@ -100,6 +121,12 @@ class MergedModel:
             self._held.parts = None  # let go of the previous one first
             self._held.parts, self._held.name = self.packed_weight(name).parts(), name
         yield self._held.parts[part]
+
+    def _grown(self, info: TensorInfo) -> TensorInfo:
+        """A tensor with a row for each token that was trained on it."""
+        if info.name not in self.tokens or self.update.vocabulary <= info.shape[0]:
+            return info
+        return TensorInfo(info.name, info.dtype, (self.update.vocabulary, *info.shape[1:]))
 
     def _file_order(self, infos: list[TensorInfo]) -> list[TensorInfo]:
         """Wider dtypes first; NF4 weights, whose parts must follow each other, where four bytes are aligned."""
@@ -141,6 +168,8 @@ def check_fit(weights: BaseWeights, update: Adapter) -> None:
     wanted: dict[str, tuple[int, ...]] = {
         f"{name}.weight": (module.lora_b.shape[0], module.lora_a.shape[1]) for name, module in update.modules.items()
     }
+    for name, tokens in update.tokens.items():
+        problems += _token_problems(name, tokens, weights.infos.get(name))
     for name, shape in {**wanted, **update.saved_modules}.items():
         info = weights.infos.get(name)
         if info is None:
@@ -155,6 +184,24 @@ def check_fit(weights: BaseWeights, update: Adapter) -> None:
             f"{update.folder} does not fit {weights.folder} ({len(problems)} tensors); "
             f"name the base that was trained on:\n  {listed}"
         )
+
+
+def _token_problems(name: str, tokens: TokenRows, info: TensorInfo | None) -> list[str]:
+    """Why rows of tokens have no place in a base's tensor; its new rows must all be among them."""
+    if info is None:
+        return [f"{name}: tokens were trained, but the base has no such tensor"]
+    if tokens.rows.shape[1:] != info.shape[1:]:
+        return [f"{name}: rows of {tokens.rows.shape[1]} values were trained, but the base has {info.shape}"]
+    untrained = [number for number in range(info.shape[0], max(tokens.ids) + 1) if number not in tokens.ids]
+    return [f"{name}: row {untrained[0]} was not trained, and the base has {info.shape[0]} rows"] if untrained else []
+
+
+def _with_tied_head(weights: BaseWeights, update: Adapter) -> dict[str, TokenRows]:
+    """Trained rows by tensor: where the head shares the embeddings' weights and yet lies in the files, it has them."""
+    tied, head = weights.config.get("tie_word_embeddings"), "lm_head.weight"
+    if tied is True and head in weights.infos and len(update.tokens) == 1:
+        return update.tokens | dict.fromkeys([head], next(iter(update.tokens.values())))
+    return update.tokens
 
 
 def _all_finite(block: Tensor) -> bool:

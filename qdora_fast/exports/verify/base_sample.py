@@ -229,9 +229,11 @@ def _unpacked(codes: Tensor) -> Tensor:
 
 
 def _of_peft(name: str) -> bool:
-    return ".lora_" in name or ".modules_to_save." in name
+    return any(part in name for part in (".lora_", ".modules_to_save.", ".trainable_tokens_delta."))
 
 
 def _plain(name: str) -> str:
     """A parameter's name without what PEFT puts around it."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
+    for part in ("base_model.model.", ".token_adapter", ".base_layer", ".original_module"):
+        name = name.replace(part, "", 1)
+    return name

@@ -181,10 +181,13 @@ def _adapter_check(evidence: Evidence) -> dict[str, Any]:
 
 def _config_check(models: Models) -> dict[str, Any]:
     """A changed constant (an epsilon, a rotary base) moves outputs less than a limit on them can tell."""
-    expected = json.loads(json.dumps(merged_config(MergedModel(models.base, models.adapter, models.recipe))))
+    model = MergedModel(models.base, models.adapter, models.recipe)
+    expected = json.loads(json.dumps(merged_config(model)))
     found = read_object(models.exported / "config.json")
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-    text = f"config.json differs from the base's in {', '.join(wrong[:5])}" if wrong else "config.json is the base's"
+    grown = any(model.infos[name] != model.weights.infos[name] for name in model.tokens)
+    right = "config.json is the base's" + (f", for {model.update.vocabulary} tokens" if grown else "")
+    text = f"config.json differs from the base's in {', '.join(wrong[:5])}" if wrong else right
     return {"name": "config", "passed": not wrong, "words": text}
 
 
@@ -192,6 +195,8 @@ def _weights_check(weights: WeightProof) -> dict[str, Any]:
     text = f"{weights.layers} merged layers are PEFT's merge, {weights.values:,} values one by one"
     if weights.packed:
         text += f"; {weights.packed} weights are their NF4, bit for bit"
+    if weights.tokens:
+        text += f"; {weights.tokens} rows of trained tokens are PEFT's, all other rows the base's"
     text += f"; {weights.untouched} other tensors identical to the base's"
     return {
         "name": "weights",

@@ -14,18 +14,19 @@ What this does not do: say whether the exported function is as good as the train
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from qdora_fast.exports.merge.base import BaseWeights, MergeRecipe
 from qdora_fast.exports.merge.merged_model import MergedModel
-from qdora_fast.exports.verify.peft_layers import merged_by_peft
+from qdora_fast.exports.verify.peft_layers import merged_by_peft, tokens_merged_by_peft
 from qdora_fast.exports.verify.recording import Agreement, Recording, Rows, compare
 from qdora_fast.exports.verify.streamed import Linear, computed_with, open_streamed, record_streamed
 from qdora_fast.models.adapter import read_adapter
@@ -142,7 +143,7 @@ class OutputRecorder:
         """PEFT's merge into the named base, rounded as it is stored; layers in NF4 as they unpack."""
         models = self._models
         whole = MergedModel(models.base, models.adapter, models.recipe)
-        functions = {}
+        functions = self._token_layers(rounded=True)
         for layer in {*self._update.modules, *(name.removesuffix(".weight") for name in whole.packed)}:
             info = whole.weights.infos[f"{layer}.weight"]
             packed = info.name in whole.packed
@@ -159,11 +160,26 @@ class OutputRecorder:
             "dequant4" if models.quantized else "original16", models.quantized or None, models.precision
         )
         base = BaseWeights(models.trained_base, recipe)
-        functions = {}
+        functions = self._token_layers(rounded=False)
         for layer in {*self._update.modules, *models.quantized}:
             info = base.infos[f"{layer}.weight"]
             exact = TensorInfo(info.name, torch.float32, info.shape)
             functions[layer] = _multiplying(exact, self._merging(base, layer))
+        return functions
+
+    def _token_layers(self, *, rounded: bool) -> dict[str, Linear]:
+        """Embeddings and head with the rows of trained tokens as PEFT merges them: in fp32, or rounded as stored."""
+        models = self._models
+        whole = MergedModel(models.base, models.adapter, models.recipe)
+        functions = {}
+        for name, tokens in self._update.tokens.items():
+            dtype = whole.infos[name].dtype if rounded else torch.float32
+            replaced = {
+                number: tokens_merged_by_peft(self._update, name, whole.held_rows(name, number, number + 1), number)[0]
+                for number in tokens.ids
+            }
+            for layer in _sharing(self._model, name.removesuffix(".weight")):
+                functions[layer] = _with_rows({number: row.to(dtype) for number, row in replaced.items()})
         return functions
 
     def _merging(self, base: BaseWeights, layer: str) -> Callable[[int, int], Tensor]:
@@ -181,6 +197,28 @@ def judge(
     `OutputRecorder`."""
     noise = compare(trained, rounding) if rounding else None
     return OutputProof(compare(trained, live), noise, compare(merged, exported))
+
+
+def _sharing(model: Any, layer: str) -> list[str]:
+    """The layer, and the head where it has no weights of its own."""
+    modules = {id(module): name for name, module in model.named_modules()}
+    head, tied = model.get_output_embeddings(), model.config.get_text_config().tie_word_embeddings
+    return [layer, modules[id(head)]] if tied and head is not None else [layer]
+
+
+def _with_rows(rows: Mapping[int, Tensor]) -> Linear:
+    """The module's own forward with other rows in its weight."""
+
+    def forward(module: Any, x: Tensor) -> Tensor:
+        weight = module.weight.detach()
+        numbers = torch.tensor(list(rows), device=weight.device)
+        weight = weight.index_copy(0, numbers, torch.stack(list(rows.values())).to(weight))
+        other = copy.copy(module)
+        other.__dict__["_parameters"] = {**module._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
+        y: Tensor = type(module).forward(other, x)
+        return y
+
+    return forward
 
 
 def _multiplying(info: TensorInfo, rows: Callable[[int, int], Tensor]) -> Linear:

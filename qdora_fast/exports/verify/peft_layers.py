@@ -18,6 +18,38 @@ from torch import Tensor, nn
 from qdora_fast.models.adapter import WEIGHTS_NAME, Adapter
 
 
+def tokens_merged_by_peft(update: Adapter, name: str, held: Tensor, start: int) -> Tensor:
+    """Rows [start, start + n) of embeddings or head with the trained tokens in them, as PEFT merges them.
+
+    Args:
+        name: of the tensor that the rows were saved for, as in `Adapter.tokens`.
+        held: rows of the base's, [n, hidden], any float type.
+
+    Returns:
+        [n, hidden] in fp32.
+    """
+    from peft import LoraConfig, TrainableTokensConfig
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+    from safetensors import safe_open
+
+    layer_name = name.removesuffix(".weight")
+    indices: Any = LoraConfig.from_pretrained(str(update.folder)).trainable_token_indices
+    if isinstance(indices, dict):
+        indices = next(ids for end, ids in indices.items() if f".{layer_name}".endswith(f".{end}"))
+    places = [place for place, number in enumerate(indices) if start <= number < start + len(held)]
+    if not places:
+        return held.to(torch.float32)
+    embedding = nn.Embedding(*held.shape, _weight=held.to(torch.float32, copy=True))
+    layer = TrainableTokensLayer(embedding, "default")
+    layer.update_layer("default", TrainableTokensConfig(token_indices=[indices[place] - start for place in places]))
+    with safe_open(update.folder / WEIGHTS_NAME, framework="pt") as file, torch.no_grad():
+        key = f"base_model.model.{layer_name}.token_adapter.trainable_tokens_delta"
+        layer.trainable_tokens_delta["default"].copy_(file.get_tensor(key)[places])
+        layer.merge()
+    merged: Tensor = embedding.weight.data
+    return merged
+
+
 def merged_by_peft(update: Adapter, layer: str, weight: Tensor, start: int) -> Tensor:
     """Rows [start, start + n) of a layer as PEFT merges them.
 
@@ -42,7 +74,8 @@ def merged_by_peft(update: Adapter, layer: str, weight: Tensor, start: int) -> T
     linear.weight = nn.Parameter(weight.to(torch.float32, copy=True), requires_grad=False)
     parent.add_module(leaf, linear)
     config = LoraConfig.from_pretrained(str(update.folder))
-    others = dict.fromkeys(("modules_to_save", "exclude_modules", "layers_to_transform", "layers_pattern"))
+    fields = ("modules_to_save", "exclude_modules", "layers_to_transform", "layers_pattern", "trainable_token_indices")
+    others = dict.fromkeys(fields)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # rank_pattern and alpha_pattern name other layers too
         inject_adapter_in_model(replace(config, target_modules=[layer], **others), root)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qdora_fast.exports.merge.base import MergeRecipe
 from qdora_fast.exports.merge.merged_model import MergedModel
-from qdora_fast.exports.verify.peft_layers import merged_by_peft
+from qdora_fast.exports.verify.peft_layers import merged_by_peft, tokens_merged_by_peft
 from qdora_fast.models.adapter import AdapterModule
 from qdora_fast.models.nf4 import stored_infos
 from qdora_fast.models.weights import TensorInfo, WeightFolder, one_thread
@@ -44,6 +44,8 @@ class WeightProof:
     """Adapted layers, each compared with PEFT's merge on all rows."""
     untouched: int
     """Tensors without an adapter."""
+    tokens: int
+    """Rows of trained tokens, in the embeddings and in a head that has weights of its own."""
     packed: int
     """Weights stored in NF4."""
     values: int
@@ -89,7 +91,7 @@ def prove_weights(
     expected = {info.name: info for infos in model.shards.values() for info in infos}
     faults = _structure_faults(expected, result)
     comparisons = []
-    for name, info in model.weights.infos.items():
+    for name, info in model.infos.items():
         parts = [part.name for part in stored_infos(info)] if name in model.packed else [name]
         if any(result.infos.get(part) != expected[part] for part in parts):
             continue  # already a fault
@@ -99,6 +101,8 @@ def prove_weights(
             comparison = _compare_layer(model, info, model.rows if name in model.packed else result.rows)
             comparisons.append(comparison)
             found = comparison.faults(name) or found
+        if name in model.tokens:
+            found = _token_faults(info, model, result)
         if not found and name not in model.packed:
             found = _stored_faults(info, model, result)
         faults += found
@@ -107,7 +111,9 @@ def prove_weights(
     return WeightProof(
         merge_base=recipe.merge_base,
         layers=len(model.update.modules),
-        untouched=len(model.weights.infos.keys() - {f"{name}.weight" for name in model.update.modules} - model.packed),
+        untouched=len(model.infos.keys() - {f"{n}.weight" for n in model.update.modules} - model.packed)
+        - len(model.tokens),
+        tokens=sum(len(rows.ids) for rows in model.tokens.values()),
         packed=len(model.packed),
         values=sum(comparison.values for comparison in comparisons),
         worst_error=max((comparison.error for comparison in comparisons), default=0.0),
@@ -193,6 +199,24 @@ def _slack(weight: Tensor, module: AdapterModule, start: int, merged: Tensor) ->
     of_norm = torch.linalg.vector_norm(entry, dim=1) * inverse + (LAMBDA * math.sqrt(weight.shape[1]) + 8) * UNIT
     gain = module.magnitude[rows].abs() * inverse
     return 2 * (gain[:, None] * entry + merged.abs() * of_norm[:, None])
+
+
+def _token_faults(info: TensorInfo, model: MergedModel, result: WeightFolder) -> list[str]:
+    """Compare the rows of trained tokens with PEFT's merge of them, bit by bit."""
+    tokens, wrong = model.tokens[info.name], []
+    saved_as = info.name if info.name in model.update.tokens else next(iter(model.update.tokens))  # a tied head's copy
+    for start, stop in info.blocks():
+        inside = torch.tensor([number - start for number in tokens.ids if start <= number < stop])
+        if len(inside):
+            held = model.held_rows(info.name, start, stop)
+            expected = tokens_merged_by_peft(model.update, saved_as, held, start)[inside].to(info.dtype)
+            stored = result.rows(info.name, start, stop)[inside]
+            wrong += (start + inside[(stored != expected).any(dim=1)]).tolist()
+    if not wrong:
+        return []
+    return [
+        f"{info.name}: rows of {len(wrong)} of {len(tokens.ids)} trained tokens (first id {wrong[0]}) are not PEFT's"
+    ]
 
 
 def _structure_faults(wanted: Mapping[str, TensorInfo], result: WeightFolder) -> list[str]:

@@ -121,12 +121,14 @@ def loss_bytes(job: Job, card: int | None) -> int:
         card: its memory in bytes. None: on the CPU, all logits at once.
     """
     gradient = job.tokens * job.sizes.hidden * job.element
+    # With trained tokens, PEFT's copy of the head that has these rows in it, and the gradient of all of it
+    copies = 2 * job.sizes.embedding_values * job.element if job.tokens_trained else 0
     if card is None or not job.on_gpu:
-        return job.tokens * job.sizes.vocabulary * LOSS_BYTES + gradient
-    sizes, head = job.sizes, 0
+        return job.tokens * job.sizes.vocabulary * LOSS_BYTES + gradient + copies
+    sizes, head = job.sizes, copies
     tiled = job.mixed and sizes.vocabulary > 2 * TILE_WORDS and (card <= SMALL_CARD or job.tokens >= LOSS_ROWS)
     if job.head_trained:  # its gradient in fp32, once more when it is scaled
-        tiled, head = False, 2 * FULL * sizes.embedding_values
+        tiled, head = False, copies + 2 * FULL * sizes.embedding_values
     rows = min(LOSS_ROWS, job.tokens) if tiled else chunk_rows(job.tokens, sizes.hidden, sizes.vocabulary)
     logits = rows * (TILE_WORDS if tiled else 8 * math.ceil(sizes.vocabulary / 8)) * FULL
     return logits + rows * sizes.hidden * (FULL + job.element) + 2 * gradient + head

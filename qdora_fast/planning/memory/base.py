@@ -37,7 +37,8 @@ def base_config(name: str, revision: str | None = None) -> BaseConfig:
     if name == DEMO:
         return BaseConfig(_read(demo_base() / "config.json"), "the embedded demo")
     folder = local_path(name)
-    require_sound(str(folder) if folder.is_dir() else name, revision, weights=False)
+    weights = folder.is_dir() and any(folder.glob("*.safetensors*"))  # config.json alone can be planned, too
+    require_sound(str(folder) if folder.is_dir() else name, revision, weights=weights)
     if folder.is_dir():
         return BaseConfig(_read(folder / "config.json"), str(folder))
     cached = _from_cache(name, revision)

@@ -37,7 +37,9 @@ class Job:
     saved_values: int
     """Parameters of modules trained in full."""
     head_trained: bool
-    """The output head is among them."""
+    """The output head is among them, or rows of it are trained (`adapter.trainable_tokens`)."""
+    tokens_trained: int
+    """Tokens whose rows of the embeddings, and of a head of its own, are trained."""
     dropout: bool
     element: int
     """Of activations and of weights that are not in NF4: 2 or 4."""
@@ -130,7 +132,8 @@ def job_of(settings: JobSettings, sizes: Sizes, *, length: int, on_gpu: bool) ->
         targets=_targets(adapter, sizes),
         adapted_blocks=_adapted_blocks(adapter, sizes),
         saved_values=sizes.vocabulary * sizes.hidden * len(adapter.modules_to_save),
-        head_trained="lm_head" in adapter.modules_to_save,
+        head_trained="lm_head" in adapter.modules_to_save or bool(adapter.trainable_tokens),
+        tokens_trained=len(adapter.trainable_tokens),
         dropout=adapter.dropout > 0,
         element=4 if precision == "fp32" else 2,
         checkpointing=checkpointing,

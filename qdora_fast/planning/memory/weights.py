@@ -32,7 +32,7 @@ class Trained(NamedTuple):
     """One trained tensor."""
 
     kind: str
-    """A, B, magnitude or other, as in optimizer.py."""
+    """A, B, magnitude, tokens or other, as in optimizer.py."""
     values: int
 
 
@@ -64,6 +64,9 @@ def trained_tensors(job: Job) -> Iterator[Trained]:
             yield Trained("B", job.rank * linear.rows)
             if job.decomposed:
                 yield Trained("magnitude", linear.rows)
+    if job.tokens_trained:
+        for _ in range(1 if job.sizes.tied else 2):
+            yield Trained("tokens", job.tokens_trained * job.sizes.hidden)
     width = job.sizes.vocabulary * job.sizes.hidden
     for _ in range(job.saved_values // width):
         yield Trained("other", width)
@@ -81,7 +84,7 @@ def optimizer_bytes(job: Job) -> int:
     small = job.optimizer.endswith("8bit")
     total, tables = 0, 0
     for tensor in trained_tensors(job):
-        if small and tensor.kind != "magnitude" and tensor.values >= SMALLEST_8BIT:
+        if small and tensor.kind not in ("magnitude", "tokens") and tensor.values >= SMALLEST_8BIT:
             total += 2 * tensor.values + 2 * 4 * math.ceil(tensor.values / STATE_BLOCK)
             tables = STATE_TABLES
         else:

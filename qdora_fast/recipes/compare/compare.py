@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import Config
-from qdora_fast.config.code import FORMATTER, METRIC
+from qdora_fast.config.code import FORMATTER, METRIC, without_folder
 from qdora_fast.config.own_code import allow_own_code, by_content, require_code_allowed
 from qdora_fast.config.presets import settings_of
+from qdora_fast.recipes import messages
 from qdora_fast.recipes.compare import figures, table, words
 from qdora_fast.recipes.compare.arms import Arm, Trial, choose_arms, choose_rates, choose_trials, settings_for
 from qdora_fast.recipes.data import confirm, find_base, ready_data, with_quality
+from qdora_fast.recipes.evaluate import check_questions
 from qdora_fast.recipes.fit import recipe_of
 from qdora_fast.system import console
 from qdora_fast.system.atomic import staged_file
@@ -117,6 +119,9 @@ def _prepare(config: Config, trials: Sequence[Trial]) -> Any:
         raise ConfigError(
             "compare needs held-out rows: set data.held_out or data.held_out_path, and evaluation.max_rows above 0"
         )
+    asked = check_questions([ready.prepared.held_out[number] for number in held_out], base.tokenizer, config)
+    messages.asking(asked)
+    config = config.model_copy(update={"evaluation": asked.chosen.settings})
     recipe = recipe_of(config, ready, precision)
     return Material(config, name, targets, recipe, ready.prepared, held_out, _options(config, ready.prepared))
 
@@ -188,18 +193,27 @@ def _run(trials: Sequence[Trial], material: Any, folder: Path) -> list[dict[str,
         with staged_file(path) as unfinished:
             write_json(unfinished, results[-1])
         release_memory()
-        console.print(f"{number:>4}/{len(trials)}  {_told(trial, results[-1])}")
+        console.print(f"{number:>4}/{len(trials)}  {_told(trial, results[-1], _score_name(material.config))}")
         for note in results[-1]["notes"]:
             console.print(f"{'':>4} {note}")
     return results
 
 
-def _told(trial: Trial, result: Mapping[str, Any]) -> str:
+def _told(trial: Trial, result: Mapping[str, Any], score_name: str) -> str:
     loss = "diverged" if result["loss"] is None else f"held-out loss {result['loss']:.4f}"
-    score = f", {sum(result['scores']) / len(result['scores']):.1%} right" if result["scores"] else ""
+    score = f", {score_name} {sum(result['scores']) / len(result['scores']):.1%}" if result["scores"] else ""
     return (
         f"{trial.arm.spoken}, rate {trial.learning_rate:g}, seed {trial.seed}: {loss}{score}, {result['seconds']:.0f} s"
     )
+
+
+def _score_name(config: Config) -> str:
+    """What the mean of the scores is called: accuracy, or the metric's name."""
+    from qdora_fast.evaluation.metrics import find_metric
+    from qdora_fast.evaluation.task import judging
+
+    name = judging(config.evaluation)
+    return find_metric(name, pattern=config.evaluation.pattern).info.score_name if name else "score"
 
 
 def _record(
@@ -213,13 +227,10 @@ def _record(
     """The comparison as JSON: settings, figures of each arm, differences in numbers and words, and every trial."""
     import torch
 
-    from qdora_fast.evaluation.metrics import find_metric
-
     chosen = figures.of_arms(arms, results)
     first = arms[0]
     loss = target if target is not None else figures.default_target(chosen[first.name])
-    metric = find_metric(config.evaluation.metric, pattern=config.evaluation.pattern)
-    score_name = "accuracy" if metric.binary else metric.name
+    score_name = _score_name(material.config)
     report = material.prepared.report
     described = {}
     for arm in arms:
@@ -243,7 +254,7 @@ def _record(
         },
         "seeds": list(dict.fromkeys(trial.seed for trial in trials)),
         "steps": material.steps,
-        "metric": metric.name,
+        "metric": without_folder(material.config.evaluation.metric),
         "score_name": score_name,
         "target": {"loss": loss, "from": "given" if target is not None else f"where {first.spoken}'s median run ends"},
         "clock": f"on {machine['cpu']}, {torch.get_num_threads()} threads" if not gpu else "on the GPU",

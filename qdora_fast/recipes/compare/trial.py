@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import Config
-from qdora_fast.evaluation.heldout import make_questions, mean_loss, row_losses
+from qdora_fast.evaluation.auto import resolve_auto
+from qdora_fast.evaluation.heldout import choose_rows, make_questions, mean_loss, row_losses
 from qdora_fast.evaluation.metrics import find_metric
-from qdora_fast.evaluation.task import answers
+from qdora_fast.evaluation.task import ask, judging
 from qdora_fast.models.backend import captured_prints, open_backend
 from qdora_fast.models.loading import Base, attach, fuse_layers, load_base
 from qdora_fast.models.targets import Targets
@@ -186,14 +187,19 @@ def _watch(model: Any, examples: Sequence[Mapping[str, Any]], every: int) -> Any
 
 
 def _scores(model: Any, base: Base, config: Config, material: Material) -> list[float]:
-    """How right the answers to the held-out questions are, in the questions' order; [] without questions."""
-    open_backend().FastLanguageModel.for_inference(model)
-    settings = config.evaluation
+    """How right the answers to the held-out questions are, in the questions' order; [] without questions, and where no
+    metric judges answers."""
     rows = [material.prepared.held_out[number] for number in material.held_out]
     questions = make_questions(rows, base.tokenizer, max_length=config.model.length, date=config.data.date)
-    summary_text = answers(model, base.tokenizer, questions, settings, base.stop_ids, options=material.options)
-    metric = find_metric(settings.metric, pattern=settings.pattern)
-    pairs = zip(summary_text, questions, strict=True)
+    chosen = resolve_auto(config.evaluation, questions)
+    name = judging(chosen.settings)
+    if name is None:
+        return []
+    open_backend().FastLanguageModel.for_inference(model)
+    asked = [questions[i] for i in choose_rows([question.row for question in questions], chosen.written)]
+    replies = ask(model, base.tokenizer, asked, chosen.settings, base.stop_ids, options=material.options)
+    metric = find_metric(name, pattern=chosen.settings.pattern)
+    pairs = zip(replies, asked, strict=True)
     return [float(metric.score(reply.text, question.reference, question.row)) for reply, question in pairs]
 
 

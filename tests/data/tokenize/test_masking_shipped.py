@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.tokenize.chat_text import as_taken
+from qdora_fast.data.tokenize.left_out import EARLIER, Accountant
 from qdora_fast.data.tokenize.masking import IGNORED, Masked, tokenize_with_spans
 from qdora_fast.data.tokenize.templates import choose_template
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
@@ -145,6 +146,8 @@ def test_every_conversation_is_masked_with_every_template(
     name: str, vocabulary_for: Callable[[str], Vocabulary]
 ) -> None:
     vocabulary = vocabulary_for(TEMPLATES[name])
+    accountant = Accountant(vocabulary)
+    drops_thoughts = name in ("deepseek_r1_distill", "deepseekv3", "deepseekv3_training")
     for title, messages in CONVERSATIONS.items():
         if messages[0]["role"] == "system" and name in ("gemma", "gemma_training"):
             with pytest.raises(RejectedRow, match="template_error: System role not supported"):
@@ -153,6 +156,9 @@ def test_every_conversation_is_masked_with_every_template(
         row = tokenize_with_spans(messages, vocabulary)
         check(row, messages, vocabulary)
         assert row.flags <= ({"eos_appended"} if name == "glm4moe" else set()), title
+        lost = accountant.left_out_of(messages)
+        assert lost <= ({"thinking"} if drops_thoughts else {EARLIER}), title
+        assert not drops_thoughts or ("thinking" in lost) is title.startswith("thinking")
 
 
 def test_tool_calls_are_masked_or_refused_but_never_guessed(vocabulary_for: Callable[[str], Vocabulary]) -> None:
@@ -166,10 +172,21 @@ def test_tool_calls_are_masked_or_refused_but_never_guessed(vocabulary_for: Call
             refusals[name] = rejected.reason
             continue
         check(row, TOOL_CONVERSATION, vocabulary, TOOLS)
+        lost = Accountant(vocabulary).left_out_of(TOOL_CONVERSATION, TOOLS)
+        assert lost == ({"tools"} if name.startswith("deepseekv3") else set()), name
         masked.append(name)
     assert len(masked) >= 45
     assert set(refusals.values()) <= {"template_error", "answer_not_located"}
     assert {"llama3_1", "qwen2_5", "qwen3", "gptoss", "glm4moe", "gemma4_v5"} <= set(masked)
+
+
+@pytest.mark.parametrize(("name", "elsewhere"), [("gemma4_v5", True), ("qwen3", False), ("llama3_1", False)])
+def test_words_beside_a_call_that_are_printed_behind_the_result_are_flagged(
+    name: str, elsewhere: bool, vocabulary_for: Callable[[str], Vocabulary]
+) -> None:
+    messages = [each | {"content": "Looking."} if "tool_calls" in each else each for each in TOOL_CONVERSATION]
+    row = tokenize_with_spans(messages, vocabulary_for(TEMPLATES[name]), tools=TOOLS)
+    assert ("words_elsewhere" in row.flags) is elsewhere
 
 
 @pytest.mark.parametrize("name", TWINS)

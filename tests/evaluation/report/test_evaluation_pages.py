@@ -274,3 +274,21 @@ def test_any_json_in_the_files_gives_a_page(tmp_path: Path, seed: int) -> None:
     html = run_page(read_parts(damaged_run(tmp_path / "run", seed)))
     html.encode()
     assert "run" in Page(html).text
+
+
+def test_a_verdict_by_likelihood_reads_as_one(run: RunFolder) -> None:
+    by_loss = {
+        **{"metric": "likelihood", "n": 50, "base": 1.76, "tuned": 1.66, "difference": -0.1, "ci95": [-0.13, -0.07]},
+        **{"likelier": 45, "less_likely": 5, "verdict": "better", "words": "better: likelier", "answered": 20},
+        **{"more": {}, "truncated": {"base": 0.5, "tuned": 0.4}, "empty": {"base": 0.0, "tuned": 0.0}},
+    }
+    run.write_json("evaluation/evaluation.json", evaluation(task=by_loss | {"chosen": "long text"}))
+    lines = [answer(1, base_loss=2.0, tuned_loss=2.5), answer(2, base_loss=2.0, tuned_loss=1.0, base=None, tuned=None)]
+    run.write_rows("evaluation/held_out_answers.jsonl", [line | {"base_right": None} for line in lines])
+    said = text_of(run)
+    assert "The tuned model predicts the held-out references better than its base" in said
+    assert "likelihood, nats per token 50 1.76 1.66 −0.1 −0.13 to −0.07 +45 −5" in said
+    assert "held-out loss 50" not in said, "the same figures twice"
+    assert "the verdict does not depend on them" in said
+    assert "References less likely than before: 1 of 2" in said
+    assert "not answered in writing" in said and "Right before, wrong now" not in said

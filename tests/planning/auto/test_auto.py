@@ -202,6 +202,14 @@ def test_a_run_is_resumed_with_the_numbers_it_was_started_with() -> None:
     assert adopt(given, earlier) == given
 
 
+def test_a_resumed_run_keeps_the_metric_that_it_was_started_with() -> None:
+    earlier = _config(evaluation={"metric": "normalized_match", "max_new_tokens": 128})
+    resumed = adopt(_config(), earlier).evaluation
+    assert (resumed.metric, resumed.max_new_tokens) == ("normalized_match", 128)
+    assert adopt(_config(evaluation={"metric": "numeric"}), earlier).evaluation.metric == "numeric"
+    assert adopt(_config(), _config()).evaluation.metric == "auto"
+
+
 def test_rows_are_measured_as_long_as_the_model_can_take_them() -> None:
     assert to_measure(_config(), _sizes("phi-3-mini-4k")).model.max_length == 4096
     assert to_measure(_config(model={"max_length": 512}), _sizes()).model.max_length == 512

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.engine.footprint import persistent
 from qdora_fast.config.loader import make_config
+from qdora_fast.planning.memory import activations
 from qdora_fast.planning.memory import weights as count
 from qdora_fast.planning.memory.architecture import sizes_of
 from qdora_fast.planning.memory.job import Job, JobSettings, job_of
@@ -91,6 +92,18 @@ def test_some_layers_some_blocks_and_a_module_trained_in_full_are_counted_as_cho
     assert count.trained_bytes(some) < count.trained_bytes(every)
     whole = _job(adapter={"r": 8, "modules_to_save": ["lm_head"]})
     assert count.trained_bytes(whole) == count.trained_bytes(every) + 4 * 512 * 192
+
+
+def test_rows_of_tokens_are_counted_once_where_the_head_shares_them() -> None:
+    def rows(tied: bool, **adapter: Any) -> tuple[int, int, int]:
+        job = _job(base={"tie_word_embeddings": tied}, adapter=adapter, train={"optimizer": "adamw_8bit"})
+        return count.trained_bytes(job), count.optimizer_bytes(job), activations.loss_bytes(job, None)
+
+    for tied, times in ((True, 1), (False, 2)):
+        without, with_tokens = rows(tied), rows(tied, trainable_tokens=["<a>", "<b>", 7])
+        extra = [some - none for none, some in zip(without, with_tokens, strict=True)]
+        assert extra[:2] == [times * 3 * 192 * 4, times * 3 * 192 * 2 * 4]  # 32-bit state
+        assert extra[2] == 2 * 512 * 192 * 4  # PEFT's copy of the head, and its gradient
 
 
 @pytest.mark.parametrize("dora", [True, False])
