@@ -134,7 +134,8 @@ def from_chatml(row: Fields) -> Conversation:
 
 def from_sharegpt(row: Fields) -> Conversation:
     """ShareGPT's from/value turns, tools included; a system prompt may stand beside them."""
-    return _from_messages(row, "conversations" if "conversations" in row else "messages")
+    is_named_messages = is_blank(row.peek("conversations")) and "messages" in row
+    return _from_messages(row, "messages" if is_named_messages else "conversations")
 
 
 def from_prompt_completion(row: Fields) -> Conversation:
@@ -281,9 +282,8 @@ def written_turns(text: str, column: str) -> Any:
     try:
         return as_json(text, column)
     except RejectedRow as error:
-        raise RejectedRow(
-            "wrong_type", f"{column} holds messages as text that is not JSON; write them as a list, or with json.dumps"
-        ) from error
+        what = f"{column} holds messages as text that is not JSON ({error.detail}); write them with json.dumps"
+        raise RejectedRow("wrong_type", what) from error
 
 
 def _is_turns(value: object) -> bool:

@@ -35,6 +35,7 @@ def messages_of(name: str, row: dict[str, Any]) -> list[dict[str, Any]]:
         ("chatml", {"messages": [{"role": "user", "content": [{"type": "text", "value": "2+2?"}]}, ANSWER]}),
         ("sharegpt", {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}),
         ("sharegpt", {"conversations": [QUESTION, ANSWER], "tools": "[]"}),
+        ("sharegpt", {"conversations": None, "messages": [QUESTION, ANSWER]}),
         ("prompt_completion", {"prompt": "2+2?", "completion": "4"}),
         ("prompt_completion", {"prompt": [QUESTION], "completion": [ANSWER]}),
         ("prompt_completion", {"prompt": [QUESTION], "completion": "4"}),
