@@ -81,8 +81,7 @@ def render(records: Mapping[str, Mapping[str, Any]]) -> str:
     for name, record in exported.items():
         lines += [f"Record `{name}`. {'. '.join(table.provenance(dict(record['machine'])))}.", "", *_exports(record)]
     real = {name: record for name, record in records.items() if record["kind"] == "real"}
-    if real:
-        lines += ["## A real model", ""]
+    lines += ["## A real model", "", *([] if real else ["not measured", ""])]
     for name, record in real.items():
         lines += [f"Record `{name}`. {'. '.join(table.provenance(dict(record['machine'])))}.", ""]
         lines += [f"- {line}" for line in real_table.lines(record["stages"])] + [""]

@@ -18,6 +18,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), mi
 # Settings that are more than their type: each with values that its description allows.
 SPECIAL: dict[tuple[str, ...], st.SearchStrategy[Any]] = {
     ("run", "name"): st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,10}", fullmatch=True),
+    ("adapter", "trainable_tokens"): st.lists(TEXT | st.integers(0, 99), max_size=3, unique=True),
     ("adapter", "layers"): st.sampled_from(["0", "0-3", "8,10,12-15", " 1 - 2 , 4"]),
     ("data", "formatter"): st.sampled_from(["rows.py:some", "a/b_c.py:d1"]),
     ("data", "date"): st.dates().map(str),
@@ -108,6 +109,8 @@ def _fit_together(tree: dict[str, Any]) -> dict[str, Any]:
     method = tree.get("adapter", {}).get("method", "qdora")
     if method in ("dora", "lora"):
         tree.get("export", {}).pop("merge_base", None)
+    if tree.get("adapter", {}).get("trainable_tokens"):
+        tree["adapter"].pop("modules_to_save", None)
     if method in ("lora", "qlora"):
         train.pop("magnitude_learning_rate", None)
     if data.get("held_out", 0.1) == 0:
