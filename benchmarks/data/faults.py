@@ -96,7 +96,7 @@ ALPACA_FAULTS = (
     Fault("no instruction", "missing_field", _without("instruction")),
     Fault("output is an object", "wrong_type", _output(lambda text, rng: {"text": text})),
     Fault("output is true", "wrong_type", _output(lambda text, rng: True)),
-    Fault("image part", "not_text", _output(lambda text, rng: [{"type": "image_url", "image_url": {"url": "a"}}])),
+    Fault("image part", "wrong_type", _output(lambda text, rng: [{"type": "image_url", "image_url": {"url": "a"}}])),
     Fault(
         "Latin-1 byte",
         "broken_unicode",

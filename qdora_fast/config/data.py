@@ -160,7 +160,8 @@ class DataSettings(_Where):
     name them. skip: leave them out and count them."""
     template: str = "auto"
     """How messages become text. auto: the model's own chat template, else plain Alpaca text.
-    model, alpaca, chatml, or the path of a .jinja file."""
+    model, alpaca, chatml, alpaca-think and chatml-think (with the reasoning of the last answers as
+    <think>...</think>), or the path of a .jinja file."""
     date: Day | None = None
     """The day, such as 2026-01-31, that a chat template prints which prints the date (Llama 3.2, gpt-oss): one for all
     that the run learns, evaluates and proves. Empty: the day on which the rows are prepared, which is then written

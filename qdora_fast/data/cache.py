@@ -35,6 +35,8 @@ ENTRIES = 10
 LIBRARIES = ("regex", "datasketch", "ftfy", "xxhash", "numpy", "tokenizers", "transformers", "jinja2", "datasets")
 NOT_SHAPING = {"workers", "cache", "quality"}
 """Settings that change nothing about what is cached."""
+ADDED_LATER = {"context"}
+"""Settings that the first versions of data did not have."""
 
 
 def entry(settings: DataSettings, *, seed: int, rendering: Rendering | None) -> Path:
@@ -113,7 +115,15 @@ def settings_hash(settings: DataSettings, *, seed: int, rendering: Rendering | N
     asked["own_held_out"] = settings.held_out_path is not None
     identity = rendering.identity() if rendering else None
     asked |= {"seed": seed, "rendering": identity and {key: value for key, value in identity.items() if key != "date"}}
-    return value_hash(_code_by_name(asked))
+    return value_hash(_without_unset(_code_by_name(asked)))
+
+
+def _without_unset(value: Any) -> Any:
+    """Settings without those of ADDED_LATER that are not set, so that data of earlier runs keep their version."""
+    if isinstance(value, dict):
+        kept = {key: each for key, each in value.items() if each is not None or key not in ADDED_LATER}
+        return {key: _without_unset(each) for key, each in kept.items()}
+    return [_without_unset(each) for each in value] if isinstance(value, list) else value
 
 
 def _code_by_name(settings: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from qdora_fast.data.loss import labelled, token_losses
 from qdora_fast.data.tokenize.chat_text import render_chat
 from qdora_fast.evaluation.generation import encode
 from qdora_fast.evaluation.logits import follows, logits_at
-from qdora_fast.models.out_of_memory import Batches
+from qdora_fast.models.out_of_memory import Batches, attempt
 
 OnRow = Callable[[int, int], None]
 """Told how many more rows are read, and how many tokens."""
@@ -145,7 +145,8 @@ def row_losses(
 
 def _parts(model: Any, examples: Sequence[Mapping[str, Sequence[int]]], order: Sequence[int]) -> list[list[int]]:
     """The rows of each batch, by length; one row each where the model cannot be read in batches."""
-    if len(order) < 2 or not follows(model, _padded(model, [examples[i]["input_ids"] for i in order[:2]])):
+    shortest = [examples[i]["input_ids"] for i in order[:2]]
+    if len(order) < 2 or attempt(lambda: follows(model, _padded(model, shortest))) is not True:  # or two do not fit
         return [[i] for i in order]
     most = max(BATCH_TOKENS, len(examples[order[-1]]["input_ids"]))
     parts: list[list[int]] = [[]]

@@ -66,7 +66,7 @@ def require_sound(name: str, revision: str | None = None, *, weights: bool = Tru
         if file.exists() or file.is_symlink():
             wrong[file] = _damage(file)
     if weights and not wrong.get(folder / INDEX_NAME):
-        wrong |= {file: damage(file) for file in _weight_files(folder, local) if local or file.exists()}
+        wrong |= {file: damage(file) for file in _weight_files(folder, local, setting) if local or file.exists()}
     _raise(folder, {file: what for file, what in wrong.items() if what}, setting, local=local)
     described = read_model_config(folder / "config.json")
     if not described.get("model_type") and not described.get("auto_map"):
@@ -136,8 +136,11 @@ def folder_of(name: str, revision: str | None = None) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
-def shard_names(folder: Path) -> list[str]:
+def shard_names(folder: Path, *, setting: str = "") -> list[str]:
     """The names of a model's weight files, from the index if there is one; no file is opened.
+
+    Args:
+        setting: that names the folder, for messages.
 
     Raises:
         ConfigError: no safetensors weights there (with a word on pickled `.bin` files).
@@ -146,18 +149,22 @@ def shard_names(folder: Path) -> list[str]:
     if (folder / INDEX_NAME).is_file():
         weight_map = read_object(folder / INDEX_NAME).get("weight_map")
         if not isinstance(weight_map, dict) or not all(plain_file_name(name) for name in weight_map.values()):
-            raise IntegrityError(f"{folder / INDEX_NAME}: no `weight_map` from tensors to files; download it again")
+            raise IntegrityError(
+                f"{setting}{folder / INDEX_NAME}: no `weight_map` from tensors to files; download it again"
+            )
         return sorted(set(weight_map.values()))
     if (folder / "model.safetensors").is_file():
         return ["model.safetensors"]
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; name a folder with config.json and safetensors weights")
+        raise ConfigError(f"{setting}{folder}: no such folder; name a folder with config.json and safetensors weights")
     if list(folder.glob("*.bin")) or list(folder.glob("*.pt")) or list(folder.glob("*.pth")):
         raise ConfigError(
-            f"{folder}: its weights are pickles (.bin), which can run code when read; convert them once with "
+            f"{setting}{folder}: its weights are pickles (.bin), which can run code when read; convert them once with "
             "transformers (`from_pretrained`, then `save_pretrained`) and name that folder"
         )
-    raise ConfigError(f"{folder}: no model.safetensors and no {INDEX_NAME}; name a folder with the model's weights")
+    raise ConfigError(
+        f"{setting}{folder}: no model.safetensors and no {INDEX_NAME}; name a folder with the model's weights"
+    )
 
 
 def damage(file: Path) -> str:
@@ -209,11 +216,11 @@ def _json_damage(file: Path) -> str:
     return mismatch(value, {})
 
 
-def _weight_files(folder: Path, local: bool) -> list[Path]:
+def _weight_files(folder: Path, local: bool, setting: str) -> list[Path]:
     """Those that a loader would read; [] where a hub's model has none here."""
     if not local and not any((folder / each).exists() for each in (INDEX_NAME, "model.safetensors")):
         return []
-    return [folder / each for each in shard_names(folder)]
+    return [folder / each for each in shard_names(folder, setting=setting)]
 
 
 def _raise(folder: Path, wrong: dict[Path, str], setting: str, *, local: bool) -> None:
@@ -316,6 +323,7 @@ def _asked_loader(
         device_map="meta",
         output_loading_info=True,
         ignore_mismatched_sizes=True,
+        trust_remote_code=False,  # the class is here already
     )
     return sorted(said["missing_keys"]), sorted(said["mismatched_keys"]), sorted(said["unexpected_keys"])
 

@@ -15,7 +15,8 @@ from qdora_fast.config.recorded import newest_run
 from qdora_fast.engine import patch
 from qdora_fast.engine.patch import residency
 from qdora_fast.engine.residency import Memory, Residency
-from qdora_fast.evaluation.heldout import generate, row_losses
+from qdora_fast.evaluation.generation import encode, generate
+from qdora_fast.evaluation.heldout import row_losses
 from qdora_fast.exports import merged
 from qdora_fast.exports.verify import recording
 from qdora_fast.models import loading as loading
@@ -190,7 +191,7 @@ def test_a_row_that_does_not_fit_beside_kept_weights_is_read_without_them(loaded
     assert len(notes) == 1 and "of cached weights, and the same is tried again" in notes[0]
     hook.remove()
     model.register_forward_pre_hook(_no_memory)
-    with pytest.raises(OutOfMemory, match="while a held-out row was read"):
+    with pytest.raises(OutOfMemory, match="while held-out rows were read"):
         row_losses(model, rows)
 
 
@@ -199,7 +200,7 @@ def test_what_is_said_without_anybody_to_tell_it_to_is_a_warning(loaded: Any, ca
     failures = [1]
     inner = model.get_base_model()
     inner.register_forward_pre_hook(lambda *_: _no_memory() if failures and failures.pop() else None)
-    generate(model, base.tokenizer, ["x", "y"], 2, 2, base.stop_ids)
+    generate(model, base.tokenizer, encode(base.tokenizer, ["x", "y"]), 2, 2, base.stop_ids)
     assert "memory ran out while questions were answered" in caplog.text
 
 

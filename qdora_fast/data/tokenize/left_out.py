@@ -30,7 +30,7 @@ LOSSES: dict[str, tuple[str, str, str]] = {
     "reasoning": (
         "reasoning before an answer",
         "none of it is learned, and it is the greater part of what such rows teach",
-        f"{_OTHER}, one that prints `reasoning_content` (chatml and alpaca do, as <think>...</think>)",
+        f"{_OTHER}, one that prints `reasoning_content` (chatml-think and alpaca-think do, as <think>...</think>)",
     ),
     "thinking": (
         "<think>...</think> in an answer",

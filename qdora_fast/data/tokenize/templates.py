@@ -11,7 +11,6 @@ renders exactly what was trained. The bundled texts are the .jinja files in `cha
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,13 +23,11 @@ from qdora_fast.data.tokenize.vocabulary import adds_bos
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.paths import local_path
 
-BUNDLED = ("alpaca", "chatml")
+THINK = "-think"
+"""Ends the names of the bundled templates that print reasoning. The others stay as they are, to the byte: what was
+prepared and trained with them can be resumed."""
+BUNDLED = ("alpaca", "chatml", f"alpaca{THINK}", f"chatml{THINK}")
 _BOS_FIRST = "{{- bos_token -}}\n"
-_EARLIER = {
-    "900aa8c1cb42400fd1203c296711b4c62c4162b5f5ac1d70baf0d57a020b157e": "alpaca",
-    "d639a9504af0b61f09bbeaa89498688f7ebddbfaf2e5db1f6e58065e5dfd68cb": "chatml",
-}
-"""SHA-256 of the bundled templates as earlier runs carry them; those did not print reasoning."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def choose_template(tokenizer: Any, setting: str, *, is_base: bool | None = None
 
     Args:
         tokenizer: a Transformers tokenizer; its `chat_template` is replaced unless its own is kept.
-        setting: `data.template`: auto, model, alpaca, chatml, or the path of a .jinja file.
+        setting: `data.template`: auto, model, one of BUNDLED, or the path of a .jinja file.
         is_base: whether the model was never tuned to chat, where that is known. It changes only the warning.
 
     Raises:
@@ -71,11 +68,8 @@ def choose_template(tokenizer: Any, setting: str, *, is_base: bool | None = None
 
 
 def bundled_name(text: str | None) -> str | None:
-    """Which of the bundled templates a chat template is, with or without BOS in front, now or in earlier runs; None:
-    another."""
-    bare = (text or "").removeprefix(_BOS_FIRST)
-    known = {_bundled_text(name): name for name in BUNDLED}
-    return known.get(bare) or _EARLIER.get(hashlib.sha256(bare.encode()).hexdigest())
+    """Which of the bundled templates a chat template is, with or without BOS in front; None: another."""
+    return next((name for name in BUNDLED if text and text.removeprefix(_BOS_FIRST) == _bundled_text(name)), None)
 
 
 def _models_own(named: Mapping[str, str], is_base: bool | None) -> TemplateChoice:
@@ -119,7 +113,7 @@ def _bundled_text(name: str) -> str:
 
 
 def _chatml_warning(tokenizer: Any, setting: str) -> str:
-    if setting != "chatml":
+    if setting.removesuffix(THINK) != "chatml":
         return ""
     missing = [token for token in ("<|im_start|>", "<|im_end|>") if token not in tokenizer.get_vocab()]
     if missing:
@@ -137,7 +131,7 @@ def _from_file(setting: str) -> str:
     if path.suffix not in (".jinja", ".jinja2", ".j2"):
         near = difflib.get_close_matches(setting, ("auto", "model", *BUNDLED), n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"data.template: {setting!r}: use auto, model, alpaca, chatml, or a .jinja file{hint}")
+        raise ConfigError(f"data.template: {setting!r}: use auto, model, {', '.join(BUNDLED)}, or a .jinja file{hint}")
     if not path.is_file():
         there = sorted(entry.name for entry in path.parent.glob("*.j*inja*")) if path.parent.is_dir() else []
         hint = f"; that folder holds {', '.join(there[:3])}" if there else ""

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from typing import Any
 
 from qdora_fast.data.tokenize.chat_text import templates_of
-from qdora_fast.data.tokenize.templates import bundled_name
+from qdora_fast.data.tokenize.templates import THINK, bundled_name
 
 USUAL_CONTEXT = 4096
 """Tokens. Ollama's own default; a model trained on shorter rows keeps what its base can do."""
@@ -78,6 +78,7 @@ def go_template(tokenizer: Any) -> str | None:
     name = bundled_name(templates_of(tokenizer).get("default"))
     if name is None:
         return None
+    name = name.removesuffix(THINK)  # reasoning of earlier answers is not sent back
     doubled = name == "chatml" and tokenizer.eos_token == "<|im_end|>"
     return _TEMPLATES[name].replace("EOS", "" if doubled else tokenizer.eos_token)
 

@@ -182,7 +182,7 @@ def test_a_model_with_a_template_that_cannot_be_used_is_refused(
         choose_template(base_tokenizer, "auto")
 
 
-@pytest.mark.parametrize("setting", ["alpaca", "chatml"])
+@pytest.mark.parametrize("setting", ["alpaca-think", "chatml-think"])
 def test_bundled_templates_print_reasoning_from_the_last_question_on(setting: str, base_tokenizer: Any) -> None:
     choose_template(base_tokenizer, setting)
     turns = [{"role": "user", "content": "Add"}, {"role": "assistant", "content": "4", "reasoning_content": "two\n"}]

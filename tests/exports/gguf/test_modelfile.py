@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qdora_fast.data.tokenize.templates import choose_template
+from qdora_fast.data.tokenize.templates import BUNDLED, choose_template
 from qdora_fast.exports.gguf.modelfile import go_template, modelfile
 
 CONVERSATION = [
@@ -38,7 +38,7 @@ def go(template: str, messages: list[dict[str, str]]) -> str:
     return shown.replace("{{ .System }}", system) + "".join(turns) + end
 
 
-@pytest.mark.parametrize("name", ["alpaca", "chatml"])
+@pytest.mark.parametrize("name", BUNDLED)
 @pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be brief."}]])
 @pytest.mark.parametrize("eos", ["<eos>", "<|im_end|>"])
 def test_the_prompt_is_the_trained_one(tokenizer: Any, name: str, system: list[dict[str, str]], eos: str) -> None:
