@@ -105,7 +105,7 @@ def export(record: str | None, **asked: object) -> None:
 @click.option("--model", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A folder with the model.")
 @click.option("--steps", type=click.IntRange(1), default=30, show_default=True, help="Optimizer steps, of 8 rows.")
 @click.option("--rows", type=click.IntRange(40), default=400, show_default=True, help="Rows, those held out included.")
-@click.option("--questions", type=click.IntRange(4), default=60, show_default=True, help="Held-out rows to answer.")
+@click.option("--questions", type=click.IntRange(4), default=48, show_default=True, help="Held-out rows to answer.")
 @click.option(
     "--llama-cpp", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A checkout, for GGUF."
 )

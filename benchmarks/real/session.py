@@ -27,7 +27,7 @@ def run_real(
     full: bool = False,
     steps: int = 30,
     rows: int = 400,
-    questions: int = 60,
+    questions: int = 48,
     llama_cpp: Path | None = None,
     command: list[str] | None = None,
 ) -> dict[str, Any]:
@@ -53,14 +53,15 @@ def run_real(
     known = read(folder / "real.json")["stages"] if (folder / "real.json").is_file() else {}
     asked = {"steps": steps, "rows": rows, "questions": questions}
     done: dict[str, dict[str, Any]] = {}
-    record = {"kind": "real", "machine": machine(command or []), "stages": done}
+    record = {"kind": "real", "machine": machine(_without_folders(command or [])), "stages": done}
     for name, stage in chosen.items():
         before = known.get(name)
         if before and before["passed"] and before["asked"] == asked and "skipped" not in before:
             done[name] = before
             console.line("done", f"{name}: before, {before['stage_seconds']:.0f} s")
             continue
-        done[name] = _timed(name, stage, work) | {"asked": asked}
+        console.line("stage", f"{name}; what it prints goes to {folder / 'logs'}")
+        done[name] = _timed(stage, work) | {"asked": asked}
         write_json(folder / "real.json", record | {"stages": known | done})
     for line in real_table.lines(done):
         console.line("", line)
@@ -68,8 +69,13 @@ def run_real(
     return record | {"gate": {"passed": not red, "red": red}}
 
 
-def _timed(name: str, stage: Any, work: Work) -> dict[str, Any]:
-    console.line("stage", name)
+def _without_folders(command: list[str]) -> list[str]:
+    """A command without the options that name folders of this machine, which are no part of a figure."""
+    named = {"--folder", "--model", "--llama-cpp"}
+    return [part for part, before in zip(command, ["", *command], strict=False) if not {part, before} & named]
+
+
+def _timed(stage: Any, work: Work) -> dict[str, Any]:
     start = time.monotonic()
     try:
         figures: Mapping[str, Any] = stage(work)
