@@ -43,7 +43,21 @@ _POWER = _NORMAL.inv_cdf(0.8)
 
 
 @dataclass(frozen=True)
-class Rates:
+class _Outcome:
+    """What all outcomes can: be told, and be written to a file."""
+
+    @property
+    def words(self) -> str:
+        """Verdict and figures in one sentence."""
+        raise NotImplementedError
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values by field name, and the words; an interval is [low, high]."""
+        return _plain(asdict(self) | {"words": self.words})
+
+
+@dataclass(frozen=True)
+class Rates(_Outcome):
     """Shares of right answers, compared. None stands for what cannot be said about so few rows."""
 
     n: int
@@ -83,13 +97,9 @@ class Rates:
         change = f"a {change}" if self.difference else "no change"
         return f"no evidence of a difference: {figures}, {change}{spread}; with {_rows(self.n)} {seen} would be seen"
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values by field name, and the words; an interval is [low, high]."""
-        return _plain(asdict(self) | {"words": self.words})
-
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(_Outcome):
     """Means of scores or losses, compared."""
 
     n: int
@@ -106,19 +116,13 @@ class Scores:
         """Verdict and figures in one sentence."""
         if self.base is None or self.tuned is None or self.difference is None:
             return NO_ROWS
-        outcome = self.verdict if self.verdict != "no evidence" else "no evidence of a difference"
-        change = f"a {'rise' if self.difference > 0 else 'fall'} of {abs(self.difference):.3g}"
-        spread = _spread(self.ci95, lambda value: f"{value:.3g}", turned=self.difference < 0)
+        outcome, change = _told(self.verdict, self.difference, self.ci95)
         figures = f"{self.tuned:.3g} against {self.base:.3g} on {_rows(self.n)}"
-        return f"{outcome}: {figures}, {change if self.difference else 'no change'}{spread}"
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values by field name, and the words; an interval is [low, high]."""
-        return _plain(asdict(self) | {"words": self.words})
+        return f"{outcome}: {figures}, {change}"
 
 
 @dataclass(frozen=True)
-class Losses:
+class Losses(_Outcome):
     """How well the reference tokens of the same rows are predicted, compared; in nats per token, less is better."""
 
     n: int
@@ -141,17 +145,11 @@ class Losses:
         """Verdict and figures in one sentence."""
         if self.base is None or self.tuned is None or self.difference is None:
             return NO_ROWS
-        outcome = self.verdict if self.verdict != "no evidence" else "no evidence of a difference"
-        change = f"a {'rise' if self.difference > 0 else 'fall'} of {abs(self.difference):.3g}"
-        spread = _spread(self.ci95, lambda value: f"{value:.3g}", turned=self.difference < 0)
+        outcome, change = _told(self.verdict, self.difference, self.ci95)
         return (
             f"{outcome}: the reference became likelier on {self.likelier:,} of {_rows(self.n)}; {self.tuned:.3f} "
-            f"against {self.base:.3f} nats per token, {change if self.difference else 'no change'}{spread}"
+            f"against {self.base:.3f} nats per token, {change}"
         )
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values by field name, and the words; an interval is [low, high]."""
-        return _plain(asdict(self) | {"words": self.words})
 
 
 def compare_rates(
@@ -372,6 +370,13 @@ def _moved(base: Sequence[float], tuned: Sequence[float], tokens: Sequence[int])
 def _turned(interval: Interval | None) -> Interval | None:
     """The interval of the opposite number."""
     return None if interval is None else (-interval[1], -interval[0])
+
+
+def _told(verdict: Verdict, difference: float, interval: Interval | None) -> tuple[str, str]:
+    """The verdict, and the change of a mean with its interval: "a fall of 0.2 (95 % CI 0.1 to 0.3)"."""
+    change = f"a {'rise' if difference > 0 else 'fall'} of {abs(difference):.3g}" if difference else "no change"
+    spread = _spread(interval, lambda value: f"{value:.3g}", turned=difference < 0)
+    return verdict if verdict != "no evidence" else "no evidence of a difference", f"{change}{spread}"
 
 
 def _spread(interval: Interval | None, show: Callable[[float], str], *, turned: bool = False) -> str:
