@@ -6,7 +6,6 @@ nor does one that ended after a few steps.
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -115,10 +114,8 @@ def earlier_evaluation(
 
 def _alike(runs: Path, name: str, shape: Shape, shape_of_run: ShapeOfRun) -> Iterator[RunFolder]:
     """Earlier runs of the same name and shape on this machine, the newest first."""
-    ours = re.compile(re.escape(name) + r"(-\d+)?")  # as RunFolder.create numbers them
-    folders = [path for path in runs.glob("*/") if ours.fullmatch(path.name) and (path / "metrics.jsonl").is_file()]
-    for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
-        folder = RunFolder(path)
+    logged = [folder for folder in RunFolder.named(runs, name) if (folder.path / "metrics.jsonl").is_file()]
+    for folder in sorted(logged, key=lambda folder: folder.path.stat().st_mtime, reverse=True):
         try:
             ran = shape_of_run(folder)
         except (ConfigError, OSError):

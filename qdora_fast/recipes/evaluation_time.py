@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def evaluation_lines(config: Config, folder: RunFolder, ready: Ready, recipe: Re
 
 
 def _at_the_end(config: Config, folder: RunFolder, recipe: Recipe, rows: int) -> str:
-    name = config.run.name or re.sub(r"-\d+$", "", folder.path.name)
+    name = config.run.name or folder.first_name
     where = Path(config.run.dir), name, shape_of_config(config), shape_of_run
     measured = earlier_evaluation(*where, config.evaluation.model_dump(mode="json"))
     what = f"base and tuned model on {rows:,} held-out rows after the last step"

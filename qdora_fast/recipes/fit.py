@@ -7,7 +7,6 @@ carried out at the end.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -157,7 +156,7 @@ def estimated_step(config: Config, base_name: str, tokens: int, memory: int) -> 
 
 def _expected(config: Config, folder: RunFolder) -> Expected | None:
     """Tokens/s of the newest comparable run; when resuming, of this run. None if nothing was logged."""
-    name = config.run.name or re.sub(r"-\d+$", "", folder.path.name)
+    name = config.run.name or folder.first_name
     speed = earlier_speed(Path(config.run.dir), name, shape_of_config(config), shape_of_run)
     return Expected(speed.tokens_per_second, speed.run) if speed else None
 

@@ -22,7 +22,8 @@ A folder explains itself: exporting or chatting needs nothing but the folder and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.json_files import read_lines, read_object
 from qdora_fast.system.paths import refuse_links_out
 from qdora_fast.system.redact import redacted
+
+_NUMBER = r"(-\d+)?"
+"""What `RunFolder.create` adds to a name that exists."""
 
 FINISHED = "finished.json"
 COPY_RUN = "copy the run again, or train it again"
@@ -81,15 +85,21 @@ class RunFolder:
     @classmethod
     def newest(cls, parent: Path, name: str) -> RunFolder | None:
         """The run of this name (`name-2` and so on included) that has the newest checkpoint; None: none has any."""
-        beside = parent.iterdir() if parent.is_dir() else ()  # no glob: [ ] * ? are letters of a name
-        matches = [
-            p
-            for p in beside
-            if p.name == name or (p.name.startswith(f"{name}-") and p.name.removeprefix(f"{name}-").isdecimal())
-        ]
-        runs = [cls(p) for p in matches if (p / "config.yaml").is_file()]
+        runs = [run for run in cls.named(parent, name) if run.config_file.is_file()]
         saved = [(run.checkpoints()[-1].stat().st_mtime, run.path) for run in runs if run.checkpoints()]
         return cls(max(saved)[1]) if saved else None
+
+    @classmethod
+    def named(cls, parent: Path, name: str) -> Iterator[RunFolder]:
+        """The folders of this name, with the numbers that `create` adds; not all of them need be runs."""
+        ours = re.compile(re.escape(name) + _NUMBER)
+        beside = parent.iterdir() if parent.is_dir() else ()  # no glob: [ ] * ? are letters of a name
+        return (cls(path) for path in beside if ours.fullmatch(path.name))
+
+    @property
+    def first_name(self) -> str:
+        """The folder's name without the number that `create` adds."""
+        return re.sub(_NUMBER + r"\Z", "", self.path.name)
 
     @property
     def config_file(self) -> Path:
