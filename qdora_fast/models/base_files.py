@@ -11,6 +11,7 @@ Of a hub's model, what lies in the local cache is looked at; what has not been d
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import re
 import struct
@@ -169,9 +170,18 @@ def shard_names(folder: Path, *, setting: str = "") -> list[str]:
 
 def damage(file: Path) -> str:
     """What is wrong with a safetensors file, in words; "" where nothing is. Its header is read, its size compared."""
-    foreign = _damage(file)
-    if foreign:
-        return foreign
+    return _damage(file) or _header_damage(file.absolute(), _state(file))
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    """What changes with a file. One that is as it was is not read again: a tokenizer of 10 MB takes half a second, and
+    a run, its proof and its export look at the base several times."""
+    status = file.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=512)
+def _header_damage(file: Path, state: tuple[int, ...]) -> str:
     size = file.stat().st_size
     with open_regular(file) as opened:
         length = struct.unpack("<Q", opened.read(8).ljust(8, b"\0"))[0]
@@ -205,10 +215,13 @@ def _damage(file: Path) -> str:
         return "" if file.suffix in (".txt", ".jinja") else "empty"
     if file.suffix == ".safetensors" and start.startswith((b"GGUF", b"PK\x03\x04")):
         return "a GGUF file" if start.startswith(b"GGUF") else "a pickle of PyTorch under another name"
-    return _json_damage(file) if file.name in JSON_NAMES[1:] else ""  # config.json has a reader of its own
+    if file.name not in JSON_NAMES[1:]:  # config.json has a reader of its own
+        return ""
+    return _json_damage(file.absolute(), _state(file))
 
 
-def _json_damage(file: Path) -> str:
+@functools.lru_cache(maxsize=64)
+def _json_damage(file: Path, state: tuple[int, ...]) -> str:
     try:
         value = parse_json(read_limited(file))
     except NotJson as problem:

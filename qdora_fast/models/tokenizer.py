@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.models.base_files import require_sound
+from qdora_fast.models.base_files import folder_of, require_sound
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.json_files import read_object
 from qdora_fast.system.remote_code import BASE_SETTING, foreign_files, remote_code_allowed
@@ -27,21 +27,21 @@ def load_tokenizer(name: str, revision: str | None, *, setting: str = BASE_SETTI
         ConfigError: none there, a slow one, or one whose special tokens the base has no embeddings for.
         IntegrityError: see `base_files.require_sound`.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     require_sound(name, revision, weights=False, setting=setting)
     if Path(name).is_dir() and not any((Path(name) / each).exists() for each in TOKENIZERS):
         raise ConfigError(f"{setting}{name} holds no tokenizer ({TOKENIZERS[0]}); copy it there from the model's page")
     tokenizer = read_tokenizer(name, revision, setting=setting)
     require_fast(name, tokenizer)
+    described = _described(name, revision, setting)
     with foreign_files("generation config", name, revision, setting=setting):
         try:
             generation = GenerationConfig.from_pretrained(name, revision=revision)
         except OSError:  # the model has no file of its own for it
-            described = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
             generation = GenerationConfig.from_model_config(described)
     stop_ids = _stop_ids(generation, tokenizer)
-    _require_embedded(name, tokenizer, stop_ids, embedding_count(name, revision, setting=setting), setting)
+    _require_embedded(name, tokenizer, stop_ids, _embeddings(described), setting)
     return tokenizer, stop_ids
 
 
@@ -73,10 +73,20 @@ def embedding_count(name: str, revision: str | None = None, *, setting: str = BA
     Raises:
         ConfigError: no config that can be read.
     """
+    return _embeddings(_described(name, revision, setting))
+
+
+def _described(name: str, revision: str | None, setting: str) -> Any:
+    """A base's config, from where it lies if that is known: a hub would be asked whether it is the newest."""
     from transformers import AutoConfig
 
     with foreign_files("config", name, revision, setting=setting):
-        described = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
+        here = folder_of(name, revision)
+        options = {} if here else {"revision": revision}
+        return AutoConfig.from_pretrained(here or name, trust_remote_code=remote_code_allowed(), **options)
+
+
+def _embeddings(described: Any) -> int | None:
     count = getattr(described.get_text_config(), "vocab_size", None)
     return count if isinstance(count, int) else None
 

@@ -74,6 +74,19 @@ def test_json_that_is_cut_or_no_object_is_named(base: Path, name: str, change: C
         require_sound(str(base), weights=False)
 
 
+@pytest.mark.parametrize("name", ["shard", "tokenizer.json"])
+def test_a_file_is_looked_at_again_once_it_has_changed(base: Path, name: str) -> None:
+    file = _first_shard(base) if name == "shard" else base / name
+    content = file.read_bytes()
+    for _ in range(2):
+        require_sound(str(base))
+        file.write_bytes(content[:-40])  # in place: the same file by its number
+        with pytest.raises(IntegrityError, match=file.name):
+            require_sound(str(base))
+        file.write_bytes(content)
+    require_sound(str(base))
+
+
 def test_several_damaged_files_are_told_at_once(base: Path) -> None:
     for file in base.glob("*.safetensors"):
         file.write_text(POINTER)
