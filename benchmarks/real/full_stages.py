@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import socket
@@ -10,21 +9,25 @@ import statistics
 import subprocess
 import time
 import urllib.request
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.real.rows import make_rows
+from benchmarks.real.mmlu import write_questions
+from benchmarks.real.rows import make_rows, write_rows
 from benchmarks.real.stages import SHORT
-from benchmarks.real.work import PRESET, Figures, Stage, StageFailed, Work, as_booking, question, read
-from qdora_fast.data.demo.countries import COUNTRIES
-from qdora_fast.evaluation.mmlu.mmlu_subset import subject_sizes
+from benchmarks.real.work import PRESET, Figures, Stage, StageFailed, Work, as_booking, question
 from qdora_fast.system import child
+from qdora_fast.system.json_files import read_object
+from qdora_fast.system.manifest import sha256_of
+from qdora_fast.system.run_folder import RunFolder
 
 EXCHANGED = 20
 """Rows of 200 whose answers are exchanged among them."""
 SEEDS = 3
 SPEED_STEPS = 8
+METHODS = ("qdora", "qlora")
+"""Of which a step is timed."""
 _STARTING = 600
 """Seconds that a server may take until it answers."""
 
@@ -53,9 +56,9 @@ def adapter(work: Work) -> Figures:
     work.command("export-adapter", "export", work.run, "--to", "adapter", "--out", folder, "--overwrite")
     names = ["--set", f"run.dir={work.folder / 'runs'}", "--set", f"run.name=imported-{int(time.time())}"]
     came_in = work.json_of("import", "import-adapter", folder, "--base", work.model, *names)
-    options = ["--merge-base", read(work.run / "merged_16bit/export.json")["merge_base"], "--overwrite"]
+    options = ["--merge-base", read_object(work.run / "merged_16bit/export.json")["merge_base"], "--overwrite"]
     work.command("export-again", "export", came_in["run"], *options, "--out", merged)
-    same = _weights_hash(merged) == _weights_hash(work.run / "merged_16bit")
+    same = _weights(merged) == _weights(work.run / "merged_16bit")
     return {"passed": same, "same_weights": same}
 
 
@@ -114,7 +117,7 @@ def gguf(work: Work) -> Figures:
 
 def mmlu(work: Work) -> Figures:
     """57 sets of questions about countries, in MMLU's form, before and after."""
-    folder = _write_mmlu(work.folder / "mmlu")
+    folder = write_questions(work.folder / "mmlu")
     options = {"enabled": True, "path": folder, "questions": 4, "shots": 0}
     chosen = [text for name, value in options.items() for text in ("--set", f"evaluation.mmlu.{name}={value}")]
     evaluated = work.json_of(
@@ -135,7 +138,7 @@ def exchanged_answers(work: Work) -> Figures:
     for number, output in zip(chosen, [*outputs[1:], outputs[0]], strict=True):
         rows[number] = rows[number] | {"output": output}
     path, out = work.folder / "exchanged.jsonl", work.folder / "exchanged"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_rows(path, rows)
     settings = work.settings(data__path=path, data__held_out=0, data__quality__enabled=True)
     work.command("quality", "data", PRESET, *settings, "--out", out)
     retained = {
@@ -150,37 +153,24 @@ def exchanged_answers(work: Work) -> Figures:
 def compare(work: Work) -> Figures:
     """LoRA, QLoRA, DoRA and QDoRA on the same rows over three seeds."""
     steps = max(1, work.steps // 2)
-    settings = work.settings(train__max_steps=steps, train__eval_steps=steps, export__at_end="none")
+    settings = work.settings(steps, export__at_end="none")
     out = work.folder / "compare"
     work.command("compare", "compare", PRESET, *settings, "--loraplus", "1", "--seeds", str(SEEDS), "--out", out)
-    record = read(out / "comparison.json")
-    arms = record["arms"]
-    listed = arms.values() if isinstance(arms, dict) else arms
+    arms = read_object(out / "comparison.json")["arms"].values()
     names = ("method", "loss", "score", "step_seconds")
-    return {"passed": True, "steps": steps, "arms": [{name: arm[name] for name in names} for arm in listed]}
+    return {"passed": True, "steps": steps, "arms": [{name: arm[name] for name in names} for arm in arms]}
 
 
 def step_time(work: Work) -> Figures:
     """Seconds a step, fused and by PEFT's layers, QDoRA and QLoRA; in turns, each in a fresh process."""
     seconds: dict[str, list[float]] = {}
-    for turn in range(2):
-        for method in ("qdora", "qlora"):
-            for engine in ("auto", "peft"):
-                name = f"{method}-{engine}"
-                run = f"speed-{name}-{turn}"
-                changes: dict[str, Any] = {"adapter__method": method, "engine__impl": engine, "run__name": run}
-                changes |= {"evaluation__max_rows": 0, "export__at_end": "none", "data__held_out": 0}
-                changes |= {"train__max_steps": SPEED_STEPS, "train__eval_steps": SPEED_STEPS}
-                if not (work.folder / "runs" / run / "adapter").is_dir():
-                    work.command(run, "train", PRESET, *work.settings(**changes))
-                lines = (work.folder / "runs" / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-                clock = [line["seconds"] for line in map(json.loads, lines) if "loss" in line]
-                seconds.setdefault(name, []).extend(b - a for a, b in pairwise(clock[1:]))
+    for turn, method, engine in product(range(2), METHODS, ("auto", "peft")):
+        seconds.setdefault(f"{method}-{engine}", []).extend(_steps_of(work, method, engine, turn))
     medians = {name: statistics.median(each) for name, each in seconds.items()}
     return {
         "passed": True,
         "step_seconds": medians,
-        "peft_over_ours": {name: medians[f"{name}-peft"] / medians[f"{name}-auto"] for name in ("qdora", "qlora")},
+        "peft_over_ours": {name: medians[f"{name}-peft"] / medians[f"{name}-auto"] for name in METHODS},
     }
 
 
@@ -197,11 +187,21 @@ FULL: dict[str, Stage] = SHORT | {
 }
 
 
-def _weights_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def _steps_of(work: Work, method: str, engine: str, turn: int) -> list[float]:
+    """Seconds of each step of a short training, but for the first ones; trained if it is not there."""
+    name = f"speed-{method}-{engine}-{turn}"
+    run = RunFolder(work.folder / "runs" / name)
+    if not run.adapter.is_dir():
+        changes = {"adapter__method": method, "engine__impl": engine, "run__name": name, "data__held_out": 0}
+        changes |= {"evaluation__max_rows": 0, "export__at_end": "none"}
+        work.command(name, "train", PRESET, *work.settings(SPEED_STEPS, **changes))
+    clock = [line["seconds"] for line in run.read_rows("metrics.jsonl") if "loss" in line]
+    return [after - before for before, after in pairwise(clock[1:])]
+
+
+def _weights(folder: Path) -> list[str]:
+    """SHA-256 of each file of weights."""
+    return [sha256_of(path) for path in sorted(folder.glob("*.safetensors"))]
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
@@ -220,32 +220,3 @@ def _post(url: str, body: Any) -> Any:
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=_STARTING) as response:
         return json.load(response)
-
-
-def _write_mmlu(folder: Path) -> Path:
-    """Questions about capitals and continents in the columns and folders of cais/mmlu."""
-    import pyarrow
-    import pyarrow.parquet
-
-    random_ = random.Random(0)
-    for subject, size in subject_sizes().items():
-        for split, count in (("dev", 5), ("test", size)):
-            path = folder / subject / f"{split}-00000-of-00001.parquet"
-            if path.exists():
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            rows = [_multiple_choice(random_) | {"subject": subject} for _ in range(count)]
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    return folder
-
-
-def _multiple_choice(random_: random.Random) -> dict[str, Any]:
-    asked = random_.choice(COUNTRIES)
-    others = random_.sample([each.capital for each in COUNTRIES if each.capital != asked.capital], 3)
-    choices = [asked.capital, *others]
-    random_.shuffle(choices)
-    return {
-        "question": f"What is the capital of {asked.name}?",
-        "choices": choices,
-        "answer": choices.index(asked.capital),
-    }

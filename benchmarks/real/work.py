@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.real.rows import INSTRUCTION, make_rows
+from benchmarks.real.rows import INSTRUCTION, make_rows, write_rows
 from qdora_fast.system import child
 from qdora_fast.system.errors import QdoraError
 
@@ -56,20 +56,21 @@ class Work:
         """The rows as a file, written if it is not there."""
         path = self.folder / f"{self.rows}-rows.jsonl"
         if not path.exists():
-            path.write_text("".join(json.dumps(row) + "\n" for row in make_rows(self.rows)), encoding="utf-8")
+            write_rows(path, make_rows(self.rows))
         return path
 
-    def settings(self, **changes: object) -> list[str]:
+    def settings(self, steps: int | None = None, **changes: object) -> list[str]:
         """The options of a training on the rows: the preset's settings with these, and `changes` such as
-        `train__seed=1`."""
+        `train__seed=1`; `steps` instead of the session's."""
+        steps = self.steps if steps is None else steps
         given = {
             "model__name": self.model,
             "model__max_length": 256,
             "data__path": self.rows_file(),
             "data__filters__min_tokens": 0,
             "data__held_out": 0.2,
-            "train__max_steps": self.steps,
-            "train__eval_steps": self.steps,
+            "train__max_steps": steps,
+            "train__eval_steps": steps,
             "evaluation__metric": "json_match",
             "evaluation__max_rows": self.questions,
             "evaluation__max_new_tokens": 48,
@@ -112,11 +113,6 @@ class Work:
 
 
 Stage = Callable[[Work], Figures]
-
-
-def read(path: Path) -> Any:
-    """A JSON file of a run."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def question() -> tuple[str, dict[str, Any]]:

@@ -11,10 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.evaluation.mmlu.mmlu_subset import subject_sizes
+from benchmarks.real.mmlu import DEV_QUESTIONS, write_sets
 
 CAPITALS = ("Paris", "Rome", "Madrid", "Vienna", "Athens", "Cairo", "Lima")
-DEV_QUESTIONS = 5
 
 
 def question(number: int, subject: str, answer: int) -> dict[str, Any]:
@@ -30,16 +29,7 @@ def question(number: int, subject: str, answer: int) -> dict[str, Any]:
 
 def write_mmlu(folder: Path, answer: int) -> Path:
     """57 folders with `dev` and `test` as Parquet; returns the folder."""
-    import pyarrow
-    import pyarrow.parquet
-
-    for subject, size in subject_sizes().items():
-        for split, count in (("dev", DEV_QUESTIONS), ("test", size)):
-            path = folder / subject / f"{split}-00000-of-00001.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            rows = [question(number, subject, answer) for number in range(count)]
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    return folder
+    return write_sets(folder, lambda number, subject: question(number, subject, answer))
 
 
 def write_task(folder: Path, name: str, *, answer: int = 0, questions: int = 12, **changes: Any) -> str:
