@@ -347,12 +347,13 @@ def _counting(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[message]}"),
     ) as progress:
-        task, tokens, begun = progress.add_task(what, total=total, message=""), [0], monotonic()
+        task, tokens, begun = progress.add_task(what, total=total, message=""), 0, monotonic()
 
         def on_done(rows: int, more_tokens: int) -> None:
-            tokens[0] += more_tokens
-            speed = tokens[0] / max(1e-9, monotonic() - begun)
-            progress.update(task, advance=rows, message=f"{speed:,.0f} tok/s" if tokens[0] else "")
+            nonlocal tokens
+            tokens += more_tokens
+            speed = tokens / max(1e-9, monotonic() - begun)
+            progress.update(task, advance=rows, message=f"{speed:,.0f} tok/s" if tokens else "")
 
         yield on_done
 
