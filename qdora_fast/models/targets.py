@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdora_fast.config import AdapterSettings, layer_indices
-from qdora_fast.system.errors import ConfigError, RefusedError, first_line
-from qdora_fast.system.remote_code import remote_code_allowed
+from qdora_fast.models.model_class import empty_model
+from qdora_fast.system.errors import ConfigError, RefusedError
 
 
 @dataclass(frozen=True)
@@ -62,23 +62,11 @@ def inspect_architecture(model_config: Any) -> Architecture:
     """Build the model of a transformers config on the meta device and name its parts.
 
     Raises:
-        ConfigError: not a causal language model that transformers can build.
+        ConfigError: not a model that transformers can build, or not one that writes text.
     """
-    import torch
     from torch import nn
-    from transformers import AutoModelForCausalLM
 
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=remote_code_allowed())
-    except ValueError as error:
-        kind, why = model_config.model_type, first_line(error)
-        raise ConfigError(f"model type `{kind}` is not a text model we can train: {why}") from None
-    except (ArithmeticError, AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
-        raise ConfigError(
-            f"no `{model_config.model_type}` model can be built from config.json: {first_line(error)}; its sizes or "
-            "token ids do not go together: copy or download it again"
-        ) from None
+    model = empty_model(model_config)
     names = {id(module): name for name, module in model.named_modules()}
     decoder = model.get_decoder()
     stack = next((child for child in decoder.children() if isinstance(child, nn.ModuleList)), None)

@@ -1,0 +1,50 @@
+"""Which class of Transformers a checkpoint is opened with: the one it was published under.
+
+Most bases of today are vision models (Qwen3.5, Gemma 3 and 4, Ministral 3) whose `config.json` names a
+`...ForConditionalGeneration`. Opened as a causal language model some of them lose their tower and get other names for
+their tensors, others cannot be opened at all. So whoever builds, loads or reopens a model asks here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qdora_fast.system.errors import ConfigError, first_line
+from qdora_fast.system.remote_code import remote_code_allowed
+
+
+def auto_class(model_config: Any) -> Any:
+    """AutoModelForImageTextToText for a checkpoint that was published as a vision model, else AutoModelForCausalLM.
+
+    Args:
+        model_config: of Transformers, as AutoConfig reads it.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind, named = type(model_config), (model_config.architectures or [None])[0]
+    if kind not in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForCausalLM
+    published = AutoModelForImageTextToText._model_mapping[kind].__name__
+    also_text = kind in AutoModelForCausalLM._model_mapping and named not in (None, published)
+    return AutoModelForCausalLM if also_text else AutoModelForImageTextToText
+
+
+def empty_model(model_config: Any) -> Any:
+    """The model of a config without its weights, on torch's meta device.
+
+    Raises:
+        ConfigError: not a model that Transformers can build, or not one that writes text.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return auto_class(model_config).from_config(model_config, trust_remote_code=remote_code_allowed())
+    except ValueError as error:
+        kind, why = model_config.model_type, first_line(error)
+        raise ConfigError(f"model type `{kind}` is not a text model we can train: {why}") from None
+    except (ArithmeticError, AssertionError, AttributeError, ImportError, KeyError, RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"no `{model_config.model_type}` model can be built from config.json: {first_line(error)}; its sizes or "
+            "token ids do not go together: copy or download it again"
+        ) from None
