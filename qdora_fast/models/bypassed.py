@@ -49,7 +49,7 @@ def bypassed_layers(model: Any, inside: Iterable[tuple[str, Any]]) -> dict[str, 
     names = {id(module): name for name, module in linears.items()}
     found: dict[str, str] = {}
     for parent in modules.values():
-        for use in _weight_uses(type(parent)) if next(parent.children(), None) is not None else ():
+        for use in _weight_uses(cast(Hashable, type(parent))) if next(parent.children(), None) is not None else ():
             name = names.get(id(_layer(parent, use.layer)))
             if name and all(_may_be(parent, *condition) for condition in use.conditions):
                 found[name] = f"`{type(parent).__name__}` uses its weight without calling the layer"

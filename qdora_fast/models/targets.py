@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qdora_fast.config import AdapterSettings, layer_indices
@@ -46,8 +46,13 @@ class Architecture:
     blocks and more."""
     elsewhere: tuple[str, ...]
     """Full names of linear layers outside the blocks and the head: a vision or audio tower's."""
-    model_class: type[Any]
-    """Of Transformers."""
+    empty: Any = field(compare=False, repr=False)
+    """The model without weights, on torch's meta device, as the names are its own."""
+
+    @property
+    def model_class(self) -> type[Any]:
+        """Of Transformers."""
+        return type(self.empty)
 
     @property
     def leaves(self) -> tuple[str, ...]:
@@ -106,7 +111,7 @@ def inspect_architecture(model_config: Any) -> Architecture:
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and module is not head and name not in {n for n, _ in inside}
         ),
-        model_class=type(model),
+        empty=model,
     )
 
 
@@ -122,7 +127,7 @@ def choose_targets(architecture: Architecture, settings: AdapterSettings) -> Tar
     everything = settings.target_modules == "all-linear"
     takes = _leaves(architecture.adaptable)
     wanted = takes if everything else tuple(dict.fromkeys(settings.target_modules))
-    if not wanted:
+    if not takes:
         raise RefusedError(_nothing_to_adapt(architecture))
     for name in wanted:
         _refuse_target(architecture, name)
@@ -204,11 +209,11 @@ def _refuse_target(architecture: Architecture, name: str) -> None:
             f"{', '.join(takes)} (or write all-linear)"
         )
     if name not in architecture.leaves:
-        near = difflib.get_close_matches(name, architecture.leaves, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, takes, n=1, cutoff=0.5)
         hint = f"; did you mean `{near[0]}`?" if near else ""
         raise ConfigError(
             f"adapter.target_modules: no linear layer is called `{name}`{hint} "
-            f"This model has: {', '.join(architecture.leaves)} (or write all-linear)"
+            f"This model has: {', '.join(takes)} (or write all-linear)"
         )
 
 
