@@ -5,11 +5,15 @@ model's own and not a table of ours. From it come the linear layers that `all-li
 and every refusal that would otherwise come after a 16 GB download or, worse, after training:
 DoRA on embeddings, an adapter on the output head, mixture-of-experts layers, layers whose call a
 kernel bypasses.
+
+Of a vision model the language part alone is meant: the blocks of its text decoder. Its tower and projector have linear
+layers of the same last names, so targets are full names, and `pattern` says them to PEFT.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +31,7 @@ class Architecture:
 
     model_type: str
     blocks: int
+    """Of the language model; a tower's do not count."""
     linears: tuple[str, ...]
     """Full names of the linear layers inside the decoder blocks."""
     head: str | None
@@ -45,7 +50,9 @@ class Architecture:
     """Parameters in the blocks that lie in no linear layer, counted by their last names; those of a hundredth of the
     blocks and more."""
     elsewhere: tuple[str, ...]
-    """Full names of linear layers outside the blocks and the head: a vision or audio tower's."""
+    """Full names of linear layers outside the blocks and the head, such as those of a tower."""
+    beside: tuple[str, ...]
+    """Full names of the parts beside the language model, weights in them: towers and projectors. () of a text model."""
     empty: Any = field(compare=False, repr=False)
     """The model without weights, on torch's meta device, as the names are its own."""
 
@@ -76,6 +83,8 @@ class Targets:
     """Block indices when restricted; None: all blocks."""
     summary: str
     """One line for the user: what was chosen and what was left out."""
+    beside: tuple[str, ...] = ()
+    """`Architecture.beside`."""
 
 
 def inspect_architecture(model_config: Any) -> Architecture:
@@ -88,7 +97,7 @@ def inspect_architecture(model_config: Any) -> Architecture:
 
     model = empty_model(model_config)
     names = {id(module): name for name, module in model.named_modules()}
-    decoder = model.get_decoder()
+    decoder = text_decoder(model)
     stack = next((child for child in decoder.children() if isinstance(child, nn.ModuleList)), None)
     if stack is None:
         raise ConfigError(f"found no stack of decoder blocks in a `{model_config.model_type}` model")
@@ -101,7 +110,7 @@ def inspect_architecture(model_config: Any) -> Architecture:
         linears=tuple(name for name, module in inside if isinstance(module, nn.Linear)),
         head=names.get(id(head)),
         embeddings=names.get(id(embeddings)),
-        tied=bool(getattr(model_config.get_text_config(), "tie_word_embeddings", False)),
+        tied=f"{names.get(id(head))}.weight" in model.all_tied_weights_keys,
         experts=experts.modules,
         routed=experts.linears,
         bypassed=bypassed_layers(model, inside),
@@ -111,8 +120,61 @@ def inspect_architecture(model_config: Any) -> Architecture:
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and module is not head and name not in {n for n, _ in inside}
         ),
+        beside=beside(model),
         empty=model,
     )
+
+
+def text_decoder(model: Any) -> Any:
+    """The part of a model that holds the blocks of its language model."""
+    from torch import nn
+
+    decoder = model.get_decoder()
+    while not any(isinstance(child, nn.ModuleList) for child in decoder.children()):
+        inner = decoder.get_decoder() if hasattr(decoder, "get_decoder") else decoder  # of a causal model in a wrapper
+        if inner is decoder:
+            break
+        decoder = inner
+    return decoder
+
+
+def beside(model: Any) -> tuple[str, ...]:
+    """Full names of the parts of a model, weights in them, that are neither its text decoder nor its head."""
+    decoder, head = text_decoder(model), model.get_output_embeddings()
+    found: list[str] = []
+
+    def look(parent: Any, name: str) -> None:
+        for leaf, child in parent.named_children():
+            if child is decoder or child is head:
+                continue
+            full = f"{name}{leaf}"
+            if any(module is decoder for module in child.modules()):
+                look(child, f"{full}.")
+            elif next(child.parameters(), None) is not None:
+                found.append(full)
+
+    look(model, "")
+    return tuple(found)
+
+
+def pattern(modules: Sequence[str]) -> str:
+    """One regular expression that matches the full names of these layers of numbered blocks, and no others."""
+    suffixes: dict[tuple[str, str], list[str]] = {}
+    for name in modules:
+        stack, block, suffix = _in_block(name)
+        suffixes.setdefault((stack, block), []).append(re.escape(suffix))
+    alike: dict[tuple[str, str], list[str]] = {}
+    for (stack, block), ends in suffixes.items():
+        alike.setdefault((re.escape(stack), "|".join(ends)), []).append(block)
+    return "|".join(rf"{stack}(?:{'|'.join(blocks)})\.(?:{ends})" for (stack, ends), blocks in alike.items())
+
+
+def leaves_suffice(targets: Targets, names: Iterable[str]) -> bool:
+    """Whether `leaves` in `layers` mean the chosen layers and nothing else among the modules of a model."""
+    named = {name for name in names if name.rpartition(".")[2] in targets.leaves}
+    if targets.layers is not None:
+        named = {name for name in named if (parts := _split(name)) and int(parts[1]) in targets.layers}
+    return named == set(targets.modules)
 
 
 def choose_targets(architecture: Architecture, settings: AdapterSettings) -> Targets:
@@ -131,7 +193,6 @@ def choose_targets(architecture: Architecture, settings: AdapterSettings) -> Tar
         raise RefusedError(_nothing_to_adapt(architecture))
     for name in wanted:
         _refuse_target(architecture, name)
-        _refuse_towers(architecture, name)
     layers = _chosen_layers(architecture, settings)
     modules = tuple(
         name
@@ -142,7 +203,8 @@ def choose_targets(architecture: Architecture, settings: AdapterSettings) -> Tar
         raise ConfigError(f"adapter.layers: {settings.layers} has none of {', '.join(wanted)}")
     blocks = f"blocks {settings.layers} of {architecture.blocks}" if layers else f"all {architecture.blocks} blocks"
     summary = f"{len(modules)} linear layers ({', '.join(wanted)}) in {blocks}"
-    return Targets(wanted, modules, layers, "; ".join([summary, *_left_out(architecture, settings, wanted)]))
+    summary = "; ".join([summary, *_left_out(architecture, settings, wanted)])
+    return Targets(wanted, modules, layers, summary, architecture.beside)
 
 
 def _leaves(names: Iterable[str]) -> tuple[str, ...]:
@@ -163,6 +225,8 @@ def _left_out(architecture: Architecture, settings: AdapterSettings, wanted: Seq
         count = sum(architecture.other.values())
         bits = f", {count / 1e9:.3g} B parameters of them in 16 bits" if settings.quantized and count else ""
         yield f"experts and routers stay as they are{bits}"
+    if architecture.beside:
+        yield f"{', '.join(architecture.beside)} stay as they are: text alone is trained"
 
 
 def _nothing_to_adapt(architecture: Architecture) -> str:
@@ -177,7 +241,19 @@ def _nothing_to_adapt(architecture: Architecture) -> str:
 
 def _block_of(name: str) -> int:
     """`model.layers.7.mlp.up_proj` lies in block 7."""
-    return next(int(part) for part in name.split(".") if part.isdigit())
+    return int(_in_block(name)[1])
+
+
+def _in_block(name: str) -> tuple[str, str, str]:
+    parts = _split(name)
+    assert parts, f"{name} lies in no numbered block"
+    return parts
+
+
+def _split(name: str) -> tuple[str, str, str] | None:
+    """`model.layers.7.mlp.up_proj` is `model.layers.`, 7 and mlp.up_proj; None outside of numbered blocks."""
+    match = re.fullmatch(r"(|.*?\.)(\d+)\.(.+)", name)
+    return (match[1], match[2], match[3]) if match else None
 
 
 def _chosen_layers(architecture: Architecture, settings: AdapterSettings) -> tuple[int, ...] | None:
@@ -214,15 +290,6 @@ def _refuse_target(architecture: Architecture, name: str) -> None:
         raise ConfigError(
             f"adapter.target_modules: no linear layer is called `{name}`{hint} "
             f"This model has: {', '.join(takes)} (or write all-linear)"
-        )
-
-
-def _refuse_towers(architecture: Architecture, name: str) -> None:
-    other = next((full for full in architecture.elsewhere if full.rsplit(".", 1)[-1] == name), None)
-    if other:
-        raise RefusedError(
-            f"adapter.target_modules: `{name}` also names {other}, outside the language model's blocks; training that "
-            "was surely not meant. Use a text-only checkpoint of this model"
         )
 
 
