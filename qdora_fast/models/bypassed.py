@@ -19,10 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+from qdora_fast.models.model_class import run_empty
+
 UNREAD = {"device", "dtype", "is_meta", "ndim", "requires_grad", "shape", "size"}
 """What may be asked of a weight without using its numbers."""
-LENGTH = 8
-"""Tokens of the forward without weights."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +59,14 @@ def bypassed_layers(model: Any, inside: Iterable[tuple[str, Any]]) -> dict[str, 
 
 def _never_called(model: Any, linears: dict[str, Any]) -> set[str]:
     """Names of the layers that a forward of text leaves out; none where the model cannot be run without weights."""
-    import torch
-
     called: set[str] = set()
     hooks = [
         module.register_forward_pre_hook(lambda _, __, name=name: called.add(name)) for name, module in linears.items()
     ]
-    try:
-        with torch.no_grad(), torch.device("meta"):
-            # A mask of four dimensions is taken as it is; one of two would be looked at for padding.
-            mask = torch.zeros((1, 1, LENGTH, LENGTH))
-            model(input_ids=torch.zeros((1, LENGTH), dtype=torch.long), attention_mask=mask, use_cache=False)
-    except Exception:  # noqa: BLE001 - some models look at their numbers, which are not there
-        return set()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return set(linears) - called
+    ran = run_empty(model) is not None
+    for hook in hooks:
+        hook.remove()
+    return set(linears) - called if ran else set()
 
 
 def _layer(parent: Any, path: str) -> Any:

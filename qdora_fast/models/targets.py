@@ -24,6 +24,9 @@ from qdora_fast.models.experts import expert_modules, other_parameters
 from qdora_fast.models.model_class import empty_model
 from qdora_fast.system.errors import ConfigError, RefusedError
 
+OTHER = "Take a dense decoder of another family, such as Qwen3.5, Gemma 3, Ministral 3 or SmolLM3"
+"""What works instead of a base that cannot be trained."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -100,7 +103,7 @@ def inspect_architecture(model_config: Any) -> Architecture:
     decoder = text_decoder(model)
     stack = next((child for child in decoder.children() if isinstance(child, nn.ModuleList)), None)
     if stack is None:
-        raise ConfigError(f"found no stack of decoder blocks in a `{model_config.model_type}` model")
+        raise ConfigError(f"found no stack of decoder blocks in a `{model_config.model_type}` model. {OTHER}")
     inside = [(names[id(module)], module) for block in stack for module in block.modules()]
     experts = expert_modules(stack, names)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
@@ -233,10 +236,10 @@ def _nothing_to_adapt(architecture: Architecture) -> str:
     begin = f"a `{architecture.model_type}` model has no linear layers in its blocks to adapt"
     if architecture.bypassed:
         leaf, reason = next(iter(architecture.bypassed.items()))
-        return f"{begin}: {leaf.rsplit('.', 1)[-1]}, for one, is none, since {reason}. Take another base"
+        return f"{begin}: {leaf.rsplit('.', 1)[-1]}, for one, is none, since {reason}. {OTHER}"
     if architecture.other:
-        return f"{begin}: its weights lie in {', '.join(architecture.other)}, which are none. Take another base"
-    return begin
+        return f"{begin}: its weights lie in {', '.join(architecture.other)}, which are none. {OTHER}"
+    return f"{begin}. {OTHER}"
 
 
 def _block_of(name: str) -> int:
