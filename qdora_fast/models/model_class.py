@@ -57,10 +57,18 @@ def run_empty(model: Any) -> Any:
     """What a model without weights returns for a few tokens of text; None where it looks at its numbers on the way."""
     import torch
 
+    trains, experts = model.training, getattr(model.config, "_experts_implementation", None)
+    model.eval()  # training, some models throw dice for each block
     try:
+        if experts:
+            model.set_experts_implementation("batched_mm")  # the others look which experts were chosen, or want bf16
         with torch.no_grad(), torch.device("meta"):
             # A mask of four dimensions is taken as it is; one of two would be looked at for padding.
             mask = torch.zeros((1, 1, TOKENS, TOKENS))
             return model(input_ids=torch.zeros((1, TOKENS), dtype=torch.long), attention_mask=mask, use_cache=False)
     except Exception:  # noqa: BLE001 - a model that needs its numbers may fail in any way
         return None
+    finally:
+        model.train(trains)
+        if experts:
+            model.set_experts_implementation(experts)
