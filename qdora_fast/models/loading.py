@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import AdapterSettings, EngineSettings, ModelSettings, TrainSettings
+from qdora_fast.models.accepted import require_accepted
 from qdora_fast.models.adapter import assert_complete
 from qdora_fast.models.adapter_guard import guard_saves
 from qdora_fast.models.backend import captured_prints, filters_targets, loads_class, open_backend
@@ -99,9 +100,12 @@ def check_base(name: str, model: ModelSettings, adapter: AdapterSettings, *, mer
 
     Raises:
         ConfigError: see `read_architecture`.
-        RefusedError: see `targets.choose_targets`.
+        RefusedError: see `targets.choose_targets` and `accepted.require_accepted`.
     """
-    return choose_targets(read_architecture(name, model, adapter, merge_base=merge_base), adapter)
+    architecture = read_architecture(name, model, adapter, merge_base=merge_base)
+    targets = choose_targets(architecture, adapter)
+    require_accepted(architecture, targets, adapter)
+    return targets
 
 
 def read_architecture(name: str, model: ModelSettings, adapter: AdapterSettings, *, merge_base: str) -> Architecture:
