@@ -105,9 +105,9 @@ def _own_logits(model: Any, head: Any, backbone: Any) -> str | None:
     returned = getattr(run_empty(model), "logits", None)
     for hook in hooks:
         hook.remove()
-    if returned is None:
+    if returned is None or seen.get("below") is None:
         return None
-    if "logits" not in seen or not _same(seen["given"], seen.get("below")):
+    if "logits" not in seen or not _same(seen["given"], seen["below"]):
         return "something lies between its head and the rest"
     text = model.config.get_text_config()
     known = any(getattr(text, name, None) is not None for name in KNOWN)
@@ -119,4 +119,4 @@ def _own_logits(model: Any, head: Any, backbone: Any) -> str | None:
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two tensors are views of the same values."""
-    return other is not None and one.untyped_storage()._cdata == other.untyped_storage()._cdata
+    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)

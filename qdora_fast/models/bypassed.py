@@ -5,14 +5,15 @@ into the layer's call, so there it would be trained by nothing, or by the slow p
 Both cases are read from the model itself, not from a list of names: from the source of its blocks' classes, which knows
 kernels that only a GPU runs, and from one forward without weights, which knows layers that a config leaves unused.
 
-It sees `self.<path>.weight` in what `forward` reaches within its class. A weight that is handed on in another way, by
-functions outside of the class, is not seen.
+It sees `self.<path>.weight` in the methods of a class. A weight that is handed on in another way, by functions outside
+of the class, is not seen.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -85,19 +86,11 @@ def _may_be(module: Any, condition: str, wanted: bool) -> bool:
 
 @cache
 def _weight_uses(kind: Hashable) -> tuple[Use, ...]:
-    """What the methods that `forward` reaches within a class use so."""
+    """What the methods of a class use so, those apart that make its weights."""
     bodies = [statement for each in reversed(inspect.getmro(cast(type, kind))) for statement in _body(each)]
     methods = {node.name: node for node in bodies if isinstance(node, ast.FunctionDef)}
-    ahead: list[str] = ["forward"]
-    seen: set[str] = set()
-    uses: list[Use] = []
-    while ahead:
-        name = ahead.pop()
-        if name in seen or name not in methods:
-            continue
-        seen.add(name)
-        uses += _uses(methods[name], (), None)
-        ahead += [node.attr for node in ast.walk(methods[name]) if isinstance(node, ast.Attribute) and _path(node)]
+    runs = [method for name, method in methods.items() if not re.match(r"_*(init|reset|tie)_*", name)]
+    uses = [use for method in runs for use in _uses(method, (), None)]
     return tuple(uses)
 
 

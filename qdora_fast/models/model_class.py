@@ -46,7 +46,11 @@ def empty_model(model_config: Any) -> Any:
     except ValueError as error:
         kind, why = model_config.model_type, first_line(error)
         raise ConfigError(f"model type `{kind}` is not a text model we can train: {why}") from None
-    except (ArithmeticError, AssertionError, AttributeError, ImportError, KeyError, RuntimeError, TypeError) as error:
+    except ImportError as error:
+        raise ConfigError(
+            f"a `{model_config.model_type}` model needs a package that is not installed here: {first_line(error)}"
+        ) from None
+    except (ArithmeticError, AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise ConfigError(
             f"no `{model_config.model_type}` model can be built from config.json: {first_line(error)}; its sizes or "
             "token ids do not go together: copy or download it again"

@@ -85,15 +85,18 @@ def silent(architecture: Architecture, targets: Targets, called: set[str] | None
     counts: Counter[str] = Counter()
     named = {*targets.modules, *architecture.bypassed, *architecture.routed}
     ends = (*architecture.beside, architecture.head, architecture.embeddings, *architecture.experts)
+    around = tuple(f".{name}.weight" for name in architecture.around)
     total = 0
     for name, parameter in architecture.empty.named_parameters():
         module, _, leaf = name.rpartition(".")
         last = f"{module.rpartition('.')[2]}.{leaf}"
         total += parameter.numel()
         told = module in named or any(last.startswith(other) for other in architecture.other)
+        told = told or f".{name}".endswith(around)
         if not told and not any(end and f"{name}.".startswith(f"{end}.") for end in ends):
             counts[last] += parameter.numel()
-    yield from (f"{name} is not adapted" for name, count in counts.items() if count > SHARE * total)
+    if not architecture.experts:  # else the layers are named one by one, and what is not named is not silent
+        yield from (f"{name} is not adapted" for name, count in counts.items() if count > SHARE * total)
     if called is not None:
         yield from (f"{name} is adapted and never called" for name in sorted(set(targets.modules) - called))
 
