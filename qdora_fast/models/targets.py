@@ -53,8 +53,8 @@ class Architecture:
     """Parameters in the blocks that lie in no linear layer, counted by their last names; those of a hundredth of the
     blocks and more."""
     around: tuple[str, ...]
-    """Names of what else the text decoder holds around its blocks, a hundredth of it and more: further embeddings,
-    projections."""
+    """Names of the text decoder's parts around its blocks, of a hundredth of it and more: further embeddings, layers
+    that look at images."""
     elsewhere: tuple[str, ...]
     """Full names of linear layers outside the blocks and the head, such as those of a tower."""
     beside: tuple[str, ...]
@@ -138,13 +138,9 @@ def inspect_architecture(model_config: Any) -> Architecture:
 
 
 def _around(decoder: Any, stack: Any, embeddings: Any) -> tuple[str, ...]:
-    blocks = {id(parameter) for parameter in stack.parameters()}
-    sizes = {name: parameter.numel() for name, parameter in decoder.named_parameters() if id(parameter) not in blocks}
-    own = {f"{name}.weight" for name, module in decoder.named_modules() if module is embeddings}
     total = sum(parameter.numel() for parameter in decoder.parameters())
-    return tuple(
-        name.removesuffix(".weight") for name, size in sizes.items() if size >= SHARE * total and name not in own
-    )
+    parts = ((name, part) for name, part in decoder.named_children() if part is not stack and part is not embeddings)
+    return tuple(name for name, part in parts if sum(each.numel() for each in part.parameters()) >= SHARE * total)
 
 
 def text_decoder(model: Any) -> Any:

@@ -29,6 +29,15 @@ RECORD = Path(__file__).parent.parent / "models" / "inventory.json"
 BLOCKS = 4
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "num_blocks")
 
+NEEDED: dict[str, dict[str, Any]] = {
+    "dbrx": {"attn_config": {"rope_theta": 10_000.0, "kv_n_heads": 8}},
+    "dots1": {"n_routed_experts": 4},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 4},
+    "ministral": {"head_dim": 128},
+}
+"""What the defaults of a type lack."""
+
 
 def model_types() -> tuple[str, ...]:
     """All types that write text after text or images, in alphabetical order."""
@@ -85,14 +94,14 @@ def silent(architecture: Architecture, targets: Targets, called: set[str] | None
     counts: Counter[str] = Counter()
     named = {*targets.modules, *architecture.bypassed, *architecture.routed}
     ends = (*architecture.beside, architecture.head, architecture.embeddings, *architecture.experts)
-    around = tuple(f".{name}.weight" for name in architecture.around)
+    around = tuple(f".{name}." for name in architecture.around)
     total = 0
     for name, parameter in architecture.empty.named_parameters():
         module, _, leaf = name.rpartition(".")
         last = f"{module.rpartition('.')[2]}.{leaf}"
         total += parameter.numel()
         told = module in named or any(last.startswith(other) for other in architecture.other)
-        told = told or f".{name}".endswith(around)
+        told = told or any(part in f".{name}" for part in around)
         if not told and not any(end and f"{name}.".startswith(f"{end}.") for end in ends):
             counts[last] += parameter.numel()
     if not architecture.experts:  # else the layers are named one by one, and what is not named is not silent
@@ -121,7 +130,7 @@ def configs(model_type: str) -> Iterator[Any]:
     kind = CONFIG_MAPPING[model_type]
     for values in (_fewer(kind().to_dict()), {}):
         try:
-            config = kind(**values)
+            config = kind(**{**values, **NEEDED.get(model_type, {})})
         except Exception:  # noqa: BLE001 - some counts hang together
             continue
         config.architectures = None
