@@ -49,6 +49,8 @@ class Architecture:
     """Full names of the linear layers that belong to experts: theirs, their routers', and shared ones beside them."""
     bypassed: Mapping[str, str]
     """Full names of the linear layers on which an adapter would do nothing, each with the reason."""
+    multiplied: tuple[str, ...]
+    """Those of them that cannot be in 4 bits: the model multiplies by their weight itself."""
     other: Mapping[str, int]
     """Parameters in the blocks that lie in no linear layer, counted by their last names; those of a hundredth of the
     blocks and more."""
@@ -113,6 +115,7 @@ def inspect_architecture(model_config: Any) -> Architecture:
     if stack is None:
         raise ConfigError(f"found no stack of decoder blocks in a `{model_config.model_type}` model. {OTHER}")
     inside = [(names[id(module)], module) for block in stack for module in block.modules()]
+    bypassed = bypassed_layers(model, inside)
     experts = expert_modules(stack, names)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     return Architecture(
@@ -124,7 +127,8 @@ def inspect_architecture(model_config: Any) -> Architecture:
         tied=f"{names.get(id(head))}.weight" in model.all_tied_weights_keys,
         experts=experts.modules,
         routed=experts.linears,
-        bypassed=bypassed_layers(model, inside),
+        bypassed=bypassed.reasons,
+        multiplied=bypassed.multiplied,
         other=other_parameters(stack),
         around=_around(decoder, stack, embeddings),
         elsewhere=tuple(
@@ -209,6 +213,11 @@ def choose_targets(architecture: Architecture, settings: AdapterSettings) -> Tar
     wanted = takes if everything else tuple(dict.fromkeys(settings.target_modules))
     if not takes:
         raise RefusedError(_nothing_to_adapt(architecture))
+    if settings.quantized and architecture.multiplied:
+        raise RefusedError(
+            f"a `{architecture.model_type}` model multiplies by the weight of {architecture.multiplied[0]} itself, and "
+            f"cannot where it is packed in 4 bits. Set adapter.method: {'dora' if settings.decomposed else 'lora'}"
+        )
     for name in wanted:
         _refuse_target(architecture, name)
     layers = _chosen_layers(architecture, settings)
