@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import transformers
+from families import family_config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,7 +140,59 @@ def test_a_pattern_matches_exactly_the_layers_it_was_made_of(parts: list[tuple[s
 
 
 def test_other_kinds_of_model_are_refused() -> None:
-    with pytest.raises(ConfigError, match="not a text model"):
+    with pytest.raises(ConfigError, match="has an encoder, too"):
         inspect_architecture(transformers.T5Config())
+    with pytest.raises(ConfigError, match="not a text model"):
+        inspect_architecture(transformers.ViTConfig())
     with pytest.raises(RefusedError, match="no linear layers"):
         choose_targets(inspect_architecture(transformers.GPT2Config(n_layer=1)), AdapterSettings())
+
+
+def test_all_linear_of_a_hybrid_takes_what_is_called_and_says_what_is_left_out() -> None:
+    architecture = inspect_architecture(family_config("granite4-h"))
+    targets = choose_targets(architecture, AdapterSettings())
+    assert "model.layers.0.mamba.in_proj" in targets.modules and "model.layers.1.self_attn.o_proj" in targets.modules
+    assert not any(layer.endswith("out_proj") for layer in targets.modules)
+    assert "left out: out_proj, where `GraniteMoeHybridMambaLayer` uses its weight" in targets.summary
+    with pytest.raises(RefusedError, match="an adapter on `out_proj` would do nothing: `GraniteMoeHybridMambaLayer`"):
+        choose_targets(architecture, AdapterSettings(target_modules=["in_proj", "out_proj"]))
+    named = choose_targets(architecture, AdapterSettings(target_modules=["in_proj"]))
+    assert "left out" not in named.summary  # nobody asked for it
+
+
+def test_a_hybrids_out_proj_that_is_called_is_taken() -> None:
+    for name in ("lfm2", "qwen3_5-text"):
+        targets = choose_targets(inspect_architecture(family_config(name)), AdapterSettings())
+        assert "out_proj" in targets.leaves and "left out" not in targets.summary
+
+
+def test_a_dense_model_of_a_class_with_experts_is_dense() -> None:
+    architecture = inspect_architecture(family_config("granite4-micro"))
+    assert not architecture.experts
+    assert "input_linear" in choose_targets(architecture, AdapterSettings()).leaves
+    rows = transformers.Qwen3MoeConfig(**SMALL, num_hidden_layers=2, mlp_only_layers=[0, 1])
+    assert not inspect_architecture(rows).experts
+
+
+def test_beside_experts_the_models_own_names_are_suggested() -> None:
+    architecture = inspect_architecture(family_config("deepseek_v3"))
+    mla = r"\[q_a_proj, q_b_proj, kv_a_proj_with_mqa, kv_b_proj, o_proj\]"
+    for named in ("all-linear", ["gate_proj"], ["q_a_proj", "up_proj"]):
+        with pytest.raises(RefusedError, match=mla):
+            choose_targets(architecture, AdapterSettings(target_modules=named))
+    targets = choose_targets(architecture, AdapterSettings(target_modules=["kv_b_proj"]))
+    assert "experts and routers stay as they are" in targets.summary and "in 16 bits" in targets.summary
+    plain = choose_targets(architecture, AdapterSettings(method="dora", target_modules=["kv_b_proj"]))
+    assert "in 16 bits" not in plain.summary
+
+
+def test_what_lies_around_the_blocks_is_named() -> None:
+    targets = choose_targets(inspect_architecture(family_config("gemma4-text")), AdapterSettings())
+    assert "not adapted: model.embed_tokens, embed_tokens_per_layer" in targets.summary
+
+
+def test_four_bits_are_refused_where_a_weight_is_multiplied_by() -> None:
+    architecture = inspect_architecture(family_config("mamba"))
+    with pytest.raises(RefusedError, match="Set adapter.method: dora"):
+        choose_targets(architecture, AdapterSettings())
+    assert choose_targets(architecture, AdapterSettings(method="dora")).leaves == ("in_proj",)
