@@ -18,6 +18,7 @@ from qdora_fast.config.loader import load_config
 from qdora_fast.config.recorded import read_config
 from qdora_fast.planning.advice import Advice, Facts, advise
 from qdora_fast.planning.auto.kinds import RowLengths
+from qdora_fast.planning.base_facts import facts_of
 from qdora_fast.planning.cards import GIB, Card, Machine, this_machine
 from qdora_fast.planning.history import Shape, earlier_evaluation, earlier_peak, earlier_speed, shape_of
 from qdora_fast.planning.memory.base import base_config, sizes_of
@@ -132,6 +133,7 @@ def make_plan(config: Config, name: str, *, card: Card | None = None) -> Plan:
         machine=machine,
         limited=limited,
         base_source=base.source,
+        facts=facts_of(config.model.name, config.model.revision, tied=sizes.tied),
         estimate=need,
         fits=fits(need, machine.card),
         margin=margin(machine.card),

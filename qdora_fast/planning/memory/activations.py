@@ -7,8 +7,7 @@ Unsloth's own blocks run (on a GPU) its norms keep their input instead of an fp3
 Letters: T tokens, d hidden, q and k the widths of all query and key heads, f the width of the MLP, e bytes a value.
 
 Of families that were not measured, blocks of the usual layers count as those of the measured ones. Any other linear
-layer counts with its inputs and outputs, a recurrence with MIXER_COPIES of its channels, and where blocks differ the
-one that needs most is the one that is run again.
+layer counts with its inputs and outputs, and where blocks differ the one that needs most is the one that is run again.
 
 Left out: attention kernels' own workspace, and what torch.compile makes of a block.
 """
@@ -38,8 +37,10 @@ SCORE_BYTES = 12
 """Of every capped attention score, where no kernel avoids making them (Gemma 2). Read from the code, not measured."""
 TORCH_BLOCK = 2**20
 """Values that the engine's PyTorch kernels, which stand in for Triton's on a CPU, take to fp32 at a time."""
-MIXER_COPIES = 8
-"""Values a recurrence (Mamba, linear attention) keeps of each channel of its convolution, in fp32. On the safe side."""
+UNMEASURED = 1.15
+"""Of a family that was not measured, a block counts so many times what the formulas say."""
+WITHOUT_KERNELS = 2
+"""The same of a recurrence on the CPU: PyTorch's own Mamba keeps about twice what is counted for kernels."""
 SMALLEST_OFFLOAD = 2 * 2**20
 """Unsloth's checkpointing copies a block's input to the host if it is larger."""
 
@@ -61,7 +62,8 @@ def block_bytes(job: Job) -> int:
 
 def _block_bytes(job: Job, group: Group) -> int:
     kept = (_norms, _attention, _inputs, _mlp, _adapters, _unusual)
-    return job.tokens * sum(part(job, group) for part in kept) + _constant(job, group)
+    counted = job.tokens * sum(part(job, group) for part in kept) + _constant(job, group)
+    return counted if job.sizes.measured else int(UNMEASURED * counted)
 
 
 def saved_bytes(job: Job) -> Saved:
@@ -256,7 +258,7 @@ def _unusual(job: Job, group: Group) -> int:
     width = block.routed_width + sum(linear.rows + linear.columns for linear in layers)
     if _copies(job):
         width += sum(linear.columns for linear in group.adapted if linear.name not in block.usual)
-    return job.element * width + FULL * MIXER_COPIES * block.mixer_width
+    return job.element * width + FULL * block.mixer_width * (1 if job.on_gpu else WITHOUT_KERNELS)
 
 
 def _adapters(job: Job, group: Group) -> int:

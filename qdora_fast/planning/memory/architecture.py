@@ -72,7 +72,7 @@ class Block:
     routed_width: int = 0
     """Values that the experts of a token take in and give out."""
     mixer_width: int = 0
-    """Channels of the convolutions before a recurrence: Mamba, linear attention."""
+    """Values that a recurrence (Mamba, linear attention) or a convolution keeps of a token, in fp32."""
     window: int | None = None
     """Tokens that its attention looks back; None: all."""
     attends: bool = True

@@ -20,6 +20,9 @@ LEFT_DENSE = ("lm_head", "router", "mlp.gate", "block_sparse_moe.gate", "moe.gat
 towers as well)."""
 EXPERTS_A_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k_experts", "moe_k")
 """Names that families have for the number of experts that run for one token."""
+RECURRENCE, CONVOLUTION = 16, 4
+"""Values that Mamba and linear attention, or a convolution alone, keep of each channel of their convolution. The first
+is what PyTorch's own linear attention of Qwen3.5 keeps; kernels keep less."""
 ATTENDS = ("full_attention", "sliding_attention", "chunked_attention", "attention")
 """Kinds of blocks, as configs name them, that keep keys and values."""
 
@@ -102,10 +105,18 @@ def _block(block: Any, name: str, text: Mapping[str, Any], hidden: int, skipped:
         other_values=_count(block, set()) - in_linears - expert_values,
         expert_values=expert_values,
         routed_width=_routed_width(text, linears, packed.values()),
-        mixer_width=sum(module.out_channels for module in convolutions),
+        mixer_width=sum(_mixer_width(module) for module in block.modules()),
         window=_first(text, "sliding_window") if kind.startswith(("sliding", "chunked")) else None,
         attends=kind in ATTENDS or (not kind and not convolutions) or any(each.name == "k_proj" for each in linears),
     )
+
+
+def _mixer_width(module: Any) -> int:
+    from torch import nn
+
+    channels = sum(child.out_channels for child in module.children() if isinstance(child, nn.Conv1d))
+    recurrent = any(True for _ in module.parameters(recurse=False))  # decays, steps
+    return channels * (RECURRENCE if recurrent else CONVOLUTION)
 
 
 def _routed_width(text: Mapping[str, Any], linears: tuple[Linear, ...], packed: Any) -> int:
