@@ -21,7 +21,7 @@ from qdora_fast.system.paths import local_path
 
 CARD_BYTES = 2**20
 """More of a model card or licence is not read."""
-LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "LICENSE.pdf")
+LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE")
 _REASONS = re.compile(r"think|thought|reason", re.IGNORECASE)
 
 
@@ -53,11 +53,10 @@ class BaseFacts:
 
 def facts_of(name: str, revision: str | None, *, tied: bool) -> BaseFacts:
     """The facts about the base `model.name`."""
-    folder = (
-        demo_base()
-        if name == DEMO
-        else folder_of(str(local_path(name)) if local_path(name).is_dir() else name, revision)
-    )
+    if name == DEMO:
+        folder: Path | None = demo_base()
+    else:
+        folder = folder_of(str(local_path(name)) if local_path(name).is_dir() else name, revision)
     licence, gated, source = _licence(folder) if folder else (None, None, "")
     if licence is None and (header := base_header(name)) is not None:
         licence, gated, source = header.licence, header.gated, f"the preset {header.preset}"
@@ -78,10 +77,10 @@ def _licence(folder: Path) -> tuple[str | None, bool | None, str]:
     gated = True if re.search(r"^extra_gated_\w+:", lines, re.MULTILINE) else None
     if chosen:
         return chosen[1].strip("'\"[] "), gated, "its model card"
-    for file in LICENCE_FILES:
-        if title := [line.strip(" #*") for line in _text(folder / file).splitlines() if line.strip(" #*")][:2]:
+    for name in LICENCE_FILES:
+        if title := [line.strip(" #*") for line in _text(folder / name).splitlines() if line.strip(" #*")][:2]:
             more = f", {title[1]}" if len(title) > 1 and title[1].lower().startswith("version") else ""
-            return f"{title[0][:80]}{more[:40]}", gated, file
+            return f"{title[0][:80]}{more[:40]}", gated, name
     return None, gated, ""
 
 
