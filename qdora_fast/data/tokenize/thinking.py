@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from qdora_fast.data.read.messages import Message
-from qdora_fast.data.tokenize.chat_text import compared_with, names_in, rendered
+from qdora_fast.data.tokenize.chat_text import compared_with, names_in, rendered, templates_of
 from qdora_fast.data.tokenize.spans import shared_length
 
 Mode = Literal["on", "off"]
@@ -35,9 +35,9 @@ OPENS, CLOSES = "<think>", "</think>"
 
 _OFF_WORDS = ("off", "none", "disabled", "false", "no", "no_think", "nothink", "no_thinking")
 _ON_WORDS = ("on", "enabled", "true", "yes", "high", "medium", "think", "thinking")
-_LAST_TAG = re.compile(r"(<[^<>\s/][^<>\s]{0,40}>|\[[A-Z_]{1,40}\])\s*\Z")
+LAST_TAG = re.compile(r"(<[^<>\s/][^<>\s]{0,40}>|\[[A-Z_]{1,40}\])\s*\Z")
+_EMPTY = re.compile(rf"({OPENS}\n?)(\n?{CLOSES}\s*)\Z")
 _THINKS = re.compile(r"think|thought|reason", re.IGNORECASE)
-_SPELLED = re.compile(rf"\s*{OPENS}(.*?){CLOSES}\s*", re.DOTALL)
 _QUESTION: Message = {"role": "user", "content": "qfquestion"}
 _ANSWER: Message = {"role": "assistant", "content": "qfanswer"}
 _THOUGHT = "qfthought"
@@ -63,6 +63,11 @@ class Thinking:
     """Whether the generation prompt opens the reasoning, so that a model begins inside it."""
     opens: str = OPENS
     closes: str = CLOSES
+    block: tuple[str, str] | None = None
+    """What is put around reasoning to write it into a content, for a template that reads it nowhere and whose prompt
+    has an empty block (SmolLM3)."""
+    completed: bool = False
+    """Whether the generation prompt opens reasoning that answers do not print, so that they are completed here."""
     leads: tuple[str, ...] = ()
     """What may stand before an answer without reasoning: an empty block, the name of a channel."""
 
@@ -87,77 +92,37 @@ def thinking_of(template_text: str) -> Thinking | None:
     prompt = _render(template_text, [_QUESTION], switch.on, prompt=True)
     bare = _render(template_text, [_QUESTION, _ANSWER], switch.on)
     thought = _with_thought(template_text, switch.on)
-    tag = _LAST_TAG.search(prompt)
+    tag = LAST_TAG.search(prompt)
     opened = tag is not None and _THINKS.search(tag[1]) is not None
     if not (switch.name or thought or opened):
         return None
+    completed = opened and not thought and bool(bare) and not bare.startswith(prompt)
     opens, closes = _marks(prompt, thought, tag[1] if tag and opened else "")
+    spelled = _spelled(template_text, switch.on)
     off_prompt = _render(template_text, [_QUESTION], switch.off, prompt=True)
     off_bare = _render(template_text, [_QUESTION, _ANSWER], switch.off)
+    empty = None if thought or spelled != "printed" else _EMPTY.search(off_prompt)
+    block = (empty[1], empty[2]) if empty else None
     leads = {_between(prompt, bare, "qfanswer"), _between(off_prompt, off_bare, "qfanswer")} - {""}
     return Thinking(
         switch=switch.name,
         on=switch.on,
         off=switch.off,
         default=switch.default,
-        prints=bool(thought),
-        spelled=_spelled(template_text, switch.on),
+        prints=bool(thought or completed or block),
+        spelled=spelled,
         opened=opened,
         opens=opens,
         closes=closes,
+        block=block,
+        completed=completed,
         leads=tuple(sorted(leads, key=len, reverse=True)),
     )
 
 
-def spelled_out(content: str) -> tuple[str, str] | None:
-    """(reasoning, answer) of a content that begins with <think>...</think>; None for any other."""
-    match = _SPELLED.match(content)
-    return (match[1].strip(), content[match.end() :]) if match else None
-
-
-def has_reasoning(message: Message, thinking: Thinking) -> bool:
-    """Whether a template can print reasoning of this message."""
-    if thinking.prints and str(message.get("reasoning_content") or "").strip():
-        return True
-    head, mark, _ = message["content"].partition(CLOSES)
-    if not mark or thinking.spelled == "dropped":
-        return False
-    begins = head.lstrip().startswith(OPENS) or (thinking.spelled == "read" and OPENS not in head)
-    return begins and bool(head.replace(OPENS, "").strip())
-
-
-def asks_to_think(messages: Sequence[Message], thinking: Thinking) -> bool:
-    """Whether an answer to the last question comes with reasoning."""
-    last = max((i for i, each in enumerate(messages) if each["role"] == "user"), default=-1)
-    return any(has_reasoning(each, thinking) for each in messages[last + 1 :] if each["role"] == "assistant")
-
-
-def in_fields(messages: Sequence[Message], thinking: Thinking) -> list[Message]:
-    """Messages in which reasoning that is spelled out lies where a template reads it, if it reads it only there."""
-    if not thinking.prints or thinking.spelled == "read":
-        return list(messages)
-    return [_in_field(each) for each in messages]
-
-
-def without_reasoning(messages: Sequence[Message]) -> list[Message]:
-    """Messages that say nothing of their reasoning, in either form; the same objects where they did not."""
-    return [_without(each) if each["role"] == "assistant" else each for each in messages]
-
-
-def _in_field(message: Message) -> Message:
-    found = spelled_out(message["content"]) if message["role"] == "assistant" else None
-    if found is None or message.get("reasoning_content"):
-        return message
-    thought = {"reasoning_content": found[0]} if found[0] else {}
-    return message | thought | {"content": found[1]}
-
-
-def _without(message: Message) -> Message:
-    found = spelled_out(message["content"])
-    if found is None and "reasoning_content" not in message:
-        return message
-    kept = {key: value for key, value in message.items() if key != "reasoning_content"}
-    return kept if found is None else kept | {"content": found[1]}
+def thinks(tokenizer: Any) -> Thinking | None:
+    """What the tokenizer's chat template does about reasoning; None: nothing, or it has none."""
+    return next(filter(None, map(thinking_of, templates_of(tokenizer).values())), None)
 
 
 @dataclass(frozen=True)
@@ -204,12 +169,10 @@ def _prompts(text: str, switches: Switches) -> tuple[str, str]:
 
 def _with_thought(text: str, switches: Switches) -> str:
     """The text of an answer with reasoning, "" where it is not printed."""
-    for key in ("reasoning_content", "reasoning", "thinking", None):
-        thought = {"thinking": _THOUGHT} if key is None else {key: _THOUGHT}
-        answer = _ANSWER | thought
-        if key is None:
-            answer = _ANSWER | {"content": [{"type": "thinking", **thought}, {"type": "text", "text": "qfanswer"}]}
-        made = _render(text, [_QUESTION, answer], switches)
+    parts = [{"type": "thinking", "thinking": _THOUGHT}, {"type": "text", "text": "qfanswer"}]
+    forms: list[Message] = [{key: _THOUGHT} for key in ("reasoning_content", "reasoning", "thinking")]
+    for form in (*forms, {"content": parts}):
+        made = _render(text, [_QUESTION, _ANSWER | form], switches)
         if _THOUGHT in made and f"'{_THOUGHT}'" not in made and "qfanswer" in made.partition(_THOUGHT)[2]:
             return made
     return ""
