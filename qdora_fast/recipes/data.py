@@ -307,6 +307,7 @@ def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int], templat
         data.filters.max_fraction,
         template,
         date=data.date if asks_for_clock(tokenizer) else None,
+        thinking=data.thinking,
     )
 
 
