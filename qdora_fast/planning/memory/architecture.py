@@ -318,8 +318,8 @@ def _linears(family: _Family, config: Mapping[str, Any], widths: tuple[int, int,
     hidden, query, key, intermediate = widths
     if family.fused:
         return (
-            Linear("self_attn.qkv_proj", query + 2 * key, hidden),
             Linear("self_attn.o_proj", hidden, query),
+            Linear("self_attn.qkv_proj", query + 2 * key, hidden),
             Linear("mlp.gate_up_proj", 2 * intermediate, hidden),
             Linear("mlp.down_proj", hidden, intermediate),
         )

@@ -19,9 +19,9 @@ LEFT_DENSE = ("lm_head", "router", "mlp.gate", "block_sparse_moe.gate", "moe.gat
 towers as well)."""
 EXPERTS_A_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k_experts", "moe_k")
 """Names that families have for the number of experts that run for one token."""
-RECURRENCE, CONVOLUTION = 16, 4
-"""Values that Mamba and linear attention, or a convolution alone, keep of each channel of their convolution. The first
-is what PyTorch's own linear attention of Qwen3.5 keeps; kernels keep less."""
+RECURRENCE, CONVOLUTION = 8, 2
+"""Values that Mamba and linear attention, or a convolution alone, keep of each channel of their convolution, in fp32,
+where kernels run them. Read from the kernels' inputs and outputs, and doubled; not measured."""
 ATTENDS = ("full_attention", "sliding_attention", "chunked_attention", "attention")
 """Kinds of blocks, as configs name them, that keep keys and values."""
 
