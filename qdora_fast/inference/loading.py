@@ -19,6 +19,7 @@ from qdora_fast.data.tokenize.left_out import LOSSES, Accountant
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.base_files import require_sound
+from qdora_fast.models.model_class import auto_class
 from qdora_fast.models.model_config import position_limit, read_model_config
 from qdora_fast.models.run_info import RunInfo
 from qdora_fast.models.tokenizer import load_tokenizer, read_tokenizer
@@ -197,15 +198,17 @@ def _load_adapted(trained: TrainedModel) -> Any:
 
 
 def _load_merged(source: Source) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
+    trust = remote_code.remote_code_allowed()
     with remote_code.foreign_files("safetensors weights", str(source.folder), setting=""):
-        model = AutoModelForCausalLM.from_pretrained(
+        described = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust)
+        model = auto_class(described).from_pretrained(
             source.folder,
             dtype="auto",
             device_map="auto",
             use_safetensors=True,
-            trust_remote_code=remote_code.remote_code_allowed(),
+            trust_remote_code=trust,
         )
     return model.eval()
 

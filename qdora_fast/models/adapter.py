@@ -114,6 +114,11 @@ class Adapter:
         return float(self.config["lora_alpha"])
 
     @property
+    def tensors(self) -> set[str]:
+        """Names in the base of the tensors that it changes."""
+        return {*(f"{name}.weight" for name in self.modules), *self.saved_modules, *self.tokens}
+
+    @property
     def vocabulary(self) -> int:
         """Rows that the embeddings have at least: one more than the highest trained id; 0 without trained tokens."""
         return max((number + 1 for tokens in self.tokens.values() for number in tokens.ids), default=0)

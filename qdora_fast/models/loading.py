@@ -143,19 +143,20 @@ def read_architecture(name: str, model: ModelSettings, adapter: AdapterSettings,
 
 
 def load_reference(name: str, *, setting: str) -> tuple[Any, Any]:
-    """A plain causal language model and its tokenizer, for scoring rows; on the GPU where there is one.
+    """A plain language model and its tokenizer, for scoring rows; on the GPU where there is one.
 
     Raises:
         ConfigError: not there; `setting` says who named it.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     require_sound(name, setting=setting)
     tokenizer, _ = load_tokenizer(name, None, setting=setting)
     gpu = torch.cuda.is_available()
     with foreign_files("safetensors weights", name, setting=setting):
-        model = AutoModelForCausalLM.from_pretrained(
+        described = AutoConfig.from_pretrained(name, trust_remote_code=remote_code_allowed())
+        model = auto_class(described).from_pretrained(
             name,
             dtype=torch.bfloat16 if gpu else torch.float32,
             use_safetensors=True,

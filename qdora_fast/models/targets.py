@@ -20,9 +20,12 @@ from typing import Any
 
 from qdora_fast.config import AdapterSettings, layer_indices
 from qdora_fast.models.bypassed import bypassed_layers
-from qdora_fast.models.experts import expert_modules, other_parameters
+from qdora_fast.models.experts import SHARE, expert_modules, other_parameters
 from qdora_fast.models.model_class import empty_model
 from qdora_fast.system.errors import ConfigError, RefusedError
+
+OTHER = "Take a dense decoder of another family, such as Qwen3.5, Gemma 3, Ministral 3 or SmolLM3"
+"""What works instead of a base that cannot be trained."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class Architecture:
     other: Mapping[str, int]
     """Parameters in the blocks that lie in no linear layer, counted by their last names; those of a hundredth of the
     blocks and more."""
+    around: tuple[str, ...]
+    """Names of what else the text decoder holds around its blocks, a hundredth of it and more: further embeddings,
+    projections."""
     elsewhere: tuple[str, ...]
     """Full names of linear layers outside the blocks and the head, such as those of a tower."""
     beside: tuple[str, ...]
@@ -95,12 +101,17 @@ def inspect_architecture(model_config: Any) -> Architecture:
     """
     from torch import nn
 
+    if getattr(model_config.get_text_config(), "is_encoder_decoder", False) or model_config.is_encoder_decoder:
+        raise ConfigError(
+            f"a `{model_config.model_type}` model has an encoder, too; only models that are a decoder alone can be "
+            f"trained here. {OTHER}"
+        )
     model = empty_model(model_config)
     names = {id(module): name for name, module in model.named_modules()}
     decoder = text_decoder(model)
     stack = next((child for child in decoder.children() if isinstance(child, nn.ModuleList)), None)
     if stack is None:
-        raise ConfigError(f"found no stack of decoder blocks in a `{model_config.model_type}` model")
+        raise ConfigError(f"found no stack of decoder blocks in a `{model_config.model_type}` model. {OTHER}")
     inside = [(names[id(module)], module) for block in stack for module in block.modules()]
     experts = expert_modules(stack, names)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
@@ -115,6 +126,7 @@ def inspect_architecture(model_config: Any) -> Architecture:
         routed=experts.linears,
         bypassed=bypassed_layers(model, inside),
         other=other_parameters(stack),
+        around=_around(decoder, stack, embeddings),
         elsewhere=tuple(
             name
             for name, module in model.named_modules()
@@ -122,6 +134,16 @@ def inspect_architecture(model_config: Any) -> Architecture:
         ),
         beside=beside(model),
         empty=model,
+    )
+
+
+def _around(decoder: Any, stack: Any, embeddings: Any) -> tuple[str, ...]:
+    blocks = {id(parameter) for parameter in stack.parameters()}
+    sizes = {name: parameter.numel() for name, parameter in decoder.named_parameters() if id(parameter) not in blocks}
+    own = {f"{name}.weight" for name, module in decoder.named_modules() if module is embeddings}
+    total = sum(parameter.numel() for parameter in decoder.parameters())
+    return tuple(
+        name.removesuffix(".weight") for name, size in sizes.items() if size >= SHARE * total and name not in own
     )
 
 
@@ -214,7 +236,7 @@ def _leaves(names: Iterable[str]) -> tuple[str, ...]:
 def _left_out(architecture: Architecture, settings: AdapterSettings, wanted: Sequence[str]) -> Iterator[str]:
     """What gets no adapter although one might think so, each with the reason."""
     ends = [name for name in (architecture.embeddings, None if architecture.tied else architecture.head) if name]
-    yield f"not adapted: {', '.join(ends)}"
+    yield f"not adapted: {', '.join((*ends, *architecture.around))}"
     everything = settings.target_modules == "all-linear"
     for leaf, reason in dict.fromkeys((name.rsplit(".", 1)[-1], why) for name, why in architecture.bypassed.items()):
         if everything or leaf in wanted:
@@ -233,10 +255,10 @@ def _nothing_to_adapt(architecture: Architecture) -> str:
     begin = f"a `{architecture.model_type}` model has no linear layers in its blocks to adapt"
     if architecture.bypassed:
         leaf, reason = next(iter(architecture.bypassed.items()))
-        return f"{begin}: {leaf.rsplit('.', 1)[-1]}, for one, is none, since {reason}. Take another base"
+        return f"{begin}: {leaf.rsplit('.', 1)[-1]}, for one, is none, since {reason}. {OTHER}"
     if architecture.other:
-        return f"{begin}: its weights lie in {', '.join(architecture.other)}, which are none. Take another base"
-    return begin
+        return f"{begin}: its weights lie in {', '.join(architecture.other)}, which are none. {OTHER}"
+    return f"{begin}. {OTHER}"
 
 
 def _block_of(name: str) -> int:

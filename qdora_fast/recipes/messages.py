@@ -27,6 +27,7 @@ from qdora_fast.planning.auto.kinds import Resolved
 from qdora_fast.recipes.resume import Start
 from qdora_fast.system import console
 from qdora_fast.system.errors import QdoraError, first_line
+from qdora_fast.system.json_files import read_object
 from qdora_fast.system.paths import typed
 from qdora_fast.system.run_folder import RunFolder
 from qdora_fast.training.oom import Note
@@ -159,7 +160,9 @@ def finished(folder: RunFolder) -> None:
     merged, completions = folder.path / "merged_16bit", folder.evaluation / "completions.html"
     console.print()
     if merged.is_dir():
-        console.print(f"merged model  {merged}  (load it with AutoModelForCausalLM)")
+        published: Any = read_object(merged / "config.json").get("architectures") or ["ForCausalLM"]
+        opener = "AutoModelForCausalLM" if "ForCausalLM" in published[0] else published[0]
+        console.print(f"merged model  {merged}  (load it with {opener})")
     console.print(f"adapter       {folder.adapter}")
     console.print(f"report        {folder.path / 'report.html'}")
     if completions.is_file():
