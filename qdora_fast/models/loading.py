@@ -8,7 +8,7 @@ because loaders fall back (to 16 bits, to another repository) with no more than 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from qdora_fast.config import AdapterSettings, EngineSettings, ModelSettings, Tr
 from qdora_fast.models.adapter import assert_complete
 from qdora_fast.models.adapter_guard import guard_saves
 from qdora_fast.models.backend import captured_prints, open_backend
-from qdora_fast.models.base_files import require_fitting, require_sound, shard_names
+from qdora_fast.models.base_files import folder_of, require_fitting, require_sound, shard_names
+from qdora_fast.models.few_bits import few_bits_of, refuse_few_bits, twin_of
+from qdora_fast.models.model_config import read_model_config
 from qdora_fast.models.new_tokens import grow_embeddings, open_wrappers, prepare_rows, token_indices
 from qdora_fast.models.targets import Architecture, Targets, choose_targets, inspect_architecture
 from qdora_fast.models.tokenizer import load_tokenizer, require_fast, stop_token_ids
@@ -88,7 +90,19 @@ def check_base(name: str, model: ModelSettings, adapter: AdapterSettings, *, mer
         ConfigError: see `read_architecture`.
         RefusedError: see `targets.choose_targets`.
     """
-    return choose_targets(read_architecture(name, model, adapter, merge_base=merge_base), adapter)
+    targets = choose_targets(read_architecture(name, model, adapter, merge_base=merge_base), adapter)
+    stored = few_bits_of(_read_config(name, model.revision).to_dict())
+    kept = tuple(each for each in targets.modules if stored and stored.keeps_16bit(each))
+    if not stored or not kept:
+        return targets
+    if len(kept) == len(targets.modules):
+        raise RefusedError(
+            f"`{name}` stores all layers to adapt in 16 bits, so there is nothing in 4 bits to train on; adapt others "
+            f"too (adapter.target_modules), or name {twin_of(name)} and take method "
+            f"`{'dora' if adapter.decomposed else 'lora'}`"
+        )
+    summary = f"{targets.summary}; {len(kept)} of them in 16 bits, as this base stores them, the others in 4"
+    return replace(targets, summary=summary, in_16bit=kept)
 
 
 def read_architecture(name: str, model: ModelSettings, adapter: AdapterSettings, *, merge_base: str) -> Architecture:
@@ -99,23 +113,23 @@ def read_architecture(name: str, model: ModelSettings, adapter: AdapterSettings,
         IntegrityError: files that are missing, damaged, or of two models.
         RefusedError: 4-bit weights where the method or `merge_base` needs 16 bits.
     """
-    open_backend()
-    from transformers import AutoConfig
-
     require_sound(name, model.revision)
     if model.base_16bit:
         require_sound(model.base_16bit, setting="model.base_16bit: ")
-    with foreign_files("config", name, model.revision):
-        model_config = AutoConfig.from_pretrained(
-            name, revision=model.revision, trust_remote_code=remote_code_allowed()
-        )
-    prequantized = getattr(model_config, "quantization_config", None) is not None
+        _refuse_4bit_original(model.base_16bit)
+    model_config = _read_config(name, model.revision)
+    described = model_config.to_dict()
+    refuse_few_bits(name, described, setting="model.name: ")  # of a hub's model nothing was here to look at before
+    prequantized = few_bits_of(described) is not None
     if prequantized and not adapter.quantized:
-        raise RefusedError(f"`{name}` exists in 4 bits; method `{adapter.method}` needs a 16-bit base")
+        raise RefusedError(
+            f"`{name}` exists in 4 bits; method `{adapter.method}` needs a 16-bit base. Name {twin_of(name)}, or take "
+            f"method `{'qdora' if adapter.decomposed else 'qlora'}`"
+        )
     if prequantized and merge_base == "original16" and not model.base_16bit:
         raise RefusedError(
-            f"`{name}` holds 4-bit weights only, and export.merge_base: original16 needs the 16-bit ones. "
-            "Name them in model.base_16bit, or set export.merge_base: dequant4"
+            f"`{name}` holds 4-bit weights only, and export.merge_base: original16 needs the 16-bit ones. As "
+            f"model.base_16bit name {twin_of(name)}; or set export.merge_base: dequant4"
         )
     _refuse_unsafe_files(name)
     architecture = inspect_architecture(model_config)
@@ -193,7 +207,8 @@ def load_base(
         tokenizer.init_kwargs.pop("auto_map", None)
     require_fast(name, tokenizer)
     quantized = tuple(_linear4bit_names(loaded))
-    missing = set(targets.modules) - set(quantized)
+    _compute_in(loaded, dtype)
+    missing = set(targets.modules) - set(quantized) - set(targets.in_16bit)
     if adapter.quantized and missing:
         raise QdoraError(
             f"asked for NF4, but {len(missing)} of {len(targets.modules)} layers to adapt were loaded in 16 bits "
@@ -312,6 +327,35 @@ def checkpointing(train: TrainSettings) -> str | bool:
     if choice == "auto":
         choice = "unsloth" if torch.cuda.is_available() else "off"
     return "unsloth" if choice == "unsloth" else choice == "torch"
+
+
+def _read_config(name: str, revision: str | None) -> Any:
+    """The base's config, of Transformers."""
+    open_backend()
+    from transformers import AutoConfig
+
+    with foreign_files("config", name, revision):
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
+
+
+def _refuse_4bit_original(name: str) -> None:
+    """Raise ConfigError for `model.base_16bit` that is not in 16 bits; of a hub's model, if its config is here."""
+    folder = folder_of(name)
+    stored = few_bits_of(read_model_config(folder / "config.json")) if folder else None
+    if stored:
+        raise ConfigError(
+            f"model.base_16bit: `{name}` is stored in {stored.form}, not in 16 bits; name {twin_of(name, folder)}"
+        )
+
+
+def _compute_in(model: Any, dtype: Any) -> None:
+    """Have stored 4-bit layers unpack to, and compute in, the type of this run, and not in the one that their maker
+    wrote down: merge and proof read the weights in the run's type, and a GPU may lack theirs."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = module.weight.quant_state.dtype = dtype
 
 
 def _refuse_unsafe_files(name: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from qdora_fast.data.demo.base import DEMO, demo_base
 from qdora_fast.models.base_files import require_sound
+from qdora_fast.models.few_bits import refuse_few_bits
 from qdora_fast.models.model_config import read_model_config
 from qdora_fast.planning.memory.known import known_config, known_names
 from qdora_fast.system.errors import ConfigError
@@ -48,13 +49,15 @@ def base_config(name: str, revision: str | None = None) -> BaseConfig:
     if known is not None:
         return BaseConfig(known, "our table of well-known bases")
     try:
-        return BaseConfig(_read(_from_hub(name, revision)), "its config.json on the hub")
+        values = _read(_from_hub(name, revision))
     except OSError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"model.name: cannot read the config.json of `{name}`: {reason}\n  Check the spelling; for gated models "
             f"run `hf auth login`; without a network give a local folder, or one of: {', '.join(known_names())}"
         ) from None
+    refuse_few_bits(name, values, setting="model.name: ")
+    return BaseConfig(values, "its config.json on the hub")
 
 
 def _from_cache(name: str, revision: str | None) -> Path | None:
