@@ -26,10 +26,13 @@ PUBLISHERS = frozenset(
 """Owners on the hub, in lower case, who publish a model in 16 bits and in few under one name and an ending."""
 
 _PUBLISHED_TWINS = {
-    f"mistralai/ministral-3-{size}-instruct-2512": f"unsloth/Ministral-3-{size.upper()}-Instruct-2512"
-    for size in ("3b", "8b", "14b")
+    "mistralai/ministral-3-3b-instruct-2512": "mistralai/Ministral-3-3B-Instruct-2512-BF16",
+    "mistralai/ministral-3-8b-instruct-2512": "mistralai/Ministral-3-8B-Instruct-2512-BF16",
+    "mistralai/ministral-3-14b-instruct-2512": "mistralai/Ministral-3-14B-Instruct-2512-BF16",
+    "openai/gpt-oss-20b": "unsloth/gpt-oss-20b-BF16",
 }
-"""Models whose own name is that of weights in few bits (FP8), by `unsloth/models/mapper.py` of the pinned Unsloth."""
+"""Models whose own name is that of weights in few bits (FP8, MXFP4), and their twins as public repositories load them;
+not looked up on the hub."""
 
 _KINDS = (
     *("bnb", "fp8", "mxfp[48]", "nvfp4", "fp4", "nf4", "gptq", "awq", "aqlm", "hqq", "eetq", "vptq", "spqr", "higgs"),
