@@ -57,7 +57,7 @@ def adapter(work: Work) -> Figures:
     names = ["--set", f"run.dir={work.folder / 'runs'}", "--set", f"run.name=imported-{int(time.time())}"]
     came_in = work.json_of("import", "import-adapter", folder, "--base", work.model, *names)
     options = ["--merge-base", read_object(work.run / "merged_16bit/export.json")["merge_base"], "--overwrite"]
-    work.command("export-again", "export", came_in["run"], *options, "--out", merged)
+    work.command("export-again", "export", came_in["path"], *options, "--out", merged)
     same = _weights(merged) == _weights(work.run / "merged_16bit")
     return {"passed": same, "same_weights": same}
 

@@ -12,12 +12,13 @@ the types of its tensors.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.system.errors import ConfigError
+from qdora_fast.models.model_config import read_model_config
+from qdora_fast.system.errors import ConfigError, RefusedError
 
 PUBLISHERS = frozenset(
     {"unsloth", "meta-llama", "mistralai", "qwen", "google", "microsoft", "openai", "ibm-granite", "huggingfacetb"}
@@ -124,6 +125,29 @@ def refuse_few_bits(name: str, described: Mapping[str, Any], folder: Path | None
             f"merged into, 16-bit weights or bitsandbytes' 4 bits; name {twin_of(name, folder)} (it is put into NF4 "
             "while loading)"
         )
+
+
+def require_16bit(name: str, folder: Path | None, *, setting: str) -> None:
+    """Raise ConfigError for the original weights of a base that are not in 16 bits; `folder`: where they lie, if here."""
+    stored = few_bits_of(read_model_config(folder / "config.json")) if folder else None
+    if stored:
+        raise ConfigError(f"{setting}`{name}` is stored in {stored.form}, not in 16 bits; name {twin_of(name, folder)}")
+
+
+def layers_in_16bit(name: str, described: Mapping[str, Any], modules: Collection[str]) -> tuple[str, ...]:
+    """Those of the layers to adapt that a base in 4 bits stores in 16.
+
+    Raises:
+        RefusedError: all of them.
+    """
+    stored = few_bits_of(described)
+    kept = tuple(module for module in modules if stored and stored.keeps_16bit(module))
+    if kept and len(kept) == len(modules):
+        raise RefusedError(
+            f"`{name}` is a base in 4 bits that stores all layers to adapt in 16, so its form saves nothing where it "
+            f"is trained; adapt others too (adapter.target_modules), or name {twin_of(name)}"
+        )
+    return kept
 
 
 def twin_of(name: str, folder: Path | None = None) -> str:

@@ -18,10 +18,10 @@ from qdora_fast.config.loader import load_config
 from qdora_fast.config.recorded import read_config
 from qdora_fast.planning.advice import Advice, Facts, advise
 from qdora_fast.planning.auto.kinds import RowLengths
+from qdora_fast.planning.base_facts import facts_of
 from qdora_fast.planning.cards import GIB, Card, Machine, this_machine
 from qdora_fast.planning.history import Shape, earlier_evaluation, earlier_peak, earlier_speed, shape_of
-from qdora_fast.planning.memory.architecture import sizes_of
-from qdora_fast.planning.memory.base import base_config
+from qdora_fast.planning.memory.base import base_config, sizes_of
 from qdora_fast.planning.memory.estimate import Estimate, Part, estimate
 from qdora_fast.planning.memory.fit import Fit, best_fit, fits, longest_length, margin, most_answers
 from qdora_fast.planning.memory.job import job_of
@@ -110,7 +110,7 @@ def make_plan(config: Config, name: str, *, card: Card | None = None) -> Plan:
         ConfigError: no config.json, or a target that the model does not have.
     """
     base = base_config(config.model.name, config.model.revision)
-    sizes = sizes_of(base.values)
+    sizes = sizes_of(base.values, base.name, config.model.revision)
     machine = choose_machine(config, name, card)
     seen = glance(config.data)
     lengths = None if seen is None else RowLengths(np.array(seen.lengths), sampled=True)
@@ -133,6 +133,7 @@ def make_plan(config: Config, name: str, *, card: Card | None = None) -> Plan:
         machine=machine,
         limited=limited,
         base_source=base.source,
+        facts=facts_of(config.model.name, config.model.revision, tied=sizes.tied),
         estimate=need,
         fits=fits(need, machine.card),
         margin=margin(machine.card),

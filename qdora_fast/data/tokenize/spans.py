@@ -8,11 +8,13 @@ and where they part shows the structure, for any template, without knowing its m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.read.messages import Message
-from qdora_fast.data.tokenize.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from qdora_fast.data.tokenize.vocabulary import Vocabulary
 
 END_OF_THINKING = "</think>"
 
@@ -29,6 +31,8 @@ class RenderedChat:
     def __init__(self, messages: list[Message], tools: list[dict[str, Any]] | None, vocabulary: Vocabulary) -> None:
         self.messages, self.tools, self.vocabulary = messages, tools, vocabulary
         self.text = vocabulary.render(messages, tools)
+        self.leaves_prompt: set[int] = set()
+        """Messages whose text leaves the prompt that a server would have for them; those that were asked about."""
         self.spans = self._answer_spans()
 
     def hand_over(self, index: int, content_start: int | None) -> int | None:
@@ -38,6 +42,7 @@ class RenderedChat:
             prompt = self.vocabulary.render(before, self.tools, add_generation_prompt=True)
             if self.text.startswith(prompt):
                 return len(prompt)
+            self.leaves_prompt.add(index)
             shared = shared_length(prompt, self.text)
             question_end = shared_length(prompt, self.vocabulary.render(before, self.tools))
         except RejectedRow:  # templates may refuse a conversation without an answer

@@ -6,7 +6,7 @@ What a base of another name holds is never guessed from its name.
 
 The values of the older ones give the parameters that their owners publish, to the last one (the tests). Those of
 `_OF_TODAY` are the defaults of the pinned Transformers or from the documents named beside them; none was compared with
-the hub, and `NOT_COMPARED` says so in a plan. A model that also sees or hears has its parts, as its config.json has.
+the hub, and a plan says so. A model that also sees or hears has its parts, as its config.json has.
 """
 
 from __future__ import annotations
@@ -19,14 +19,23 @@ from qdora_fast.models.few_bits import PUBLISHERS
 
 def known_config(name: str) -> dict[str, Any] | None:
     """The values of a hub id, or None for one that is not in the table."""
+    values = _TABLE.get(_key(name))
+    return copy.deepcopy(values) if values else None
+
+
+def known_source(name: str) -> str:
+    """Where the values of a hub id in the table are from, for a plan."""
+    compared = "" if _key(name) not in _OF_TODAY else ", not compared with the hub"
+    return f"our table of well-known bases{compared}"
+
+
+def _key(name: str) -> str:
     owner, _, last = name.lower().rpartition("/")
     if owner and owner not in PUBLISHERS:
-        return None
+        return ""
     for ending in ("-bf16", "-instruct", "-it", "-base"):
         last = last.removesuffix(ending)
-    last = last.removeprefix("meta-")
-    values = _TABLE.get(last)
-    return copy.deepcopy(values) if values else None
+    return last.removeprefix("meta-")
 
 
 def known_names() -> tuple[str, ...]:
@@ -76,8 +85,15 @@ _OF_TODAY = {
     "gemma-3-12b": _with_parts(
         "gemma3",
         _values(
-            *("gemma3_text", (3840, 15360), 48, (16, 8), 262208, 131072),
-            **{"head_dim": 256, "sliding_window": 1024, "tie_word_embeddings": True},
+            "gemma3_text",
+            (3840, 15360),
+            48,
+            (16, 8),
+            262208,
+            131072,
+            head_dim=256,
+            sliding_window=1024,
+            tie_word_embeddings=True,
         ),
         vision_config=_SIGLIP,
         mm_tokens_per_image=256,
@@ -86,9 +102,18 @@ _OF_TODAY = {
     "gemma-4-e4b": _with_parts(
         "gemma4",
         _values(
-            *("gemma4_text", (2560, 10240), 42, (8, 2), 262144, 131072),
-            **{"head_dim": 256, "global_head_dim": 512, "hidden_size_per_layer_input": 256, "num_kv_shared_layers": 18},
-            **{"sliding_window": 512, "tie_word_embeddings": True},
+            "gemma4_text",
+            (2560, 10240),
+            42,
+            (8, 2),
+            262144,
+            131072,
+            head_dim=256,
+            global_head_dim=512,
+            hidden_size_per_layer_input=256,
+            num_kv_shared_layers=18,
+            sliding_window=512,
+            tie_word_embeddings=True,
         ),
         vision_config={"model_type": "gemma4_vision"},
         audio_config={"model_type": "gemma4_audio"},
@@ -97,8 +122,14 @@ _OF_TODAY = {
     "ministral-3-8b-instruct-2512": _with_parts(
         "mistral3",
         _values(
-            *("ministral3", (4096, 14336), 34, (32, 8), 131072, 262144),
-            **{"head_dim": 128, "tie_word_embeddings": False},
+            "ministral3",
+            (4096, 14336),
+            34,
+            (32, 8),
+            131072,
+            262144,
+            head_dim=128,
+            tie_word_embeddings=False,
         ),
         vision_config={"model_type": "pixtral"},
     ),
@@ -109,9 +140,6 @@ _OF_TODAY = {
     # text of Mistral-Small-3.1 in the defaults of Transformers 5.17 (mistral3)
     "mistral-small-24b-instruct-2501": _values("mistral", (5120, 32768), 40, (32, 8), 131072, 32768, head_dim=128),
 }
-NOT_COMPARED = frozenset(_OF_TODAY)
-"""Names whose values are from documents and defaults, and were not compared with the hub."""
-
 _TABLE: dict[str, dict[str, Any]] = {
     **_OF_TODAY,
     "llama-3.1-8b": _values("llama", (4096, 14336), 32, (32, 8), 128256, 131072),

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from qdora_fast.planning.memory.architecture import CannotEstimate, sizes_of
+from qdora_fast.planning.memory.architecture import CannotEstimate
+from qdora_fast.planning.memory.base import sizes_of
 from qdora_fast.planning.memory.known import known_config, known_names
 
 # Public configurations (values of their config.json that decide sizes) and the parameters their owners publish.

@@ -15,7 +15,7 @@ from benchmarks.engine.footprint import persistent
 from qdora_fast.config.loader import make_config
 from qdora_fast.planning.memory import activations
 from qdora_fast.planning.memory import weights as count
-from qdora_fast.planning.memory.architecture import sizes_of
+from qdora_fast.planning.memory.base import sizes_of
 from qdora_fast.planning.memory.job import Job, JobSettings, job_of
 from qdora_fast.training.optimizer import build_optimizer, parameter_groups
 

@@ -1,0 +1,67 @@
+"""Which parts of a model's blocks are no plain linear layers: experts, their routers, and parameters of other kinds.
+
+Experts are told by the word in the name of their class or attribute, as every family of Transformers has it. A class
+that knows experts but was configured without them (Granite 4 micro) builds none, and is a dense model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+WORDS = ("expert", "router")
+SHARE = 0.01
+"""Of the blocks' parameters; smaller kinds are norms, biases and short convolutions."""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Full names of what belongs to experts."""
+
+    modules: tuple[str, ...]
+    linears: frozenset[str]
+
+
+def expert_modules(stack: Any, names: Mapping[int, str]) -> Experts:
+    """The experts of a stack of blocks, with all linear layers in the same part of a block.
+
+    Args:
+        names: full names of modules by their ids.
+    """
+    from torch import nn
+
+    modules, linears = [], set()
+    for block in stack:
+        for part in block.children():
+            experts = [module for name, module in _named(part, names) if _of_experts(name, module)]
+            modules += [names[id(module)] for module in experts]
+            if experts:
+                linears |= {names[id(module)] for module in part.modules() if isinstance(module, nn.Linear)}
+    return Experts(tuple(modules), frozenset(linears))
+
+
+def other_parameters(stack: Any) -> dict[str, int]:
+    """How many parameters of a stack of blocks lie in no linear layer, by the last two parts of their names; those of a
+    hundredth of the blocks and more."""
+    from torch import nn
+
+    counts: Counter[str] = Counter()
+    for name, module in stack.named_modules():
+        if not isinstance(module, nn.Linear):
+            for leaf, parameter in module.named_parameters(recurse=False):
+                counts[f"{name.rpartition('.')[2]}.{leaf}".removesuffix(".weight")] += parameter.numel()
+    everything = sum(parameter.numel() for parameter in stack.parameters())
+    return {name: count for name, count in counts.items() if count >= SHARE * everything}
+
+
+def _named(part: Any, names: Mapping[int, str]) -> Iterator[tuple[str, Any]]:
+    for module in part.modules():
+        yield names[id(module)], module
+
+
+def _of_experts(name: str, module: Any) -> bool:
+    """Whether a module's class or attribute says so, and it holds parameters."""
+    said = (type(module).__name__.lower(), name.rpartition(".")[2].lower())
+    return any(word in text for word in WORDS for text in said) and next(module.parameters(), None) is not None
