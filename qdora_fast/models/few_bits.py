@@ -128,7 +128,7 @@ def refuse_few_bits(name: str, described: Mapping[str, Any], folder: Path | None
 
 
 def require_16bit(name: str, folder: Path | None, *, setting: str) -> None:
-    """Raise ConfigError for the original weights of a base that are not in 16 bits; `folder`: where they lie, if here."""
+    """Raise ConfigError for a base's original weights that are not in 16 bits; `folder`: where they lie, if here."""
     stored = few_bits_of(read_model_config(folder / "config.json")) if folder else None
     if stored:
         raise ConfigError(f"{setting}`{name}` is stored in {stored.form}, not in 16 bits; name {twin_of(name, folder)}")
