@@ -22,7 +22,6 @@ from qdora_fast.system.paths import local_path
 CARD_BYTES = 2**20
 """More of a model card or licence is not read."""
 LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE")
-_REASONS = re.compile(r"think|thought|reason", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,8 @@ def _templates(folder: Path) -> Iterator[tuple[str, str]]:
     own = _text(folder / "chat_template.jinja")
     if own:
         yield "default", own
-        for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-            yield file.stem, _text(file)
+        for other in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+            yield other.stem, _text(other)
         return
     for file in ("tokenizer_config.json", "chat_template.json"):
         said = _object(folder / file).get("chat_template")
@@ -104,7 +103,10 @@ def _templates(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _thinking(template: str) -> str:
-    return "its template knows it" if _REASONS.search(template) else "no"
+    from qdora_fast.data.tokenize.thinking import thinking_of
+
+    thinking = thinking_of(template)
+    return thinking.summary if thinking else "no"
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -16,6 +16,8 @@ import numpy as np
 from qdora_fast.config import Config, presets
 from qdora_fast.config.loader import load_config
 from qdora_fast.config.recorded import read_config
+from qdora_fast.models.accepted import require_accepted
+from qdora_fast.models.targets import choose_targets
 from qdora_fast.planning.advice import Advice, Facts, advise
 from qdora_fast.planning.auto.kinds import RowLengths
 from qdora_fast.planning.base_facts import facts_of
@@ -107,7 +109,7 @@ def make_plan(config: Config, name: str, *, card: Card | None = None) -> Plan:
 
     Raises:
         CannotEstimate: an architecture that is not counted.
-        ConfigError: no config.json, or a target that the model does not have.
+        ConfigError: no config.json, or a base or target that `train` refuses, too.
     """
     base = base_config(config.model.name, config.model.revision)
     sizes = sizes_of(base.values, base.name, config.model.revision)
@@ -115,6 +117,8 @@ def make_plan(config: Config, name: str, *, card: Card | None = None) -> Plan:
     seen = glance(config.data)
     lengths = None if seen is None else RowLengths(np.array(seen.lengths), sampled=True)
     config, limited = _limited(config, sizes.longest, None if seen is None else seen.lengths)
+    if sizes.architecture.empty is not None:  # the table's families are accepted
+        require_accepted(sizes.architecture, choose_targets(sizes.architecture, config.adapter), config.adapter)
     config, resolved = resolve(config, sizes, machine, lengths)
     rows = None if seen is None else seen.facts(config.data, config.model.length)
     job = job_of(job_settings(config), sizes, length=config.model.length, on_gpu=machine.on_gpu)

@@ -305,8 +305,12 @@ def _architecture(kind: str, block: Block, blocks: int, *, tied: bool) -> Archit
         embeddings="model.embed_tokens",
         tied=tied,
         experts=(),
+        routed=frozenset(),
+        bypassed={},
+        other={},
         elsewhere=(),
-        model_class=object,
+        beside=(),
+        empty=None,
     )
 
 

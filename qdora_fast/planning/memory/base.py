@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qdora_fast.data.demo.base import DEMO, demo_base
+from qdora_fast.models.backend import open_backend
 from qdora_fast.models.base_files import require_sound
 from qdora_fast.models.few_bits import refuse_few_bits
 from qdora_fast.models.model_config import read_model_config
@@ -50,6 +51,7 @@ def sizes_of(values: Mapping[str, Any], name: str | None = None, revision: str |
         return sizes
     if not values.get("model_type") and not values.get("auto_map"):
         raise CannotEstimate("cannot estimate: the base's config.json names no `model_type`")
+    open_backend()  # a run that follows in this process needs it before transformers
     from transformers import AutoConfig
 
     from qdora_fast.planning.memory.built import built_sizes

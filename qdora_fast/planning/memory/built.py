@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qdora_fast.models.model_class import empty_model
 from qdora_fast.models.model_config import position_limit
-from qdora_fast.models.targets import inspect_architecture
+from qdora_fast.models.targets import inspect_architecture, text_decoder
 from qdora_fast.planning.memory.architecture import Block, CannotEstimate, Linear, Sizes
 
 LEFT_DENSE = ("lm_head", "router", "mlp.gate", "block_sparse_moe.gate", "moe.gate")
@@ -40,9 +39,9 @@ def built_sizes(model_config: Any, values: Mapping[str, Any]) -> Sizes:
     from torch import nn
 
     architecture = inspect_architecture(model_config)
-    model, text = empty_model(model_config), _text_values(model_config)
+    model, text = architecture.empty, _text_values(model_config)
     names = {id(module): full for full, module in model.named_modules()}
-    decoder = model.get_decoder()
+    decoder = text_decoder(model)
     stack = next(each for each in decoder.children() if isinstance(each, nn.ModuleList))
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if not len(stack) or head is None:
@@ -50,11 +49,11 @@ def built_sizes(model_config: Any, values: Mapping[str, Any]) -> Sizes:
         raise CannotEstimate(f"cannot estimate: this `{model_config.model_type}` model has no {what}")
     hidden = _first(text, "hidden_size") or int(embeddings.weight.shape[-1])
     heads = _first(text, "num_attention_heads", "n_head", "num_heads") or 1
-    skipped = _left_dense(model, model_config)
+    skipped = [*_left_dense(model, model_config), *architecture.beside]
     shared, language = _weights(embeddings), _weights(decoder)
     apart = shared | _weights(head) | _weights(stack)
     outside = tuple(_linears(decoder, names[id(decoder)], skipped, leave_out=apart))
-    dense = {full: weight for full, weight in model.named_parameters() if id(weight) not in apart | language}
+    tower = [weight for weight in model.parameters() if id(weight) not in apart | language]
     return Sizes(
         model_type=model_config.model_type,
         vocabulary=head.weight.shape[0],
@@ -72,8 +71,8 @@ def built_sizes(model_config: Any, values: Mapping[str, Any]) -> Sizes:
         architecture=architecture,
         prefix=names[id(stack)],
         outside=outside,
-        tower_values=sum(weight.numel() for weight in dense.values()),
-        tower=", ".join(dict.fromkeys(".".join(full.split(".")[:2]).removeprefix("model.") for full in dense)),
+        tower_values=sum(weight.numel() for weight in tower),
+        tower=", ".join(architecture.beside),
         measured=False,
     )
 
