@@ -20,7 +20,7 @@ from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.hardware import Gpu
 
 # Smallest card memory in GiB (as drivers report it: a "24 GB" card shows 22.5-24) → preset, largest first.
-_BY_MEMORY = ((75.0, "llama3.1-70b-80gb"), (22.0, "llama3.1-8b-24gb"), (15.0, "llama3.1-8b-16gb"))
+_BY_MEMORY = ((75.0, "llama3.1-70b-80gb"), (22.0, "qwen3-8b-24gb"), (15.0, "llama3.1-8b-16gb"))
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from qdora_fast.data.demo.base import DEMO, demo_base
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.base_files import require_sound
+from qdora_fast.models.few_bits import refuse_few_bits
 from qdora_fast.models.model_config import read_model_config
 from qdora_fast.planning.memory.architecture import CannotEstimate, Sizes, table_sizes
-from qdora_fast.planning.memory.known import known_config, known_names
+from qdora_fast.planning.memory.known import known_config, known_names, known_source
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.paths import local_path
 from qdora_fast.system.remote_code import foreign_files, remote_code_allowed
@@ -82,15 +83,17 @@ def base_config(name: str, revision: str | None = None) -> BaseConfig:
         return BaseConfig(_read(cached), "its config.json in the hub's cache", name)
     known = known_config(name)
     if known is not None:
-        return BaseConfig(known, "our table of well-known bases", None)
+        return BaseConfig(known, known_source(name), None)
     try:
-        return BaseConfig(_read(_from_hub(name, revision)), "its config.json on the hub", name)
+        values = _read(_from_hub(name, revision))
     except OSError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"model.name: cannot read the config.json of `{name}`: {reason}\n  Check the spelling; for gated models "
             f"run `hf auth login`; without a network give a local folder, or one of: {', '.join(known_names())}"
         ) from None
+    refuse_few_bits(name, values, setting="model.name: ")
+    return BaseConfig(values, "its config.json on the hub", name)
 
 
 def _from_cache(name: str, revision: str | None) -> Path | None:
