@@ -160,6 +160,8 @@ class Sizes:
     """Parameters that are not of the language part: a vision or audio tower, and its projector."""
     tower: str = ""
     """Names of these parts."""
+    nested: bool = True
+    """The scales of NF4 are quantised as well; not in every checkpoint that holds NF4."""
     measured: bool = True
     """The formulas of activations.py were compared with measurements of this family."""
 
@@ -310,6 +312,7 @@ def _architecture(kind: str, block: Block, blocks: int, *, tied: bool) -> Archit
         other={},
         elsewhere=(),
         beside=(),
+        around=(),
         empty=None,
     )
 
