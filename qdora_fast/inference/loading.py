@@ -116,7 +116,7 @@ def run_source(run: RunFolder, info: RunInfo, trained: TrainedModel) -> Source:
             folder=run.adapter,
             name=run.path.resolve().name,
             about=f"{info.method} adapter on {_short(base)}",
-            vocabulary=Vocabulary(read_tokenizer(str(run.adapter)), info.stop_ids),
+            vocabulary=Vocabulary(read_tokenizer(str(run.adapter)), info.stop_ids).in_mode(info.thinking),
             max_length=longest,
             trained=_lengthened(trained, longest),
         )
@@ -162,12 +162,14 @@ def merged_source(path: Path) -> Source:
     require_sound(str(path), setting="")
     tokenizer, stop_ids = load_tokenizer(str(path), None, setting="")
     full = path.resolve()
+    in_run = (full.parent / "model.json").is_file()
+    thinking = RunFolder(full.parent).read_json("model.json", {"thinking?": str}).get("thinking") if in_run else None
     return _with_template(
         Source(
             folder=path,
-            name=f"{full.parent.name}/{full.name}" if (full.parent / "model.json").is_file() else full.name,
+            name=f"{full.parent.name}/{full.name}" if in_run else full.name,
             about=f"merged model{', 4-bit weights' if 'quantization_config' in described else ''}",
-            vocabulary=Vocabulary(tokenizer, stop_ids),
+            vocabulary=Vocabulary(tokenizer, stop_ids).in_mode(thinking),
             max_length=_longest(str(path)),
         )
     )

@@ -6,6 +6,7 @@ is wide enough, else one below the other.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -42,6 +43,7 @@ def conversation(source: Any, sampling: Any, *, compare: bool) -> None:
         "answers",
         f"{how}, {sampling.max_new_tokens:,} tokens at most; a whole conversation {source.max_length:,}",
     )
+    _thinking(source)
     if compare:
         console.line("base", "its adapter switched off; asked with the same template, which it never saw")
 
@@ -51,10 +53,19 @@ def serving(source: Any, address: str, port: int, *, local: bool) -> None:
     url = f"http://{f'[{address}]' if ':' in address else address}:{port}/v1"
     message = '{"messages": [{"role": "user", "content": "Hello"}]}'
     console.line("model", f"{source.name}: {source.about}; a whole conversation {source.max_length:,} tokens")
+    _thinking(source)
     console.line("server", f"{url}, model name {source.name}; Ctrl-C stops it")
     console.line("try", f"curl {url}/chat/completions -H 'Content-Type: application/json' -d '{message}'")
     if not local:
         console.line("warning", f"{address} can be reached from other machines, and there is no password")
+
+
+def _thinking(source: Any) -> None:
+    """The mode that the model was trained in; nothing where there is none."""
+    told = source.vocabulary.render_mode.switches
+    if told:
+        words = ", ".join(f"{name}: {json.dumps(value)}" for name, value in told.items())
+        console.line("thinking", f"{source.vocabulary.render_mode.mode}, as it was trained ({words})")
 
 
 def loading(source: Any) -> Any:
@@ -80,7 +91,7 @@ def about_answer(answer: Any, sampling: Any, source: Any) -> str:
     """What is said below an answer: its end where it has none of its own, tokens and speed."""
     lost = f"{answer.dropped} oldest messages did not fit and were dropped" if answer.dropped else ""
     end = _ENDS[answer.end].format(most=sampling.max_new_tokens, length=source.max_length)
-    empty = "" if answer.text else "an empty answer"
+    empty = "" if answer.text else "it ended while thinking" if answer.in_thought else "an empty answer"
     speed = f"{answer.tokens} tokens in {answer.seconds:.1f} s, {answer.tokens / answer.seconds:.0f} tokens/s"
     return " · ".join(filter(None, (lost, empty, end, speed)))
 

@@ -2,9 +2,11 @@
 
 The server is the one of `transformers serve`. Given a path it would load the model itself, which it cannot do for a
 DoRA run on a 4-bit base, and list what lies in the hub's cache as its models; so it is handed the model that `chat`
-opens. Two things of its request handling are corrected on the way: `temperature` is followed (there it does nothing
+opens. Three things of its request handling are corrected on the way: `temperature` is followed (there it does nothing
 unless the model's own settings draw already), and a conversation that does not fit the model or its template is
-refused with a reason (there it runs past the model's length). Without a temperature answers are greedy, as in `chat`.
+refused with a reason (there it runs past the model's length), and a model that learned to think, or not to, is asked
+to do as it learned, unless a request has `chat_template_kwargs` of its own; its reasoning is the message's
+`reasoning_content`, where the answer is not streamed. Without a temperature answers are greedy, as in `chat`.
 
 What this is not: a server for production. One request is answered after the other, and there is no password.
 """
@@ -23,6 +25,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from qdora_fast.data.tokenize.chat_text import as_taken
+from qdora_fast.data.tokenize.replies import ReplyReader
 from qdora_fast.inference import screen
 from qdora_fast.inference.loading import ChatModel, Source, load_source
 from qdora_fast.system import console
@@ -119,6 +122,8 @@ def _handler(source: Source, manager: Any, state: Any) -> Any:
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.utils import Modality
 
+    reader = ReplyReader(source.vocabulary.tokenizer)
+
     class Handler(ChatCompletionHandler):
         """Refuses what does not fit."""
 
@@ -126,6 +131,12 @@ def _handler(source: Source, manager: Any, state: Any) -> Any:
         def get_processor_inputs_from_messages(messages: list[Any], modality: Any) -> list[Any]:
             taken = ChatCompletionHandler.get_processor_inputs_from_messages(messages, modality)
             return as_taken(source.vocabulary.tokenizer, taken)
+
+        def _build_completion(self, request_id: str, content: str, *args: Any, **options: Any) -> Any:
+            if not options.get("reasoning_content"):
+                read = reader.split(content)
+                content, options["reasoning_content"] = read.answer, read.thought or None
+            return super()._build_completion(request_id, content, *args, **options)
 
         async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
             messages = self.get_processor_inputs_from_messages(body.get("messages") or [], Modality.LLM)
@@ -147,7 +158,7 @@ def _handler(source: Source, manager: Any, state: Any) -> Any:
             made.do_sample = bool(drawn)
             return made
 
-    return Handler(manager, state)
+    return Handler(manager, state, chat_template_kwargs=dict(source.vocabulary.render_mode.switches or {}))
 
 
 def _not_cut_short(record: logging.LogRecord) -> bool:

@@ -272,6 +272,12 @@ def evaluation(record: dict[str, Any], answered: Any) -> None:
                     f"{task['decoding']['max_new_tokens']} tokens, {task['empty'][side]:.0%} are empty",
                     markup=False,
                 )
+            if share := task.get("in_thought", {}).get(side):
+                console.print(
+                    f"  {side}: {share:.0%} of the answers ended within their reasoning, and count as none; "
+                    "evaluation.max_new_tokens gives them more room",
+                    markup=False,
+                )
     if loss and not (task and kind_of(task) == "loss"):  # else it was told
         interval = ", 95% interval {:+.4f} to {:+.4f}".format(*loss["ci95"]) if loss["ci95"] else ""
         console.print(
