@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from qdora_fast.system import console
+from qdora_fast.system.terminal import Terminal
+from qdora_fast.system.visible import visible
 
 WIDE = 100
 """Columns from which two answers stand side by side."""
@@ -66,7 +67,7 @@ def loading(source: Any) -> Any:
 def exchange(titles: Sequence[str]) -> Iterator[_Below | _SideBySide]:
     """Where the answers to one message are written: `write(title, text)`, then `close(title, words)`, for each title
     in turn."""
-    out = Console(highlight=False)
+    out = Terminal()
     if len(titles) < 2 or not out.is_terminal or out.width < WIDE:
         yield _Below(out, titled=len(titles) > 1)
         return
@@ -88,14 +89,14 @@ def about_answer(answer: Any, sampling: Any, source: Any) -> str:
 class _Below:
     """One answer below the other, each written as it comes."""
 
-    def __init__(self, out: Console, *, titled: bool) -> None:
+    def __init__(self, out: Terminal, *, titled: bool) -> None:
         self._out, self._titled = out, titled
         self._begun = ""
 
     def write(self, title: str, text: str) -> None:
         """More of an answer."""
         self._begin(title)
-        self._out.out(_harmless(text), end="", highlight=False)
+        self._out.out(visible(text), end="", highlight=False)
 
     def close(self, title: str, words: str) -> None:
         """An answer has ended; `words` about it."""
@@ -112,13 +113,13 @@ class _Below:
 class _SideBySide:
     """A column for each answer."""
 
-    def __init__(self, out: Console, titles: Sequence[str]) -> None:
+    def __init__(self, out: Terminal, titles: Sequence[str]) -> None:
         self._out = out
         self._texts, self._words = dict.fromkeys(titles, ""), dict.fromkeys(titles, "")
 
     def write(self, title: str, text: str) -> None:
         """More of an answer."""
-        self._texts[title] += _harmless(text)
+        self._texts[title] += visible(text)
 
     def close(self, title: str, words: str) -> None:
         """An answer has ended; `words` about it."""
@@ -143,8 +144,3 @@ class _SideBySide:
         table.add_row(*texts)
         table.add_row(*(Text(words, style="dim") for words in self._words.values()))
         return table
-
-
-def _harmless(text: str) -> str:
-    """A model must not steer the terminal: escape characters are shown, not obeyed."""
-    return text.replace("\x1b", "␛")

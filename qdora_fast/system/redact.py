@@ -19,7 +19,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any
 
 MARK = "[redacted]"
 SHORTEST = 8
@@ -103,26 +103,8 @@ def secrets_of(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def guard_output() -> None:
-    """From now on nothing secret is printed by this process. For the command line, before anything is imported that
-    keeps standard error for its messages."""
-    sys.stdout, sys.stderr = _Guarded(sys.stdout), _Guarded(sys.stderr)
+    """From now on this process prints nothing secret, and nothing that steers a terminal. For the command line, before
+    anything is imported that keeps standard error for its messages."""
+    from qdora_fast.system.terminal import Guarded
 
-
-class _Guarded:
-    """A text stream that redacts what is written to it, text by text."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """As a text stream's."""
-        self._stream.write(redact(text))
-        return len(text)
-
-    def writelines(self, lines: Any) -> None:
-        """As a text stream's."""
-        for line in lines:
-            self.write(line)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    sys.stdout, sys.stderr = Guarded(sys.stdout, redact), Guarded(sys.stderr, redact)
