@@ -40,3 +40,12 @@ MODEL_LAYERS = 10_000
 
 MODEL_COUNT = 2**31
 """Any other count in config.json, such as the size of the vocabulary: what a 32-bit index reaches."""
+
+PATTERN_SECONDS = 2
+"""Of a regular expression that somebody else wrote, on one text. A usual one takes a millionth of it."""
+
+PATTERN_CHARACTERS = 100_000
+"""Of a regular expression in an adapter's config. One that names every layer of a large model has about 20,000."""
+
+PATTERN_REPETITIONS = 5
+"""That follow each other in such an expression: on a name of 100 characters some 10 million steps at worst."""
