@@ -47,14 +47,14 @@ def conversation(source: Any, sampling: Any, *, compare: bool) -> None:
         console.line("base", "its adapter switched off; asked with the same template, which it never saw")
 
 
-def serving(source: Any, address: str, port: int, *, local: bool) -> None:
+def serving(source: Any, address: str, port: int, *, open_to_all: bool) -> None:
     """What is served, where, and how to ask it."""
     url = f"http://{f'[{address}]' if ':' in address else address}:{port}/v1"
     message = '{"messages": [{"role": "user", "content": "Hello"}]}'
     console.line("model", f"{source.name}: {source.about}; a whole conversation {source.max_length:,} tokens")
     console.line("server", f"{url}, model name {source.name}; Ctrl-C stops it")
     console.line("try", f"curl {url}/chat/completions -H 'Content-Type: application/json' -d '{message}'")
-    if not local:
+    if open_to_all:
         console.line("warning", f"{address} can be reached from other machines, and there is no password")
 
 

@@ -49,3 +49,15 @@ PATTERN_CHARACTERS = 100_000
 
 PATTERN_REPETITIONS = 5
 """That follow each other in such an expression: on a name of 100 characters some 10 million steps at worst."""
+
+BODY_BYTES = 8 * 2**20
+"""Of a request to the server: a conversation of two million tokens."""
+
+BODY_SECONDS = 10
+"""In which a request must have arrived."""
+
+REQUESTS_AT_ONCE = 64
+"""That the server takes; they are answered one after the other."""
+
+RENDER_SECONDS = 10
+"""In which a chat template must have rendered a conversation for the server. Usual ones take milliseconds."""
