@@ -61,3 +61,9 @@ REQUESTS_AT_ONCE = 64
 
 RENDER_SECONDS = 10
 """In which a chat template must have rendered a conversation for the server. Usual ones take milliseconds."""
+
+HEADER_BYTES = 16 * 2**20
+"""Of the header of a safetensors file. One of 10,000 tensors, as unfused experts have in a shard, takes about 1 MB."""
+
+HEADER_TENSORS = 200_000
+"""In one safetensors file."""
