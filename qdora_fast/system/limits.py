@@ -42,28 +42,31 @@ MODEL_COUNT = 2**31
 """Any other count in config.json, such as the size of the vocabulary: what a 32-bit index reaches."""
 
 PATTERN_SECONDS = 2
-"""Of a regular expression that somebody else wrote, on one text. A usual one takes a millionth of it."""
+"""Seconds of a regular expression that somebody else wrote, on one text. A usual one takes a millionth of it."""
 
 PATTERN_CHARACTERS = 100_000
-"""Of a regular expression in an adapter's config. One that names every layer of a large model has about 20,000."""
+"""Characters of a regular expression in an adapter's config. One that names every layer of a
+large model has about 20,000."""
 
 PATTERN_REPETITIONS = 5
-"""That follow each other in such an expression: on a name of 100 characters some 10 million steps at worst."""
+"""Repetitions that follow each other in such an expression. On a name of 100 characters that is 10 million steps at
+worst."""
 
 BODY_BYTES = 8 * 2**20
-"""Of a request to the server: a conversation of two million tokens."""
+"""Bytes of a request to the server. That is a conversation of two million tokens."""
 
 BODY_SECONDS = 10
-"""In which a request must have arrived."""
+"""Seconds in which a request must have arrived."""
 
 REQUESTS_AT_ONCE = 64
-"""That the server takes; they are answered one after the other."""
+"""Requests that wait in the server at a time. They are answered one after the other."""
 
 RENDER_SECONDS = 10
-"""In which a chat template must have rendered a conversation for the server. Usual ones take milliseconds."""
+"""Seconds in which a chat template must have rendered a conversation for the server. Usual ones take milliseconds."""
 
 HEADER_BYTES = 16 * 2**20
-"""Of the header of a safetensors file. One of 10,000 tensors, as unfused experts have in a shard, takes about 1 MB."""
+"""Bytes of the header of a safetensors file. One of 10,000 tensors, as unfused experts have in a shard,
+takes about 1 MB."""
 
 HEADER_TENSORS = 200_000
-"""In one safetensors file."""
+"""Tensors in one safetensors file."""
