@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import operator
 import re
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,16 @@ from qdora_fast.models.model_class import run_empty
 
 UNREAD = {"device", "dtype", "is_meta", "ndim", "requires_grad", "shape", "size"}
 """What may be asked of a weight without using its numbers."""
+COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,7 @@ class Use:
 
     layer: str
     """The layer's name within the class, such as out_proj."""
-    conditions: tuple[tuple[str, bool], ...]
+    conditions: tuple[tuple[ast.expr, bool], ...]
     """Expressions of `self` alone around it, and what each must be."""
 
 
@@ -87,12 +98,29 @@ def _layer(parent: Any, path: str) -> Any:
     return parent
 
 
-def _may_be(module: Any, condition: str, wanted: bool) -> bool:
+def _may_be(module: Any, condition: ast.expr, wanted: bool) -> bool:
     """Whether an expression of a module's own settings can come out as wanted; yes where it cannot be told."""
     try:
-        return bool(eval(condition, {"__builtins__": {}}, {"self": module})) is wanted
-    except Exception:  # noqa: BLE001 - it needs more than settings
+        return bool(_value(condition, module)) is wanted
+    except (AttributeError, KeyError, TypeError):  # it needs more than settings, or more than is read here
         return True
+
+
+def _value(node: ast.expr, module: Any) -> Any:
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.Name():
+            return module
+        case ast.Attribute():
+            return getattr(_value(node.value, module), node.attr)
+        case ast.UnaryOp(op=ast.Not()):
+            return not _value(node.operand, module)
+        case ast.BoolOp():
+            return (all if isinstance(node.op, ast.And) else any)(bool(_value(each, module)) for each in node.values)
+        case ast.Compare(ops=[compares], comparators=[other]):
+            return COMPARISONS[type(compares)](_value(node.left, module), _value(other, module))
+    raise TypeError(f"{ast.unparse(node)} is more than settings")
 
 
 @cache
@@ -119,7 +147,7 @@ def _body(kind: type) -> list[ast.stmt]:
         return []
 
 
-def _uses(node: ast.AST, around: tuple[tuple[str, bool], ...], parent: ast.AST | None) -> Iterator[Use]:
+def _uses(node: ast.AST, around: tuple[tuple[ast.expr, bool], ...], parent: ast.AST | None) -> Iterator[Use]:
     if isinstance(node, ast.Attribute) and node.attr == "weight" and (path := _path(node.value)):
         asked = isinstance(parent, ast.Attribute) and parent.attr in UNREAD
         kind = isinstance(parent, ast.Call) and ast.unparse(parent.func) == "isinstance"
@@ -135,11 +163,11 @@ def _uses(node: ast.AST, around: tuple[tuple[str, bool], ...], parent: ast.AST |
         yield from _uses(child, around, node)
 
 
-def _conditions(test: ast.expr, wanted: bool) -> tuple[tuple[str, bool], ...]:
+def _conditions(test: ast.expr, wanted: bool) -> tuple[tuple[ast.expr, bool], ...]:
     """The test of an `if`, where it asks for a module's settings alone; whether it trains is none of them."""
     names = {node.id for node in ast.walk(test) if isinstance(node, ast.Name)}
     trains = any(isinstance(node, ast.Attribute) and node.attr == "training" for node in ast.walk(test))
-    return ((ast.unparse(test), wanted),) if names == {"self"} and not trains else ()
+    return ((test, wanted),) if names == {"self"} and not trains else ()
 
 
 def _path(node: ast.AST) -> str | None:
