@@ -148,7 +148,7 @@ def _manager(chat_model: ChatModel) -> Any:
         def load_model_and_processor(self, *_: Any, **__: Any) -> tuple[Any, Any]:
             return chat_model.model, chat_model.source.vocabulary.tokenizer
 
-        def get_model_modality(self, *_: Any, **__: Any) -> Any:  # type: ignore[override]
+        def get_model_modality(self, *_: Any, **__: Any) -> Any:
             return Modality.LLM  # text alone, whatever the base could see
 
         def get_gen_models(self) -> list[dict[str, Any]]:
