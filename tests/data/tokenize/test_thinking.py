@@ -194,6 +194,27 @@ def test_off_leaves_reasoning_out_and_says_so(name: str, vocabulary_of: Callable
         assert not Accountant(off).left_out_of([ASKED, answer])
 
 
+@pytest.mark.parametrize("name", PRINTING)
+def test_an_empty_block_in_a_row_is_no_reasoning_and_is_not_printed_twice(
+    name: str, vocabulary_of: Callable[..., Vocabulary]
+) -> None:
+    vocabulary = vocabulary_of(name)
+    empty = BARE | {"content": "<think>\n\n</think>\n\nFour."}
+    assert tokenize_with_spans([ASKED, empty], vocabulary) == tokenize_with_spans([ASKED, BARE], vocabulary)
+
+
+@pytest.mark.parametrize("name", PRINTING)
+def test_what_was_written_behind_an_opened_prompt_is_learned_as_reasoning(
+    name: str, vocabulary_of: Callable[..., Vocabulary]
+) -> None:
+    vocabulary = vocabulary_of(name)
+    half = BARE | {"content": "Two and two.\n</think>\n\nFour."}
+    assert tokenize_with_spans([ASKED, half], vocabulary).flags >= {"reasoned"}
+    assert learned(tokenize_with_spans([ASKED, half], vocabulary), vocabulary) == learned(
+        tokenize_with_spans([ASKED, SPELLED], vocabulary), vocabulary
+    )
+
+
 def test_on_teaches_rows_without_reasoning_to_go_without(vocabulary_of: Callable[..., Vocabulary]) -> None:
     vocabulary = vocabulary_of("hybrid", "on")
     (text,) = learned(tokenize_with_spans([ASKED, BARE], vocabulary), vocabulary)
