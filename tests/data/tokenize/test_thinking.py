@@ -120,7 +120,7 @@ def test_the_templates_of_trls_wheel_are_understood() -> None:
     assert found["qwen3_5_nothink"].default == found["gemma4_v5"].default == "off"  # type: ignore[union-attr]
 
 
-PRINTING = ("hybrid", "opened", "system", "channels", "nothink", "cut", "parts", "budget", "effort")
+PRINTING = ("asked", "hybrid", "opened", "system", "channels", "nothink", "cut", "parts", "budget", "effort")
 
 
 @pytest.mark.parametrize("answer", [FIELD, SPELLED], ids=["field", "spelled"])
