@@ -20,7 +20,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -69,6 +69,42 @@ def captured_prints() -> Iterator[None]:
     finally:
         for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
             logger.info("unsloth: %s", line)
+
+
+@contextlib.contextmanager
+def loads_class(model_class: type[Any], skipped: Sequence[str]) -> Iterator[None]:
+    """Let Unsloth's CPU backend load this class of Transformers, where it would ask for a causal language model.
+
+    The backend knows AutoModelForCausalLM alone, and raises for vision models; all else that it does (NF4, tokenizer,
+    its own loss, fallbacks of kernels) fits them, too.
+
+    Args:
+        model_class: of the checkpoint.
+        skipped: full names of the parts that stay in 16 bits.
+    """
+    import transformers
+
+    class Published:
+        """Stands for AutoModelForCausalLM meanwhile."""
+
+        @staticmethod
+        def from_pretrained(name: str, **options: Any) -> Any:
+            if (quantization := options.get("quantization_config")) is not None:
+                quantization.llm_int8_skip_modules = [*quantization.llm_int8_skip_modules, *skipped]
+            return model_class.from_pretrained(name, **options)
+
+    usual = transformers.AutoModelForCausalLM
+    transformers.AutoModelForCausalLM = Published
+    try:
+        yield
+    finally:
+        transformers.AutoModelForCausalLM = usual
+
+
+def filters_targets() -> bool:
+    """Whether Unsloth would choose among the layers of a list by tags in their names, as it does on a GPU outside of
+    its six families (`FastBaseModel.get_peft_model`). Asked after the base is loaded. Read there; not run on a GPU."""
+    return os.environ.get("UNSLOTH_USE_NEW_MODEL", "0") == "1"
 
 
 def free_buffers(model: Any) -> None:

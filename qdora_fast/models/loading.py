@@ -1,5 +1,9 @@
 """The base model in NF4 (or 16 bits) and the adapter on top, through Unsloth's FastLanguageModel.
 
+A vision model is loaded whole, under the class it was published with, its tower and projector in 16 bits. On the CPU
+that is asked for here; on a GPU FastLanguageModel hands such a checkpoint to FastModel, which does it by itself and
+returns the processor, whose tokenizer is used (read in Unsloth's source; not run on a GPU).
+
 The same calls serve a GPU and the CPU. What can be refused is refused from the model's
 config, before weights are read; what was loaded is checked against what was asked for,
 because loaders fall back (to 16 bits, to another repository) with no more than a line of log.
@@ -8,20 +12,31 @@ because loaders fall back (to 16 bits, to another repository) with no more than 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import AdapterSettings, EngineSettings, ModelSettings, TrainSettings
+from qdora_fast.models.accepted import require_accepted
 from qdora_fast.models.adapter import assert_complete
 from qdora_fast.models.adapter_guard import guard_saves
-from qdora_fast.models.backend import captured_prints, open_backend
-from qdora_fast.models.base_files import require_fitting, require_sound, shard_names
+from qdora_fast.models.backend import captured_prints, filters_targets, loads_class, open_backend
+from qdora_fast.models.base_files import folder_of, require_fitting, require_sound, shard_names
+from qdora_fast.models.few_bits import layers_in_16bit, require_16bit, require_usable
+from qdora_fast.models.model_class import auto_class
 from qdora_fast.models.new_tokens import grow_embeddings, open_wrappers, prepare_rows, token_indices
-from qdora_fast.models.targets import Architecture, Targets, choose_targets, inspect_architecture
+from qdora_fast.models.targets import (
+    Architecture,
+    Targets,
+    choose_targets,
+    inspect_architecture,
+    leaves_suffice,
+    pattern,
+)
 from qdora_fast.models.tokenizer import load_tokenizer, require_fast, stop_token_ids
-from qdora_fast.system.errors import ConfigError, QdoraError, RefusedError
+from qdora_fast.system.errors import ConfigError, QdoraError
 from qdora_fast.system.manifest import require_unchanged
 from qdora_fast.system.paths import refuse_links_out
 from qdora_fast.system.remote_code import foreign_files, remote_code_allowed, unreadable
@@ -86,9 +101,16 @@ def check_base(name: str, model: ModelSettings, adapter: AdapterSettings, *, mer
 
     Raises:
         ConfigError: see `read_architecture`.
-        RefusedError: see `targets.choose_targets`.
+        RefusedError: see `targets.choose_targets` and `accepted.require_accepted`.
     """
-    return choose_targets(read_architecture(name, model, adapter, merge_base=merge_base), adapter)
+    architecture = read_architecture(name, model, adapter, merge_base=merge_base)
+    targets = choose_targets(architecture, adapter)
+    require_accepted(architecture, targets, adapter)
+    kept = layers_in_16bit(name, _read_config(name, model.revision).to_dict(), targets.modules)
+    if not kept:
+        return targets
+    summary = f"{targets.summary}; {len(kept)} of them in 16 bits, as this base stores them, the others in 4"
+    return replace(targets, summary=summary, in_16bit=kept)
 
 
 def read_architecture(name: str, model: ModelSettings, adapter: AdapterSettings, *, merge_base: str) -> Architecture:
@@ -99,24 +121,12 @@ def read_architecture(name: str, model: ModelSettings, adapter: AdapterSettings,
         IntegrityError: files that are missing, damaged, or of two models.
         RefusedError: 4-bit weights where the method or `merge_base` needs 16 bits.
     """
-    open_backend()
-    from transformers import AutoConfig
-
     require_sound(name, model.revision)
     if model.base_16bit:
         require_sound(model.base_16bit, setting="model.base_16bit: ")
-    with foreign_files("config", name, model.revision):
-        model_config = AutoConfig.from_pretrained(
-            name, revision=model.revision, trust_remote_code=remote_code_allowed()
-        )
-    prequantized = getattr(model_config, "quantization_config", None) is not None
-    if prequantized and not adapter.quantized:
-        raise RefusedError(f"`{name}` exists in 4 bits; method `{adapter.method}` needs a 16-bit base")
-    if prequantized and merge_base == "original16" and not model.base_16bit:
-        raise RefusedError(
-            f"`{name}` holds 4-bit weights only, and export.merge_base: original16 needs the 16-bit ones. "
-            "Name them in model.base_16bit, or set export.merge_base: dequant4"
-        )
+        require_16bit(model.base_16bit, folder_of(model.base_16bit), setting="model.base_16bit: ")
+    model_config = _read_config(name, model.revision)
+    require_usable(name, model_config.to_dict(), model, adapter, merge_base=merge_base)
     _refuse_unsafe_files(name)
     architecture = inspect_architecture(model_config)
     require_fitting(name, model.revision, model_config, architecture.model_class)
@@ -126,19 +136,20 @@ def read_architecture(name: str, model: ModelSettings, adapter: AdapterSettings,
 
 
 def load_reference(name: str, *, setting: str) -> tuple[Any, Any]:
-    """A plain causal language model and its tokenizer, for scoring rows; on the GPU where there is one.
+    """A plain language model and its tokenizer, for scoring rows; on the GPU where there is one.
 
     Raises:
         ConfigError: not there; `setting` says who named it.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     require_sound(name, setting=setting)
     tokenizer, _ = load_tokenizer(name, None, setting=setting)
     gpu = torch.cuda.is_available()
     with foreign_files("safetensors weights", name, setting=setting):
-        model = AutoModelForCausalLM.from_pretrained(
+        described = AutoConfig.from_pretrained(name, trust_remote_code=remote_code_allowed())
+        model = auto_class(described).from_pretrained(
             name,
             dtype=torch.bfloat16 if gpu else torch.float32,
             use_safetensors=True,
@@ -159,7 +170,8 @@ def load_base(
     """Load base and tokenizer; NF4 with double quantisation for qdora and qlora.
 
     Args:
-        targets: from `check_base`; with a quantised method all of them must load in NF4.
+        targets: from `check_base`; with a quantised method all of them must load in 4 bits, but those that the base
+            stores in 16.
         precision: bf16, fp16 or fp32, the type of computation and of unquantised weights.
 
     Raises:
@@ -173,7 +185,7 @@ def load_base(
     _refuse_unsafe_files(name)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     try:
-        with captured_prints():
+        with captured_prints(), _published_class(name, model.revision, targets):
             loaded, tokenizer = unsloth.FastLanguageModel.from_pretrained(
                 model_name=name,
                 max_seq_length=model.length,
@@ -189,11 +201,13 @@ def load_base(
     except (OSError, SafetensorError, JSONDecodeError) as error:
         require_sound(name, model.revision)  # which names the file, where it came down a moment ago
         raise unreadable("safetensors weights", name, model.revision, error) from None
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of the processor of a vision model
     if not remote_code_allowed():  # what did not run is not handed on with the adapter
         tokenizer.init_kwargs.pop("auto_map", None)
     require_fast(name, tokenizer)
     quantized = tuple(_linear4bit_names(loaded))
-    missing = set(targets.modules) - set(quantized)
+    _compute_in(loaded, dtype)
+    missing = set(targets.modules) - set(quantized) - set(targets.in_16bit)
     if adapter.quantized and missing:
         raise QdoraError(
             f"asked for NF4, but {len(missing)} of {len(targets.modules)} layers to adapt were loaded in 16 bits "
@@ -218,13 +232,12 @@ def attach(base: Base, settings: AdapterSettings, train: TrainSettings) -> Any:
             r=settings.r,
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
-            target_modules=list(base.targets.leaves),
-            layers_to_transform=list(base.targets.layers) if base.targets.layers else None,
             use_rslora=settings.rslora,
             use_dora=settings.decomposed,
             bias="none",
             random_state=train.seed,
             use_gradient_checkpointing=checkpointing(train),
+            **_targets_for_peft(base.model, base.targets),
             **options,
         )
     adapted = set(adapted_modules(model))
@@ -312,6 +325,49 @@ def checkpointing(train: TrainSettings) -> str | bool:
     if choice == "auto":
         choice = "unsloth" if torch.cuda.is_available() else "off"
     return "unsloth" if choice == "unsloth" else choice == "torch"
+
+
+def _read_config(name: str, revision: str | None) -> Any:
+    """The base's config, of Transformers."""
+    open_backend()
+    from transformers import AutoConfig
+
+    with foreign_files("config", name, revision):
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
+
+
+def _compute_in(model: Any, dtype: Any) -> None:
+    """Have stored 4-bit layers unpack to, and compute in, the type of this run, and not in the one that their maker
+    wrote down: merge and proof read the weights in the run's type, and a GPU may lack theirs."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = module.weight.quant_state.dtype = dtype
+
+
+def _published_class(name: str, revision: str | None, targets: Targets) -> AbstractContextManager[None]:
+    """On the CPU: have a vision model loaded as such."""
+    import torch
+
+    if torch.cuda.is_available() or not targets.beside:
+        return nullcontext()
+    return loads_class(auto_class(_read_config(name, revision)), targets.beside)
+
+
+def _targets_for_peft(model: Any, targets: Targets) -> dict[str, Any]:
+    """Arguments that name the layers to adapt: leaves where they name these layers alone, else one pattern.
+
+    A pattern reaches PEFT as it is in all of Unsloth's paths (`FastLlamaModel.get_peft_model` and
+    `FastBaseModel.get_peft_model` keep a string; read, not run on a GPU). Leaves are what servers and users read most
+    easily in adapter_config.json, so they stay where they mean the same.
+    """
+    if filters_targets() or not leaves_suffice(targets, (name for name, _ in model.named_modules())):
+        return {"target_modules": pattern(targets.modules)}
+    return {
+        "target_modules": list(targets.leaves),
+        "layers_to_transform": list(targets.layers) if targets.layers else None,
+    }
 
 
 def _refuse_unsafe_files(name: str) -> None:

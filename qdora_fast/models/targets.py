@@ -3,19 +3,29 @@
 The model is built on torch's meta device (shapes without memory), so the names are the
 model's own and not a table of ours. From it come the linear layers that `all-linear` means,
 and every refusal that would otherwise come after a 16 GB download or, worse, after training:
-DoRA on embeddings, an adapter on the output head, mixture-of-experts layers.
+DoRA on embeddings, an adapter on the output head, mixture-of-experts layers, layers whose call a
+kernel bypasses.
+
+Of a vision model the language part alone is meant: the blocks of its text decoder. Its tower and projector have linear
+layers of the same last names, so targets are full names, and `pattern` says them to PEFT.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from qdora_fast.config import AdapterSettings, layer_indices
+from qdora_fast.models.bypassed import bypassed_layers
+from qdora_fast.models.experts import SHARE, expert_modules, other_parameters
 from qdora_fast.models.model_class import empty_model
 from qdora_fast.system.errors import ConfigError, RefusedError
+
+OTHER = "Take a dense decoder of another family, such as Qwen3.5, Gemma 3, Ministral 3 or SmolLM3"
+"""What works instead of a base that cannot be trained."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,7 @@ class Architecture:
 
     model_type: str
     blocks: int
+    """Of the language model; a tower's do not count."""
     linears: tuple[str, ...]
     """Full names of the linear layers inside the decoder blocks."""
     head: str | None
@@ -34,15 +45,39 @@ class Architecture:
     """The head has no weights of its own: it uses the embeddings'."""
     experts: tuple[str, ...]
     """Full names of mixture-of-experts modules; empty for dense models."""
+    routed: frozenset[str]
+    """Full names of the linear layers that belong to experts: theirs, their routers', and shared ones beside them."""
+    bypassed: Mapping[str, str]
+    """Full names of the linear layers on which an adapter would do nothing, each with the reason."""
+    multiplied: tuple[str, ...]
+    """Those of them that cannot be in 4 bits: the model multiplies by their weight itself."""
+    other: Mapping[str, int]
+    """Parameters in the blocks that lie in no linear layer, counted by their last names; those of a hundredth of the
+    blocks and more."""
+    around: tuple[str, ...]
+    """Names of the text decoder's parts around its blocks, of a hundredth of it and more: further embeddings, layers
+    that look at images."""
     elsewhere: tuple[str, ...]
-    """Full names of linear layers outside the blocks and the head: a vision or audio tower's."""
-    model_class: type[Any]
-    """Of Transformers."""
+    """Full names of linear layers outside the blocks and the head, such as those of a tower."""
+    beside: tuple[str, ...]
+    """Full names of the parts beside the language model, weights in them: towers and projectors. () of a text model."""
+    empty: Any = field(compare=False, repr=False)
+    """The model without weights, on torch's meta device, as the names are its own."""
+
+    @property
+    def model_class(self) -> type[Any]:
+        """Of Transformers."""
+        return type(self.empty)
 
     @property
     def leaves(self) -> tuple[str, ...]:
         """Last parts of the linear layers' names, in the model's order: q_proj, k_proj, ..."""
         return tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in self.linears))
+
+    @property
+    def adaptable(self) -> tuple[str, ...]:
+        """Full names of the linear layers that an adapter can change: neither bypassed nor of experts."""
+        return tuple(name for name in self.linears if name not in self.bypassed and name not in self.routed)
 
 
 @dataclass(frozen=True)
@@ -56,6 +91,10 @@ class Targets:
     """Block indices when restricted; None: all blocks."""
     summary: str
     """One line for the user: what was chosen and what was left out."""
+    in_16bit: tuple[str, ...] = ()
+    """Those of the modules that a base in 4 bits itself stores in 16."""
+    beside: tuple[str, ...] = ()
+    """`Architecture.beside`."""
 
 
 def inspect_architecture(model_config: Any) -> Architecture:
@@ -66,13 +105,20 @@ def inspect_architecture(model_config: Any) -> Architecture:
     """
     from torch import nn
 
+    if getattr(model_config.get_text_config(), "is_encoder_decoder", False) or model_config.is_encoder_decoder:
+        raise ConfigError(
+            f"a `{model_config.model_type}` model has an encoder, too; only models that are a decoder alone can be "
+            f"trained here. {OTHER}"
+        )
     model = empty_model(model_config)
     names = {id(module): name for name, module in model.named_modules()}
-    decoder = model.get_decoder()
+    decoder = text_decoder(model)
     stack = next((child for child in decoder.children() if isinstance(child, nn.ModuleList)), None)
     if stack is None:
-        raise ConfigError(f"found no stack of decoder blocks in a `{model_config.model_type}` model")
+        raise ConfigError(f"found no stack of decoder blocks in a `{model_config.model_type}` model. {OTHER}")
     inside = [(names[id(module)], module) for block in stack for module in block.modules()]
+    bypassed = bypassed_layers(model, inside)
+    experts = expert_modules(stack, names)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     return Architecture(
         model_type=model_config.model_type,
@@ -80,15 +126,79 @@ def inspect_architecture(model_config: Any) -> Architecture:
         linears=tuple(name for name, module in inside if isinstance(module, nn.Linear)),
         head=names.get(id(head)),
         embeddings=names.get(id(embeddings)),
-        tied=bool(getattr(model_config.get_text_config(), "tie_word_embeddings", False)),
-        experts=tuple(name for name, module in inside if "expert" in type(module).__name__.lower()),
+        tied=f"{names.get(id(head))}.weight" in model.all_tied_weights_keys,
+        experts=experts.modules,
+        routed=experts.linears,
+        bypassed=bypassed.reasons,
+        multiplied=bypassed.multiplied,
+        other=other_parameters(stack),
+        around=_around(decoder, stack, embeddings),
         elsewhere=tuple(
             name
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and module is not head and name not in {n for n, _ in inside}
         ),
-        model_class=type(model),
+        beside=beside(model),
+        empty=model,
     )
+
+
+def _around(decoder: Any, stack: Any, embeddings: Any) -> tuple[str, ...]:
+    total = sum(parameter.numel() for parameter in decoder.parameters())
+    parts = ((name, part) for name, part in decoder.named_children() if part is not stack and part is not embeddings)
+    return tuple(name for name, part in parts if sum(each.numel() for each in part.parameters()) >= SHARE * total)
+
+
+def text_decoder(model: Any) -> Any:
+    """The part of a model that holds the blocks of its language model."""
+    from torch import nn
+
+    decoder = model.get_decoder()
+    while not any(isinstance(child, nn.ModuleList) for child in decoder.children()):
+        inner = decoder.get_decoder() if hasattr(decoder, "get_decoder") else decoder  # of a causal model in a wrapper
+        if inner is decoder:
+            break
+        decoder = inner
+    return decoder
+
+
+def beside(model: Any) -> tuple[str, ...]:
+    """Full names of the parts of a model, weights in them, that are neither its text decoder nor its head."""
+    decoder, head = text_decoder(model), model.get_output_embeddings()
+    found: list[str] = []
+
+    def look(parent: Any, name: str) -> None:
+        for leaf, child in parent.named_children():
+            if child is decoder or child is head:
+                continue
+            full = f"{name}{leaf}"
+            if any(module is decoder for module in child.modules()):
+                look(child, f"{full}.")
+            elif next(child.parameters(), None) is not None:
+                found.append(full)
+
+    look(model, "")
+    return tuple(found)
+
+
+def pattern(modules: Sequence[str]) -> str:
+    """One regular expression that matches the full names of these layers of numbered blocks, and no others."""
+    suffixes: dict[tuple[str, str], list[str]] = {}
+    for name in modules:
+        stack, block, suffix = _in_block(name)
+        suffixes.setdefault((stack, block), []).append(re.escape(suffix))
+    alike: dict[tuple[str, str], list[str]] = {}
+    for (stack, block), ends in suffixes.items():
+        alike.setdefault((re.escape(stack), "|".join(ends)), []).append(block)
+    return "|".join(rf"{stack}(?:{'|'.join(blocks)})\.(?:{ends})" for (stack, ends), blocks in alike.items())
+
+
+def leaves_suffice(targets: Targets, names: Iterable[str]) -> bool:
+    """Whether `leaves` in `layers` mean the chosen layers and nothing else among the modules of a model."""
+    named = {name for name in names if name.rpartition(".")[2] in targets.leaves}
+    if targets.layers is not None:
+        named = {name for name in named if (parts := _split(name)) and int(parts[1]) in targets.layers}
+    return named == set(targets.modules)
 
 
 def choose_targets(architecture: Architecture, settings: AdapterSettings) -> Targets:
@@ -101,27 +211,78 @@ def choose_targets(architecture: Architecture, settings: AdapterSettings) -> Tar
     _refuse_experts(architecture, settings)
     _refuse_saved_modules(architecture, settings)
     everything = settings.target_modules == "all-linear"
-    wanted = architecture.leaves if everything else tuple(dict.fromkeys(settings.target_modules))
-    if not wanted:
-        raise RefusedError(f"a `{architecture.model_type}` model has no linear layers in its blocks to adapt")
+    takes = _leaves(architecture.adaptable)
+    wanted = takes if everything else tuple(dict.fromkeys(settings.target_modules))
+    if not takes:
+        raise RefusedError(_nothing_to_adapt(architecture))
+    if settings.quantized and architecture.multiplied:
+        raise RefusedError(
+            f"a `{architecture.model_type}` model multiplies by the weight of {architecture.multiplied[0]} itself, and "
+            f"cannot where it is packed in 4 bits. Set adapter.method: {'dora' if settings.decomposed else 'lora'}"
+        )
     for name in wanted:
         _refuse_target(architecture, name)
-        _refuse_towers(architecture, name)
     layers = _chosen_layers(architecture, settings)
     modules = tuple(
         name
-        for name in architecture.linears
+        for name in architecture.adaptable
         if name.rsplit(".", 1)[-1] in wanted and (layers is None or _block_of(name) in layers)
     )
-    left_out = [name for name in (architecture.embeddings, None if architecture.tied else architecture.head) if name]
+    if not modules:
+        raise ConfigError(f"adapter.layers: {settings.layers} has none of {', '.join(wanted)}")
     blocks = f"blocks {settings.layers} of {architecture.blocks}" if layers else f"all {architecture.blocks} blocks"
-    summary = f"{len(modules)} linear layers ({', '.join(wanted)}) in {blocks}; not adapted: {', '.join(left_out)}"
-    return Targets(wanted, modules, layers, summary)
+    summary = f"{len(modules)} linear layers ({', '.join(wanted)}) in {blocks}"
+    summary = "; ".join([summary, *_left_out(architecture, settings, wanted)])
+    return Targets(wanted, modules, layers, summary, architecture.beside)
+
+
+def _leaves(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+
+
+def _left_out(architecture: Architecture, settings: AdapterSettings, wanted: Sequence[str]) -> Iterator[str]:
+    """What gets no adapter although one might think so, each with the reason."""
+    ends = [name for name in (architecture.embeddings, None if architecture.tied else architecture.head) if name]
+    yield f"not adapted: {', '.join((*ends, *architecture.around))}"
+    everything = settings.target_modules == "all-linear"
+    for leaf, reason in dict.fromkeys((name.rsplit(".", 1)[-1], why) for name, why in architecture.bypassed.items()):
+        if everything or leaf in wanted:
+            yield f"left out: {leaf}, where {reason}: an adapter there would do nothing"
+    if everything and architecture.other:
+        yield f"left out, no linear layers: {', '.join(architecture.other)}"
+    if architecture.experts:
+        count = sum(architecture.other.values())
+        bits = f", {count / 1e9:.3g} B parameters of them in 16 bits" if settings.quantized and count else ""
+        yield f"experts and routers stay as they are{bits}"
+    if architecture.beside:
+        yield f"{', '.join(architecture.beside)} stay as they are: text alone is trained"
+
+
+def _nothing_to_adapt(architecture: Architecture) -> str:
+    begin = f"a `{architecture.model_type}` model has no linear layers in its blocks to adapt"
+    if architecture.bypassed:
+        leaf, reason = next(iter(architecture.bypassed.items()))
+        return f"{begin}: {leaf.rsplit('.', 1)[-1]}, for one, is none, since {reason}. {OTHER}"
+    if architecture.other:
+        return f"{begin}: its weights lie in {', '.join(architecture.other)}, which are none. {OTHER}"
+    return f"{begin}. {OTHER}"
 
 
 def _block_of(name: str) -> int:
     """`model.layers.7.mlp.up_proj` lies in block 7."""
-    return next(int(part) for part in name.split(".") if part.isdigit())
+    return int(_in_block(name)[1])
+
+
+def _in_block(name: str) -> tuple[str, str, str]:
+    parts = _split(name)
+    assert parts, f"{name} lies in no numbered block"
+    return parts
+
+
+def _split(name: str) -> tuple[str, str, str] | None:
+    """`model.layers.7.mlp.up_proj` is `model.layers.`, 7 and mlp.up_proj; None outside of numbered blocks."""
+    match = re.fullmatch(r"(|.*?\.)(\d+)\.(.+)", name)
+    return (match[1], match[2], match[3]) if match else None
 
 
 def _chosen_layers(architecture: Architecture, settings: AdapterSettings) -> tuple[int, ...] | None:
@@ -145,32 +306,33 @@ def _refuse_target(architecture: Architecture, name: str) -> None:
             f"adapter.target_modules: `{name}` is the {kind}. The fused loss never sees an adapter there and no "
             f"exporter merges one; remove it{instead}"
         )
+    takes = _leaves(architecture.adaptable)
+    if name in architecture.leaves and name not in takes and not architecture.experts:
+        reason = next(why for full, why in architecture.bypassed.items() if full.rsplit(".", 1)[-1] == name)
+        raise RefusedError(
+            f"adapter.target_modules: an adapter on `{name}` would do nothing: {reason}. Remove it; this model takes: "
+            f"{', '.join(takes)} (or write all-linear)"
+        )
     if name not in architecture.leaves:
-        near = difflib.get_close_matches(name, architecture.leaves, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, takes, n=1, cutoff=0.5)
         hint = f"; did you mean `{near[0]}`?" if near else ""
         raise ConfigError(
             f"adapter.target_modules: no linear layer is called `{name}`{hint} "
-            f"This model has: {', '.join(architecture.leaves)} (or write all-linear)"
-        )
-
-
-def _refuse_towers(architecture: Architecture, name: str) -> None:
-    other = next((full for full in architecture.elsewhere if full.rsplit(".", 1)[-1] == name), None)
-    if other:
-        raise RefusedError(
-            f"adapter.target_modules: `{name}` also names {other}, outside the language model's blocks; training that "
-            "was surely not meant. Use a text-only checkpoint of this model"
+            f"This model has: {', '.join(takes)} (or write all-linear)"
         )
 
 
 def _refuse_experts(architecture: Architecture, settings: AdapterSettings) -> None:
-    attention = [leaf for leaf in architecture.leaves if leaf in ("q_proj", "k_proj", "v_proj", "o_proj")]
-    explicit = settings.target_modules != "all-linear" and set(settings.target_modules) <= set(attention)
-    if architecture.experts and not explicit:
-        raise RefusedError(
-            f"`{architecture.model_type}` is a mixture-of-experts model; its expert layers take neither DoRA nor our "
-            f"merge. Train the attention alone: adapter.target_modules: [{', '.join(attention)}], or use a dense model"
-        )
+    of_experts = _leaves(architecture.routed)
+    beside = [leaf for leaf in _leaves(architecture.adaptable) if leaf not in of_experts]
+    explicit = settings.target_modules != "all-linear" and set(settings.target_modules) <= set(beside)
+    if not architecture.experts or explicit:
+        return
+    fix = f"Train what lies beside them: adapter.target_modules: [{', '.join(beside)}], or" if beside else "Better"
+    raise RefusedError(
+        f"`{architecture.model_type}` is a mixture-of-experts model; its expert layers take neither DoRA nor our "
+        f"merge. {fix} use a dense model"
+    )
 
 
 def _refuse_saved_modules(architecture: Architecture, settings: AdapterSettings) -> None:

@@ -128,6 +128,9 @@ def sft_arguments(
         "packing": recipe.packing,
         "padding_free": recipe.packing,
         "eval_packing": False,
+        # Routers and experts are never trained here, so nothing balances them. Left to TRL, the loss of a dense model
+        # of a class that also knows experts (Granite 4) would ask for routers that it does not have.
+        "router_aux_loss_coef": 0.0,
         "seed": train.seed,
         "data_seed": train.seed,
         "logging_steps": 1,

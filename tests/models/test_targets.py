@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qdora_fast.config import AdapterSettings
-from qdora_fast.models.targets import choose_targets, inspect_architecture
+from qdora_fast.models.targets import Architecture, choose_targets, inspect_architecture, leaves_suffice, pattern
 from qdora_fast.system.errors import ConfigError, RefusedError
 
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -80,9 +85,57 @@ def test_experts_are_refused_but_attention_may_be_trained() -> None:
     assert set(targets.leaves) == {"q_proj", "o_proj"}
 
 
-def test_a_vision_tower_is_never_trained_by_accident() -> None:
-    with pytest.raises(RefusedError, match="outside the language model's blocks"):
-        choose_targets(inspect_architecture(transformers.Gemma3Config()), AdapterSettings())
+@pytest.fixture(scope="module")
+def vision() -> Architecture:
+    text = {**SMALL, "num_hidden_layers": 2, "head_dim": 16, "layer_types": ["full_attention"] * 2}
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    return inspect_architecture(transformers.Gemma3Config(text_config=text, vision_config=tower))
+
+
+def test_of_a_vision_model_the_language_part_alone_is_adapted(vision: Architecture) -> None:
+    targets = choose_targets(vision, AdapterSettings())
+    assert vision.blocks == 2  # the tower's three do not count
+    assert len(targets.modules) == 14
+    assert all(name.startswith("model.language_model.layers.") for name in targets.modules)
+    assert vision.tied  # as the whole config says
+    assert targets.beside == ("model.vision_tower", "model.multi_modal_projector")
+    assert "model.vision_tower, model.multi_modal_projector stay as they are" in targets.summary
+
+
+def test_blocks_can_be_chosen_in_a_vision_model(vision: Architecture) -> None:
+    targets = choose_targets(vision, AdapterSettings(layers="1", target_modules=["q_proj", "down_proj"]))
+    assert targets.modules == (
+        "model.language_model.layers.1.self_attn.q_proj",
+        "model.language_model.layers.1.mlp.down_proj",
+    )
+
+
+def test_leaves_suffice_where_they_mean_the_chosen_layers_alone(vision: Architecture) -> None:
+    for layers in (None, "1"):
+        targets = choose_targets(vision, AdapterSettings(layers=layers))
+        assert leaves_suffice(targets, vision.linears)
+        assert not leaves_suffice(targets, [*vision.linears, *vision.elsewhere])  # the tower has a q_proj, too
+        assert not leaves_suffice(targets, [*vision.linears, "model.vision_tower.layers.1.q_proj"])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["layers", "model.language_model.layers", "a+b.h"]),
+            st.integers(0, 30),
+            st.sampled_from(["q_proj", "self_attn.q_proj", "mlp.up_proj", "w.1", "x(y"]),
+        ),
+        min_size=1,
+        unique=True,
+    ),
+    st.data(),
+)
+def test_a_pattern_matches_exactly_the_layers_it_was_made_of(parts: list[tuple[str, int, str]], data: Any) -> None:
+    names = [f"{stack}.{block}.{end}" for stack, block, end in parts]
+    chosen = data.draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
+    made = re.compile(pattern(chosen))
+    assert {name for name in names if made.fullmatch(name)} == set(chosen)
+    assert not any(made.fullmatch(f"model.vision_tower.{name}") or made.fullmatch(f"{name}.1") for name in chosen)
 
 
 def test_other_kinds_of_model_are_refused() -> None:

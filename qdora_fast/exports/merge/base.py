@@ -7,9 +7,10 @@ With W16 the 16-bit weight and Wq = dequantise(NF4(W16)) there are two honest ch
 - `dequant4` takes Wq for every layer that training held in NF4, also those without an adapter.
   The merged model is the trained function; the 4-bit noise stays in it for good.
 
-Both the merge and its proof read their base through `BaseWeights`, so that they mean the same
-weights; what they do with them is computed independently. Whatever the choice, what is read here
-is dense: a base that exists in 4 bits alone is unpacked (dequant4 only).
+Both the merge and its proof read their base through `BaseWeights`, so that they mean the same weights, by the
+names of the model's modules; `stored_name` says what the files call them. What they do with them is computed
+independently. Whatever the choice, what is read here is dense: a base that exists in 4 bits alone is unpacked
+(dequant4 only).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import math
 import re
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,13 +26,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from qdora_fast.models.few_bits import few_bits_of
 from qdora_fast.models.nf4 import PackedWeight
-from qdora_fast.models.weights import TensorInfo, WeightFolder
+from qdora_fast.models.stored_names import open_weights
+from qdora_fast.models.weights import TensorInfo
 from qdora_fast.system.errors import ConfigError, IntegrityError
 from qdora_fast.system.json_files import read_object
 
 _PACKED_STATE = re.compile(r"(?P<tensor>.+)\.quant_state\.bitsandbytes__(nf4|fp4)")
-_BLOCK_WEIGHT = re.compile(r".*\.\d+\..+\.weight")
+_BLOCK_WEIGHT = re.compile(r"(?>(?:[^.]*\.)+?\d+\.).+\.weight")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class MergeRecipe:
     """The two choices above."""
     quantized_modules: frozenset[str] | None = None
     """Modules that training held in NF4 (`model.layers.0.mlp.up_proj`, ...), for dequant4 and `nf4`. None: every
-    two-dimensional weight inside the blocks. Not read for a base stored in 4 bits, which says it itself."""
+    two-dimensional weight inside the blocks. A base stored in 4 bits says it itself, and these are added."""
     trained_dtype: torch.dtype | None = None
     """Dtype in which training loaded the base, from which NF4 was made and to which it is unpacked, for
     dequant4. None: the dtype on disk."""
@@ -54,10 +58,15 @@ class MergeRecipe:
 class BaseWeights:
     """A base checkpoint as the recipe wants it: dense tensors, read by rows.
 
+    Args:
+        folder: of the base.
+        recipe: what is wanted.
+        needed: names of tensors in the model that will be asked for, besides the recipe's.
+
     Attributes:
         config: the base's config.json.
         shards: file name -> tensors to write there, with the dtype and shape they will have.
-        infos: the same by tensor name.
+        infos: the same by tensor name. All names are the model's.
         quantized: names of the tensors that went through NF4.
 
     Raises:
@@ -65,10 +74,10 @@ class BaseWeights:
         IntegrityError: files are damaged, or a recorded NF4 module is not in this base.
     """
 
-    def __init__(self, folder: Path, recipe: MergeRecipe) -> None:
+    def __init__(self, folder: Path, recipe: MergeRecipe, needed: Iterable[str] = ()) -> None:
         self.folder = folder
         self.recipe = recipe
-        self._files = WeightFolder(folder)
+        self._files = open_weights(folder, {*needed, *(f"{name}.weight" for name in recipe.quantized_modules or ())})
         self.config = read_object(folder / "config.json")
         packed = {m["tensor"]: m[0] for m in map(_PACKED_STATE.fullmatch, self._files.infos) if m}
         _refuse_quantized_base(folder, self.config, bool(packed), recipe)
@@ -81,6 +90,10 @@ class BaseWeights:
         self.infos = {info.name: info for infos in self.shards.values() for info in infos}
         self.quantized = self.held_in_4bit() if recipe.merge_base == "dequant4" else frozenset()
         self._held = threading.local()
+
+    def stored_name(self, name: str) -> str:
+        """Name in the files of a tensor, or of a part of it in 4 bits."""
+        return self._files.stored_name(name)
 
     @property
     def indexed(self) -> bool:
@@ -112,10 +125,9 @@ class BaseWeights:
         Raises:
             IntegrityError: a recorded module is not in this base.
         """
-        if self._packed:
-            return frozenset(self._packed)
         if self.recipe.quantized_modules is None:
-            return frozenset(n for n, i in self.infos.items() if len(i.shape) == 2 and _BLOCK_WEIGHT.fullmatch(n))
+            blocks = (n for n, i in self.infos.items() if len(i.shape) == 2 and _BLOCK_WEIGHT.fullmatch(n))
+            return frozenset(self._packed or blocks)
         names = frozenset(f"{module}.weight" for module in self.recipe.quantized_modules)
         strange = sorted(names - self.infos.keys())
         if strange:
@@ -123,7 +135,7 @@ class BaseWeights:
                 f"{self.folder}: {len(strange)} weights that training held in 4 bits are not in this base "
                 f"(first {strange[0]}); name the base that was trained on"
             )
-        return names
+        return names | self._packed.keys()
 
     def _round_trip(self, name: str) -> PackedWeight:
         """NF4(W16) exactly as bitsandbytes' Linear4bit holds it."""
@@ -167,15 +179,14 @@ class BaseWeights:
 
 def _refuse_quantized_base(folder: Path, config: dict[str, object], packed: bool, recipe: MergeRecipe) -> None:
     """Raise ConfigError for a base whose stored weights cannot serve this recipe."""
-    said = config.get("quantization_config")
-    if not packed and said is None:
-        return
-    method = said.get("quant_method", "unknown") if isinstance(said, dict) else "bitsandbytes"
-    if not packed:
+    stored = few_bits_of(config)
+    if stored and not stored.trains:
         raise ConfigError(
-            f"{folder}: its weights are quantised ({method}) in a form that cannot be merged into; "
+            f"{folder}: its weights are quantised ({stored.form}) in a form that cannot be merged into; "
             "name the same model in 16 bits as model.base_16bit"
         )
+    if not packed:
+        return
     if recipe.merge_base == "original16":
         instead = "" if recipe.nf4 else ", or choose export.merge_base: dequant4"
         raise ConfigError(
