@@ -32,7 +32,7 @@ PUBLISHED = {
     "phi-3-mini-4k": 3_821_079_552,
     "granite-3.1-2b": 2_533_531_648,
 }
-# Of today's bases: what our values from defaults and documents give, and the billions that owners or documents speak of.
+# What values from defaults and documents give, and the billions that owners or documents speak of.
 FROM_DOCUMENTS = {
     "qwen3.5-4b": (4_539_265_536, 4.5),
     "qwen3.5-9b": (9_409_813_744, 9.4),
