@@ -6,6 +6,7 @@ does not have are dropped, each with a warning. No weight is read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from qdora_fast.config import AdapterSettings, ModelSettings
 from qdora_fast.models.adapter import CONFIG_NAME, Adapter
 from qdora_fast.models.loading import read_architecture
 from qdora_fast.models.targets import choose_targets
-from qdora_fast.system.errors import IntegrityError
+from qdora_fast.system.errors import IntegrityError, RefusedError
 from qdora_fast.system.json_files import read_object
 
 
@@ -24,7 +25,7 @@ class Fit:
     linears: tuple[str, ...]
     """Linear layers of its blocks, in order."""
     elsewhere: tuple[str, ...]
-    """Those outside the blocks and the output head."""
+    """Those outside the blocks and the output head, without the parts beside the language model."""
     shapes_compared: bool
     """Its weights are on this machine, and every shape was compared."""
 
@@ -39,7 +40,7 @@ def fit(adapter: Adapter, base: str, model: ModelSettings, settings: AdapterSett
 
     Raises:
         IntegrityError: layers are missing from the adapter or from the base, or have other shapes.
-        ConfigError, RefusedError: see `loading.check_base`.
+        ConfigError, RefusedError: see `loading.check_base`; or it trained a vision tower.
     """
     architecture = read_architecture(base, model, settings, merge_base=merge_base)
     choose_targets(architecture, settings)  # refuses
@@ -48,6 +49,7 @@ def fit(adapter: Adapter, base: str, model: ModelSettings, settings: AdapterSett
 
     asked = LoraConfig.from_pretrained(str(adapter.folder))
     wanted = [layer for layer in architecture.linears if check_target_module_exists(asked, layer)]
+    _refuse_towers(adapter, architecture.beside)
     missing = [f"{layer}: named in {CONFIG_NAME}, not in the file" for layer in wanted if layer not in adapter.modules]
     strange = [f"{layer}: not in the base" for layer in adapter.modules if layer not in architecture.linears]
     if missing or strange:
@@ -56,7 +58,20 @@ def fit(adapter: Adapter, base: str, model: ModelSettings, settings: AdapterSett
             f"{adapter.folder} does not fit `{base}`: {len(missing)} layers are missing, {len(strange)} are not the "
             f"base's; name the base that was trained on by --base, or save the adapter once more:\n  {listed}"
         )
-    return Fit(architecture.linears, architecture.elsewhere, _compare_shapes(adapter, base, model))
+    beside = tuple(f"{part}." for part in architecture.beside)
+    elsewhere = tuple(name for name in architecture.elsewhere if not f"{name}.".startswith(beside))
+    return Fit(architecture.linears, elsewhere, _compare_shapes(adapter, base, model))
+
+
+def _refuse_towers(adapter: Adapter, beside: Sequence[str]) -> None:
+    """Raise RefusedError for layers of a tower or projector: the proof of an export runs rows of text."""
+    inside = [layer for layer in adapter.modules if layer.startswith(tuple(f"{part}." for part in beside))]
+    if inside:
+        raise RefusedError(
+            f"{adapter.folder}: {len(inside)} of its layers are not the language model's (first {inside[0]}), and "
+            "text alone is trained and proven here; merge it with PEFT (`merge_and_unload`), or train without them "
+            "(Unsloth: finetune_vision_layers=False)"
+        )
 
 
 def _compare_shapes(adapter: Adapter, base: str, model: ModelSettings) -> bool:
@@ -76,5 +91,6 @@ def _compare_shapes(adapter: Adapter, base: str, model: ModelSettings) -> bool:
     if not list(Path(source).glob("*.safetensors")):
         return False  # the hub's cache holds its config and tokenizer alone
     packed = "quantization_config" in read_object(Path(source) / "config.json")
-    check_fit(BaseWeights(Path(source), MergeRecipe(merge_base="dequant4" if packed else "original16")), adapter)
+    recipe = MergeRecipe(merge_base="dequant4" if packed else "original16")
+    check_fit(BaseWeights(Path(source), recipe, adapter.tensors), adapter)
     return True

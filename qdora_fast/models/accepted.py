@@ -1,22 +1,28 @@
 """What PEFT and TRL make of a base and its targets, asked of the model without weights.
 
 Both refuse some models with a traceback after the weights are loaded, or in the first step. So PEFT puts the adapter on
-the empty model, as it will on the real one, and what TRL's loss asks of a model is looked for: a `forward` that takes
-its arguments, and a head that is a plain linear layer on what the rest of the model returns.
+the empty model, as it will on the real one, and what TRL's loss takes for granted is looked at.
 
-What TRL's loss does with numbers, such as scaling logits as the model would, cannot be asked without them; the tests of
-the inventory compare it with each type's own loss.
+That loss leaves the model's own head out: it multiplies what lies below by the head's weight, and does to the logits
+what it reads in the config under the names it knows (`trl.trainer.utils.add_fused_lm_head`). A model that does more
+between or afterwards would be trained on another loss than its own, without a word. One forward without weights shows
+it: whether the head gets what the rest returns, and whether the model returns what the head gives. A model that cannot
+be run without weights is taken.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+from typing import Any
 
 from qdora_fast.config import AdapterSettings
-from qdora_fast.models.targets import Architecture, Targets
+from qdora_fast.models.model_class import run_empty
+from qdora_fast.models.targets import OTHER, Architecture, Targets
 from qdora_fast.system.errors import RefusedError, first_line
 
+KNOWN = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+"""Settings of a model by which TRL's loss changes logits."""
 ARGUMENTS = ("input_ids", "attention_mask", "use_cache")
 """What TRL hands to a model and to what lies below its head."""
 
@@ -49,7 +55,7 @@ def _require_adapter(architecture: Architecture, targets: Targets, settings: Ada
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise RefusedError(
             f"PEFT takes no adapter on these layers of a `{architecture.model_type}` model: {first_line(error)} "
-            "Change adapter.target_modules, or take another base"
+            f"Change adapter.target_modules. {OTHER}"
         ) from None
     carry = {
         name.removeprefix("base_model.model.")
@@ -66,19 +72,52 @@ def _require_adapter(architecture: Architecture, targets: Targets, settings: Ada
 def _require_loss(architecture: Architecture) -> None:
     from torch import nn
 
-    model = architecture.empty
-    kind = architecture.model_type
+    model, kind = architecture.empty, architecture.model_type
     head, backbone = model.get_output_embeddings(), getattr(model, "base_model", None)
     if not isinstance(head, nn.Linear) or backbone is None or backbone is model:
         raise RefusedError(
-            f"a `{kind}` model has no linear output head on top of a model of its own, and TRL's loss needs one. "
-            "Take another base"
+            f"a `{kind}` model has no linear output head on a model of its own, and TRL's loss needs one. {OTHER}"
         )
     for part in (model, backbone):
         takes = inspect.signature(type(part).forward).parameters
         anything = any(each.kind is each.VAR_KEYWORD for each in takes.values())
         if missing := [name for name in ARGUMENTS if name not in takes and not anything]:
             raise RefusedError(
-                f"`{type(part).__name__}` takes no `{missing[0]}`, which TRL's trainer hands to every model. Take "
-                "another base"
+                f"`{type(part).__name__}` takes no `{missing[0]}`, which TRL's trainer hands to every model. {OTHER}"
             )
+    if odd := _own_logits(model, head, backbone):
+        raise RefusedError(
+            f"TRL's loss of a `{kind}` model is not the model's own: {odd}, of which TRL knows nothing. {OTHER}"
+        )
+
+
+def _own_logits(model: Any, head: Any, backbone: Any) -> str | None:
+    """What the model does to its logits and TRL's loss does not; None if nothing is seen."""
+    seen: dict[str, Any] = {}
+
+    def below(_: Any, __: Any, outputs: Any) -> None:
+        seen["below"] = getattr(outputs, "last_hidden_state", None)
+
+    def above(_: Any, inputs: Any, logits: Any) -> None:
+        seen.update(given=inputs[0], logits=logits, version=logits._version)
+
+    hooks = [backbone.register_forward_hook(below), head.register_forward_hook(above)]
+    returned = getattr(run_empty(model), "logits", None)
+    for hook in hooks:
+        hook.remove()
+    if returned is None or seen.get("below") is None:
+        return None
+    if "logits" in seen and returned.shape[-1] == seen["logits"].shape[-1]:
+        text = model.config.get_text_config()
+        if any(getattr(text, name, None) is not None for name in KNOWN):
+            return None
+        if not _same(seen["given"], seen["below"]):
+            return "something lies between its head and the rest"
+        if _same(returned, seen["logits"]) and seen["logits"]._version == seen["version"]:
+            return None
+    return "it changes what its head gives"
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two tensors are views of the same values."""
+    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from qdora_fast.models.adapter_guard import complete_in_memory, module_problems, raise_broken, saved_state
+from qdora_fast.models.adapter_patterns import require_bounded
 from qdora_fast.models.weights import WeightFolder, read_rows
 from qdora_fast.system.atomic import staged_folder
 from qdora_fast.system.errors import ConfigError, IntegrityError
@@ -114,6 +115,11 @@ class Adapter:
         return float(self.config["lora_alpha"])
 
     @property
+    def tensors(self) -> set[str]:
+        """Names in the base of the tensors that it changes."""
+        return {*(f"{name}.weight" for name in self.modules), *self.saved_modules, *self.tokens}
+
+    @property
     def vocabulary(self) -> int:
         """Rows that the embeddings have at least: one more than the highest trained id; 0 without trained tokens."""
         return max((number + 1 for tokens in self.tokens.values() for number in tokens.ids), default=0)
@@ -134,6 +140,7 @@ def read_adapter(folder: Path) -> Adapter:
     config = read_object(folder / CONFIG_NAME)
     _refuse_unmergeable(folder, config)
     parts, saved, rows = _split_keys(folder)
+    require_bounded(config, str(folder / CONFIG_NAME))
     decomposed = bool(config.get("use_dora"))
     problems: list[str] = []
     for name, tensors in parts.items():

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qdora_fast.config import AdapterSettings, ModelSettings
 from qdora_fast.models.model_config import read_model_config
 from qdora_fast.system.errors import ConfigError, RefusedError
 
@@ -82,6 +83,8 @@ class FewBits:
     """It can be trained on and, as `dequant4`, merged into."""
     left_out: tuple[str, ...]
     """Patterns of the layers that it leaves in 16 bits, as Transformers reads them."""
+    nested: bool = True
+    """Its scales are quantised as well (double quantisation)."""
 
     def keeps_16bit(self, module: str) -> bool:
         """Whether a linear layer is stored in 16 bits; Transformers is asked, by the layer's full name."""
@@ -100,7 +103,9 @@ def few_bits_of(described: Mapping[str, Any]) -> FewBits | None:
     if method == "bitsandbytes":
         kind = "8 bits" if eight else "NF4" if section.get("bnb_4bit_quant_type") == "nf4" else "4 bits"
         left_out = section.get("llm_int8_skip_modules")
-        return FewBits(f"{kind} of bitsandbytes", not eight, tuple(left_out) if isinstance(left_out, list) else ())
+        patterns = tuple(left_out) if isinstance(left_out, list) else ()
+        nested = bool(section.get("bnb_4bit_use_double_quant"))
+        return FewBits(f"{kind} of bitsandbytes", not eight, patterns, nested)
     detail = next((section[name] for name in _SAID_IN if isinstance(section.get(name), int | str)), None)
     words = f"{detail} bits" if isinstance(detail, int) else detail
     name = method or ("MLX's form" if "group_size" in section else "a form that it does not name")
@@ -124,6 +129,32 @@ def refuse_few_bits(name: str, described: Mapping[str, Any], folder: Path | None
             f"{setting}`{name}` is quantised: its weights are stored in {stored.form}. Adapters are trained on, and "
             f"merged into, 16-bit weights or bitsandbytes' 4 bits; name {twin_of(name, folder)} (it is put into NF4 "
             "while loading)"
+        )
+
+
+def require_usable(
+    name: str, described: Mapping[str, Any], model: ModelSettings, adapter: AdapterSettings, *, merge_base: str
+) -> None:
+    """Refuse a base in few bits where the method or the merge needs 16.
+
+    Args:
+        merge_base: `export.merge_base`; `auto` where nothing will be merged.
+
+    Raises:
+        ConfigError: see `refuse_few_bits`.
+        RefusedError: 4-bit weights where the method or `merge_base` needs 16 bits.
+    """
+    refuse_few_bits(name, described, setting="model.name: ")
+    prequantized = few_bits_of(described) is not None
+    if prequantized and not adapter.quantized:
+        raise RefusedError(
+            f"`{name}` exists in 4 bits; method `{adapter.method}` needs a 16-bit base. Name {twin_of(name)}, or take "
+            f"method `{'qdora' if adapter.decomposed else 'qlora'}`"
+        )
+    if prequantized and merge_base == "original16" and not model.base_16bit:
+        raise RefusedError(
+            f"`{name}` holds 4-bit weights only, and export.merge_base: original16 needs the 16-bit ones. As "
+            f"model.base_16bit name {twin_of(name)}; or set export.merge_base: dequant4"
         )
 
 

@@ -24,7 +24,7 @@ from qdora_fast.models.adapter import assert_complete
 from qdora_fast.models.adapter_guard import guard_saves
 from qdora_fast.models.backend import captured_prints, filters_targets, loads_class, open_backend
 from qdora_fast.models.base_files import folder_of, require_fitting, require_sound, shard_names
-from qdora_fast.models.few_bits import few_bits_of, layers_in_16bit, refuse_few_bits, require_16bit, twin_of
+from qdora_fast.models.few_bits import layers_in_16bit, require_16bit, require_usable
 from qdora_fast.models.model_class import auto_class
 from qdora_fast.models.new_tokens import grow_embeddings, open_wrappers, prepare_rows, token_indices
 from qdora_fast.models.targets import (
@@ -36,7 +36,7 @@ from qdora_fast.models.targets import (
     pattern,
 )
 from qdora_fast.models.tokenizer import load_tokenizer, require_fast, stop_token_ids
-from qdora_fast.system.errors import ConfigError, QdoraError, RefusedError
+from qdora_fast.system.errors import ConfigError, QdoraError
 from qdora_fast.system.manifest import require_unchanged
 from qdora_fast.system.paths import refuse_links_out
 from qdora_fast.system.remote_code import foreign_files, remote_code_allowed, unreadable
@@ -126,19 +126,7 @@ def read_architecture(name: str, model: ModelSettings, adapter: AdapterSettings,
         require_sound(model.base_16bit, setting="model.base_16bit: ")
         require_16bit(model.base_16bit, folder_of(model.base_16bit), setting="model.base_16bit: ")
     model_config = _read_config(name, model.revision)
-    described = model_config.to_dict()
-    refuse_few_bits(name, described, setting="model.name: ")  # of a hub's model nothing was here to look at before
-    prequantized = few_bits_of(described) is not None
-    if prequantized and not adapter.quantized:
-        raise RefusedError(
-            f"`{name}` exists in 4 bits; method `{adapter.method}` needs a 16-bit base. Name {twin_of(name)}, or take "
-            f"method `{'qdora' if adapter.decomposed else 'qlora'}`"
-        )
-    if prequantized and merge_base == "original16" and not model.base_16bit:
-        raise RefusedError(
-            f"`{name}` holds 4-bit weights only, and export.merge_base: original16 needs the 16-bit ones. As "
-            f"model.base_16bit name {twin_of(name)}; or set export.merge_base: dequant4"
-        )
+    require_usable(name, model_config.to_dict(), model, adapter, merge_base=merge_base)
     _refuse_unsafe_files(name)
     architecture = inspect_architecture(model_config)
     require_fitting(name, model.revision, model_config, architecture.model_class)
@@ -148,19 +136,20 @@ def read_architecture(name: str, model: ModelSettings, adapter: AdapterSettings,
 
 
 def load_reference(name: str, *, setting: str) -> tuple[Any, Any]:
-    """A plain causal language model and its tokenizer, for scoring rows; on the GPU where there is one.
+    """A plain language model and its tokenizer, for scoring rows; on the GPU where there is one.
 
     Raises:
         ConfigError: not there; `setting` says who named it.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     require_sound(name, setting=setting)
     tokenizer, _ = load_tokenizer(name, None, setting=setting)
     gpu = torch.cuda.is_available()
     with foreign_files("safetensors weights", name, setting=setting):
-        model = AutoModelForCausalLM.from_pretrained(
+        described = AutoConfig.from_pretrained(name, trust_remote_code=remote_code_allowed())
+        model = auto_class(described).from_pretrained(
             name,
             dtype=torch.bfloat16 if gpu else torch.float32,
             use_safetensors=True,

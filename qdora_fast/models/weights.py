@@ -17,15 +17,15 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from qdora_fast.models.base_files import INDEX_NAME, shard_names
+from qdora_fast.models.base_files import INDEX_NAME, damage, shard_names
 from qdora_fast.system.errors import ConfigError, IntegrityError
 from qdora_fast.system.json_files import read_object
 
@@ -81,6 +81,7 @@ class WeightFolder:
 
     Args:
         folder: a model's folder, or an adapter's with `single` naming its one file.
+        names: name in the files -> name by which a tensor is known here, where they differ; see `stored_names.py`.
 
     Attributes:
         shards: file name -> its tensors, in the order of their bytes.
@@ -91,24 +92,38 @@ class WeightFolder:
         IntegrityError: a shard is missing or unreadable, or the index and the shards disagree.
     """
 
-    def __init__(self, folder: Path, single: str | None = None) -> None:
+    def __init__(self, folder: Path, single: str | None = None, *, names: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         self.indexed = single is None and (folder / INDEX_NAME).is_file()
-        names = [single] if single else shard_names(folder)
-        self.shards = {name: _read_header(folder / name) for name in names}
-        self.infos = {info.name: info for infos in self.shards.values() for info in infos}
-        self._shard_of = {info.name: name for name, infos in self.shards.items() for info in infos}
+        files = [single] if single else shard_names(folder)
+        stored = {file: _read_header(folder / file) for file in files}
         if self.indexed:
-            _check_index(folder, self._shard_of)
+            _check_index(folder, {info.name: file for file, infos in stored.items() for info in infos})
+        known = names or {}
+        self._stored = {name: in_file for in_file, name in known.items()}
+        self.shards = {
+            file: [replace(info, name=known.get(info.name, info.name)) for info in infos]
+            for file, infos in stored.items()
+        }
+        self.infos = {info.name: info for infos in self.shards.values() for info in infos}
+        self._shard_of = {info.name: file for file, infos in self.shards.items() for info in infos}
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor, in its stored dtype; a scalar comes as a tensor of shape [1]."""
-        return read_rows(self.folder / self._shard_of[name], name, start, stop)
+        return read_rows(self.folder / self._shard_of[name], self._stored.get(name, name), start, stop)
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor in its stored dtype and shape."""
         info = self.infos[name]
         return self.rows(name, 0, info.rows).reshape(info.shape)
+
+    def stored_name(self, name: str) -> str:
+        """Name in the files of a tensor, or of a part of one that is to be written, such as `x.weight.absmax`."""
+        owner, rest = name, ""
+        while owner and owner not in self._stored:
+            owner, dot, part = owner.rpartition(".")
+            rest = dot + part + rest
+        return self._stored[owner] + rest if owner else name
 
 
 def read_rows(file: Path, name: str, start: int, stop: int) -> Tensor:
@@ -186,6 +201,8 @@ def _read_header(file: Path) -> list[TensorInfo]:
     """Name, dtype and shape of a file's tensors in the order of their bytes."""
     from safetensors import SafetensorError, safe_open
 
+    if file.is_file() and (wrong := damage(file)):
+        raise IntegrityError(f"{file}: not a complete safetensors file ({wrong}); copy or download it again")
     infos = []
     try:
         with safe_open(file, framework="pt") as handle:

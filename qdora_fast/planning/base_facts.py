@@ -115,9 +115,10 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _text(file: Path) -> str:
     try:
-        return read_limited(file, CARD_BYTES).decode("utf-8", "replace") if file.is_file() else ""
+        text = read_limited(file, CARD_BYTES).decode("utf-8", "replace") if file.is_file() else ""
     except (OSError, NotJson):  # nothing depends on it
         return ""
+    return text.replace("\r\n", "\n")
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -40,17 +40,14 @@ def describe_thinking(thinking: Thinking, setting: Setting, rows: int, flags: Ma
         mode = "on" if setting == "on" else "off"
     elif reasoned in (0, rows):
         mode = "on" if reasoned else "off"
+    if mode == "mixed":
+        return ThinkingReport(setting, mode, _mixed(thinking, reasoned, rows))
     if mode == "on" and not reasoned:
         how = "on (data.thinking), but no row has reasoning: the model learns to answer without any"
     elif mode == "on" and reasoned < rows:
         how = f"on (data.thinking): {_of(reasoned, rows)} reasoning, which is learned; the rest learns to go without"
     elif mode == "on":
         how = f"on: {_of(reasoned, rows)} reasoning, which is learned"
-    elif mode == "mixed":
-        how = (
-            f"each row in its own mode: {_of(reasoned, rows)} reasoning, which is learned, and {rows - reasoned:,} are "
-            "learned without; held-out rows are asked in theirs"
-        )
     elif removed:
         how = f"off (data.thinking): the reasoning of {removed:,} of {rows:,} rows is left out"
     else:
@@ -62,18 +59,25 @@ def _of(part: int, rows: int) -> str:
     return f"all {rows:,} rows have" if part == rows else f"{part:,} of {rows:,} rows have"
 
 
-def _told(thinking: Thinking, mode: Literal["on", "off", "mixed"]) -> str:
+def _mixed(thinking: Thinking, reasoned: int, rows: int) -> str:
+    told = [f" ({_words(each)})" if each else "" for each in (thinking.on, thinking.off)]
+    asked = f"; held-out rows are asked in theirs, chat in the template's default, {thinking.default}"
+    return (
+        f"each row in its own mode: {_of(reasoned, rows)} reasoning, which is learned{told[0]}, "
+        f"{rows - reasoned:,} have none{told[1]}{asked if thinking.switch else ''}"
+    )
+
+
+def _told(thinking: Thinking, mode: Mode) -> str:
     """What the template is told, and what a server must be."""
     if not thinking.switch:
         return ""
-    if mode == "mixed":
-        told = " and ".join(filter(None, (_words(thinking.on), _words(thinking.off))))
-        return f" ({told}); chat takes the template's default, {thinking.default}"
-    told = _words(thinking.switches(mode)) or f"no {thinking.switch}"
+    switches = thinking.switches(mode)
+    told = _words(switches) or f"no {thinking.switch}"
     if mode == thinking.default:
         return f" ({told}, the template's default)"
-    asked = json.dumps({"chat_template_kwargs": dict(thinking.switches(mode))}) if thinking.switches(mode) else told
-    return f" ({told}). The template's default is {thinking.default}: other servers must be asked with {asked[1:-1]}"
+    asked = f'"chat_template_kwargs": {json.dumps(dict(switches))}' if switches else told
+    return f" ({told}). The template's default is {thinking.default}: ask other servers with {asked}"
 
 
 def _words(switches: Mapping[str, Any]) -> str:

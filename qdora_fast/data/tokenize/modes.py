@@ -21,6 +21,7 @@ from qdora_fast.data.tokenize.thinking import CLOSES, LAST_TAG, OPENS, Mode, Swi
 Setting = Literal["auto", "on", "off", "as_is"]
 """Of `data.thinking`."""
 _SPELLED = re.compile(rf"\s*{OPENS}(.*?){CLOSES}\s*", re.DOTALL)
+_HALF = re.compile(rf"(.*?){CLOSES}\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def spelled_out(content: str, thinking: Thinking | None = None) -> tuple[str, st
     if match is None and thinking and LAST_TAG.fullmatch(thinking.opens):
         own = rf"\s*{re.escape(thinking.opens)}(.*?){re.escape(thinking.closes)}\s*"
         match = re.match(own, content, re.DOTALL)
-    if match is None and thinking and thinking.opened and OPENS not in content:  # as a server gives it that opened it
-        match = re.match(rf"(.*?){re.escape(thinking.closes)}\s*", content, re.DOTALL)
+    if match is None and thinking and _is_half(content):
+        match = _HALF.match(content)
     return (match[1].strip(), content[match.end() :]) if match else None
 
 
@@ -113,8 +114,10 @@ def asks_to_think(messages: Sequence[Message], thinking: Thinking) -> bool:
 def in_fields(messages: Sequence[Message], thinking: Thinking) -> list[Message]:
     """Messages whose reasoning lies where a template prints it: what is spelled out in contents in its own field, or
     the other way round."""
-    if not thinking.prints or thinking.spelled == "read":
+    if not thinking.prints:
         return list(messages)
+    if thinking.spelled == "read":
+        return [_opened(each) for each in messages]
     if thinking.block:
         return [_written(each, *thinking.block) for each in messages]
     return [_in_field(each, thinking) for each in messages]
@@ -131,6 +134,19 @@ def _in_field(message: Message, thinking: Thinking) -> Message:
         return message
     thought = {"reasoning_content": found[0]} if found[0] else {}
     return message | thought | {"content": found[1]}
+
+
+def _opened(message: Message) -> Message:
+    """The message with <think> before reasoning that only ends in its content."""
+    if message["role"] != "assistant" or not _is_half(message["content"]):
+        return message
+    return message | {"content": f"{OPENS}\n{message['content']}"}
+
+
+def _is_half(content: str) -> bool:
+    """Whether it is what a model wrote behind a prompt that opened its reasoning: with </think>, without <think>."""
+    head, mark, tail = content.partition(CLOSES)
+    return bool(mark and head.strip()) and OPENS not in content and CLOSES not in tail
 
 
 def _written(message: Message, opens: str, closes: str) -> Message:

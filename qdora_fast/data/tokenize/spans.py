@@ -42,6 +42,9 @@ class RenderedChat:
             prompt = self.vocabulary.render(before, self.tools, add_generation_prompt=True)
             if self.text.startswith(prompt):
                 return len(prompt)
+            forgotten = self._prompt_without_reasoning(before)
+            if forgotten and self.text.startswith(forgotten):
+                return len(forgotten)
             self.leaves_prompt.add(index)
             shared = shared_length(prompt, self.text)
             question_end = shared_length(prompt, self.vocabulary.render(before, self.tools))
@@ -50,6 +53,12 @@ class RenderedChat:
         # The text may leave the generation prompt (an opened <think>), but must not leave it before it begins.
         agrees = shared >= question_end and (content_start is None or shared <= content_start)
         return shared if agrees else None
+
+    def _prompt_without_reasoning(self, before: list[Message]) -> str:
+        """The prompt once earlier reasoning is forgotten: some templates forget that of a call when its answer is there
+        (gpt-oss), and many clients send none back. "" where templates are not asked about thinking."""
+        bare = self.vocabulary.without_reasoning(before)
+        return "" if bare == before else self.vocabulary.render(bare, self.tools, add_generation_prompt=True)
 
     def up_to(self, index: int) -> str:
         """The conversation rendered as if message `index` were the last."""

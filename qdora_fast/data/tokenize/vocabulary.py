@@ -11,7 +11,7 @@ from typing import Any
 
 from qdora_fast.data.read.messages import Message
 from qdora_fast.data.tokenize.chat_text import Tools, template_for
-from qdora_fast.data.tokenize.modes import AS_IS, RenderMode, Setting, in_mode_of
+from qdora_fast.data.tokenize.modes import AS_IS, RenderMode, Setting, in_mode_of, without_reasoning
 from qdora_fast.data.tokenize.thinking import Mode, thinking_of
 from qdora_fast.system.errors import ConfigError
 
@@ -111,6 +111,11 @@ class Vocabulary:
             return list(messages), self
         asked, render_mode = in_mode_of(self.tokenizer, messages, tools, self.setting)
         return asked, self._with(render_mode)
+
+    def without_reasoning(self, messages: list[Message]) -> list[Message]:
+        """Messages without their reasoning; as they are where templates are not asked."""
+        thinking = self.render_mode.thinking
+        return without_reasoning(messages, thinking) if thinking else messages
 
     def in_mode(self, mode: Mode | None) -> Vocabulary:
         """The vocabulary that renders all conversations in one mode; None: in the template's default."""

@@ -7,9 +7,10 @@ With W16 the 16-bit weight and Wq = dequantise(NF4(W16)) there are two honest ch
 - `dequant4` takes Wq for every layer that training held in NF4, also those without an adapter.
   The merged model is the trained function; the 4-bit noise stays in it for good.
 
-Both the merge and its proof read their base through `BaseWeights`, so that they mean the same
-weights; what they do with them is computed independently. Whatever the choice, what is read here
-is dense: a base that exists in 4 bits alone is unpacked (dequant4 only).
+Both the merge and its proof read their base through `BaseWeights`, so that they mean the same weights, by the
+names of the model's modules; `stored_name` says what the files call them. What they do with them is computed
+independently. Whatever the choice, what is read here is dense: a base that exists in 4 bits alone is unpacked
+(dequant4 only).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import math
 import re
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,12 +28,13 @@ from torch import Tensor
 
 from qdora_fast.models.few_bits import few_bits_of
 from qdora_fast.models.nf4 import PackedWeight
-from qdora_fast.models.weights import TensorInfo, WeightFolder
+from qdora_fast.models.stored_names import open_weights
+from qdora_fast.models.weights import TensorInfo
 from qdora_fast.system.errors import ConfigError, IntegrityError
 from qdora_fast.system.json_files import read_object
 
 _PACKED_STATE = re.compile(r"(?P<tensor>.+)\.quant_state\.bitsandbytes__(nf4|fp4)")
-_BLOCK_WEIGHT = re.compile(r".*\.\d+\..+\.weight")
+_BLOCK_WEIGHT = re.compile(r"(?>(?:[^.]*\.)+?\d+\.).+\.weight")
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,15 @@ class MergeRecipe:
 class BaseWeights:
     """A base checkpoint as the recipe wants it: dense tensors, read by rows.
 
+    Args:
+        folder: of the base.
+        recipe: what is wanted.
+        needed: names of tensors in the model that will be asked for, besides the recipe's.
+
     Attributes:
         config: the base's config.json.
         shards: file name -> tensors to write there, with the dtype and shape they will have.
-        infos: the same by tensor name.
+        infos: the same by tensor name. All names are the model's.
         quantized: names of the tensors that went through NF4.
 
     Raises:
@@ -66,10 +74,10 @@ class BaseWeights:
         IntegrityError: files are damaged, or a recorded NF4 module is not in this base.
     """
 
-    def __init__(self, folder: Path, recipe: MergeRecipe) -> None:
+    def __init__(self, folder: Path, recipe: MergeRecipe, needed: Iterable[str] = ()) -> None:
         self.folder = folder
         self.recipe = recipe
-        self._files = WeightFolder(folder)
+        self._files = open_weights(folder, {*needed, *(f"{name}.weight" for name in recipe.quantized_modules or ())})
         self.config = read_object(folder / "config.json")
         packed = {m["tensor"]: m[0] for m in map(_PACKED_STATE.fullmatch, self._files.infos) if m}
         _refuse_quantized_base(folder, self.config, bool(packed), recipe)
@@ -82,6 +90,10 @@ class BaseWeights:
         self.infos = {info.name: info for infos in self.shards.values() for info in infos}
         self.quantized = self.held_in_4bit() if recipe.merge_base == "dequant4" else frozenset()
         self._held = threading.local()
+
+    def stored_name(self, name: str) -> str:
+        """Name in the files of a tensor, or of a part of it in 4 bits."""
+        return self._files.stored_name(name)
 
     @property
     def indexed(self) -> bool:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,21 @@ def build(
     weights, update = model.weights, model.update
     for source in filter(None, (weights.folder, tokenizer_from)):
         refuse_links_out(source)
+    named = {weights.stored_name(info.name): info for infos in model.shards.values() for info in infos}
+    shards = {
+        shard: [replace(info, name=weights.stored_name(info.name)) for info in infos]
+        for shard, infos in model.shards.items()
+    }
     digests, resumed = write_shards(
-        folder, model.shards, model.stored, work=_work(model), workers=workers, on_bytes=on_bytes
+        folder,
+        shards,
+        lambda info: model.stored(named[info.name]),
+        work=_work(model),
+        workers=workers,
+        on_bytes=on_bytes,
     )
     if weights.indexed:
-        shard_of = {info.name: shard for shard, infos in model.shards.items() for info in infos}
+        shard_of = {info.name: shard for shard, infos in shards.items() for info in infos}
         write_index(folder, shard_of, model.total_bytes)
     files = copy_sidecars(weights.folder, merged_config(model), tokenizer_from, folder)
     merged = {f"{name}.weight" for name in update.modules}
@@ -150,11 +161,18 @@ def merged_config(model: MergedModel) -> dict[str, object]:
     quantization = None
     if recipe.nf4:
         dense = {name for name, info in infos.items() if len(info.shape) == 2} - model.packed
-        skipped = {name.removesuffix(".weight") for name in dense} | {"lm_head"}  # a tied head is not in the files
+        skipped = {_skipped(name, model.packed) for name in dense} | {"lm_head"}  # a tied head is not in the files
         (dtype,) = {infos[name].dtype for name in model.packed}
         quantization = quantization_config(dtype, skipped)
     config = _with_vocabulary(model.weights.config, model)
     return dict(output_config(config, recipe.dtype and str(recipe.dtype).removeprefix("torch."), quantization))
+
+
+def _skipped(name: str, packed: Collection[str]) -> str:
+    """What names a dense weight's module: the stack of blocks it lies in, where nothing there is packed (a tower's)."""
+    module = name.removesuffix(".weight")
+    stack = re.split(r"\.\d+\.", module, maxsplit=1)[0]
+    return module if any(each.startswith(f"{stack}.") for each in packed) else stack
 
 
 def _with_vocabulary(config: Mapping[str, Any], model: MergedModel) -> dict[str, Any]:

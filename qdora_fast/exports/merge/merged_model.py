@@ -12,12 +12,13 @@ The norm is per row, so a block of rows merges exactly and on its own. That is t
 memory is bounded by the block and the adapter, never by the model; no GPU, no model class. The
 arithmetic is fp32, rounded once to the dtype of the base, and packed into NF4 from there where the
 recipe asks for it (`nf4.py`). What this gives up: it knows linear layers only (`adapter.py` refuses
-the rest), and a base whose tensors are not named like the modules that were trained is refused,
-not guessed at.
+the rest), and a base in which the modules that were trained are not found is refused, not guessed at.
+All names are those of the model's modules; see `base.py`.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,13 +49,12 @@ class MergedModel:
     """
 
     def __init__(self, base: Path, adapter: Path, recipe: MergeRecipe) -> None:
-        self.weights = BaseWeights(base, recipe)
         self.update = read_adapter(adapter)
+        self.weights = BaseWeights(base, recipe, self.update.tensors)
         check_fit(self.weights, self.update)
         self.tokens = _with_tied_head(self.weights, self.update)
         self.infos = {name: self._grown(info) for name, info in self.weights.infos.items()}
-        held = self.weights.held_in_4bit() if recipe.nf4 else frozenset[str]()
-        self.packed = held - self.update.saved_modules.keys()
+        self.packed = (self._to_pack() if recipe.nf4 else frozenset[str]()) - self.update.saved_modules.keys()
         self.shards = {
             shard: self._file_order([self.infos[info.name] for info in infos])
             for shard, infos in self.weights.shards.items()
@@ -121,6 +121,14 @@ class MergedModel:
             self._held.parts = None  # let go of the previous one first
             self._held.parts, self._held.name = self.packed_weight(name).parts(), name
         yield self._held.parts[part]
+
+    def _to_pack(self) -> frozenset[str]:
+        """What training held in 4 bits; after training on 16 bits, what lies in the blocks that were adapted."""
+        held = self.weights.held_in_4bit()
+        if self.weights.recipe.quantized_modules is not None:
+            return held
+        stacks = tuple({re.split(r"(?<=\.)\d+\.", name, maxsplit=1)[0] for name in self.update.modules})
+        return frozenset(name for name in held if name.startswith(stacks))
 
     def _grown(self, info: TensorInfo) -> TensorInfo:
         """A tensor with a row for each token that was trained on it."""
@@ -198,10 +206,18 @@ def _token_problems(name: str, tokens: TokenRows, info: TensorInfo | None) -> li
 
 def _with_tied_head(weights: BaseWeights, update: Adapter) -> dict[str, TokenRows]:
     """Trained rows by tensor: where the head shares the embeddings' weights and yet lies in the files, it has them."""
-    tied, head = weights.config.get("tie_word_embeddings"), "lm_head.weight"
+    tied, head = _says_tied(weights), "lm_head.weight"
     if tied is True and head in weights.infos and len(update.tokens) == 1:
         return update.tokens | dict.fromkeys([head], next(iter(update.tokens.values())))
     return update.tokens
+
+
+def _says_tied(weights: BaseWeights) -> bool | None:
+    """Whether config.json says that head and embeddings are one tensor; of a vision model for the whole or its text."""
+    text = weights.config.get("text_config")
+    said = weights.config.get("tie_word_embeddings")
+    said = text.get("tie_word_embeddings") if said is None and isinstance(text, dict) else said
+    return said if isinstance(said, bool) else None
 
 
 def _all_finite(block: Tensor) -> bool:
@@ -211,7 +227,7 @@ def _all_finite(block: Tensor) -> bool:
 
 def _refuse_tied(weights: BaseWeights, update: Adapter) -> None:
     """Raise ConfigError when an output head or embedding was trained that shares its weights with the other."""
-    setting = weights.config.get("tie_word_embeddings")
+    setting = _says_tied(weights)
     tied = setting is True or (setting is None and "lm_head.weight" not in weights.infos)
     trained = [*update.saved_modules, *(f"{name}.weight" for name in update.modules)]
     shared = [name for name in trained if name == "lm_head.weight" or name.endswith("embed_tokens.weight")]

@@ -1,9 +1,9 @@
 """The small files that make weights a model: config.json, tokenizer and chat template, licences.
 
-The config is the base's without its quantisation, or with that of the weights that were written.
-Tokenizer and template come from where the adapter was trained, whole, or else from the base: never
-a mixture of two. What this does not do: check that they are the ones trained with; that is
-`verify/token_identity.py`'s business.
+The config is the base's without its quantisation, or with that of the weights that were written. So are the
+files of a vision model's processor. Tokenizer and template come from where the adapter was trained, whole, or
+else from the base: never a mixture of two. What this does not do: check that they are the ones trained with;
+that is `verify/token_identity.py`'s business.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from qdora_fast.system.remote_code import remote_code_allowed
 
-_MODEL_FILES = ("generation_config.json", "LICEN[CS]E*", "NOTICE*", "COPYING*", "USE_POLICY*")
+_MODEL_FILES = ("generation_config.json", "*processor_config.json", "LICEN[CS]E*", "NOTICE*", "COPYING*", "USE_POLICY*")
 _TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -29,7 +29,6 @@ _TOKENIZER_FILES = (
     "tekken.json",
     "chat_template.*",
     "additional_chat_templates/*.jinja",
-    "*processor_config.json",
 )
 
 

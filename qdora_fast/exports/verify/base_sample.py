@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from qdora_fast.models.nf4 import BLOCK, codes_of
+from qdora_fast.models.stored_names import open_weights
 from qdora_fast.models.weights import TensorInfo, WeightFolder
 from qdora_fast.system.atomic import let_read
 
@@ -139,9 +140,9 @@ def compare(sample: Sample, base: Path, dtype: torch.dtype | None, *, packed_els
         packed_elsewhere: training read its base in 4 bits, so that it is not known from which dtype they were made.
 
     Raises:
-        ConfigError, IntegrityError: see `weights.WeightFolder`.
+        ConfigError, IntegrityError: see `stored_names.open_weights`.
     """
-    files = WeightFolder(base)
+    files = open_weights(base, sample.values)
     dtypes = [torch.bfloat16, torch.float16, torch.float32] if packed_elsewhere else [dtype]
     shares = {
         name: min(_differing(kept, files, name, each, sample.spread) for each in dtypes)

@@ -159,7 +159,7 @@ class OutputRecorder:
         recipe = MergeRecipe(
             "dequant4" if models.quantized else "original16", models.quantized or None, models.precision
         )
-        base = BaseWeights(models.trained_base, recipe)
+        base = BaseWeights(models.trained_base, recipe, self._update.tensors)
         functions = self._token_layers(rounded=False)
         for layer in {*self._update.modules, *models.quantized}:
             info = base.infos[f"{layer}.weight"]

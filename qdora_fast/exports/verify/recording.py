@@ -21,6 +21,7 @@ from torch import Tensor
 from qdora_fast.data.loss import labelled, token_losses
 from qdora_fast.engine.frozen import set_repacking
 from qdora_fast.evaluation.logits import logits_at
+from qdora_fast.models.model_class import auto_class
 from qdora_fast.system.errors import ProofError
 from qdora_fast.system.remote_code import remote_code_allowed
 
@@ -190,28 +191,33 @@ def compare(reference: Recording, other: Recording) -> Agreement:
 
 
 def reopen(folder: Path, *, device: str, dtype: torch.dtype | None = None, **options: Any) -> Any:
-    """Open a model folder as any reader would: plain AutoModelForCausalLM, nothing of the training stack.
+    """Open a model folder as any reader would: plain Transformers, nothing of the training stack.
 
     Args:
         device: `cpu`, `cuda`, ...
         dtype: type of computation; None: fp32 on the CPU, where 16-bit arithmetic is slow, else as stored.
         options: of `from_pretrained`, for instance another `device_map`.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
+    trust = remote_code_allowed()
+    described = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust)
     chosen = dtype or (torch.float32 if device == "cpu" else "auto")
-    model = AutoModelForCausalLM.from_pretrained(
+    model = auto_class(described).from_pretrained(
         str(folder),
         dtype=chosen,
         local_files_only=True,
         use_safetensors=True,
-        trust_remote_code=remote_code_allowed(),
+        trust_remote_code=trust,
         **{"device_map": {"": device}, **options},
     )
     for module in model.modules():
         four_bit = set_repacking(module, False) is not None
         if four_bit and isinstance(chosen, torch.dtype):
             module.compute_dtype = module.weight.quant_state.dtype = chosen
+        elif isinstance(chosen, torch.dtype):  # beside 4-bit weights, a vision model's parts keep their own
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(chosen) if parameter.is_floating_point() else parameter.data
     return model.eval()
 
 

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from qdora_fast.evaluation.logits import logits_of
 from qdora_fast.exports.verify.recording import BUDGET_BYTES, Recording, RowRecorder, Rows, reopen
+from qdora_fast.models.model_class import empty_model
+from qdora_fast.models.targets import text_decoder
 from qdora_fast.system.remote_code import remote_code_allowed
 
 TOKENS = 8192
@@ -33,7 +35,7 @@ Linear = Callable[[Any, Tensor], Tensor]
 
 
 def open_streamed(folder: Path, *, device: str, dtype: torch.dtype, scratch: Path, packed: bool) -> Any:
-    """Open a model folder with AutoModelForCausalLM, its blocks left on the disk.
+    """Open a model folder with plain Transformers, the blocks of its language model left on the disk.
 
     Args:
         device: where it computes.
@@ -88,14 +90,15 @@ def _bound(function: Linear, module: nn.Module) -> Callable[..., Tensor]:
 
 def _device_map(folder: Path, device: str) -> dict[str, str]:
     """The decoder's blocks on the disk, everything beside them on the device."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     trust = remote_code_allowed()
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust)
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    empty = empty_model(config)
     lists = {name: module for name, module in empty.named_modules() if isinstance(module, nn.ModuleList)}
-    blocks = max(lists, key=lambda name: sum(parameter.numel() for parameter in lists[name].parameters()))
+    inside = {id(module) for module in text_decoder(empty).modules()}
+    of_text = [name for name, module in lists.items() if id(module) in inside]
+    blocks = max(of_text, key=lambda name: sum(parameter.numel() for parameter in lists[name].parameters()))
     placed = {f"{blocks}.{number}": "disk" for number in range(len(lists[blocks]))}
     for name, _ in empty.named_modules():
         parent = name.rpartition(".")[0]

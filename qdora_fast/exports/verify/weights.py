@@ -26,6 +26,7 @@ from qdora_fast.exports.merge.merged_model import MergedModel
 from qdora_fast.exports.verify.peft_layers import merged_by_peft, tokens_merged_by_peft
 from qdora_fast.models.adapter import AdapterModule
 from qdora_fast.models.nf4 import stored_infos
+from qdora_fast.models.stored_names import open_weights
 from qdora_fast.models.weights import TensorInfo, WeightFolder, one_thread
 
 UNIT = 2.0**-24
@@ -87,8 +88,9 @@ def prove_weights(
         ConfigError, IntegrityError: one of the folders cannot be read, or base and adapter do not fit.
     """
     recipe = recipe or MergeRecipe()
-    model, result = MergedModel(base, adapter, recipe), WeightFolder(merged)
+    model = MergedModel(base, adapter, recipe)
     expected = {info.name: info for infos in model.shards.values() for info in infos}
+    result = open_weights(merged, expected)
     faults = _structure_faults(expected, result)
     comparisons = []
     for name, info in model.infos.items():

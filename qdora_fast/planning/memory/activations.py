@@ -39,8 +39,9 @@ TORCH_BLOCK = 2**20
 """Values that the engine's PyTorch kernels, which stand in for Triton's on a CPU, take to fp32 at a time."""
 UNMEASURED = 1.15
 """Of a family that was not measured, a block counts so many times what the formulas say."""
-WITHOUT_KERNELS = 2
-"""The same of a recurrence on the CPU: PyTorch's own Mamba keeps about twice what is counted for kernels."""
+WITHOUT_KERNELS = 4
+"""The same of a recurrence on the CPU: PyTorch's own Mamba keeps so many times what is counted for kernels, its own
+linear attention half of that."""
 SMALLEST_OFFLOAD = 2 * 2**20
 """Unsloth's checkpointing copies a block's input to the host if it is larger."""
 

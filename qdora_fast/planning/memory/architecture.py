@@ -160,6 +160,8 @@ class Sizes:
     """Parameters that are not of the language part: a vision or audio tower, and its projector."""
     tower: str = ""
     """Names of these parts."""
+    nested: bool = True
+    """The scales of NF4 are quantised as well; not in every checkpoint that holds NF4."""
     measured: bool = True
     """The formulas of activations.py were compared with measurements of this family."""
 
@@ -307,9 +309,11 @@ def _architecture(kind: str, block: Block, blocks: int, *, tied: bool) -> Archit
         experts=(),
         routed=frozenset(),
         bypassed={},
+        multiplied=(),
         other={},
         elsewhere=(),
         beside=(),
+        around=(),
         empty=None,
     )
 
@@ -318,8 +322,8 @@ def _linears(family: _Family, config: Mapping[str, Any], widths: tuple[int, int,
     hidden, query, key, intermediate = widths
     if family.fused:
         return (
-            Linear("self_attn.qkv_proj", query + 2 * key, hidden),
             Linear("self_attn.o_proj", hidden, query),
+            Linear("self_attn.qkv_proj", query + 2 * key, hidden),
             Linear("mlp.gate_up_proj", 2 * intermediate, hidden),
             Linear("mlp.down_proj", hidden, intermediate),
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qdora_fast.models.few_bits import few_bits_of
 from qdora_fast.models.model_config import position_limit
 from qdora_fast.models.targets import inspect_architecture, text_decoder
 from qdora_fast.planning.memory.architecture import Block, CannotEstimate, Linear, Sizes
@@ -19,9 +20,9 @@ LEFT_DENSE = ("lm_head", "router", "mlp.gate", "block_sparse_moe.gate", "moe.gat
 towers as well)."""
 EXPERTS_A_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k_experts", "moe_k")
 """Names that families have for the number of experts that run for one token."""
-RECURRENCE, CONVOLUTION = 16, 4
-"""Values that Mamba and linear attention, or a convolution alone, keep of each channel of their convolution. The first
-is what PyTorch's own linear attention of Qwen3.5 keeps; kernels keep less."""
+RECURRENCE, CONVOLUTION = 8, 2
+"""Values that Mamba and linear attention, or a convolution alone, keep of each channel of their convolution, in fp32,
+where kernels run them. Read from the kernels' inputs and outputs, and doubled; not measured."""
 ATTENDS = ("full_attention", "sliding_attention", "chunked_attention", "attention")
 """Kinds of blocks, as configs name them, that keep keys and values."""
 
@@ -49,7 +50,8 @@ def built_sizes(model_config: Any, values: Mapping[str, Any]) -> Sizes:
         raise CannotEstimate(f"cannot estimate: this `{model_config.model_type}` model has no {what}")
     hidden = _first(text, "hidden_size") or int(embeddings.weight.shape[-1])
     heads = _first(text, "num_attention_heads", "n_head", "num_heads") or 1
-    skipped = [*_left_dense(model, model_config), *architecture.beside]
+    stored = few_bits_of(values)
+    skipped = [*(stored.left_out if stored else LEFT_DENSE), *(model._keep_in_fp32_modules or ()), *architecture.beside]
     shared, language = _weights(embeddings), _weights(decoder)
     apart = shared | _weights(head) | _weights(stack)
     outside = tuple(_linears(decoder, names[id(decoder)], skipped, leave_out=apart))
@@ -67,12 +69,13 @@ def built_sizes(model_config: Any, values: Mapping[str, Any]) -> Sizes:
         outside_values=_count(decoder, apart) - sum(each.values + each.rows * each.bias for each in outside),
         longest=position_limit(values),
         softcapped=text.get("attn_logit_softcapping") is not None,
-        prequantized=getattr(model_config, "quantization_config", None) is not None,
+        prequantized=stored is not None,
         architecture=architecture,
         prefix=names[id(stack)],
         outside=outside,
         tower_values=sum(weight.numel() for weight in tower),
         tower=", ".join(architecture.beside),
+        nested=stored is None or stored.nested,
         measured=False,
     )
 
@@ -141,14 +144,6 @@ def _linears(parent: Any, name: str, skipped: list[str], *, leave_out: set[int])
         rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
         converted = type(module) in (nn.Linear, Conv1D) and should_convert_module(f"{name}.{path}", skipped)
         yield Linear(path, rows, columns, bias=module.bias is not None, dense=not converted)
-
-
-def _left_dense(model: Any, model_config: Any) -> list[str]:
-    """Patterns of the layers that are not put into NF4, as Transformers matches them."""
-    own = getattr(model_config, "quantization_config", None)
-    own = own if isinstance(own, Mapping) else own.to_dict() if own is not None else {}
-    said = own.get("llm_int8_skip_modules")
-    return [*(LEFT_DENSE if said is None else said), *(model._keep_in_fp32_modules or ())]
 
 
 def _weights(module: Any) -> set[int]:

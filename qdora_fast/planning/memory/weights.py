@@ -37,10 +37,12 @@ class Trained(NamedTuple):
     values: int
 
 
-def nf4_bytes(rows: int, columns: int) -> int:
-    """A weight in NF4 with double quantisation, as bitsandbytes lays it out."""
+def nf4_bytes(rows: int, columns: int, *, nested: bool = True) -> int:
+    """A weight in NF4, as bitsandbytes lays it out; `nested`: with double quantisation."""
     values = rows * columns
     scales = math.ceil(values / NF4_BLOCK)
+    if not nested:
+        return math.ceil(values / 2) + EXACT * scales + 16 * 4
     return math.ceil(values / 2) + scales + 4 * math.ceil(scales / ABSMAX_BLOCK) + NF4_TABLES
 
 
@@ -54,7 +56,9 @@ def linear_bytes(job: Job) -> int:
 
 
 def _bytes_of(linear: Linear, job: Job) -> int:
-    return linear.values * job.element if linear.dense else nf4_bytes(linear.rows, linear.columns)
+    if linear.dense:
+        return linear.values * job.element
+    return nf4_bytes(linear.rows, linear.columns, nested=job.sizes.nested)
 
 
 def unquantized_bytes(job: Job) -> int:
