@@ -133,6 +133,7 @@ async def _as_openai(_: Any, error: Any) -> Any:
 def _manager(chat_model: ChatModel) -> Any:
     """The server's keeper of models, keeping the one we have."""
     from transformers.cli.serving.model_manager import ModelManager
+    from transformers.cli.serving.utils import Modality
 
     class OneModel(ModelManager):
         """Loads nothing and forgets nothing."""
@@ -146,6 +147,9 @@ def _manager(chat_model: ChatModel) -> Any:
 
         def load_model_and_processor(self, *_: Any, **__: Any) -> tuple[Any, Any]:
             return chat_model.model, chat_model.source.vocabulary.tokenizer
+
+        def get_model_modality(self, *_: Any, **__: Any) -> Any:
+            return Modality.LLM  # text alone, whatever the base could see
 
         def get_gen_models(self) -> list[dict[str, Any]]:
             return [{"id": chat_model.source.name, "object": "model", "created": 0, "owned_by": "qdora_fast"}]

@@ -175,7 +175,7 @@ def _nothing(folder: Path) -> None:
         (_run, "merged_16bit"),
         (_gguf, "GGUF"),
         (_pickles, "pickles"),
-        (_quantised, "quantised by gptq"),
+        (_quantised, r"is quantised: its weights are stored in gptq \(4 bits\)"),
         (_nothing, "no config.json"),
         (lambda folder: _described(folder, model_type=None), "model_type"),
     ],

@@ -225,6 +225,11 @@ class ReportBuilder:
                 f"the chat template prints the date, in {rows[DATED]} rows: it is {rendering.date} in all that is "
                 "learned, evaluated and proven (data.date); where the model is served it is the day's own"
             )
+        if rendering and rendering.thinking in ("on", "off") and thinks(rendering.tokenizer) is None:
+            yield (
+                f"data.thinking: {rendering.thinking} has no effect: the chat template knows of no reasoning, so that "
+                "rows are rendered, and reasoning in them is learned, as they are"
+            )
         if EARLIER in rows:
             learned = ""
             if rendering and rendering.thinking != "as_is" and rendering.train_on == "responses":

@@ -119,7 +119,7 @@ def in_fields(messages: Sequence[Message], thinking: Thinking) -> list[Message]:
     if thinking.spelled == "read":
         return [_opened(each) for each in messages]
     if thinking.block:
-        return [_written(each, *thinking.block) for each in messages]
+        return [_written(_opened(each), *thinking.block) for each in messages]
     return [_in_field(each, thinking) for each in messages]
 
 
@@ -152,7 +152,10 @@ def _is_half(content: str) -> bool:
 def _written(message: Message, opens: str, closes: str) -> Message:
     """The message with its reasoning in its content."""
     thought = str(message.get("reasoning_content") or "").strip("\n")
-    if message["role"] != "assistant" or not thought.strip() or spelled_out(message["content"]):
+    found = spelled_out(message["content"]) if message["role"] == "assistant" else None
+    if found and not found[0]:  # an empty block, which the prompt has already
+        return message | {"content": found[1]}
+    if message["role"] != "assistant" or not thought.strip() or found:
         return message
     kept = {key: value for key, value in message.items() if key != "reasoning_content"}
     return kept | {"content": f"{opens}{thought}{closes}{message['content']}"}

@@ -36,6 +36,7 @@ OPENS, CLOSES = "<think>", "</think>"
 _OFF_WORDS = ("off", "none", "disabled", "false", "no", "no_think", "nothink", "no_thinking")
 _ON_WORDS = ("on", "enabled", "true", "yes", "high", "medium", "think", "thinking")
 LAST_TAG = re.compile(r"(<[^<>\s/][^<>\s]{0,40}>|\[[A-Z_]{1,40}\])\s*\Z")
+_BLOCK = (f"{OPENS}\n", f"\n{CLOSES}\n\n")
 _EMPTY = re.compile(rf"({OPENS}\n?)(\n?{CLOSES}\s*)\Z")
 _THINKS = re.compile(r"think|thought|reason", re.IGNORECASE)
 _QUESTION: Message = {"role": "user", "content": "qfquestion"}
@@ -64,8 +65,8 @@ class Thinking:
     opens: str = OPENS
     closes: str = CLOSES
     block: tuple[str, str] | None = None
-    """What is put around reasoning to write it into a content, for a template that reads it nowhere and whose prompt
-    has an empty block (SmolLM3)."""
+    """What is put around reasoning to write it into a content, for a template that reads it nowhere and speaks of
+    <think>: in an empty block of its prompt (SmolLM3), or in its instruction (Granite 3.3)."""
     completed: bool = False
     """Whether the generation prompt opens reasoning that answers do not print, so that they are completed here."""
     leads: tuple[str, ...] = ()
@@ -101,8 +102,10 @@ def thinking_of(template_text: str) -> Thinking | None:
     spelled = _spelled(template_text, switch.on)
     off_prompt = _render(template_text, [_QUESTION], switch.off, prompt=True)
     off_bare = _render(template_text, [_QUESTION, _ANSWER], switch.off)
-    empty = None if thought or spelled != "printed" else _EMPTY.search(off_prompt)
-    block = (empty[1], empty[2]) if empty else None
+    block = None
+    if switch.name and not thought and spelled == "printed":
+        empty = _EMPTY.search(off_prompt)
+        block = (empty[1], empty[2]) if empty else _BLOCK if CLOSES in template_text else None
     leads = {_between(prompt, bare, "qfanswer"), _between(off_prompt, off_bare, "qfanswer")} - {""}
     return Thinking(
         switch=switch.name,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from thinking_templates import THINKING
+from thinking_templates import PLAIN, THINKING
 
 from qdora_fast.config.loader import make_config
 from qdora_fast.data import prepare
@@ -78,6 +78,21 @@ def test_the_report_has_it_where_the_template_is_asked(
     assert ("thinking" in report.as_json()) is said
     assert ("Thinking  on: all" in page) is said
     assert ("such answers are not learned" in page) is said
+
+
+@pytest.mark.parametrize("setting", ["auto", "off"])
+def test_a_setting_without_effect_is_said(setting: Setting, tmp_path: Path, make_tokenizer: Callable[..., Any]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"messages": [ASKED | {"content": f"{n}?"}, BARE]}) for n in range(9)), "utf-8"
+    )
+    tokenizer = make_tokenizer(["<|im_start|>", "<|im_end|>"])
+    tokenizer.chat_template = PLAIN
+    data = {"path": str(path), "thinking": setting, "cache": False, "held_out": 0, "dedup": {"near": False}}
+    config = make_config({"model": {"name": "demo"}, "data": data})
+    report = prepare(config.data, seed=1, rendering=Rendering(tokenizer, 400, thinking=setting)).report
+    assert any("no effect" in note for note in report.notes) is (setting == "off")
+    assert report.thinking is None
 
 
 def test_the_version_of_data_is_that_of_before_where_the_template_is_not_asked(

@@ -120,7 +120,7 @@ def test_the_templates_of_trls_wheel_are_understood() -> None:
     assert found["qwen3_5_nothink"].default == found["gemma4_v5"].default == "off"  # type: ignore[union-attr]
 
 
-PRINTING = ("hybrid", "opened", "system", "channels", "nothink", "cut", "parts", "budget", "effort")
+PRINTING = ("asked", "hybrid", "opened", "system", "channels", "nothink", "cut", "parts", "budget", "effort")
 
 
 @pytest.mark.parametrize("answer", [FIELD, SPELLED], ids=["field", "spelled"])
@@ -192,6 +192,27 @@ def test_off_leaves_reasoning_out_and_says_so(name: str, vocabulary_of: Callable
         assert "reasoning_removed" in row.flags
         assert "reasoning_removed" not in bare.flags
         assert not Accountant(off).left_out_of([ASKED, answer])
+
+
+@pytest.mark.parametrize("name", PRINTING)
+def test_an_empty_block_in_a_row_is_no_reasoning_and_is_not_printed_twice(
+    name: str, vocabulary_of: Callable[..., Vocabulary]
+) -> None:
+    vocabulary = vocabulary_of(name)
+    empty = BARE | {"content": "<think>\n\n</think>\n\nFour."}
+    assert tokenize_with_spans([ASKED, empty], vocabulary) == tokenize_with_spans([ASKED, BARE], vocabulary)
+
+
+@pytest.mark.parametrize("name", PRINTING)
+def test_what_was_written_behind_an_opened_prompt_is_learned_as_reasoning(
+    name: str, vocabulary_of: Callable[..., Vocabulary]
+) -> None:
+    vocabulary = vocabulary_of(name)
+    half = BARE | {"content": "Two and two.\n</think>\n\nFour."}
+    assert tokenize_with_spans([ASKED, half], vocabulary).flags >= {"reasoned"}
+    assert learned(tokenize_with_spans([ASKED, half], vocabulary), vocabulary) == learned(
+        tokenize_with_spans([ASKED, SPELLED], vocabulary), vocabulary
+    )
 
 
 def test_on_teaches_rows_without_reasoning_to_go_without(vocabulary_of: Callable[..., Vocabulary]) -> None:

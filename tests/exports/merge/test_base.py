@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_checkpoints import LINEARS, adapt, load, load_in_4bit, save_base, tensors_of
+from tiny_checkpoints import LINEARS, adapt, linears, load, load_in_4bit, save_base, tensors_of
 
 from qdora_fast.exports.merge.base import BaseWeights, MergeRecipe
 from qdora_fast.exports.merge.merge import merge
@@ -64,6 +64,28 @@ def test_a_base_stored_in_4_bits(tmp_path: Path) -> None:
     one, other = tensors_of(tmp_path / "from_4bit"), tensors_of(tmp_path / "from_16bit")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_base_in_4_bits_with_layers_in_16_is_merged_as_training_held_each(tmp_path: Path) -> None:
+    """Those that training held in 16 bits stay to the bit; one that it put into NF4 on top goes through NF4."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    base = save_base(tmp_path / "base")
+    adapt(load(base), use_dora=True, target_modules=["up_proj"]).save_pretrained(tmp_path / "adapter")
+    mixed = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["lm_head", "q_proj", "k_proj"]
+    )
+    live = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, quantization_config=mixed)
+    live.save_pretrained(tmp_path / "mixed")
+    held = frozenset(name for name in linears(live) if not name.endswith("q_proj"))
+    recipe = MergeRecipe("dequant4", quantized_modules=held, trained_dtype=torch.bfloat16)
+    merge(tmp_path / "mixed", tmp_path / "adapter", tmp_path / "out", recipe)
+    after, before = tensors_of(tmp_path / "out"), tensors_of(base)
+    q, k = (f"model.layers.1.self_attn.{name}_proj.weight" for name in "qk")
+    assert torch.equal(after[q], before[q])
+    again = BaseWeights(base, MergeRecipe("dequant4", frozenset({k.removesuffix(".weight")}), torch.bfloat16))
+    assert torch.equal(after[k], again.rows(k, 0, len(before[k])))
+    assert not torch.equal(after[k], before[k])
 
 
 def test_quantised_bases_that_cannot_be_unpacked_are_refused(tmp_path: Path) -> None:

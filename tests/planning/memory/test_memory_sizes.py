@@ -9,7 +9,7 @@ import torch
 
 from qdora_fast.planning.memory.architecture import CannotEstimate, table_sizes
 from qdora_fast.planning.memory.base import sizes_of
-from qdora_fast.planning.memory.known import known_config, known_names
+from qdora_fast.planning.memory.known import known_config, known_names, known_source
 
 # Public configurations (values of their config.json that decide sizes) and the parameters their owners publish.
 PUBLISHED = {
@@ -32,6 +32,17 @@ PUBLISHED = {
     "phi-3-mini-4k": 3_821_079_552,
     "granite-3.1-2b": 2_533_531_648,
 }
+# What values from defaults and documents give, and the billions that owners or documents speak of.
+FROM_DOCUMENTS = {
+    "qwen3.5-4b": (4_539_265_536, 4.5),
+    "qwen3.5-9b": (9_409_813_744, 9.4),
+    "gemma-3-12b": (12_187_325_040, 12.2),
+    "gemma-4-e4b": (7_941_100_832, 8),
+    "ministral-3-8b-instruct-2512": (8_918_210_560, 8.918),
+    "smollm3-3b": (3_075_098_624, 3.08),
+    "phi-4": (14_659_507_200, 14.7),
+    "mistral-small-24b-instruct-2501": (23_572_403_200, 23.6),
+}
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 64,
@@ -45,12 +56,34 @@ LLAMA: dict[str, Any] = {
 def _meta_model(values: dict[str, Any]) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} if values["model_type"] == "phi3" else {}
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**values, **tokens))
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**values, **_tokens(values["model_type"])))
 
 
-@pytest.mark.parametrize("name", known_names())
+def _tokens(kind: str) -> dict[str, int]:
+    """Phi-3's defaults lie outside of a small vocabulary."""
+    return {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} if kind == "phi3" else {}
+
+
+def test_every_base_of_the_table_has_a_count_here() -> None:
+    assert set(known_names()) == PUBLISHED.keys() | FROM_DOCUMENTS.keys()
+
+
+@pytest.mark.parametrize("name", FROM_DOCUMENTS)
+def test_values_from_documents_give_the_parameters_that_are_spoken_of(name: str) -> None:
+    from transformers import AutoConfig
+
+    from qdora_fast.models.model_class import empty_model
+
+    values, (counted, billions) = known_config(name), FROM_DOCUMENTS[name]
+    assert values is not None
+    assert "not compared with the hub" in known_source(name)
+    model = empty_model(AutoConfig.for_model(**values, **_tokens(values["model_type"])))
+    assert sum(parameter.numel() for parameter in model.parameters()) == counted
+    assert counted / 1e9 == pytest.approx(billions, rel=0.012)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_every_part_of_a_public_model_is_counted_exactly(name: str) -> None:
     values = known_config(name)
     assert values is not None
