@@ -8,6 +8,7 @@ import socket
 import statistics
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from itertools import pairwise, product
 from pathlib import Path
@@ -86,7 +87,7 @@ def serve(work: Work) -> Figures:
         server = subprocess.Popen(command, stdout=output, stderr=output, env=child.environment(HF_HUB_OFFLINE="1"))
     try:
         _wait_for(f"http://127.0.0.1:{port}/health", server, log)
-        request = {"model": merged, "messages": [{"role": "user", "content": text}], "max_tokens": 48}
+        request = {"messages": [{"role": "user", "content": text}], "max_tokens": 48}
         answered = _post(f"http://127.0.0.1:{port}/v1/chat/completions", request)
     finally:
         server.terminate()
@@ -218,5 +219,8 @@ def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 def _post(url: str, body: Any) -> Any:
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=_STARTING) as response:
-        return json.load(response)
+    try:
+        with urllib.request.urlopen(request, timeout=_STARTING) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        raise StageFailed(f"the server answered {error.code}: {error.read().decode(errors='replace')}") from None

@@ -7,11 +7,10 @@ that knows experts but was configured without them (Granite 4 micro) builds none
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-WORDS = ("expert", "router")
 SHARE = 0.01
 """Of the blocks' parameters; smaller kinds are norms, biases and short convolutions."""
 
@@ -25,19 +24,22 @@ class Experts:
 
 
 def expert_modules(stack: Any, names: Mapping[int, str]) -> Experts:
-    """The experts of a stack of blocks, with all linear layers in the same part of a block.
+    """The experts of a stack of blocks, with all linear layers in the same part of a block, and its routers.
 
     Args:
         names: full names of modules by their ids.
     """
     from torch import nn
 
-    modules, linears = [], set()
+    modules: list[str] = []
+    linears: set[str] = set()
     for block in stack:
+        experts = _told_by("expert", block, names)
+        routers = _told_by("router", block, names) if experts else []
+        modules += experts
         for part in block.children():
-            experts = [module for name, module in _named(part, names) if _of_experts(name, module)]
-            modules += [names[id(module)] for module in experts]
-            if experts:
+            held = {names[id(module)] for module in part.modules()}
+            if not held.isdisjoint((*experts, *routers)):
                 linears |= {names[id(module)] for module in part.modules() if isinstance(module, nn.Linear)}
     return Experts(tuple(modules), frozenset(linears))
 
@@ -56,12 +58,11 @@ def other_parameters(stack: Any) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count >= SHARE * everything}
 
 
-def _named(part: Any, names: Mapping[int, str]) -> Iterator[tuple[str, Any]]:
-    for module in part.modules():
-        yield names[id(module)], module
-
-
-def _of_experts(name: str, module: Any) -> bool:
-    """Whether a module's class or attribute says so, and it holds parameters."""
-    said = (type(module).__name__.lower(), name.rpartition(".")[2].lower())
-    return any(word in text for word in WORDS for text in said) and next(module.parameters(), None) is not None
+def _told_by(word: str, block: Any, names: Mapping[int, str]) -> list[str]:
+    """Full names of the modules with parameters in whose class or attribute a word occurs."""
+    return [
+        names[id(module)]
+        for module in block.modules()
+        if any(word in each.lower() for each in (type(module).__name__, names[id(module)].rpartition(".")[2]))
+        and next(module.parameters(), None) is not None
+    ]

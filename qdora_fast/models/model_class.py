@@ -46,7 +46,11 @@ def empty_model(model_config: Any) -> Any:
     except ValueError as error:
         kind, why = model_config.model_type, first_line(error)
         raise ConfigError(f"model type `{kind}` is not a text model we can train: {why}") from None
-    except (ArithmeticError, AssertionError, AttributeError, ImportError, KeyError, RuntimeError, TypeError) as error:
+    except ImportError as error:
+        raise ConfigError(
+            f"a `{model_config.model_type}` model needs a package that is not installed here: {first_line(error)}"
+        ) from None
+    except (ArithmeticError, AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise ConfigError(
             f"no `{model_config.model_type}` model can be built from config.json: {first_line(error)}; its sizes or "
             "token ids do not go together: copy or download it again"
@@ -57,10 +61,18 @@ def run_empty(model: Any) -> Any:
     """What a model without weights returns for a few tokens of text; None where it looks at its numbers on the way."""
     import torch
 
+    trains, experts = model.training, getattr(model.config, "_experts_implementation", None)
+    model.eval()  # training, some models throw dice for each block
     try:
+        if experts:
+            model.set_experts_implementation("batched_mm")  # the others look which experts were chosen, or want bf16
         with torch.no_grad(), torch.device("meta"):
             # A mask of four dimensions is taken as it is; one of two would be looked at for padding.
             mask = torch.zeros((1, 1, TOKENS, TOKENS))
             return model(input_ids=torch.zeros((1, TOKENS), dtype=torch.long), attention_mask=mask, use_cache=False)
     except Exception:  # noqa: BLE001 - a model that needs its numbers may fail in any way
         return None
+    finally:
+        model.train(trains)
+        if experts:
+            model.set_experts_implementation(experts)

@@ -20,7 +20,7 @@ from typing import Any
 
 from qdora_fast.config import AdapterSettings, layer_indices
 from qdora_fast.models.bypassed import bypassed_layers
-from qdora_fast.models.experts import expert_modules, other_parameters
+from qdora_fast.models.experts import SHARE, expert_modules, other_parameters
 from qdora_fast.models.model_class import empty_model
 from qdora_fast.system.errors import ConfigError, RefusedError
 
@@ -49,9 +49,14 @@ class Architecture:
     """Full names of the linear layers that belong to experts: theirs, their routers', and shared ones beside them."""
     bypassed: Mapping[str, str]
     """Full names of the linear layers on which an adapter would do nothing, each with the reason."""
+    multiplied: tuple[str, ...]
+    """Those of them that cannot be in 4 bits: the model multiplies by their weight itself."""
     other: Mapping[str, int]
     """Parameters in the blocks that lie in no linear layer, counted by their last names; those of a hundredth of the
     blocks and more."""
+    around: tuple[str, ...]
+    """Names of the text decoder's parts around its blocks, of a hundredth of it and more: further embeddings, layers
+    that look at images."""
     elsewhere: tuple[str, ...]
     """Full names of linear layers outside the blocks and the head, such as those of a tower."""
     beside: tuple[str, ...]
@@ -98,6 +103,11 @@ def inspect_architecture(model_config: Any) -> Architecture:
     """
     from torch import nn
 
+    if getattr(model_config.get_text_config(), "is_encoder_decoder", False) or model_config.is_encoder_decoder:
+        raise ConfigError(
+            f"a `{model_config.model_type}` model has an encoder, too; only models that are a decoder alone can be "
+            f"trained here. {OTHER}"
+        )
     model = empty_model(model_config)
     names = {id(module): name for name, module in model.named_modules()}
     decoder = text_decoder(model)
@@ -105,6 +115,7 @@ def inspect_architecture(model_config: Any) -> Architecture:
     if stack is None:
         raise ConfigError(f"found no stack of decoder blocks in a `{model_config.model_type}` model. {OTHER}")
     inside = [(names[id(module)], module) for block in stack for module in block.modules()]
+    bypassed = bypassed_layers(model, inside)
     experts = expert_modules(stack, names)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     return Architecture(
@@ -116,8 +127,10 @@ def inspect_architecture(model_config: Any) -> Architecture:
         tied=f"{names.get(id(head))}.weight" in model.all_tied_weights_keys,
         experts=experts.modules,
         routed=experts.linears,
-        bypassed=bypassed_layers(model, inside),
+        bypassed=bypassed.reasons,
+        multiplied=bypassed.multiplied,
         other=other_parameters(stack),
+        around=_around(decoder, stack, embeddings),
         elsewhere=tuple(
             name
             for name, module in model.named_modules()
@@ -126,6 +139,12 @@ def inspect_architecture(model_config: Any) -> Architecture:
         beside=beside(model),
         empty=model,
     )
+
+
+def _around(decoder: Any, stack: Any, embeddings: Any) -> tuple[str, ...]:
+    total = sum(parameter.numel() for parameter in decoder.parameters())
+    parts = ((name, part) for name, part in decoder.named_children() if part is not stack and part is not embeddings)
+    return tuple(name for name, part in parts if sum(each.numel() for each in part.parameters()) >= SHARE * total)
 
 
 def text_decoder(model: Any) -> Any:
@@ -194,6 +213,11 @@ def choose_targets(architecture: Architecture, settings: AdapterSettings) -> Tar
     wanted = takes if everything else tuple(dict.fromkeys(settings.target_modules))
     if not takes:
         raise RefusedError(_nothing_to_adapt(architecture))
+    if settings.quantized and architecture.multiplied:
+        raise RefusedError(
+            f"a `{architecture.model_type}` model multiplies by the weight of {architecture.multiplied[0]} itself, and "
+            f"cannot where it is packed in 4 bits. Set adapter.method: {'dora' if settings.decomposed else 'lora'}"
+        )
     for name in wanted:
         _refuse_target(architecture, name)
     layers = _chosen_layers(architecture, settings)
@@ -217,7 +241,7 @@ def _leaves(names: Iterable[str]) -> tuple[str, ...]:
 def _left_out(architecture: Architecture, settings: AdapterSettings, wanted: Sequence[str]) -> Iterator[str]:
     """What gets no adapter although one might think so, each with the reason."""
     ends = [name for name in (architecture.embeddings, None if architecture.tied else architecture.head) if name]
-    yield f"not adapted: {', '.join(ends)}"
+    yield f"not adapted: {', '.join((*ends, *architecture.around))}"
     everything = settings.target_modules == "all-linear"
     for leaf, reason in dict.fromkeys((name.rsplit(".", 1)[-1], why) for name, why in architecture.bypassed.items()):
         if everything or leaf in wanted:

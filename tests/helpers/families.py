@@ -46,8 +46,11 @@ def _tokenizer() -> Any:
 
 def _sizes(**changes: Any) -> dict[str, Any]:
     tokenizer = _tokenizer()
+    vocabulary = (len(tokenizer) + 63) // 64 * 64
+    if "vocab_size_per_layer_input" in changes:
+        changes = {**changes, "vocab_size_per_layer_input": vocabulary}
     return {
-        "vocab_size": (len(tokenizer) + 63) // 64 * 64,
+        "vocab_size": vocabulary,
         "hidden_size": HIDDEN,
         "intermediate_size": 256,
         "num_hidden_layers": 2,
@@ -107,7 +110,7 @@ _GEMMA4 = {
     "head_dim": 32,
     "global_head_dim": 64,
     "hidden_size_per_layer_input": 64,
-    "vocab_size_per_layer_input": 512,
+    "vocab_size_per_layer_input": 0,  # as the vocabulary
     "num_kv_shared_layers": 0,
     "tie_word_embeddings": True,
     **_SLIDING,
@@ -138,7 +141,7 @@ _SIGLIP_TOWER = {
     "patch_size": 14,
 }
 _QWEN_TOKENS = {"image_token_id": -3, "video_token_id": -4, "vision_start_token_id": -5, "vision_end_token_id": -6}
-_MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_state": 16}
+_MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_chunk_size": 16}
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     # dense
@@ -179,6 +182,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         mamba_d_head=32,
         mamba_d_state=16,
         mamba_n_groups=1,
+        mamba_chunk_size=16,
         head_dim=32,
     ),
     "bamba": _text("bamba", **_MAMBA2, mamba_n_groups=1, attn_layer_indices=[1], tie_word_embeddings=True),
@@ -191,9 +195,11 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         mamba_head_dim=32,
         ssm_state_size=16,
         n_groups=1,
+        chunk_size=16,
         n_routed_experts=0,
     ),
-    "mamba2": _text("mamba2", num_heads=8, head_dim=32, state_size=16, n_groups=1, expand=2),
+    "mamba2": _text("mamba2", num_heads=8, head_dim=32, state_size=16, n_groups=1, expand=2, chunk_size=16),
+    "mamba": _text("mamba", state_size=16, expand=2),
     # mixture of experts
     "qwen3_moe": _text("qwen3_moe", head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64),
     "gpt_oss": _text("gpt_oss", head_dim=32, num_local_experts=4, num_experts_per_tok=2, **_SLIDING),
