@@ -166,6 +166,12 @@ class DataSettings(_Where):
     """The day, such as 2026-01-31, that a chat template prints which prints the date (Llama 3.2, gpt-oss): one for all
     that the run learns, evaluates and proves. Empty: the day on which the rows are prepared, which is then written
     into the run's config. No effect on other templates."""
+    thinking: Literal["auto", "on", "off", "as_is"] = "auto"
+    """Whether the model learns to think before it answers, where the chat template knows of reasoning (Qwen3, SmolLM3,
+    GLM, Gemma 4, gpt-oss). auto: each row in its own mode, with thinking where its last answer has reasoning, which is
+    then learned, and without where it has none (`enable_thinking: false` of most templates). on, off: all rows, off
+    without their reasoning. as_is: the template is told nothing, as before there was this setting. No effect on other
+    templates."""
     train_on: Literal["responses", "all"] = "responses"
     """responses: loss on every assistant turn only. all: loss on every token."""
     on_long: Literal["drop", "truncate"] = "drop"
@@ -190,6 +196,12 @@ class DataSettings(_Where):
     same."""
     cache: bool = True
     """Cache prepared rows and tokens, so that the next start with the same files and settings reads them at once."""
+
+    @field_validator("thinking", mode="before")
+    @classmethod
+    def _on_and_off(cls, thinking: object) -> object:
+        """YAML reads a bare `on` and `off` as true and false."""
+        return {True: "on", False: "off"}[thinking] if isinstance(thinking, bool) else thinking
 
     @model_validator(mode="after")
     def _path_or_sources(self) -> DataSettings:

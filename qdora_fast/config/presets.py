@@ -1,8 +1,8 @@
 """The shipped configs: finding them, describing them, and choosing one for this machine.
 
-A preset is a plain YAML file in `configs/`. Its first comment line is its description and
-its `# card:` line says what it was written for; nothing about a preset lives in code, apart
-from which one `train` takes when no config is named.
+A preset is a plain YAML file in `configs/`. Its first comment line is its description, its `# card:` line
+says what it was written for and its `# base:` line how its base is licensed; nothing about a preset lives in
+code, apart from which one `train` takes when no config is named.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.hardware import Gpu
 
 # Smallest card memory in GiB (as drivers report it: a "24 GB" card shows 22.5-24) → preset, largest first.
-_BY_MEMORY = ((75.0, "llama3.1-70b-80gb"), (22.0, "llama3.1-8b-24gb"), (15.0, "llama3.1-8b-16gb"))
+_BY_MEMORY = ((75.0, "llama3.1-70b-80gb"), (22.0, "qwen3-8b-24gb"), (15.0, "llama3.1-8b-16gb"))
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,35 @@ class Preset:
     about: str
     card: str
     path: Path
+    base: str = ""
+    """Licence and gating of its base, as its `# base:` line says."""
 
     @property
     def memory_gib(self) -> float | None:
         """Of the card that its `# card:` line names; None: none is needed."""
         first = self.card.split(maxsplit=1)[0] if self.card else ""
         return float(first) if first.isdigit() else None
+
+
+@dataclass(frozen=True)
+class BaseHeader:
+    """What the `# base:` line of a preset says: `# base: Apache-2.0, not gated`."""
+
+    preset: str
+    licence: str | None
+    """None: unknown."""
+    gated: bool | None
+
+
+def base_header(name: str) -> BaseHeader | None:
+    """What a preset says of the base that it takes; None: no preset takes this base, or none says anything."""
+    for preset in list_presets():
+        if preset.base and load_config(preset.path).model.name.lower() == name.lower():
+            licence, *others = (part.strip() for part in preset.base.split(","))
+            gated = False if "not gated" in others else True if "gated" in others else None
+            known = None if "unknown" in licence.lower() else licence
+            return BaseHeader(preset.name, known, gated)
+    return None
 
 
 def configs_folder() -> Path:
@@ -116,4 +139,5 @@ def _read(path: Path) -> Preset:
     comments = re.findall(r"^# ?(.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     about = next((line for line in comments if not line.startswith("yaml-language-server")), "")
     card = next((line.removeprefix("card:").strip() for line in comments if line.startswith("card:")), "any")
-    return Preset(path.stem, about, card, path)
+    base = next((line.removeprefix("base:").strip() for line in comments if line.startswith("base:")), "")
+    return Preset(path.stem, about, card, path, base)

@@ -7,6 +7,7 @@ the config names are copied beside it. A resumed run must have the same settings
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,16 @@ def create_run(config: Config, default_name: str) -> RunFolder:
     return folder
 
 
-def read_config(folder: RunFolder) -> Config:
-    """The config a run was started with."""
-    return load_config(folder.config_file)
+def read_config(folder: RunFolder, overrides: Sequence[str] = ()) -> Config:
+    """The config a run was started with. One from before there was `data.thinking` told templates nothing.
+
+    Args:
+        overrides: see `load_config`.
+    """
+    config = load_config(folder.config_file, overrides)
+    if "thinking" in config.data.model_fields_set:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"thinking": "as_is"})})
 
 
 def write_config(folder: RunFolder, config: Config) -> None:

@@ -107,9 +107,10 @@ def _code() -> str:
 
 def settings_hash(settings: DataSettings, *, seed: int, rendering: Rendering | None) -> str:
     """SHA-256 of what was asked for, without paths: part of the version of the data. The date that a template prints is
-    left out, so that rows prepared on another day are the same version, for a review and its run."""
+    left out, so that rows prepared on another day are the same version, for a review and its run. `thinking` is part of
+    the rendering, where it has an effect."""
     asked: dict[str, Any] = settings.model_dump(
-        mode="json", exclude={"workers", "cache", "date", "path", "held_out_path"}
+        mode="json", exclude={"workers", "cache", "date", "thinking", "path", "held_out_path"}
     )
     asked["sources"] = [source.model_dump(mode="json", exclude={"path"}) for source in settings.mixture]
     asked["own_held_out"] = settings.held_out_path is not None

@@ -177,7 +177,7 @@ def _columns(processed: Sequence[_ProcessedRow], origin: int, lines: Sequence[by
         content_tokens=np.array([each.content_tokens for each in processed], np.int32),
         tokens=np.array([len(each.input_ids) for each in processed], np.int32),
         trained=np.array([int((each.labels >= 0).sum()) for each in processed], np.int32),
-        flags=np.array([sum(1 << FLAGS.index(flag) for flag in each.flags) for each in processed], np.uint8),
+        flags=np.array([sum(1 << FLAGS.index(flag) for flag in each.flags) for each in processed], np.uint16),
         origins=np.full(len(processed), origin, np.int16),
         scripts=np.array([script_of("\n".join(contents(each.row))) for each in processed], "U20"),
     )

@@ -126,7 +126,7 @@ class Columns:
     """Tokens as rendered; 0 without a tokenizer."""
     trained: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     """Tokens that carry loss."""
-    flags: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
+    flags: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint16))
     """Bits of `render.FLAGS`."""
     origins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int16))
     """Which source; the last number is that of `data.held_out_path`, where there is one."""

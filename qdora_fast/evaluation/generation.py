@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qdora_fast.data.tokenize.replies import ReplyReader
 from qdora_fast.models.out_of_memory import Batches
 
 OnAnswer = Callable[[int, int], None]
@@ -30,11 +31,20 @@ BUCKETS = 2.0
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said: its text, how many tokens it took, and whether it came to an end by itself."""
+    """What a model said: its answer, how many tokens it took, and whether it came to an end by itself."""
 
     text: str
     tokens: int
     finished: bool
+    thought: str = ""
+    """The reasoning before the answer, which is not judged."""
+    in_thought: bool = False
+    """Whether it ended within its reasoning, and there is no answer."""
+
+    @property
+    def shown(self) -> str:
+        """For people: the answer, behind its reasoning if it has any."""
+        return f"<think>\n{self.thought}\n</think>\n\n{self.text}".rstrip() if self.thought else self.text
 
 
 def encode(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
@@ -90,9 +100,11 @@ def generate(
     run(range(len(prompts)), first_pass)
     unfinished = [i for i in range(len(prompts)) if not ended[i] and len(written[i]) < max_new_tokens]
     run(unfinished, lambda i: max_new_tokens - len(written[i]))
+    read = ReplyReader(tokenizer)
+    said = [read(tokens, prompt) for tokens, prompt in zip(written, prompts, strict=True)]
     return [
-        Reply(tokenizer.decode(tokens, skip_special_tokens=True).strip(), len(tokens), end)
-        for tokens, end in zip(written, ended, strict=True)
+        Reply(each.answer, len(tokens), end, each.thought, each.unfinished)
+        for each, tokens, end in zip(said, written, ended, strict=True)
     ]
 
 

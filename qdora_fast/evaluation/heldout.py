@@ -14,7 +14,8 @@ from typing import Any
 
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.loss import labelled, token_losses
-from qdora_fast.data.tokenize.chat_text import render_chat
+from qdora_fast.data.tokenize.modes import Setting, answer_of, in_mode_of
+from qdora_fast.data.tokenize.thinking import thinks
 from qdora_fast.evaluation.generation import encode
 from qdora_fast.evaluation.logits import follows, logits_at
 from qdora_fast.models.out_of_memory import Batches, attempt
@@ -85,6 +86,7 @@ def make_questions(
     *,
     max_length: int,
     date: str | None = None,
+    thinking: Setting = "as_is",
     on_refused: Callable[[str], None] = lambda why: None,
 ) -> list[Question]:
     """Turn held-out rows into questions: everything before the last assistant turn is the prompt.
@@ -93,16 +95,19 @@ def make_questions(
 
     Args:
         date: see `render_chat`.
+        thinking: `data.thinking`, by which each row is asked in its own mode.
         on_refused: told of each row that the chat template renders with its answer and not without; it is passed over.
     """
     rendered: list[tuple[str, str, Mapping[str, Any]]] = []
     for row in rows:
-        *before, _ = row.get("messages") or [{}]
+        tools = row.get("tools") or None
+        messages, mode = in_mode_of(tokenizer, row.get("messages") or [], tools, thinking)
+        *before, _ = messages or [{}]
         if not before:
             continue
-        render = partial(render_chat, tokenizer, tools=row.get("tools") or None, date=date)
+        render = partial(mode.render, tokenizer, tools=tools, date=date)
         try:
-            rendered.append((render(before, add_generation_prompt=True), render(row["messages"]), row))
+            rendered.append((render(before, add_generation_prompt=True), render(messages), row))
         except RejectedRow as error:
             on_refused(f"{row['meta']['source']}: {error.detail}")
     prompts = encode(tokenizer, [prompt for prompt, _, _ in rendered])
@@ -200,8 +205,9 @@ def _answer(prompt: str, whole: str) -> str:
 
 
 def _reference(row: Mapping[str, Any], answer: str, tokenizer: Any) -> str:
-    """The last turn's content; of a tool call, which has none, what the template writes for it."""
-    text: str = row["messages"][-1].get("content") or ""
+    """The last turn's content without its reasoning; of a tool call, which has none, what the template writes."""
+    last = row["messages"][-1]
+    text = answer_of(last, thinks(tokenizer)) if last.get("content") else ""
     if not text:
         text = answer
         for token in tokenizer.all_special_tokens:

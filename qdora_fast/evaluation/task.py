@@ -118,6 +118,8 @@ def judge(
     replies = answered.replies
     task["truncated"] = {side: _share(not reply.finished for reply in getattr(replies, side)) for side in SIDES}
     task["empty"] = {side: _share(not reply.text for reply in getattr(replies, side)) for side in SIDES}
+    if any(reply.thought or reply.in_thought for side in SIDES for reply in getattr(replies, side)):
+        task["in_thought"] = {side: _share(reply.in_thought for reply in getattr(replies, side)) for side in SIDES}
     task["answered"] = len(answered.questions)
     task["decoding"] = {"greedy": True, "max_new_tokens": settings.max_new_tokens, "padding": "left"}
     return task, scores

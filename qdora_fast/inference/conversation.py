@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any, Literal
 
+from qdora_fast.data.tokenize.replies import ReplyReader
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.inference.loading import ChatModel, Message, Source
 from qdora_fast.models.out_of_memory import OutOfMemoryEvent, attempt, give_back
@@ -46,6 +47,7 @@ class Answer:
     """What was said."""
 
     text: str
+    """Without the reasoning before it."""
     tokens: int
     """Without the stop token."""
     seconds: float
@@ -54,6 +56,10 @@ class Answer:
     """By itself, at `max_new_tokens`, at the model's length, or because it was asked to stop."""
     dropped: int = 0
     """Oldest messages that no longer fitted and were left out before sampling."""
+    thought: str = ""
+    """Its reasoning."""
+    in_thought: bool = False
+    """Whether it ended within its reasoning."""
 
 
 @dataclass
@@ -80,7 +86,8 @@ class Conversation:
         asked: list[Message] = [*self.turns, {"role": "user", "content": text}]
         kept = _that_fit(self.chat_model.source, head, asked, sampling.max_new_tokens)
         reply = answer(self.chat_model, [*head, *kept], sampling, base=self.base, on_text=on_text, stop=stop)
-        self.turns = [*kept, {"role": "assistant", "content": reply.text}]
+        thought = {"reasoning_content": reply.thought} if reply.thought else {}
+        self.turns = [*kept, {"role": "assistant", "content": reply.text, **thought}]
         return replace(reply, dropped=len(asked) - len(kept))
 
 
@@ -123,11 +130,12 @@ def answer(
         raise OutOfMemory(f"{len(prompt):,} tokens and their answer do not fit into memory: /new starts over")
     written = out[0, len(prompt) :].tolist()
     answer_ids = list(takewhile(lambda token: token not in vocabulary.stop_ids, written))
-    text = vocabulary.tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
+    read = ReplyReader(vocabulary.tokenizer)(answer_ids, prompt)
     end: Literal["finished", "limit", "full", "stopped"] = "finished"
     if len(answer_ids) == len(written):
         end = "stopped" if stop and stop.is_set() else "limit" if len(answer_ids) == sampling.max_new_tokens else "full"
-    return Answer(text, len(answer_ids), time.monotonic() - started, end)
+    seconds = time.monotonic() - started
+    return Answer(read.answer, len(answer_ids), seconds, end, thought=read.thought, in_thought=read.unfinished)
 
 
 def _write(

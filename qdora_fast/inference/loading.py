@@ -8,6 +8,7 @@ grow as long as the base can read, longer than the rows it was trained on.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import Any
 
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.tokenize.left_out import LOSSES, Accountant
+from qdora_fast.data.tokenize.plain_marks import prompt_ids
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.base_files import require_sound
@@ -58,15 +60,19 @@ class Source:
         return Accountant(self.vocabulary)
 
     def prompt(self, messages: Sequence[Message], tools: list[Message] | None = None) -> list[int]:
-        """Token ids of a conversation, ready to be continued.
+        """Token ids of a conversation, ready to be continued. Special tokens that a message spells stay text.
 
         Raises:
             ConfigError: the chat template refuses it or leaves a part of it out, or it is no text.
         """
         way_out = _way_out(messages)
         try:
-            text = self.vocabulary.render(messages, tools, add_generation_prompt=True)
-            text.encode()  # fails on half a surrogate pair, which is how bytes that are not UTF-8 come in
+            json.dumps([messages, tools], ensure_ascii=False).encode()  # fails on half a surrogate pair: no UTF-8
+            ids = prompt_ids(
+                self.vocabulary,
+                messages,
+                lambda each: self.vocabulary.render(each, tools, add_generation_prompt=True),
+            )
         except RejectedRow as error:
             raise ConfigError(f"the chat template refuses this conversation: {error.detail}{way_out}") from None
         except UnicodeEncodeError:
@@ -76,7 +82,7 @@ class Source:
             if kind in lost:
                 what = LOSSES[kind][0].removeprefix("a ")
                 raise ConfigError(f"the chat template leaves out the {what}{way_out}")
-        return self.vocabulary.encode(text).ids
+        return ids
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ def run_source(run: RunFolder, info: RunInfo, trained: TrainedModel) -> Source:
             folder=run.adapter,
             name=run.path.resolve().name,
             about=f"{info.method} adapter on {_short(base)}",
-            vocabulary=Vocabulary(read_tokenizer(str(run.adapter)), info.stop_ids),
+            vocabulary=Vocabulary(read_tokenizer(str(run.adapter)), info.stop_ids).in_mode(info.thinking),
             max_length=longest,
             trained=_lengthened(trained, longest),
         )
@@ -162,12 +168,14 @@ def merged_source(path: Path) -> Source:
     require_sound(str(path), setting="")
     tokenizer, stop_ids = load_tokenizer(str(path), None, setting="")
     full = path.resolve()
+    in_run = (full.parent / "model.json").is_file()
+    thinking = RunFolder(full.parent).read_json("model.json", {"thinking?": str}).get("thinking") if in_run else None
     return _with_template(
         Source(
             folder=path,
-            name=f"{full.parent.name}/{full.name}" if (full.parent / "model.json").is_file() else full.name,
+            name=f"{full.parent.name}/{full.name}" if in_run else full.name,
             about=f"merged model{', 4-bit weights' if 'quantization_config' in described else ''}",
-            vocabulary=Vocabulary(tokenizer, stop_ids),
+            vocabulary=Vocabulary(tokenizer, stop_ids).in_mode(thinking),
             max_length=_longest(str(path)),
         )
     )

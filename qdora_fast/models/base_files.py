@@ -19,9 +19,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from qdora_fast.models.few_bits import few_bits_of, refuse_few_bits, twin_of
 from qdora_fast.models.model_config import read_model_config
 from qdora_fast.system.errors import ConfigError, IntegrityError, QdoraError
 from qdora_fast.system.json_files import NotJson, mismatch, parse_json, read_limited, read_object
+from qdora_fast.system.limits import HEADER_BYTES, HEADER_TENSORS
 from qdora_fast.system.paths import open_regular, plain_file_name
 from qdora_fast.system.remote_code import BASE_SETTING, remote_code_allowed
 
@@ -38,8 +40,6 @@ OTHER_NAMES = ("vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "v
 DOWNLOAD_AGAIN = "copy or download it again"
 REMOVE = "remove it, and the next run downloads it again"
 PULL = "run `git lfs pull` in that folder, or download it again"
-_FOREIGN = ("gptq", "awq", "aqlm", "eetq", "vptq", "spqr", "higgs", "bitnet", "auto-round")
-"""Kinds of quantisation whose layers take no adapter of ours and whose weights cannot be merged into."""
 _PACKED_PART = re.compile(r"(?P<weight>.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)")
 
 
@@ -75,7 +75,7 @@ def require_sound(name: str, revision: str | None = None, *, weights: bool = Tru
             f"{setting}{folder / 'config.json'}: names no `model_type`, so it is not a model of Transformers; "
             "name the folder that holds the model, or download it again"
         )
-    _refuse_foreign_quantization(folder, described, setting)
+    refuse_few_bits(name, described, folder, setting=setting)
 
 
 def require_fitting(name: str, revision: str | None, model_config: Any, model_class: Any) -> None:
@@ -91,11 +91,10 @@ def require_fitting(name: str, revision: str | None, model_config: Any, model_cl
     folder = folder_of(name, revision)
     if folder is None or not (Path(name).is_dir() or _is_downloaded(folder)) or _runs_own_code(model_config):
         return
-    if _quantization(getattr(model_config, "quantization_config", None)) not in (None, "bitsandbytes"):
-        return
     from qdora_fast.models.weights import WeightFolder
 
     tensors = WeightFolder(folder).infos
+    _refuse_unsaid_bits(name, folder, few_bits_of(model_config.to_dict()) is not None, tensors.values())
     packed = {match["weight"] for each in tensors if (match := _PACKED_PART.fullmatch(each))}
     try:
         missing, mismatched, unexpected = _asked_loader(model_config, model_class, tensors.values())
@@ -187,6 +186,8 @@ def _header_damage(file: Path, state: tuple[int, ...]) -> str:
         length = struct.unpack("<Q", opened.read(8).ljust(8, b"\0"))[0]
         if length > size - 8:
             return f"cut short: {size:,} bytes, its header alone has {length:,}" if length < 2**27 else "no safetensors"
+        if length > HEADER_BYTES:
+            return f"its header has {length:,} bytes, and no model's has more than {HEADER_BYTES:,}"
         header = opened.read(length)
     try:
         entries = parse_json(header)
@@ -194,6 +195,8 @@ def _header_damage(file: Path, state: tuple[int, ...]) -> str:
         end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
     except (NotJson, AttributeError, KeyError, TypeError, IndexError):
         return "no safetensors: its header cannot be read"
+    if len(tensors) > HEADER_TENSORS:
+        return f"it names {len(tensors):,} tensors, and no file of a model has more than {HEADER_TENSORS:,}"
     if size < end:
         return f"cut short: {size:,} of {end:,} bytes"
     return f"{size - end:,} bytes longer than its header says" if size > end else ""
@@ -291,21 +294,15 @@ def _refuse_other_kinds(folder: Path, setting: str) -> None:
     raise ConfigError(f"{setting}{folder} holds no config.json; it is not a model's folder")
 
 
-def _refuse_foreign_quantization(folder: Path, described: dict[str, Any], setting: str) -> None:
-    kind = _quantization(described.get("quantization_config"))
-    if kind in _FOREIGN:
+def _refuse_unsaid_bits(name: str, folder: Path, said: bool, tensors: Iterable[Any]) -> None:
+    """Raise ConfigError for weights in 8 bits that config.json says nothing of: loaders take them without scales."""
+    packed = [each for each in tensors if each.dtype.itemsize == 1 and each.name.endswith(".weight")]
+    if packed and not said:
         raise ConfigError(
-            f"{setting}{folder} is quantised by {kind}, which takes no adapter here and cannot be merged into; "
-            "name the 16-bit model that it was made from (it is put into NF4 while loading)"
+            f"{folder}: {_count(len(packed), 'weight is', 'weights are')} stored in "
+            f"{str(packed[0].dtype).removeprefix('torch.')} (first {packed[0].name}), and config.json has no "
+            f"`quantization_config` that says how to read them; name {twin_of(name, folder)}"
         )
-
-
-def _quantization(section: Any) -> str | None:
-    """`bitsandbytes`, `gptq`, ...; None: not quantised."""
-    if section is None:
-        return None
-    values = section if isinstance(section, dict) else section.to_dict()
-    return str(values.get("quant_method") or "bitsandbytes").rpartition(".")[2].lower()
 
 
 def _runs_own_code(model_config: Any) -> bool:

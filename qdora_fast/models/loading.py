@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from qdora_fast.models.accepted import require_accepted
 from qdora_fast.models.adapter import assert_complete
 from qdora_fast.models.adapter_guard import guard_saves
 from qdora_fast.models.backend import captured_prints, filters_targets, loads_class, open_backend
-from qdora_fast.models.base_files import require_fitting, require_sound, shard_names
+from qdora_fast.models.base_files import folder_of, require_fitting, require_sound, shard_names
+from qdora_fast.models.few_bits import layers_in_16bit, require_16bit, require_usable
 from qdora_fast.models.model_class import auto_class
 from qdora_fast.models.new_tokens import grow_embeddings, open_wrappers, prepare_rows, token_indices
 from qdora_fast.models.stored_names import require_stored
@@ -36,7 +37,7 @@ from qdora_fast.models.targets import (
     pattern,
 )
 from qdora_fast.models.tokenizer import load_tokenizer, require_fast, stop_token_ids
-from qdora_fast.system.errors import ConfigError, QdoraError, RefusedError
+from qdora_fast.system.errors import ConfigError, QdoraError
 from qdora_fast.system.manifest import require_unchanged
 from qdora_fast.system.paths import refuse_links_out
 from qdora_fast.system.remote_code import foreign_files, remote_code_allowed, unreadable
@@ -109,7 +110,11 @@ def check_base(name: str, model: ModelSettings, adapter: AdapterSettings, *, mer
     require_stored(name, model.revision, targets.modules)
     if model.base_16bit:
         require_stored(model.base_16bit, None, targets.modules)
-    return targets
+    kept = layers_in_16bit(name, _read_config(name, model.revision).to_dict(), targets.modules)
+    if not kept:
+        return targets
+    summary = f"{targets.summary}; {len(kept)} of them in 16 bits, as this base stores them, the others in 4"
+    return replace(targets, summary=summary, in_16bit=kept)
 
 
 def read_architecture(name: str, model: ModelSettings, adapter: AdapterSettings, *, merge_base: str) -> Architecture:
@@ -120,24 +125,12 @@ def read_architecture(name: str, model: ModelSettings, adapter: AdapterSettings,
         IntegrityError: files that are missing, damaged, or of two models.
         RefusedError: 4-bit weights where the method or `merge_base` needs 16 bits.
     """
-    open_backend()
-    from transformers import AutoConfig
-
     require_sound(name, model.revision)
     if model.base_16bit:
         require_sound(model.base_16bit, setting="model.base_16bit: ")
-    with foreign_files("config", name, model.revision):
-        model_config = AutoConfig.from_pretrained(
-            name, revision=model.revision, trust_remote_code=remote_code_allowed()
-        )
-    prequantized = getattr(model_config, "quantization_config", None) is not None
-    if prequantized and not adapter.quantized:
-        raise RefusedError(f"`{name}` exists in 4 bits; method `{adapter.method}` needs a 16-bit base")
-    if prequantized and merge_base == "original16" and not model.base_16bit:
-        raise RefusedError(
-            f"`{name}` holds 4-bit weights only, and export.merge_base: original16 needs the 16-bit ones. "
-            "Name them in model.base_16bit, or set export.merge_base: dequant4"
-        )
+        require_16bit(model.base_16bit, folder_of(model.base_16bit), setting="model.base_16bit: ")
+    model_config = _read_config(name, model.revision)
+    require_usable(name, model_config.to_dict(), model, adapter, merge_base=merge_base)
     _refuse_unsafe_files(name)
     architecture = inspect_architecture(model_config)
     require_fitting(name, model.revision, model_config, architecture.model_class)
@@ -181,7 +174,8 @@ def load_base(
     """Load base and tokenizer; NF4 with double quantisation for qdora and qlora.
 
     Args:
-        targets: from `check_base`; with a quantised method all of them must load in NF4.
+        targets: from `check_base`; with a quantised method all of them must load in 4 bits, but those that the base
+            stores in 16.
         precision: bf16, fp16 or fp32, the type of computation and of unquantised weights.
 
     Raises:
@@ -216,7 +210,8 @@ def load_base(
         tokenizer.init_kwargs.pop("auto_map", None)
     require_fast(name, tokenizer)
     quantized = tuple(_linear4bit_names(loaded))
-    missing = set(targets.modules) - set(quantized)
+    _compute_in(loaded, dtype)
+    missing = set(targets.modules) - set(quantized) - set(targets.in_16bit)
     if adapter.quantized and missing:
         raise QdoraError(
             f"asked for NF4, but {len(missing)} of {len(targets.modules)} layers to adapt were loaded in 16 bits "
@@ -336,16 +331,32 @@ def checkpointing(train: TrainSettings) -> str | bool:
     return "unsloth" if choice == "unsloth" else choice == "torch"
 
 
+def _read_config(name: str, revision: str | None) -> Any:
+    """The base's config, of Transformers."""
+    open_backend()
+    from transformers import AutoConfig
+
+    with foreign_files("config", name, revision):
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
+
+
+def _compute_in(model: Any, dtype: Any) -> None:
+    """Have stored 4-bit layers unpack to, and compute in, the type of this run, and not in the one that their maker
+    wrote down: merge and proof read the weights in the run's type, and a GPU may lack theirs."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = module.weight.quant_state.dtype = dtype
+
+
 def _published_class(name: str, revision: str | None, targets: Targets) -> AbstractContextManager[None]:
     """On the CPU: have a vision model loaded as such."""
     import torch
 
     if torch.cuda.is_available() or not targets.beside:
         return nullcontext()
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
-    return loads_class(auto_class(config), targets.beside)
+    return loads_class(auto_class(_read_config(name, revision)), targets.beside)
 
 
 def _targets_for_peft(model: Any, targets: Targets) -> dict[str, Any]:

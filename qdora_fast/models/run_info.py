@@ -11,13 +11,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from qdora_fast.data.demo.base import loadable_name, recorded_name
+from qdora_fast.data.tokenize.thinking import Mode
 from qdora_fast.system.run_folder import RunFolder
 
 NAME = "model.json"
 SHAPE = {
     **{"base": str, "revision": str | None, "method": str, "precision": str, "template": str | None},
     **{"targets": [str], "quantized_modules": [str], "stop_ids": [int], "own_code?": [str], "imported?": dict | None},
+    **{"thinking?": str},
 }
+OPTIONAL = ("imported", "thinking")
+"""Written only where they say something."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class RunInfo:
         template: name of the chat template that came from the config; None: the tokenizer's own.
         stop_ids: token ids that end an answer.
         own_code: Python files of the base that were run while training.
+        thinking: the mode that all rows had, on or off, in which the model is asked; None: the chat template's default.
         imported: about an adapter that was trained elsewhere; None after a training here.
     """
 
@@ -46,13 +51,14 @@ class RunInfo:
     template: str | None
     stop_ids: Sequence[int]
     own_code: Sequence[str] = ()
+    thinking: Mode | None = None
     imported: Mapping[str, Any] | None = None
 
 
 def write_run_info(folder: RunFolder, info: RunInfo) -> None:
     """Write model.json."""
     content = asdict(replace(info, base=recorded_name(info.base)))
-    folder.write_json(NAME, {key: value for key, value in content.items() if key != "imported" or value})
+    folder.write_json(NAME, {key: value for key, value in content.items() if key not in OPTIONAL or value})
 
 
 def read_run_info(folder: RunFolder) -> RunInfo:

@@ -91,6 +91,8 @@ class Targets:
     """Block indices when restricted; None: all blocks."""
     summary: str
     """One line for the user: what was chosen and what was left out."""
+    in_16bit: tuple[str, ...] = ()
+    """Those of the modules that a base in 4 bits itself stores in 16."""
     beside: tuple[str, ...] = ()
     """`Architecture.beside`."""
 

@@ -12,6 +12,7 @@ from typing import Any
 from qdora_fast.config import AdapterSettings, DataSettings, EngineSettings, ModelSettings, TrainSettings
 from qdora_fast.planning.advice import Advice
 from qdora_fast.planning.auto.kinds import Resolved
+from qdora_fast.planning.base_facts import BaseFacts
 from qdora_fast.planning.cards import Machine
 from qdora_fast.planning.evaluation_time import EvaluationTime
 from qdora_fast.planning.history import Peak, Speed
@@ -36,6 +37,7 @@ class Plan:
     """That rows may be no longer than the base was made for, where the config asks for more; else empty."""
     base_source: str
     """Where the base's config.json was read."""
+    facts: BaseFacts
     estimate: Estimate
     fits: bool
     margin: int
@@ -78,9 +80,18 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`; bytes and seconds."""
-        card = self.machine.card
+        card, sizes = self.machine.card, self.estimate.job.sizes
         return {
             "name": self.name,
+            "base": {
+                "name": self.model.name,
+                "model_type": sizes.model_type,
+                "parameters": sizes.parameters,
+                "sizes_from": self.base_source,
+                "measured": sizes.measured,
+                **asdict(self.facts),
+            },
+            "layers": self.estimate.job.targets,
             "fits": self.fits,
             "limited": self.limited,
             **self.estimate.as_dict(),

@@ -57,6 +57,8 @@ def lines(plan: Plan) -> Iterator[str]:
         yield from _labelled("Left", f"{text}memory runs short and after training, so the card will look full")
     for number, advice in enumerate(plan.advice):
         yield from _labelled("Consider" if number == 0 else "", str(advice))
+    if not job.sizes.measured:
+        yield from _labelled("Estimated", _estimated(plan))
     if plan.machine.on_gpu:
         yield from _labelled(
             "Assumed",
@@ -148,12 +150,28 @@ def _settings(plan: Plan) -> Iterator[str]:
         f"{plan.model.name}: {in_words(sizes.parameters)} parameters, {sizes.blocks} blocks "
         f"({sizes.model_type}); sizes from {plan.base_source}",
     )
+    yield from _labelled("", str(plan.facts))
+    yield from _labelled("Layers", job.targets)
     width = {2: "16-bit", 4: "fp32"}[job.element]
     yield from _labelled(
         "Run",
         f"{plan.adapter.method} rank {job.rank}, {job.batch_size} x {job.length:,} tokens, "
         f"{job.gradient_accumulation} times a step; {width}, checkpointing {job.checkpointing}, {job.optimizer}",
     )
+
+
+def _estimated(plan: Plan) -> str:
+    sizes = plan.estimate.job.sizes
+    text = (
+        "weights, adapter and optimizer are counted exactly; activations are on the safe side: not measured for this "
+        f"family ({sizes.model_type})"
+    )
+    if any(block.mixer_width for block in sizes.stack):
+        text += (
+            ". Its recurrent blocks are counted with their kernels installed (flash-linear-attention, mamba-ssm, "
+            "causal-conv1d): without them PyTorch's own take more"
+        )
+    return text
 
 
 def _phases(plan: Plan) -> list[str]:

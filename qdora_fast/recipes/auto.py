@@ -74,8 +74,8 @@ def without_length_limit(config: Config) -> Config:
 
 def adopt(config: Config, earlier: Config) -> Config:
     """The config with the numbers of an earlier run of the same effective batch in place of `auto` and of a length that
-    the base was not made for, so that the run can be resumed; with the date that it took where none is named, and with
-    the metric by which it was to be judged."""
+    the base was not made for, so that the run can be resumed; with the date that it took where none is named, with its
+    thinking, and with the metric by which it was to be judged."""
     model, train, evaluation = config.model, config.train, config.evaluation
     if model.max_length == "auto" or limit_exceeded(config, _folder_or_id(model.name)) == earlier.model.max_length:
         model = model.model_copy(update={"max_length": earlier.model.max_length})
@@ -90,7 +90,12 @@ def adopt(config: Config, earlier: Config) -> Config:
     sections = {
         "model": model,
         "train": train,
-        "data": config.data.model_copy(update={"date": config.data.date or earlier.data.date}),
+        "data": config.data.model_copy(
+            update={
+                "date": config.data.date or earlier.data.date,
+                "thinking": earlier.data.thinking if config.data.thinking == "auto" else config.data.thinking,
+            }
+        ),
         "evaluation": evaluation.model_copy(update=as_before),
     }
     return config.model_copy(update=sections)

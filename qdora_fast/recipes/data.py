@@ -31,8 +31,7 @@ from qdora_fast.models.backend import open_backend
 from qdora_fast.models.run_info import read_run_info
 from qdora_fast.planning.auto.kinds import Resolved, RowLengths
 from qdora_fast.planning.cards import ANY_MACHINE, this_machine
-from qdora_fast.planning.memory.architecture import sizes_of
-from qdora_fast.planning.memory.base import base_config
+from qdora_fast.planning.memory.base import base_config, sizes_of
 from qdora_fast.recipes import messages
 from qdora_fast.recipes.auto import (
     has_auto,
@@ -278,7 +277,8 @@ def record_review(folder: Path, review: Any) -> None:
 
 def _resolve_auto(config: Config, base_name: str, *, trains: bool) -> tuple[Config, Resolved]:
     """The config with numbers in place of `auto`, chosen by the rows as long as the model can take them."""
-    sizes = sizes_of(base_config(base_name, config.model.revision).values)
+    base = base_config(base_name, config.model.revision)
+    sizes = sizes_of(base.values, base.name, config.model.revision)
     prepared = _prepared(to_measure(config, sizes), base_name).prepared
     inside = np.concatenate([prepared.chosen, prepared.held])
     rows = RowLengths(prepared.columns.tokens[inside], beyond=prepared.report.dropped_for("too_long"))
@@ -307,6 +307,7 @@ def _rendering(config: Config, tokenizer: Any, stop_ids: frozenset[int], templat
         data.filters.max_fraction,
         template,
         date=data.date if asks_for_clock(tokenizer) else None,
+        thinking=data.thinking,
     )
 
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from qdora_fast.config import Config
 from qdora_fast.config.code import of_evaluation
-from qdora_fast.config.loader import load_config
 from qdora_fast.config.own_code import allow_own_code, require_code_allowed
+from qdora_fast.config.recorded import read_config
 from qdora_fast.data.read.messages import ROW_SHAPE
-from qdora_fast.data.tokenize.chat_text import asks_for_clock, render_chat, templates_of
+from qdora_fast.data.tokenize.chat_text import asks_for_clock, templates_of
+from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.out_of_memory import Batches, make_room
 from qdora_fast.models.run_info import read_run_info
@@ -174,7 +174,12 @@ def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: C
         harness_version()
     refused: list[str] = []
     questions = make_questions(
-        rows, tokenizer, max_length=config.model.length, date=config.data.date, on_refused=refused.append
+        rows,
+        tokenizer,
+        max_length=config.model.length,
+        date=config.data.date,
+        thinking=config.data.thinking,
+        on_refused=refused.append,
     )
     if refused:
         console.note(
@@ -250,7 +255,7 @@ def open_run(folder: RunFolder, config: Config) -> EvalModel:
     stop_ids = frozenset(info.stop_ids)
     settings = (config.model.length, config.data.train_on, config.data.on_long, stop_ids)
     day = config.data.date if asks_for_clock(tokenizer) else None
-    renderer = Renderer(Rendering(tokenizer, *settings, date=day))
+    renderer = Renderer(Rendering(tokenizer, *settings, date=day, thinking=config.data.thinking))
     return EvalModel(model, tokenizer, stop_ids, rows, [renderer(row)[0] for row in rows], base.precision)
 
 
@@ -258,7 +263,7 @@ def _changed(folder: RunFolder, overrides: Sequence[str]) -> Config:
     for text in overrides:
         if not text.startswith("evaluation."):
             raise ConfigError(f"--set {text}: a finished run keeps its settings; only evaluation.* can be changed")
-    return load_config(folder.config_file, overrides)
+    return read_config(folder, overrides)
 
 
 def _answered(tuned: EvalModel, asked: Asked, config: Config, folder: RunFolder, batches: Batches) -> Any:
@@ -327,8 +332,8 @@ def _completions(
     settings = chosen.settings
     if not settings.completions or settings.metric == "choice":
         return None
-    render = partial(render_chat, tuned.tokenizer, add_generation_prompt=True, date=config.data.date)
-    prompts = encode(tuned.tokenizer, [render(messages) for messages in GENERAL])
+    mode = Vocabulary(tuned.tokenizer, tuned.stop_ids, date=config.data.date).in_mode(read_run_info(folder).thinking)
+    prompts = encode(tuned.tokenizer, [mode.render(messages, add_generation_prompt=True) for messages in GENERAL])
     most = max(chosen.new_tokens, GENERAL_TOKENS) if config.evaluation.max_new_tokens == "auto" else chosen.new_tokens
 
     def measure(side: str) -> Any:

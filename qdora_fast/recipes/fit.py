@@ -16,8 +16,7 @@ from qdora_fast.config import Config
 from qdora_fast.models.backend import captured_prints
 from qdora_fast.planning.cards import Card
 from qdora_fast.planning.history import earlier_speed
-from qdora_fast.planning.memory.architecture import sizes_of
-from qdora_fast.planning.memory.base import base_config
+from qdora_fast.planning.memory.base import base_config, sizes_of
 from qdora_fast.planning.memory.estimate import estimate
 from qdora_fast.planning.memory.job import JobSettings, job_of
 from qdora_fast.recipes import messages
@@ -146,7 +145,8 @@ def estimated_step(config: Config, base_name: str, tokens: int, memory: int) -> 
         memory: bytes of the card.
     """
     try:
-        sizes = sizes_of(base_config(base_name, config.model.revision).values)
+        base = base_config(base_name, config.model.revision)
+        sizes = sizes_of(base.values, base.name, config.model.revision)
         settings = JobSettings(config.adapter, config.train, config.engine)
         job = replace(job_of(settings, sizes, length=config.model.length, on_gpu=True), length=tokens)
     except ConfigError:  # nothing depends on it

@@ -16,12 +16,16 @@ import numpy as np
 from qdora_fast.config import Config, presets
 from qdora_fast.config.loader import load_config
 from qdora_fast.config.recorded import read_config
+from qdora_fast.models.accepted import require_accepted
+from qdora_fast.models.few_bits import layers_in_16bit, require_usable
+from qdora_fast.models.targets import choose_targets
 from qdora_fast.planning.advice import Advice, Facts, advise
 from qdora_fast.planning.auto.kinds import RowLengths
+from qdora_fast.planning.base_facts import facts_of
 from qdora_fast.planning.cards import GIB, Card, Machine, this_machine
 from qdora_fast.planning.history import Shape, earlier_evaluation, earlier_peak, earlier_speed, shape_of
-from qdora_fast.planning.memory.architecture import sizes_of
-from qdora_fast.planning.memory.base import base_config
+from qdora_fast.planning.memory.architecture import Sizes
+from qdora_fast.planning.memory.base import BaseConfig, base_config, sizes_of
 from qdora_fast.planning.memory.estimate import Estimate, Part, estimate
 from qdora_fast.planning.memory.fit import Fit, best_fit, fits, longest_length, margin, most_answers
 from qdora_fast.planning.memory.job import job_of
@@ -107,14 +111,15 @@ def make_plan(config: Config, name: str, *, card: Card | None = None) -> Plan:
 
     Raises:
         CannotEstimate: an architecture that is not counted.
-        ConfigError: no config.json, or a target that the model does not have.
+        ConfigError: no config.json, or a base or target that `train` refuses, too.
     """
     base = base_config(config.model.name, config.model.revision)
-    sizes = sizes_of(base.values)
+    sizes = sizes_of(base.values, base.name, config.model.revision)
     machine = choose_machine(config, name, card)
     seen = glance(config.data)
     lengths = None if seen is None else RowLengths(np.array(seen.lengths), sampled=True)
     config, limited = _limited(config, sizes.longest, None if seen is None else seen.lengths)
+    _require_trainable(config, base, sizes)
     config, resolved = resolve(config, sizes, machine, lengths)
     rows = None if seen is None else seen.facts(config.data, config.model.length)
     job = job_of(job_settings(config), sizes, length=config.model.length, on_gpu=machine.on_gpu)
@@ -133,6 +138,7 @@ def make_plan(config: Config, name: str, *, card: Card | None = None) -> Plan:
         machine=machine,
         limited=limited,
         base_source=base.source,
+        facts=facts_of(config.model.name, config.model.revision, tied=sizes.tied),
         estimate=need,
         fits=fits(need, machine.card),
         margin=margin(machine.card),
@@ -151,6 +157,16 @@ def make_plan(config: Config, name: str, *, card: Card | None = None) -> Plan:
         free_disk=int(hardware.free_disk_gib(runs.resolve()) * GIB),
         advice=_advice(config, machine, need, rows, steps, better, longest),
     )
+
+
+def _require_trainable(config: Config, base: BaseConfig, sizes: Sizes) -> None:
+    """Refuse what `train` refuses by the base's config.json alone; see `loading.check_base`."""
+    model, adapter = config.model, config.adapter
+    require_usable(model.name, base.values, model, adapter, merge_base=config.export.merge_base)
+    targets = choose_targets(sizes.architecture, adapter)
+    if sizes.architecture.empty is not None:  # the table's families are accepted
+        require_accepted(sizes.architecture, targets, adapter)
+        layers_in_16bit(model.name, base.values, targets.modules)
 
 
 def _evaluated(config: Config, seen: Measured | None) -> int:

@@ -293,6 +293,7 @@ def _describe_run(folder: RunFolder, config: Config, base: Any, ready: Ready, re
     write_data(ready.prepared, folder.data, name=folder.path.name, seed=config.train.seed, review=review)
     if review is not None:
         record_review(folder.path, review)
+    thinking = ready.prepared.report.thinking
     info = RunInfo(
         base=ready.base_name,
         revision=base.revision,
@@ -303,6 +304,7 @@ def _describe_run(folder: RunFolder, config: Config, base: Any, ready: Ready, re
         template=ready.rendering.template.name if ready.rendering.template else None,
         stop_ids=sorted(base.stop_ids),
         own_code=code_of(ready.base_name, base.revision) if remote_code_allowed() else (),
+        thinking=thinking.asked if thinking else None,
     )
     write_run_info(folder, info)
     base_sample.keep(base.model, base.targets.modules, folder.path)

@@ -17,9 +17,9 @@ def _card(gib: float) -> Gpu:
     ("gib", "preset"),
     [
         (15.6, "llama3.1-8b-16gb"),
-        (22.5, "llama3.1-8b-24gb"),
-        (23.99, "llama3.1-8b-24gb"),
-        (47.5, "llama3.1-8b-24gb"),
+        (22.5, "qwen3-8b-24gb"),
+        (23.99, "qwen3-8b-24gb"),
+        (47.5, "qwen3-8b-24gb"),
         (79.2, "llama3.1-70b-80gb"),
     ],
 )
@@ -50,7 +50,7 @@ def test_a_preset_is_found_by_name_and_a_file_by_path() -> None:
 
 def test_every_preset_says_what_it_is_and_for_which_card() -> None:
     presets = {preset.name: preset for preset in list_presets()}
-    assert {"demo", "llama3.1-8b-24gb", "qwen3-8b-24gb", "mistral-7b-24gb", "gemma2-9b-24gb"} <= set(presets)
+    assert {"demo", "llama3.1-8b-24gb", "qwen3-8b-24gb", "qwen3.5-9b-24gb", "gemma3-12b-24gb"} <= set(presets)
     for preset in presets.values():
         assert preset.about, preset.name
         assert preset.card != "any" or preset.name == "demo", preset.name

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from loaded_models import loaded_base
+from thinking_templates import THINKING
 
 from qdora_fast.data import choose_template
 from qdora_fast.evaluation import heldout
@@ -176,3 +177,19 @@ def reading(model: Any, shapes: list[tuple[int, int]]) -> Any:
     handle = backbone.register_forward_pre_hook(lambda module, args, given: note(module, args, given), with_kwargs=True)
     yield
     handle.remove()
+
+
+def test_each_row_is_asked_in_its_own_mode_and_its_reasoning_is_no_part_of_the_reference(loaded) -> None:
+    base, _ = loaded
+    base.tokenizer.chat_template = THINKING["hybrid"]
+    thought = _row("a?", "four")
+    thought["messages"][1]["reasoning_content"] = "two and two"
+    rows = [thought, _row("b?", "<think>\ntwo and two\n</think>\n\nfour"), _row("c?", "four")]
+
+    def asked(setting: Any) -> list[tuple[str, str]]:
+        made = make_questions(rows, base.tokenizer, max_length=400, thinking=setting)
+        return [(each.prompt.rpartition("assistant\n")[2], each.reference) for each in made]
+
+    assert asked("auto") == [("", "four"), ("", "four"), ("<think>\n\n</think>\n\n", "four")]
+    assert asked("off") == [("<think>\n\n</think>\n\n", "four")] * 3
+    assert asked("as_is") == [("", "four")] * 3

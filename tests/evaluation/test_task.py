@@ -49,6 +49,18 @@ def test_what_was_cut_or_empty_is_counted_for_each_model() -> None:
     assert task["empty"] == {"base": 0.5, "tuned": 0.0}
 
 
+def test_an_answer_that_ended_within_its_reasoning_is_none_and_counted() -> None:
+    asked = answered(("a", "a", ""), ("b", "b", "b"))
+    asked.replies.tuned[0] = Reply("", 9, False, "a or", in_thought=True)
+    asked.replies.tuned[1] = Reply("b", 9, True, "a is no b")
+    task, right = judge(asked, EvaluationSettings(metric="normalized_match"))
+    assert task is not None
+    assert task["in_thought"] == {"base": 0.0, "tuned": 0.5}
+    assert right == [(1, 0), (1, 1)]
+    assert asked.replies.tuned[1].shown == "<think>\na is no b\n</think>\n\nb"
+    assert "in_thought" not in (judge(answered(("a", "a", "a")), EvaluationSettings(metric="exact_match"))[0] or {})
+
+
 def test_more_metrics_stand_beside_and_decide_nothing() -> None:
     settings = EvaluationSettings(metric="exact_match", more_metrics=["contains", "numeric"])
     task, _ = judge(answered(("7", "it is 7", "7"), ("12", "none", "#### 12")), settings)

@@ -83,9 +83,9 @@ def quantize_with_bias(linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
     return four_bit
 
 
-def alive_after_forward(model: Any, dtype: torch.dtype) -> int:
+def alive_after_forward(model: Any, dtype: torch.dtype, *, tokens: int = TOKENS) -> int:
     """Bytes of the distinct storages that autograd holds after a forward pass, without what the model has anyway."""
-    ids = torch.randint(0, 500, (1, TOKENS), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, 500, (1, tokens), generator=torch.Generator().manual_seed(1))
     known = {tensor.untyped_storage().data_ptr() for tensor in persistent(model)}
     held: weakref.WeakSet[_Held] = weakref.WeakSet()
 

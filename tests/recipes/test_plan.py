@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from families import family_config
 
 from qdora_fast.cli.main import cli
 from qdora_fast.config import Config, DataSettings
@@ -18,7 +19,7 @@ from qdora_fast.config.presets import find_config, list_presets
 from qdora_fast.planning.cards import Card
 from qdora_fast.planning.memory.base import base_config
 from qdora_fast.planning.memory.estimate import in_gib
-from qdora_fast.planning.page import write_page
+from qdora_fast.planning.page import page, write_page
 from qdora_fast.planning.rows import RowFacts, glance
 from qdora_fast.planning.text import bar, lines, preset_table, verdict, what_to_do
 from qdora_fast.recipes import plan as recipe
@@ -120,6 +121,36 @@ def test_json_holds_the_contract_and_numbers_of_bytes(base: Path, tmp_path: Path
     assert sum(found["breakdown"].values()) == found["phases"]["step"]
     assert found["peak_bytes"] == max(found["phases"].values())
     assert (found["batch_size"], found["max_length"]) == (2, 512)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_vision_base_is_planned_with_its_tower_and_said_to_be_estimated(tmp_path: Path) -> None:
+    config = family_config("qwen3_5-vl")
+    config.save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    train = {"batch_size": "auto", "effective_batch": 8}
+    plan = make_plan(_config(tmp_path / "base", tmp_path, train=train), "mine", card=Card.of_gib(24))
+    text = "\n".join(lines(plan))
+    assert "model.visual" in text
+    assert "licence apache-2.0 (its model card)" in text
+    assert "not measured for this family (qwen3_5)" in " ".join(text.split())
+    found = plan.as_dict()
+    assert found["breakdown"]["tower"] > 0
+    assert (found["base"]["licence"], found["base"]["measured"]) == ("apache-2.0", False)
+    assert found["batch_size"] * found["gradient_accumulation"] == 8
+    assert "model.visual" in page(plan)
+
+
+@pytest.mark.parametrize(
+    ("family", "adapter", "words"),
+    [("qwen3_moe", {}, "mixture-of-experts"), ("gpt2", {}, "no linear layers in its blocks")],
+)
+def test_what_train_refuses_is_refused_by_a_plan(
+    family: str, adapter: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    family_config(family).save_pretrained(tmp_path / "base")
+    with pytest.raises(ConfigError, match=words):
+        make_plan(_config(tmp_path / "base", tmp_path, adapter=adapter), "mine", card=Card.of_gib(24))
 
 
 def test_what_does_not_fit_is_said_and_then_fails_with_exit_code_10(base: Path, tmp_path: Path) -> None:

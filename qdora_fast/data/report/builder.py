@@ -33,9 +33,11 @@ from qdora_fast.data.report.report import (
     SplitReport,
     UnusedColumn,
 )
+from qdora_fast.data.report.thinking import ThinkingReport, describe_thinking
 from qdora_fast.data.store import Columns, Rows
 from qdora_fast.data.tokenize.left_out import DATED, EARLIER, LOSSES, loss_sentence
 from qdora_fast.data.tokenize.render import FLAGS, Rendering, contents
+from qdora_fast.data.tokenize.thinking import thinks
 
 WARNED = ("filters", "tokens")
 """Steps of which more than a third of the rows is worth a warning; the selection has its own."""
@@ -104,6 +106,7 @@ class ReportBuilder:
             duplicate_ids=ids,
             warnings=tuple(self._warnings(dropped, ids)),
             notes=tuple(self._notes(rendering)),
+            thinking=self._thinking(rendering, tokens),
         )
 
     @cached_property
@@ -172,6 +175,14 @@ class ReportBuilder:
             flags={name: count for name, count in bits.items() if count},
         )
 
+    def _thinking(self, rendering: Rendering | None, tokens: TokenReport | None) -> ThinkingReport | None:
+        if rendering is None or tokens is None or rendering.thinking == "as_is":
+            return None
+        thinking = thinks(rendering.tokenizer)
+        if thinking is None:
+            return None
+        return describe_thinking(thinking, rendering.thinking, len(self.selection.per_epoch), tokens.flags)
+
     def _duplicate_ids(self) -> DuplicateIds | None:
         repeated = [ids for ids in self.statistics.ids if ids.count]
         if not repeated:
@@ -215,9 +226,15 @@ class ReportBuilder:
                 "learned, evaluated and proven (data.date); where the model is served it is the day's own"
             )
         if EARLIER in rows:
+            learned = ""
+            if rendering and rendering.thinking != "as_is" and rendering.train_on == "responses":
+                learned = (
+                    "such answers are not learned, since without their reasoning they would teach to answer without "
+                    "(data.thinking: as_is learns them so); "
+                )
             yield (
                 f"the chat template leaves out the reasoning of earlier answers, in {rows[EARLIER]} rows, as it does "
-                "when the model is served; rows with one answer each keep it"
+                f"when the model is served; {learned}rows with one answer each keep it"
             )
 
 

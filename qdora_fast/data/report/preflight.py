@@ -15,8 +15,10 @@ from qdora_fast.data.clean.rejects import REASONS, Dropped, bullet_list
 from qdora_fast.data.read.folders import split_in_name
 from qdora_fast.data.read.messages import REPAIRS
 from qdora_fast.data.report.report import STEP_OF, DataReport, SourceReport, UnusedColumn
+from qdora_fast.data.report.thinking import ThinkingReport
 from qdora_fast.data.tokenize.render import Preview
 from qdora_fast.data.tokenize.templates import TemplateChoice
+from qdora_fast.system.visible import visible
 
 LONGEST_PIECE = 600
 FILES_SHOWN = 8
@@ -30,6 +32,8 @@ FLAGS = {
     "Check eos_token and generation_config.eos_token_id against the chat template",
     "double_bos": "double BOS printed by the template; one was removed",
     "words_elsewhere": "words beside a tool call, which the template prints behind the result: they are not learned",
+    "leaves_prompt": "answers that do not begin where the chat template hands over: servers ask with another text "
+    "than was learned. Use another data.template, one whose answers begin with its generation prompt",
     "no_bos": "no BOS, although this tokenizer starts texts with one; check the chat template",
 }
 
@@ -44,12 +48,12 @@ def format_preflight(
     """The report as plain text; `colour` marks the trained part green instead of «so»."""
     lines = [_short_places(line, report) for line in (*_rows(report), *_duplicates(report))]
     if report.tokens and template:
-        lines += _tokens(report.tokens, report.per_epoch, template)
+        lines += _tokens(report.tokens, report.per_epoch, template, report.thinking)
     if report.quality:
         lines.append(format_quality(report.quality))
     lines += [f"Note      {_short_places(note, report)}" for note in report.notes]
     lines += [f"Warning   {_short_places(warning, report)}" for warning in report.warnings]
-    return "\n".join([*lines, *_previews(previews, colour)])
+    return "\n".join([*map(visible, lines), *_previews(previews, colour)])
 
 
 def format_quality(quality: QualityReport) -> str:
@@ -170,8 +174,10 @@ def _percentages(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in list(shares.items())[:6] if share >= 0.01)
 
 
-def _tokens(report: TokenReport, rows: int, template: TemplateChoice) -> Iterator[str]:
+def _tokens(report: TokenReport, rows: int, template: TemplateChoice, thinking: ThinkingReport | None) -> Iterator[str]:
     yield f"Template  {template.name} ({template.why})"
+    if thinking:
+        yield f"Thinking  {thinking.sentence}"
     yield (
         f"Tokens    {report.total:,} in {rows:,} rows, {_share(report.trained_share)} of them trained; "
         f"the longest row has {report.longest:,} of {report.max_length:,}"
@@ -189,10 +195,9 @@ def _tokens(report: TokenReport, rows: int, template: TemplateChoice) -> Iterato
 def _previews(previews: Iterable[Preview], colour: bool) -> Iterator[str]:
     before, after = (GREEN, RESET) if colour else ("«", "»")
     for preview in previews:
-        yield f"\nRow {preview.source}; the marked part is learned:"
-        yield "".join(
-            f"{before}{_shortened(text)}{after}" if trained else _shortened(text) for text, trained in preview.pieces
-        )
+        yield f"\nRow {visible(preview.source)}; the marked part is learned:"
+        pieces = ((visible(_shortened(text)), trained) for text, trained in preview.pieces)
+        yield "".join(f"{before}{text}{after}" if trained else text for text, trained in pieces)
 
 
 def _shortened(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from qdora_fast.data.clean.lengths import TokenReport
 from qdora_fast.data.clean.quality import QualityReport
 from qdora_fast.data.clean.rejects import REASONS, Dropped
+from qdora_fast.data.report.thinking import ThinkingReport
 
 FORMAT_VERSION = 1
 
@@ -163,6 +164,8 @@ class DataReport:
     quality: QualityReport | None = None
     notes: tuple[str, ...] = ()
     """What is no fault, and worth a line."""
+    thinking: ThinkingReport | None = None
+    """None where the chat template knows of no reasoning, or is not asked about it."""
 
     def dropped_for(self, reason: str) -> int:
         """Rows dropped for one reason."""
@@ -194,6 +197,8 @@ class DataReport:
             "contamination": {"found": self.duplicates.contaminated, "similarity": self.duplicates.similarity},
             "quality": self.quality.as_json() if self.quality else None,
         }
+        if self.thinking is None:
+            del plain["thinking"]
         plain["split"]["strata"] = {value: sides for value, *sides in self.split.strata} or None
         if self.duplicate_ids:
             plain["duplicate_ids"] = dict(zip(("column", "count", "examples"), self.duplicate_ids, strict=True))

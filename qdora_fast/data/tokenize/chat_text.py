@@ -41,11 +41,13 @@ def render_chat(
     *,
     add_generation_prompt: bool = False,
     date: str | None = None,
+    switches: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of a conversation by the tokenizer's chat template.
 
     Args:
         date: the day that a template is told which asks for the clock, as 2026-01-31; None: the time now.
+        switches: variables that turn its thinking on or off, see `thinking.py`; None: as it was before there were any.
 
     Raises:
         RejectedRow: `template_error` with the template's own words.
@@ -54,21 +56,26 @@ def render_chat(
 
     try:
         text: str = tokenizer.apply_chat_template(
-            as_taken(tokenizer, messages, tools),
+            as_taken(tokenizer, messages, tools, parts=switches is not None),
             tools=tools or None,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             **({CLOCK: _clock(date)} if date else {}),
+            **(switches or {}),
         )
     except (TemplateError, *_FAILURES) as error:
         raise RejectedRow("template_error", first_line(error)) from error
     return text
 
 
-def as_taken(tokenizer: Any, messages: Sequence[Message], tools: Tools = None) -> list[Message]:
-    """The messages in the form that the chat template takes; what all templates take alike is handed on as it is."""
+def as_taken(tokenizer: Any, messages: Sequence[Message], tools: Tools = None, *, parts: bool = True) -> list[Message]:
+    """The messages in the form that the chat template takes; what all templates take alike is handed on as it is.
+
+    Args:
+        parts: whether reasoning may become a part of the content, for templates that take it so (Magistral).
+    """
     special = json.dumps(tokenizer.special_tokens_map, default=str)
-    form = _form_of(template_for(tokenizer, tools), special)
+    form = _form_of(template_for(tokenizer, tools), special, parts)
     return list(messages) if form == _Form() else form.applied(messages)
 
 
@@ -85,9 +92,21 @@ def template_for(tokenizer: Any, tools: Tools = None) -> str:
     return named.get("tool_use" if tools and "tool_use" in named else "default", "")
 
 
+def rendered(text: str, messages: Sequence[Message], **variables: Any) -> str | None:
+    """What a template makes of messages in the form that they have, to see what it does; None where it refuses."""
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    given = {"bos_token": "<s>", "eos_token": "</s>", CLOCK: _clock("2001-02-03")} | variables
+    try:
+        return str(render_jinja_template(conversations=[list(messages)], chat_template=text, **given)[0][0])
+    except (TemplateError, *_FAILURES):
+        return None
+
+
 def asks_for_clock(tokenizer: Any) -> bool:
     """Whether a chat template of the tokenizer asks for the time; it need not do so for every conversation."""
-    return any(CLOCK in _names(text) for text in templates_of(tokenizer).values())
+    return any(CLOCK in names_in(text) for text in templates_of(tokenizer).values())
 
 
 def today() -> str:
@@ -123,6 +142,7 @@ class _Form:
     arguments: str = "object"
     """object, or text: JSON."""
     reasoning: str = _REASONING[0]
+    """The key of a message, or `parts`: a part of its content."""
     ids: str = "any"
     """any, or nine: letters and digits, and there must be one (Mistral)."""
 
@@ -135,7 +155,9 @@ class _Form:
         if self.arguments == "text" and taken.get("tool_calls"):
             taken["tool_calls"] = [_with_text(call) for call in taken["tool_calls"]]
         if self.reasoning != _REASONING[0] and _REASONING[0] in taken:
-            taken[self.reasoning] = taken.pop(_REASONING[0])
+            thought = taken.pop(_REASONING[0])
+            as_parts = [{"type": "thinking", "thinking": thought}, {"type": "text", "text": taken["content"]}]
+            taken |= {"content": as_parts} if self.reasoning == "parts" else {self.reasoning: thought}
         return taken
 
 
@@ -170,29 +192,24 @@ def _with_text(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=32)
-def _form_of(text: str, special: str) -> _Form:
+def _form_of(text: str, special: str, parts: bool) -> _Form:
     """Try out which form a template prints; one that prints none gets the usual.
 
     Args:
         special: the tokenizer's special tokens by name, as JSON.
+        parts: see `as_taken`.
     """
-    from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     tokens = json.loads(special)
 
     def printed(form: _Form, messages: Sequence[Message]) -> str:
-        taken = form.applied(messages)
-        try:
-            return str(render_jinja_template(conversations=[taken], chat_template=text, **tokens)[0][0])
-        except (TemplateError, *_FAILURES):
-            return ""
+        return rendered(text, form.applied(messages), **tokens) or ""
 
     form = _Form()
     if not text:
         return form
-    for key in _REASONING:
-        if "qfthought" in printed(replace(form, reasoning=key), _THOUGHT):
+    for key in (*_REASONING, *(("parts",) if parts else ())):
+        made = printed(replace(form, reasoning=key), _THOUGHT)
+        if "qfthought" in made and "'qfthought'" not in made:
             form = replace(form, reasoning=key)
             break
     form = replace(form, arguments=_arguments_form(form, printed))
@@ -236,7 +253,7 @@ def _clock(day: str) -> Callable[[str], str]:
 
 
 @lru_cache(maxsize=32)
-def _names(text: str) -> frozenset[str]:
+def names_in(text: str) -> frozenset[str]:
     """All names in a template; {} of one that is no Jinja."""
     from jinja2 import TemplateSyntaxError, nodes
 
@@ -244,6 +261,18 @@ def _names(text: str) -> frozenset[str]:
         return frozenset(name.name for name in _environment().parse(text).find_all(nodes.Name))
     except TemplateSyntaxError:
         return frozenset()
+
+
+def compared_with(text: str, name: str) -> frozenset[Any]:
+    """The constants with which a template compares a variable; {} of one that is no Jinja."""
+    from jinja2 import TemplateSyntaxError, nodes
+
+    try:
+        compared = list(_environment().parse(text).find_all(nodes.Compare))
+    except TemplateSyntaxError:
+        return frozenset()
+    named = [each for each in compared if any(name == part.name for part in each.find_all(nodes.Name))]
+    return frozenset(constant.value for each in named for constant in each.find_all(nodes.Const))
 
 
 @lru_cache(maxsize=1)

@@ -19,7 +19,8 @@ from typing import Any
 
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.read.messages import Message, Row
-from qdora_fast.data.tokenize.chat_text import Tools, asks_for_clock, render_chat
+from qdora_fast.data.tokenize.chat_text import Tools, asks_for_clock
+from qdora_fast.data.tokenize.modes import RenderMode
 from qdora_fast.data.tokenize.spans import split_thinking
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 
@@ -63,6 +64,7 @@ class Accountant:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._dated = vocabulary.date is not None and asks_for_clock(vocabulary.tokenizer)
+        self._render_mode = vocabulary.render_mode
         self._known: dict[object, frozenset[str]] = {}
 
     def left_out(self, row: Row) -> frozenset[str]:
@@ -71,12 +73,14 @@ class Accountant:
 
     def left_out_of(self, messages: Sequence[Message], tools: Tools = None) -> frozenset[str]:
         """The same for a conversation, which need not end with an answer."""
-        shape = (tuple(map(_shape, messages)), _shape_of_tools(tools))
+        messages, vocabulary = self._vocabulary.of(messages, tools)
+        shape = (tuple(map(_shape, messages)), _shape_of_tools(tools), vocabulary.render_mode.mode)
         if shape not in self._known:
-            self._known[shape] = self._ask(_stand_in(messages, tools))
+            self._known[shape] = self._ask(_stand_in(messages, tools), vocabulary.render_mode)
         return self._known[shape]
 
-    def _ask(self, stand_in: _StandIn) -> frozenset[str]:
+    def _ask(self, stand_in: _StandIn, render_mode: RenderMode) -> frozenset[str]:
+        self._render_mode = render_mode
         text = self._render(stand_in.messages, stand_in.tools)
         if text is None:  # the row itself was rendered: this template looks into the words
             return frozenset()
@@ -108,7 +112,8 @@ class Accountant:
 
     def _render(self, messages: Sequence[Message], tools: Tools, *, date: str | None = None) -> str | None:
         try:
-            return render_chat(self._vocabulary.tokenizer, messages, tools, date=date or self._vocabulary.date)
+            day = date or self._vocabulary.date
+            return self._render_mode.render(self._vocabulary.tokenizer, messages, tools, date=day)
         except RejectedRow:
             return None
 

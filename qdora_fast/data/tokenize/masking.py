@@ -9,11 +9,14 @@ sentinel; where the sentinels stand, the answers are. Then tokenise once, with c
     end     the token that must stop generation: the first stop token after the answer
 
 Per row it is made sure that each trained answer is inside its own segment and nothing anybody else said is;
-a row for which that cannot be shown is rejected with a reason, never trained on a guess. Templates that take
-reasoning out of earlier answers are followed: only what the template prints is learned.
+a row for which that cannot be shown is rejected with a reason, never trained on a guess.
 
-Offsets need a fast tokenizer. Reasoning that the template removes from earlier turns is not learned; rows with
-one answer each are the way to keep it.
+A row is rendered in its own mode of thinking (`thinking.py`). Templates that take reasoning out of earlier answers
+are followed, and such an answer is not learned: it stands there as if it had been given without a thought, which is
+what the model would learn. Rows with one answer each are the way to learn it; `data.thinking: as_is` learns what is
+left of it.
+
+Offsets need a fast tokenizer.
 """
 
 from __future__ import annotations
@@ -24,12 +27,23 @@ from typing import Any, Literal
 
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.read.messages import Message
+from qdora_fast.data.tokenize.modes import asks_to_think, has_reasoning, in_fields
 from qdora_fast.data.tokenize.spans import RenderedChat, split_thinking
 from qdora_fast.data.tokenize.vocabulary import Encoding, Vocabulary
 
 IGNORED = -100
 
-Flag = Literal["eos_appended", "no_stop_token", "double_bos", "no_bos", "words_elsewhere"]
+Flag = Literal[
+    "eos_appended",
+    "no_stop_token",
+    "double_bos",
+    "no_bos",
+    "words_elsewhere",
+    "reasoned",
+    "earlier_unlearned",
+    "leaves_prompt",
+    "reasoning_removed",
+]
 Ending = Literal["stop", "special", "open"]
 
 
@@ -45,7 +59,10 @@ class Masked:
     """eos_appended: the template leaves the last answer open. no_stop_token: the last answer ends with a token that
     does not stop generation, or an earlier one with none at all. double_bos: the template printed two, one was
     removed. no_bos: this tokenizer starts texts with BOS, the template does not. words_elsewhere: words beside a tool
-    call are printed outside of that turn (Gemma 4: behind the result), and so not learned."""
+    call are printed outside of that turn (Gemma 4: behind the result), and so not learned. reasoned: the last answer
+    has reasoning that is printed. earlier_unlearned: earlier answers lost their reasoning and are not learned.
+    leaves_prompt: the last answer does not follow the generation prompt. reasoning_removed: by `data.thinking: off`.
+    The last four only where the template knows of reasoning."""
 
 
 def tokenize_with_spans(
@@ -63,8 +80,9 @@ def tokenize_with_spans(
     Raises:
         RejectedRow: template_error, special_token_in_text, answer_not_located or no_trained_tokens.
     """
-    _refuse_special_tokens(messages, vocabulary)
-    spoken = [{key: value for key, value in message.items() if key != "train"} for message in messages]
+    given = [{key: value for key, value in message.items() if key != "train"} for message in messages]
+    spoken, vocabulary = vocabulary.of(given, tools)
+    _refuse_special_tokens(spoken, vocabulary)
     chat = RenderedChat(spoken, tools, vocabulary)
     encoding = vocabulary.encode(chat.text)
     turns = _locate_turns(chat, encoding)
@@ -77,10 +95,15 @@ def tokenize_with_spans(
     _close_last_turn(row, turns[-1], vocabulary)
     if any(turn.ending == "open" for turn in turns) or turns[-1].ending != "stop":
         row.flags.add("no_stop_token")
+    stripped = _stripped(chat, encoding, turns)
+    row.flags |= _flags_of_thinking(chat, given, turns[-1])
     if train_on == "all":
         row.segments = [(0, len(row.input_ids))]
     else:
-        row.segments = [(turn.start, turn.end) for turn in turns if messages[turn.index].get("train", True)]
+        trained = [turn for turn in turns if messages[turn.index].get("train", True)]
+        row.segments = [(turn.start, turn.end) for turn in trained if turn.index not in stripped]
+        if any(turn.index in stripped for turn in trained):
+            row.flags.add("earlier_unlearned")
     _finish(row, vocabulary)
     return row
 
@@ -169,6 +192,28 @@ def _words_elsewhere(chat: RenderedChat, encoding: Encoding, turn: _Turn) -> boo
     message = chat.messages[turn.index]
     words = message["content"].strip() if "tool_calls" in message else ""
     return bool(words) and words not in encoding.text_of(turn.start, turn.end) and words in chat.text
+
+
+def _stripped(chat: RenderedChat, encoding: Encoding, turns: Sequence[_Turn]) -> frozenset[int]:
+    """Messages whose reasoning is gone because they are not the last: up to their end, the text is another than when
+    they were."""
+    thinking = chat.vocabulary.render_mode.thinking
+    if thinking is None:
+        return frozenset()
+    thought = [turn for turn in turns[:-1] if has_reasoning(chat.messages[turn.index], thinking)]
+    ends = {turn.index: encoding.starts[min(turn.end, len(encoding.ids)) - 1] for turn in thought}
+    return frozenset(i for i, end in ends.items() if not chat.up_to(i).startswith(chat.text[:end]))
+
+
+def _flags_of_thinking(chat: RenderedChat, given: Sequence[Message], last: _Turn) -> set[Flag]:
+    thinking = chat.vocabulary.render_mode.thinking
+    if thinking is None:
+        return set()
+    flags: set[Flag] = {"leaves_prompt"} if last.index in chat.leaves_prompt else set()
+    if asks_to_think(chat.messages, thinking):
+        return flags | {"reasoned"}
+    removed = chat.vocabulary.setting == "off" and asks_to_think(in_fields(given, thinking), thinking)
+    return flags | {"reasoning_removed"} if removed else flags
 
 
 def _ending(chat: RenderedChat, encoding: Encoding, index: int, finish: int) -> tuple[int, Ending]:

@@ -20,12 +20,17 @@ from qdora_fast.data.read.messages import Row
 from qdora_fast.data.store import Example
 from qdora_fast.data.tokenize.left_out import Accountant
 from qdora_fast.data.tokenize.masking import IGNORED, Masked, tokenize_text, tokenize_with_spans
+from qdora_fast.data.tokenize.modes import Setting
 from qdora_fast.data.tokenize.templates import TemplateChoice
+from qdora_fast.data.tokenize.thinking import thinks
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.system.errors import DataError
 
 PREVIEWS = 2
-FLAGS = ("eos_appended", "no_stop_token", "double_bos", "no_bos", "truncated", "words_elsewhere")
+FLAGS = (
+    *("eos_appended", "no_stop_token", "double_bos", "no_bos", "truncated", "words_elsewhere"),
+    *("reasoned", "earlier_unlearned", "leaves_prompt", "reasoning_removed"),
+)
 """What may hold for a rendered row, in the order of the bits in `Columns.flags`."""
 
 
@@ -44,6 +49,7 @@ class Rendering:
 
     `max_length` and `limit` are in tokens; `stop_ids` end generation, from the model's generation config; EOS always
     counts. `template` is only told, never used. `date` is the day that a template is told which asks for the clock.
+    `thinking` is `data.thinking`, without effect on a template that knows of no reasoning.
     """
 
     tokenizer: Any
@@ -54,6 +60,7 @@ class Rendering:
     max_fraction: float = 1.0
     template: TemplateChoice | None = None
     date: str | None = None
+    thinking: Setting = "as_is"
 
     @property
     def limit(self) -> int:
@@ -70,6 +77,7 @@ class Rendering:
             "tokenizer": hashlib.sha256(f"{backend.to_str()}{named}".encode()).hexdigest(),
             "template": hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest(),
             **({"date": self.date} if self.date else {}),
+            **({"thinking": self.thinking} if self.thinking != "as_is" and thinks(self.tokenizer) else {}),
             "max_length": self.max_length,
             "limit": self.limit,
             "train_on": self.train_on,
@@ -95,7 +103,9 @@ class Renderer:
 
     def __init__(self, rendering: Rendering) -> None:
         self._rendering = rendering
-        self._vocabulary = Vocabulary(rendering.tokenizer, rendering.stop_ids, date=rendering.date)
+        self._vocabulary = Vocabulary(
+            rendering.tokenizer, rendering.stop_ids, date=rendering.date, thinking=rendering.thinking
+        )
         self._accountant = Accountant(self._vocabulary)
 
     def __call__(self, row: Row) -> tuple[Example, frozenset[str]]:

@@ -8,11 +8,13 @@ and where they part shows the structure, for any template, without knowing its m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.read.messages import Message
-from qdora_fast.data.tokenize.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from qdora_fast.data.tokenize.vocabulary import Vocabulary
 
 END_OF_THINKING = "</think>"
 
@@ -29,6 +31,8 @@ class RenderedChat:
     def __init__(self, messages: list[Message], tools: list[dict[str, Any]] | None, vocabulary: Vocabulary) -> None:
         self.messages, self.tools, self.vocabulary = messages, tools, vocabulary
         self.text = vocabulary.render(messages, tools)
+        self.leaves_prompt: set[int] = set()
+        """Messages whose text leaves the prompt that a server would have for them; those that were asked about."""
         self.spans = self._answer_spans()
 
     def hand_over(self, index: int, content_start: int | None) -> int | None:
@@ -38,6 +42,10 @@ class RenderedChat:
             prompt = self.vocabulary.render(before, self.tools, add_generation_prompt=True)
             if self.text.startswith(prompt):
                 return len(prompt)
+            forgotten = self._prompt_without_reasoning(before)
+            if forgotten and self.text.startswith(forgotten):
+                return len(forgotten)
+            self.leaves_prompt.add(index)
             shared = shared_length(prompt, self.text)
             question_end = shared_length(prompt, self.vocabulary.render(before, self.tools))
         except RejectedRow:  # templates may refuse a conversation without an answer
@@ -45,6 +53,12 @@ class RenderedChat:
         # The text may leave the generation prompt (an opened <think>), but must not leave it before it begins.
         agrees = shared >= question_end and (content_start is None or shared <= content_start)
         return shared if agrees else None
+
+    def _prompt_without_reasoning(self, before: list[Message]) -> str:
+        """The prompt once earlier reasoning is forgotten: some templates forget that of a call when its answer is there
+        (gpt-oss), and many clients send none back. "" where templates are not asked about thinking."""
+        bare = self.vocabulary.without_reasoning(before)
+        return "" if bare == before else self.vocabulary.render(bare, self.tools, add_generation_prompt=True)
 
     def up_to(self, index: int) -> str:
         """The conversation rendered as if message `index` were the last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdora_fast.data.read.messages import Message
-from qdora_fast.data.tokenize.chat_text import render_chat
+from qdora_fast.data.tokenize.chat_text import Tools, template_for
+from qdora_fast.data.tokenize.modes import AS_IS, RenderMode, Setting, in_mode_of, without_reasoning
+from qdora_fast.data.tokenize.thinking import Mode, thinking_of
 from qdora_fast.system.errors import ConfigError
 
 
@@ -47,18 +50,27 @@ class Vocabulary:
         tokenizer: a Transformers tokenizer with a Rust backend and, for conversations, a chat template.
         stop_ids: tokens that end generation, normally `generation_config.eos_token_id`; EOS is always one.
         date: the day that a template is told which asks for the clock; None: the time now.
+        thinking: `data.thinking`, which decides the mode of each conversation, see `of`.
 
     Raises:
         ConfigError: a slow tokenizer, or no stop token at all.
     """
 
-    def __init__(self, tokenizer: Any, stop_ids: Collection[int] = (), *, date: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop_ids: Collection[int] = (),
+        *,
+        date: str | None = None,
+        thinking: Setting = "as_is",
+    ) -> None:
         if not tokenizer.is_fast:
             raise ConfigError(
                 f"the tokenizer {type(tokenizer).__name__} is a slow one, which cannot say where in the text a token "
                 "lies; load the model with a fast tokenizer (a tokenizer.json; pip install tokenizers sentencepiece)"
             )
-        self.tokenizer, self.date = tokenizer, date
+        self.tokenizer, self.date, self.setting = tokenizer, date, thinking
+        self.render_mode: RenderMode = AS_IS
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         self.stop_ids = frozenset(stop_ids) | ({self.eos_id} if self.eos_id is not None else frozenset())
@@ -88,7 +100,32 @@ class Vocabulary:
         Raises:
             RejectedRow: `template_error` with the template's own words.
         """
-        return render_chat(self.tokenizer, messages, tools, add_generation_prompt=add_generation_prompt, date=self.date)
+        return self.render_mode.render(
+            self.tokenizer, messages, tools, add_generation_prompt=add_generation_prompt, date=self.date
+        )
+
+    def of(self, messages: Sequence[Message], tools: Tools = None) -> tuple[list[Message], Vocabulary]:
+        """A conversation with its reasoning where the template reads it, and the vocabulary that renders it in its own
+        mode, as `data.thinking` decides it; both as they are where templates are not asked."""
+        if self.setting == "as_is":
+            return list(messages), self
+        asked, render_mode = in_mode_of(self.tokenizer, messages, tools, self.setting)
+        return asked, self._with(render_mode)
+
+    def without_reasoning(self, messages: list[Message]) -> list[Message]:
+        """Messages without their reasoning; as they are where templates are not asked."""
+        thinking = self.render_mode.thinking
+        return without_reasoning(messages, thinking) if thinking else messages
+
+    def in_mode(self, mode: Mode | None) -> Vocabulary:
+        """The vocabulary that renders all conversations in one mode; None: in the template's default."""
+        thinking = thinking_of(template_for(self.tokenizer)) if mode else None
+        return self._with(RenderMode(thinking, mode) if thinking else AS_IS)
+
+    def _with(self, render_mode: RenderMode) -> Vocabulary:
+        other = copy.copy(self)
+        other.render_mode = render_mode
+        return other
 
     def special_in(self, text: str) -> str | None:
         """The first special token that `text` spells out, if any."""

@@ -26,6 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from qdora_fast.models.few_bits import few_bits_of
 from qdora_fast.models.nf4 import PackedWeight
 from qdora_fast.models.stored_names import open_weights
 from qdora_fast.models.weights import TensorInfo
@@ -33,7 +34,7 @@ from qdora_fast.system.errors import ConfigError, IntegrityError
 from qdora_fast.system.json_files import read_object
 
 _PACKED_STATE = re.compile(r"(?P<tensor>.+)\.quant_state\.bitsandbytes__(nf4|fp4)")
-_BLOCK_WEIGHT = re.compile(r".*\.\d+\..+\.weight")
+_BLOCK_WEIGHT = re.compile(r"(?>(?:[^.]*\.)+?\d+\.).+\.weight")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class MergeRecipe:
     """The two choices above."""
     quantized_modules: frozenset[str] | None = None
     """Modules that training held in NF4 (`model.layers.0.mlp.up_proj`, ...), for dequant4 and `nf4`. None: every
-    two-dimensional weight inside the blocks. Not read for a base stored in 4 bits, which says it itself."""
+    two-dimensional weight inside the blocks. A base stored in 4 bits says it itself, and these are added."""
     trained_dtype: torch.dtype | None = None
     """Dtype in which training loaded the base, from which NF4 was made and to which it is unpacked, for
     dequant4. None: the dtype on disk."""
@@ -124,10 +125,9 @@ class BaseWeights:
         Raises:
             IntegrityError: a recorded module is not in this base.
         """
-        if self._packed:
-            return frozenset(self._packed)
         if self.recipe.quantized_modules is None:
-            return frozenset(n for n, i in self.infos.items() if len(i.shape) == 2 and _BLOCK_WEIGHT.fullmatch(n))
+            blocks = (n for n, i in self.infos.items() if len(i.shape) == 2 and _BLOCK_WEIGHT.fullmatch(n))
+            return frozenset(self._packed or blocks)
         names = frozenset(f"{module}.weight" for module in self.recipe.quantized_modules)
         strange = sorted(names - self.infos.keys())
         if strange:
@@ -135,7 +135,7 @@ class BaseWeights:
                 f"{self.folder}: {len(strange)} weights that training held in 4 bits are not in this base "
                 f"(first {strange[0]}); name the base that was trained on"
             )
-        return names
+        return names | self._packed.keys()
 
     def _round_trip(self, name: str) -> PackedWeight:
         """NF4(W16) exactly as bitsandbytes' Linear4bit holds it."""
@@ -179,15 +179,14 @@ class BaseWeights:
 
 def _refuse_quantized_base(folder: Path, config: dict[str, object], packed: bool, recipe: MergeRecipe) -> None:
     """Raise ConfigError for a base whose stored weights cannot serve this recipe."""
-    said = config.get("quantization_config")
-    if not packed and said is None:
-        return
-    method = said.get("quant_method", "unknown") if isinstance(said, dict) else "bitsandbytes"
-    if not packed:
+    stored = few_bits_of(config)
+    if stored and not stored.trains:
         raise ConfigError(
-            f"{folder}: its weights are quantised ({method}) in a form that cannot be merged into; "
+            f"{folder}: its weights are quantised ({stored.form}) in a form that cannot be merged into; "
             "name the same model in 16 bits as model.base_16bit"
         )
+    if not packed:
+        return
     if recipe.merge_base == "original16":
         instead = "" if recipe.nf4 else ", or choose export.merge_base: dequant4"
         raise ConfigError(

@@ -21,6 +21,7 @@ from typing import Any
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.tokenize.chat_text import asks_for_clock, templates_of, today
 from qdora_fast.data.tokenize.render import Renderer, Rendering, contents
+from qdora_fast.data.tokenize.thinking import thinks
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.tokenizer import load_tokenizer
 from qdora_fast.system.json_files import read_object
@@ -48,7 +49,8 @@ _USES = {
 
 def describe(rendering: Rendering, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a run records: its tokenizer's special tokens and template, and its tokens of some rows."""
-    settings = {name: getattr(rendering, name) for name in ("max_length", "train_on", "on_long", "max_fraction")}
+    names = ("max_length", "train_on", "on_long", "max_fraction", "thinking")
+    settings = {name: getattr(rendering, name) for name in (names if _is_asked(rendering) else names[:-1])}
     asked = _ask(rendering.tokenizer, rendering.stop_ids, settings, rows, rendering.date)
     return {"settings": settings, "rows": list(rows), "date": rendering.date, **asked}
 
@@ -104,7 +106,7 @@ def _ask(
     tokenizer: Any, stop_ids: Collection[int], settings: Mapping[str, Any], rows: Sequence[Any], day: str | None
 ) -> dict[str, Any]:
     renderer = Renderer(Rendering(tokenizer, stop_ids=frozenset(stop_ids), date=day, **settings))
-    vocabulary = Vocabulary(tokenizer, stop_ids, date=day)
+    vocabulary = Vocabulary(tokenizer, stop_ids, date=day, thinking=settings.get("thinking", "as_is"))
     named = templates_of(tokenizer)
     return {
         "template": value_hash(named if len(named) > 1 else named.get("default")),
@@ -115,6 +117,11 @@ def _ask(
         "stop_ids": sorted(stop_ids),
         "tokens": [_tokens(renderer, vocabulary, row) for row in rows],
     }
+
+
+def _is_asked(rendering: Rendering) -> bool:
+    """Whether the template is asked about thinking; earlier runs have no word of it in their record."""
+    return rendering.thinking != "as_is" and thinks(rendering.tokenizer) is not None
 
 
 def _day_of(recorded: Mapping[str, Any], tokenizer: Any, stop_ids: Collection[int]) -> str | None:
@@ -148,6 +155,7 @@ def _prompt(vocabulary: Vocabulary, row: Any) -> list[int]:
     if "text" in row:
         return []
     messages = [{key: value for key, value in message.items() if key != "train"} for message in row["messages"]]
+    messages, vocabulary = vocabulary.of(messages, row["tools"])
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
     return vocabulary.encode(vocabulary.render(messages[:last], row["tools"], add_generation_prompt=True)).ids
 

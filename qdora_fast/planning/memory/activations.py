@@ -6,6 +6,9 @@ Unsloth's own blocks run (on a GPU) its norms keep their input instead of an fp3
 
 Letters: T tokens, d hidden, q and k the widths of all query and key heads, f the width of the MLP, e bytes a value.
 
+Of families that were not measured, blocks of the usual layers count as those of the measured ones. Any other linear
+layer counts with its inputs and outputs, and where blocks differ the one that needs most is the one that is run again.
+
 Left out: attention kernels' own workspace, and what torch.compile makes of a block.
 """
 
@@ -15,7 +18,7 @@ import math
 from dataclasses import dataclass, replace
 
 from qdora_fast.planning.cards import GIB
-from qdora_fast.planning.memory.job import Job
+from qdora_fast.planning.memory.job import Group, Job
 
 FULL = 4
 """Bytes of an fp32 value."""
@@ -34,6 +37,11 @@ SCORE_BYTES = 12
 """Of every capped attention score, where no kernel avoids making them (Gemma 2). Read from the code, not measured."""
 TORCH_BLOCK = 2**20
 """Values that the engine's PyTorch kernels, which stand in for Triton's on a CPU, take to fp32 at a time."""
+UNMEASURED = 1.15
+"""Of a family that was not measured, a block counts so many times what the formulas say."""
+WITHOUT_KERNELS = 4
+"""The same of a recurrence on the CPU: PyTorch's own Mamba keeps so many times what is counted for kernels, its own
+linear attention half of that."""
 SMALLEST_OFFLOAD = 2 * 2**20
 """Unsloth's checkpointing copies a block's input to the host if it is larger."""
 
@@ -49,8 +57,14 @@ class Saved:
 
 
 def block_bytes(job: Job) -> int:
-    """What one block leaves alive for its backward pass, without checkpointing."""
-    return job.tokens * (_norms(job) + _attention(job) + _inputs(job) + _mlp(job) + _adapters(job)) + _constant(job)
+    """What one block leaves alive for its backward pass, without checkpointing; the most, where blocks differ."""
+    return max(_block_bytes(job, group) for group in job.groups)
+
+
+def _block_bytes(job: Job, group: Group) -> int:
+    kept = (_norms, _attention, _inputs, _mlp, _adapters, _unusual)
+    counted = job.tokens * sum(part(job, group) for part in kept) + _constant(job, group)
+    return counted if job.sizes.measured else int(UNMEASURED * counted)
 
 
 def saved_bytes(job: Job) -> Saved:
@@ -58,7 +72,7 @@ def saved_bytes(job: Job) -> Saved:
     around = rotary_bytes(job) + job.tokens * (_norm_value(job) * job.sizes.hidden + FULL)  # and the last norm
     one = job.tokens * job.sizes.hidden * job.element
     if job.checkpointing == "off":
-        return Saved(job.sizes.blocks * block_bytes(job) + around, 0)
+        return Saved(sum(group.count * _block_bytes(job, group) for group in job.groups) + around, 0)
     if job.checkpointing == "unsloth" and one > SMALLEST_OFFLOAD:
         # The last block's input stays; two buffers bring the others back, one being filled while one is used.
         return Saved(3 * one + around, (job.sizes.blocks - 1) * one)
@@ -83,13 +97,13 @@ def temporary_bytes(job: Job) -> int:
     Ours makes h and the gradients of h, gate and up [T, f] and of input and output [T, d] while all that was saved is
     still there. PEFT's layers release it on the way, so that little is added.
     """
-    sizes = job.sizes
+    hidden, intermediate = job.sizes.hidden, max(block.intermediate for block, _ in job.sizes.alike)
     if not job.ours:
-        return job.tokens * job.element * (sizes.intermediate + sizes.hidden)
-    temporaries = job.tokens * job.element * (3 * sizes.intermediate + 3 * sizes.hidden)
+        return job.tokens * job.element * (intermediate + hidden)
+    temporaries = job.tokens * job.element * (3 * intermediate + 3 * hidden)
     if job.on_gpu:
         return temporaries
-    return temporaries + min(TORCH_BLOCK, job.tokens * sizes.intermediate) * FULL * (3 if job.mixed else 2)
+    return temporaries + min(TORCH_BLOCK, job.tokens * intermediate) * FULL * (3 if job.mixed else 2)
 
 
 def workspace_bytes(job: Job) -> int:
@@ -152,15 +166,24 @@ def answering_bytes(job: Job, batch: int) -> int:
     if not batch:
         return 0
     sizes = job.sizes
-    token = batch * 2 * sizes.key * sizes.blocks * job.element
-    decoding = token * (job.length + job.answer_tokens)
-    return token * job.length + max(decoding, _block_pass(job, batch)) + batch * sizes.vocabulary * 2 * FULL
+    asked, answered = (batch * _keys_and_values(job, tokens) for tokens in (job.length, job.length + job.answer_tokens))
+    return asked + max(answered, _block_pass(job, batch)) + batch * sizes.vocabulary * 2 * FULL
+
+
+def _keys_and_values(job: Job, tokens: int) -> int:
+    """Of one row: of the blocks that attend, in each no more tokens than it looks back."""
+    total = 0
+    for block, count in job.sizes.alike:
+        if block.attends:
+            total += 2 * (block.key or job.sizes.key) * min(tokens, block.window or tokens) * count
+    return total * job.element
 
 
 def _block_pass(job: Job, batch: int) -> int:
     """What a block holds at once of rows that are only read: e, g and h [T, f], four times [T, d], capped scores."""
-    read = replace(job, batch_size=batch)
-    return read.tokens * (3 * job.sizes.intermediate + 4 * job.sizes.hidden) * job.element + scores_bytes(read)
+    read, sizes = replace(job, batch_size=batch), job.sizes
+    width = max(3 * block.intermediate + block.routed_width + 4 * sizes.hidden for block, _ in sizes.alike)
+    return read.tokens * width * job.element + scores_bytes(read)
 
 
 def _power_of_two(value: float) -> int:
@@ -168,10 +191,10 @@ def _power_of_two(value: float) -> int:
     return 1 << int(math.log2(max(value, 1)))
 
 
-def _layer_by_layer(job: Job) -> bool:
+def _layer_by_layer(job: Job, group: Group) -> bool:
     """The MLP is not one function of ours: its layers run one after another, and more is kept between them."""
-    complete = {"gate_proj", "up_proj", "down_proj"} <= set(job.targets)
-    biased = any(linear.bias for linear in job.sizes.linears if linear.name in ("gate_proj", "up_proj"))
+    complete = group.names >= {"gate_proj", "up_proj", "down_proj"}
+    biased = any(linear.bias for linear in group.block.linears if linear.name in ("gate_proj", "up_proj"))
     return not job.ours or job.dropout or not complete or biased
 
 
@@ -185,72 +208,86 @@ def _norm_value(job: Job) -> int:
     return job.element if job.fast_blocks else FULL
 
 
-def _norms(job: Job) -> int:
+def _norms(job: Job, group: Group) -> int:
     """The input of each norm, and a number a token."""
-    sizes = job.sizes
-    value = _norm_value(job)
-    wide = sizes.wide_norms * (value * sizes.hidden + FULL)
-    per_head = value * (sizes.query + sizes.key) + FULL * (sizes.heads + sizes.kv_heads)
-    return wide + per_head * sizes.head_norms
+    sizes, block, value = job.sizes, group.block, _norm_value(job)
+    wide = block.wide_norms * (value * sizes.hidden + FULL)
+    per_head = value * (block.query + block.key) + FULL * (sizes.heads + sizes.kv_heads)
+    return wide + per_head * block.head_norms
 
 
-def _attention(job: Job) -> int:
+def _attention(job: Job, group: Group) -> int:
     """Q and K after their rotation, V, the result, and a number a head. V of a joint projection keeps all of it."""
-    sizes = job.sizes
-    values = sizes.query + sizes.key
-    values += sizes.query + 2 * sizes.key if sizes.fused_projections else sizes.key
-    return job.element * (values + sizes.query) + FULL * sizes.heads
+    block = group.block
+    if not block.query:
+        return 0
+    values = max(block.query, block.rows("q_proj")) + block.key  # Q may come with a gate
+    values += block.query + 2 * block.key if block.rows("qkv_proj") else block.rows("v_proj")
+    return job.element * (values + block.query) + FULL * job.sizes.heads
 
 
-def _inputs(job: Job) -> int:
+def _inputs(job: Job, group: Group) -> int:
     """What the adapted layers keep of their inputs, where nobody else keeps it; h is the MLP's business."""
-    named = {linear.name: linear.columns for linear in job.adapted}
+    adapted = [linear for linear in group.adapted if linear.name in group.block.usual]
     if _copies(job):
-        total = job.element * sum(columns for name, columns in named.items() if name != "down_proj")
+        total = job.element * sum(linear.columns for linear in adapted if linear.name != "down_proj")
     else:
-        normed = int(any(name in named for name in ("q_proj", "k_proj", "v_proj", "qkv_proj")))
-        normed += any(name in named for name in ("gate_proj", "up_proj", "gate_up_proj"))
+        usual = group.names & group.block.usual
+        normed = int(bool(usual & {"q_proj", "k_proj", "v_proj", "qkv_proj"}))
+        normed += bool(usual & {"gate_proj", "up_proj", "gate_up_proj"})
         total = job.element * normed * job.sizes.hidden
-        if job.sizes.fused_projections:  # its attention's result is laid out anew
-            total += job.element * named.get("o_proj", 0)
+        if group.block.rows("qkv_proj"):  # its attention's result is laid out anew
+            total += job.element * sum(linear.columns for linear in adapted if linear.name == "o_proj")
     if job.dropout:
         mask = 1 if job.on_gpu else FULL if not job.ours else job.element
-        total += mask * sum(named.values())
+        total += mask * sum(linear.columns for linear in group.adapted)
     return total
 
 
-def _mlp(job: Job) -> int:
+def _mlp(job: Job, group: Group) -> int:
     """Outputs of gate and up; layer by layer also act(gate), and h for the last layer."""
-    if not _layer_by_layer(job):
-        return job.element * 2 * job.sizes.intermediate
-    return job.element * (3 + ("down_proj" in job.targets)) * job.sizes.intermediate
+    width = group.block.columns("down_proj") if "down_proj" in group.block.usual else 0
+    if not _layer_by_layer(job, group):
+        return job.element * 2 * width
+    return job.element * (3 + ("down_proj" in group.names)) * width
 
 
-def _adapters(job: Job) -> int:
+def _unusual(job: Job, group: Group) -> int:
+    """Inputs and outputs of linear layers of other names, of experts, and of a recurrence."""
+    block = group.block
+    layers = [linear for linear in block.linears if linear.name not in block.usual and not linear.routed]
+    width = block.routed_width + sum(linear.rows + linear.columns for linear in layers)
+    if _copies(job):
+        width += sum(linear.columns for linear in group.adapted if linear.name not in block.usual)
+    return job.element * width + FULL * block.mixer_width * (1 if job.on_gpu else WITHOUT_KERNELS)
+
+
+def _adapters(job: Job, group: Group) -> int:
     """With our engine, DoRA keeps the outputs that nobody else keeps. PEFT keeps x A, and for DoRA base and update."""
     if not job.ours:
-        wide = 2 * sum(linear.rows for linear in job.adapted) if job.decomposed else 0
-        return job.element * (job.rank * len(job.adapted) + wide)
+        wide = 2 * sum(linear.rows for linear in group.adapted) if job.decomposed else 0
+        return job.element * (job.rank * len(group.adapted) + wide)
     if not job.decomposed:
         return 0
+    block = group.block
     kept_anyway = {"v_proj", "gate_proj", "up_proj", "qkv_proj", "gate_up_proj"}
     if job.fast_blocks or job.element == FULL:  # then a norm keeps its input as it is
-        kept_anyway |= {"q_proj", "k_proj"} if job.sizes.head_norms else set()
-        kept_anyway |= {"o_proj", "down_proj"} if job.sizes.wide_norms == 4 else set()
-    return job.element * sum(linear.rows for linear in job.adapted if linear.name not in kept_anyway)
+        kept_anyway |= {"q_proj", "k_proj"} if block.head_norms else set()
+        kept_anyway |= {"o_proj", "down_proj"} if block.wide_norms == 4 else set()
+    return job.element * sum(linear.rows for linear in group.adapted if linear.name in block.usual - kept_anyway)
 
 
-def _constant(job: Job) -> int:
+def _constant(job: Job, group: Group) -> int:
     """What a block keeps whatever the number of tokens."""
-    sizes, total = job.sizes, 0
+    sizes, block, total = job.sizes, group.block, 0
     if sizes.model_type.startswith("gemma") and not job.fast_blocks:  # its norms multiply by 1 + w
-        total += FULL * (sizes.wide_norms * sizes.hidden + 2 * sizes.head_width * sizes.head_norms)
+        total += FULL * (block.wide_norms * sizes.hidden + 2 * sizes.head_width * block.head_norms)
     if job.ours:
         return total
     if job.mixed:  # A and B, cast
-        total += job.element * job.rank * sum(linear.rows + linear.columns for linear in job.adapted)
+        total += job.element * job.rank * sum(linear.rows + linear.columns for linear in group.adapted)
     if job.decomposed:
-        total += 3 * FULL * sum(linear.rows for linear in job.adapted)
+        total += 3 * FULL * sum(linear.rows for linear in group.adapted)
         if job.dropout:  # W, unpacked for a second product
-            total += job.element * sum(linear.values for linear in job.adapted)
+            total += job.element * sum(linear.values for linear in group.adapted)
     return total

@@ -24,6 +24,8 @@ CHECKPOINTS_KEPT = 3
 """On disk at most: two that stay, and the one being written (trainer.py: save_total_limit)."""
 MERGE_BLOCK = int(0.4 * GIB)
 """Host memory of the streaming merge beside the process itself: blocks of rows, in fp32."""
+LOADED = ("CUDA context", "process", "base weights", "embeddings", "experts", "tower")
+"""Parts that are there as soon as the base is loaded."""
 LARGEST_SHARD = 5 * 10**9
 """Of a checkpoint on the hub. Read through the page cache; not all of it must be in memory at once."""
 
@@ -101,6 +103,8 @@ def _static(job: Job) -> list[Part]:
         else Part("process", PROCESS, "Python and its libraries"),
         Part("base weights", weights.linear_bytes(job), f"{in_words(sizes.linear_values)} values in {form}"),
         Part("embeddings", weights.unquantized_bytes(job), f"{width}{shared}; and norms"),
+        Part("experts", weights.expert_bytes(job), f"{width}; NF4 takes linear layers alone"),
+        Part("tower", weights.tower_bytes(job), f"{width}, stays as it is: {sizes.tower}"),
         Part("adapter", trained, f"{method}, rank {job.rank}, fp32"),
         Part("gradients", trained, "fp32"),
         Part("optimizer", weights.optimizer_bytes(job), job.optimizer),
@@ -151,7 +155,7 @@ def _loss_words(job: Job) -> str:
 
 def _phases(job: Job, parts: tuple[Part, ...]) -> dict[str, int]:
     size = {part.name: part.bytes for part in parts}
-    model = sum(size.get(name, 0) for name in ("CUDA context", "process", "base weights", "embeddings"))
+    model = sum(size.get(name, 0) for name in LOADED)
     largest = max(linear.values for linear in job.sizes.linears)
     phases = {
         "load": model + size.get("adapter", 0) + largest * (job.element + 2 * activations.FULL),
@@ -168,7 +172,7 @@ def evaluation_bytes(job: Job, answers: int) -> int:
     """The peak of an evaluation that answers so many held-out rows of full length at a time. More than one is a matter
     of speed: where memory runs out fewer are. Merged weights and gradients are gone by then; the optimizer's state is
     still counted, because some stays until the process ends where it is paged."""
-    staying = ("CUDA context", "process", "base weights", "embeddings", "adapter", "optimizer", "engine copies")
+    staying = (*LOADED, "adapter", "optimizer", "engine copies")
     there = sum(part.bytes for part in _static(job) if part.name in staying)
     asked = max(activations.reading_bytes(job), activations.answering_bytes(job, answers))
     return there + activations.rotary_bytes(job) + asked + activations.workspace_bytes(job)
@@ -197,7 +201,8 @@ def _host(job: Job, card: Card | None) -> tuple[Part, ...]:
 
 def _disk(job: Job) -> tuple[Part, ...]:
     dense = job.sizes.parameters * 2
-    base = weights.linear_bytes(job) + weights.unquantized_bytes(job) if job.sizes.prequantized else dense
+    loaded = (weights.linear_bytes, weights.unquantized_bytes, weights.expert_bytes, weights.tower_bytes)
+    base = sum(part(job) for part in loaded) if job.sizes.prequantized else dense
     adapter, state = weights.trained_bytes(job), weights.optimizer_bytes(job)
     return tuple(
         part

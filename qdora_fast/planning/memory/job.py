@@ -5,14 +5,15 @@ Every `auto` is resolved here as loading.py, trainer.py and the engine resolve i
 
 from __future__ import annotations
 
-import difflib
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
-from qdora_fast.config import AdapterSettings, EngineSettings, TrainSettings, layer_indices
+from qdora_fast.config import AdapterSettings, EngineSettings, TrainSettings
+from qdora_fast.models.targets import Targets, choose_targets
 from qdora_fast.planning.cards import GIB
-from qdora_fast.planning.memory.architecture import Linear, Sizes
-from qdora_fast.system.errors import ConfigError
+from qdora_fast.planning.memory.architecture import Block, Linear, Sizes
 
 SHORTEST_OFFLOAD = 512
 """Below this `model.max_length` Unsloth quietly uses PyTorch's checkpointing instead of its own."""
@@ -20,6 +21,20 @@ FAST_FAMILIES = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
 """Architectures that Unsloth runs by hand-written blocks on a GPU; others run transformers' own."""
 
 Checkpointing = Literal["off", "torch", "unsloth"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Blocks that are alike, and of which the same layers are adapted."""
+
+    block: Block
+    adapted: tuple[Linear, ...]
+    count: int
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Last parts of the adapted layers' names."""
+        return frozenset(linear.name for linear in self.adapted)
 
 
 @dataclass(frozen=True)
@@ -31,9 +46,10 @@ class Job:
     """DoRA: magnitudes are trained, and layers keep their outputs for them."""
     quantized: bool
     rank: int
-    targets: tuple[str, ...]
-    """Names of the adapted linear layers of a block."""
-    adapted_blocks: int
+    targets: str
+    """Which layers are adapted, and which are not, in a line for the user."""
+    groups: tuple[Group, ...]
+    """All blocks."""
     saved_values: int
     """Parameters of modules trained in full."""
     head_trained: bool
@@ -78,8 +94,8 @@ class Job:
 
     @property
     def adapted(self) -> tuple[Linear, ...]:
-        """The adapted linear layers of one block."""
-        return tuple(linear for linear in self.sizes.linears if linear.name in self.targets)
+        """Every kind of linear layer that is adapted, once."""
+        return tuple(dict.fromkeys(linear for group in self.groups for linear in group.adapted))
 
     @property
     def effective_batch(self) -> int:
@@ -112,7 +128,7 @@ def job_of(settings: JobSettings, sizes: Sizes, *, length: int, on_gpu: bool) ->
         on_gpu: train on a card; else on the CPU, where other defaults hold.
 
     Raises:
-        ConfigError: a target or block that the model does not have.
+        ConfigError: a target or block that the model does not have, or that cannot be trained; see `choose_targets`.
     """
     adapter, train, engine = settings.adapter, settings.train, settings.engine
     checkpointing = train.gradient_checkpointing
@@ -124,13 +140,14 @@ def job_of(settings: JobSettings, sizes: Sizes, *, length: int, on_gpu: bool) ->
     if optimizer == "auto":
         optimizer = "paged_adamw_8bit" if on_gpu else "adamw"
     precision = train.precision if train.precision != "auto" else "bf16" if on_gpu else "fp32"
+    targets = choose_targets(sizes.architecture, adapter)
     return Job(
         sizes=sizes,
         decomposed=adapter.decomposed,
         quantized=adapter.quantized,
         rank=adapter.r,
-        targets=_targets(adapter, sizes),
-        adapted_blocks=_adapted_blocks(adapter, sizes),
+        targets=targets.summary,
+        groups=_groups(targets, sizes),
         saved_values=sizes.vocabulary * sizes.hidden * len(adapter.modules_to_save),
         head_trained="lm_head" in adapter.modules_to_save or bool(adapter.trainable_tokens),
         tokens_trained=len(adapter.trainable_tokens),
@@ -151,25 +168,10 @@ def job_of(settings: JobSettings, sizes: Sizes, *, length: int, on_gpu: bool) ->
     )
 
 
-def _targets(adapter: AdapterSettings, sizes: Sizes) -> tuple[str, ...]:
-    names = tuple(linear.name for linear in sizes.linears)
-    if adapter.target_modules == "all-linear":
-        return names
-    for name in adapter.target_modules:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`? " if near else ""
-            raise ConfigError(
-                f"adapter.target_modules: no linear layer of a `{sizes.model_type}` block is called `{name}`; {hint}"
-                f"there are {', '.join(names)}"
-            )
-    return tuple(dict.fromkeys(adapter.target_modules))
-
-
-def _adapted_blocks(adapter: AdapterSettings, sizes: Sizes) -> int:
-    if adapter.layers is None:
-        return sizes.blocks
-    chosen = layer_indices(adapter.layers)
-    if chosen[-1] >= sizes.blocks:
-        raise ConfigError(f"adapter.layers: there is no block {chosen[-1]}; the model has blocks 0-{sizes.blocks - 1}")
-    return len(chosen)
+def _groups(targets: Targets, sizes: Sizes) -> tuple[Group, ...]:
+    chosen = set(targets.modules)
+    alike = Counter(
+        (block, tuple(each for each in block.linears if f"{sizes.prefix}.{index}.{each.path}" in chosen))
+        for index, block in enumerate(sizes.stack)
+    )
+    return tuple(Group(block, adapted, count) for (block, adapted), count in alike.items())

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from qdora_fast.planning.memory.architecture import Linear
 from qdora_fast.planning.memory.job import Job
 
 NF4_BLOCK = 64
@@ -36,18 +37,28 @@ class Trained(NamedTuple):
     values: int
 
 
-def nf4_bytes(rows: int, columns: int) -> int:
-    """A weight in NF4 with double quantisation, as bitsandbytes lays it out."""
+def nf4_bytes(rows: int, columns: int, *, nested: bool = True) -> int:
+    """A weight in NF4, as bitsandbytes lays it out; `nested`: with double quantisation."""
     values = rows * columns
     scales = math.ceil(values / NF4_BLOCK)
+    if not nested:
+        return math.ceil(values / 2) + EXACT * scales + 16 * 4
     return math.ceil(values / 2) + scales + 4 * math.ceil(scales / ABSMAX_BLOCK) + NF4_TABLES
 
 
 def linear_bytes(job: Job) -> int:
-    """The frozen linear layers of all blocks, without biases."""
+    """The frozen linear layers, without biases."""
+    sizes = job.sizes
     if not job.quantized:
-        return job.sizes.linear_values * job.element
-    return job.sizes.blocks * sum(nf4_bytes(linear.rows, linear.columns) for linear in job.sizes.linears)
+        return sizes.linear_values * job.element
+    outside = sum(_bytes_of(linear, job) for linear in sizes.outside)
+    return outside + sum(_bytes_of(linear, job) * count for block, count in sizes.alike for linear in block.linears)
+
+
+def _bytes_of(linear: Linear, job: Job) -> int:
+    if linear.dense:
+        return linear.values * job.element
+    return nf4_bytes(linear.rows, linear.columns, nested=job.sizes.nested)
 
 
 def unquantized_bytes(job: Job) -> int:
@@ -56,10 +67,20 @@ def unquantized_bytes(job: Job) -> int:
     return (sizes.embedding_values + sizes.head_values + sizes.norm_values + sizes.bias_values) * job.element
 
 
+def expert_bytes(job: Job) -> int:
+    """Experts that are packed into one tensor a block: NF4 takes linear layers alone."""
+    return job.sizes.expert_values * job.element
+
+
+def tower_bytes(job: Job) -> int:
+    """Towers and projectors, which stay as they are."""
+    return job.sizes.tower_values * job.element
+
+
 def trained_tensors(job: Job) -> Iterator[Trained]:
     """Every tensor that learns."""
-    for _ in range(job.adapted_blocks):
-        for linear in job.adapted:
+    for group in job.groups:
+        for linear in group.adapted * group.count:
             yield Trained("A", job.rank * linear.columns)
             yield Trained("B", job.rank * linear.rows)
             if job.decomposed:
@@ -101,10 +122,12 @@ def engine_bytes(job: Job) -> int:
     if not job.ours:
         return 0
     total = 0
-    for linear in job.adapted:
-        total += EXACT * job.rank * linear.rows
-        if job.element != EXACT:
-            total += job.element * job.rank * (linear.rows + linear.columns)
-        if job.decomposed:
-            total += 4 * EXACT * linear.rows
-    return total * job.adapted_blocks
+    for group in job.groups:
+        for linear in group.adapted:
+            each = EXACT * job.rank * linear.rows
+            if job.element != EXACT:
+                each += job.element * job.rank * (linear.rows + linear.columns)
+            if job.decomposed:
+                each += 4 * EXACT * linear.rows
+            total += each * group.count
+    return total

@@ -190,7 +190,10 @@ def _scores(model: Any, base: Base, config: Config, material: Material) -> list[
     """How right the answers to the held-out questions are, in the questions' order; [] without questions, and where no
     metric judges answers."""
     rows = [material.prepared.held_out[number] for number in material.held_out]
-    questions = make_questions(rows, base.tokenizer, max_length=config.model.length, date=config.data.date)
+    data = config.data
+    questions = make_questions(
+        rows, base.tokenizer, max_length=config.model.length, date=data.date, thinking=data.thinking
+    )
     chosen = resolve_auto(config.evaluation, questions)
     name = judging(chosen.settings)
     if name is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from thinking_templates import THINKING
 
 from qdora_fast.data import choose_template
 from qdora_fast.data.tokenize.render import Rendering
@@ -158,3 +159,26 @@ def test_several_templates_are_compared_one_by_one(tiny_base: Path, tmp_path: Pa
     (folder / "additional_chat_templates" / "tool_use.jinja").write_text(text)
     said = differences(recorded, describe_folder(folder, recorded))
     assert said == ["the chat template is not the one trained with"]
+
+
+def test_a_run_that_learned_to_think_is_rendered_so_again(tiny_base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "exported"
+    shutil.copytree(tiny_base, folder)
+    tokenizer, stop_ids = load_tokenizer(str(tiny_base), None)
+    tokenizer.chat_template = THINKING["hybrid"]
+    answer = {"role": "assistant", "content": "Four."}
+    meta = {"source": "rows:1", "row": 1, "hash": "1"}
+    asked = [{"role": "user", "content": "What is 2+2?"}]
+    rows = [
+        {"messages": [*asked, answer | thought], "tools": None, "meta": meta}
+        for thought in ({"reasoning_content": "Two and two."}, {})
+    ]
+    tokenizer.save_pretrained(folder)
+    recorded = {}
+    for setting in ("auto", "off", "as_is"):
+        rendering = Rendering(tokenizer, 200, stop_ids=stop_ids, thinking=setting)
+        recorded[setting] = json.loads(json.dumps(describe(rendering, rows)))
+        assert differences(recorded[setting], describe_folder(folder, recorded[setting])) == []
+    assert "thinking" not in recorded["as_is"]["settings"], "the record of a run from before"
+    assert recorded["auto"]["tokens"][0] != recorded["off"]["tokens"][0]
+    assert recorded["auto"]["tokens"][1] == recorded["off"]["tokens"][1] != recorded["as_is"]["tokens"][1]

@@ -17,7 +17,8 @@ from qdora_fast.config import Config
 from qdora_fast.config.loader import make_config
 from qdora_fast.planning.auto.kinds import Resolved, RowLengths
 from qdora_fast.planning.cards import Card, Machine, this_machine
-from qdora_fast.planning.memory.architecture import Sizes, sizes_of
+from qdora_fast.planning.memory.architecture import Sizes
+from qdora_fast.planning.memory.base import sizes_of
 from qdora_fast.planning.memory.fit import fits
 from qdora_fast.planning.memory.known import known_config
 from qdora_fast.recipes.auto import adopt, has_auto, resolve, to_measure

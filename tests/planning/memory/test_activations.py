@@ -16,7 +16,8 @@ from benchmarks.engine.footprint import held_bytes
 from qdora_fast.config import Config
 from qdora_fast.config.loader import make_config
 from qdora_fast.planning.memory import activations as count
-from qdora_fast.planning.memory.architecture import Sizes, sizes_of
+from qdora_fast.planning.memory.architecture import Sizes
+from qdora_fast.planning.memory.base import sizes_of
 from qdora_fast.planning.memory.job import Job, job_of
 from qdora_fast.recipes.auto import job_settings
 

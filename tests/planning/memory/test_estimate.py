@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qdora_fast.config.loader import make_config
 from qdora_fast.planning.cards import Card
-from qdora_fast.planning.memory.architecture import sizes_of
+from qdora_fast.planning.memory.base import sizes_of
 from qdora_fast.planning.memory.estimate import estimate, evaluation_bytes, in_words
 from qdora_fast.planning.memory.fit import best_fit, fits, longest_length, margin, most_answers
 from qdora_fast.planning.memory.job import Job, job_of

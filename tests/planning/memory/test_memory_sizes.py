@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from qdora_fast.planning.memory.architecture import CannotEstimate, sizes_of
+from qdora_fast.planning.memory.architecture import CannotEstimate, table_sizes
+from qdora_fast.planning.memory.base import sizes_of
 from qdora_fast.planning.memory.known import known_config, known_names
 
 # Public configurations (values of their config.json that decide sizes) and the parameters their owners publish.
@@ -86,18 +87,31 @@ def test_the_linear_layers_are_the_ones_that_all_linear_means(name: str) -> None
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"model_type": "qwen3_moe", "num_experts": 128}, "mixture-of-experts"),
-        ({"model_type": "mixtral", "num_local_experts": 8}, "mixture-of-experts"),
-        ({"model_type": "gemma3", "vision_config": {"hidden_size": 8}}, "vision or audio"),
-        ({"model_type": "mamba2"}, "not one we have counted"),
-        ({"model_type": None}, "not one we have counted"),
+        ({"model_type": None}, "names no `model_type`"),
         ({"hidden_size": None}, "no usable `hidden_size`"),
+        ({"vocab_size": True}, "no usable `vocab_size`"),
+        ({"intermediate_size": -1}, "no usable `intermediate_size`"),
         ({"num_hidden_layers": 0}, "no usable `num_hidden_layers`"),
     ],
 )
-def test_what_is_not_known_is_refused_and_never_guessed(changed: dict[str, Any], words: str) -> None:
+def test_what_no_model_can_have_is_refused_and_never_guessed(changed: dict[str, Any], words: str) -> None:
     with pytest.raises(CannotEstimate, match=words):
         sizes_of({**LLAMA, **changed})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model_type": "qwen3_moe", "num_experts": 128},
+        {"model_type": "gemma3", "vision_config": {"hidden_size": 8}},
+        {"model_type": "smollm3"},
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
+        {"auto_map": {"AutoConfig": "own.Own"}},
+    ],
+)
+def test_the_table_answers_for_nothing_but_its_own_families(changed: dict[str, Any]) -> None:
+    assert table_sizes(LLAMA) is not None
+    assert table_sizes({**LLAMA, **changed}) is None
 
 
 def test_biases_are_counted_where_the_config_asks_for_them() -> None:

@@ -15,7 +15,7 @@ from benchmarks.engine.footprint import persistent
 from qdora_fast.config.loader import make_config
 from qdora_fast.planning.memory import activations
 from qdora_fast.planning.memory import weights as count
-from qdora_fast.planning.memory.architecture import sizes_of
+from qdora_fast.planning.memory.base import sizes_of
 from qdora_fast.planning.memory.job import Job, JobSettings, job_of
 from qdora_fast.training.optimizer import build_optimizer, parameter_groups
 
@@ -137,5 +137,5 @@ def test_a_target_or_block_that_is_not_there_is_refused_with_a_hint() -> None:
 
     with pytest.raises(ConfigError, match="did you mean `q_proj`"):
         _job(adapter={"target_modules": ["q_prj"]})
-    with pytest.raises(ConfigError, match="no block 7"):
+    with pytest.raises(ConfigError, match="names block 7"):
         _job(adapter={"layers": "0-7"})
