@@ -224,11 +224,9 @@ def _handler(source: Source, manager: Any, state: Any) -> Any:
             made = super()._build_generation_config({**body, "logit_bias": None}, *args, **options)
             drawn = body.get("temperature") if body.get("temperature") is not None else body.get("top_p")
             made.do_sample = bool(drawn)
-            if biases := body.get("logit_bias"):
-                known = len(source.vocabulary.tokenizer)
-                made.sequence_bias = {
-                    (int(token),): float(bias) for token, bias in biases.items() if int(token) < known
-                }
+            known = len(source.vocabulary.tokenizer)
+            biases = body.get("logit_bias") or {}
+            made.sequence_bias = {(int(each),): bias for each, bias in biases.items() if int(each) < known} or None
             return made
 
     return Handler(manager, state)

@@ -58,3 +58,14 @@ def test_the_models_own_loss_is_trls_for_what_is_taken() -> None:
             add_fused_lm_head(model)
             theirs = model(input_ids=ids, labels=ids, fused_lm_head=True).loss
         assert torch.isclose(own, theirs, rtol=1e-4), name
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_model_that_reads_ahead_is_refused(ahead: bool) -> None:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config = transformers.Gemma3TextConfig(**SMALL, **heads, use_bidirectional_attention=ahead)
+    if not ahead:
+        _ask(config)
+        return
+    with pytest.raises(RefusedError, match="sees the tokens that follow"):
+        _ask(config)
