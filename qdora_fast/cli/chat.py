@@ -46,12 +46,15 @@ def chat(
 @RUN
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; this one is local.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes any free one.")
+@click.option("--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", help="A browser may call it so.")
+@click.option("--no-password", is_flag=True, help="Let other machines ask without a password.")
 @loads_base
-def serve(run: str, host: str, port: int) -> None:
+def serve(run: str, host: str, port: int, allowed_hosts: tuple[str, ...], no_password: bool) -> None:
     """Serve a RUN, an adapter or a merged model over HTTP.
 
-    Answers OpenAI's /v1/chat/completions until Ctrl-C. For trying a model, not for production.
+    Answers OpenAI's /v1/chat/completions until Ctrl-C. For trying a model, not for production. A password that clients
+    send as their API key is read from the environment variable QDORA_FAST_API_KEY.
     """
     from qdora_fast.recipes.chat import serve as start
 
-    start(run, host=host, port=port)
+    start(run, host=host, port=port, no_password=no_password, allowed_hosts=allowed_hosts)

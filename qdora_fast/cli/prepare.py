@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--offline", is_flag=True, help="Make no connection to the hub.")
+@click.option("--limits", is_flag=True, help="Print how much a file or request may ask for, and check nothing.")
 @json_option("and no page")
-def doctor(offline: bool, as_json: bool) -> None:
+def doctor(offline: bool, limits: bool, as_json: bool) -> None:
     """Check this machine: GPU, packages, disks, the hub.
 
     The kernels and the engine are tried, too. Exit code 0: ready.
     """
+    if limits:
+        from qdora_fast.recipes.doctor.limits import show_limits
+
+        show_limits(as_json=as_json)
+        return
     from qdora_fast.recipes.doctor.examine import examine
 
     sys.exit(examine(as_json=as_json, offline=offline))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from qdora_fast.config.metrics import KNOWN_METRICS, METRICS, MetricInfo
 from qdora_fast.config.own_code import described, load_function
 from qdora_fast.evaluation.json_answers import calls_of, values_in
 from qdora_fast.system.errors import ConfigError, DataError
+from qdora_fast.system.limits import PATTERN_SECONDS
 
 Score = Callable[[str, str, Mapping[str, Any]], float]
 
@@ -212,14 +212,20 @@ def _json_match(answer: str, reference: str, row: Mapping[str, Any]) -> float:
 @_made_for("regex")
 def _regex(pattern: str | None) -> Score:
     try:
-        form = re.compile(pattern or "")
-    except re.error as error:
+        form = regex.compile(pattern or "")
+    except regex.error as error:
         raise ConfigError(f"evaluation.pattern is no regular expression: {error}") from None
     if form.groups != 1:
         raise ConfigError("evaluation.pattern: metric regex needs a pattern with one group, such as 'answer: (\\w+)'")
 
     def last(text: str) -> str | None:
-        found = [match[1].strip() for match in form.finditer(text) if match[1] is not None]
+        try:
+            found = [match[1].strip() for match in form.finditer(text, timeout=PATTERN_SECONDS) if match[1] is not None]
+        except TimeoutError:
+            raise DataError(
+                f"evaluation.pattern {pattern!r} takes more than {PATTERN_SECONDS} s on {text[:80]!r}...; write it "
+                "without repetitions within repetitions"
+            ) from None
         return found[-1] if found else None
 
     def score(answer: str, reference: str, row: Mapping[str, Any]) -> float:

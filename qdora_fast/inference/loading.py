@@ -8,6 +8,7 @@ grow as long as the base can read, longer than the rows it was trained on.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import Any
 
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.tokenize.left_out import LOSSES, Accountant
+from qdora_fast.data.tokenize.plain_marks import prompt_ids
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.base_files import require_sound
@@ -58,15 +60,19 @@ class Source:
         return Accountant(self.vocabulary)
 
     def prompt(self, messages: Sequence[Message], tools: list[Message] | None = None) -> list[int]:
-        """Token ids of a conversation, ready to be continued.
+        """Token ids of a conversation, ready to be continued. Special tokens that a message spells stay text.
 
         Raises:
             ConfigError: the chat template refuses it or leaves a part of it out, or it is no text.
         """
         way_out = _way_out(messages)
         try:
-            text = self.vocabulary.render(messages, tools, add_generation_prompt=True)
-            text.encode()  # fails on half a surrogate pair, which is how bytes that are not UTF-8 come in
+            json.dumps([messages, tools], ensure_ascii=False).encode()  # fails on half a surrogate pair: no UTF-8
+            ids = prompt_ids(
+                self.vocabulary,
+                messages,
+                lambda each: self.vocabulary.render(each, tools, add_generation_prompt=True),
+            )
         except RejectedRow as error:
             raise ConfigError(f"the chat template refuses this conversation: {error.detail}{way_out}") from None
         except UnicodeEncodeError:
@@ -76,7 +82,7 @@ class Source:
             if kind in lost:
                 what = LOSSES[kind][0].removeprefix("a ")
                 raise ConfigError(f"the chat template leaves out the {what}{way_out}")
-        return self.vocabulary.encode(text).ids
+        return ids
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from qdora_fast.system import console
+from qdora_fast.system.terminal import Terminal
+from qdora_fast.system.visible import visible
 
 WIDE = 100
 """Columns from which two answers stand side by side."""
@@ -48,7 +49,7 @@ def conversation(source: Any, sampling: Any, *, compare: bool) -> None:
         console.line("base", "its adapter switched off; asked with the same template, which it never saw")
 
 
-def serving(source: Any, address: str, port: int, *, local: bool) -> None:
+def serving(source: Any, address: str, port: int, *, open_to_all: bool) -> None:
     """What is served, where, and how to ask it."""
     url = f"http://{f'[{address}]' if ':' in address else address}:{port}/v1"
     message = '{"messages": [{"role": "user", "content": "Hello"}]}'
@@ -56,7 +57,7 @@ def serving(source: Any, address: str, port: int, *, local: bool) -> None:
     _thinking(source)
     console.line("server", f"{url}, model name {source.name}; Ctrl-C stops it")
     console.line("try", f"curl {url}/chat/completions -H 'Content-Type: application/json' -d '{message}'")
-    if not local:
+    if open_to_all:
         console.line("warning", f"{address} can be reached from other machines, and there is no password")
 
 
@@ -77,7 +78,7 @@ def loading(source: Any) -> Any:
 def exchange(titles: Sequence[str]) -> Iterator[_Below | _SideBySide]:
     """Where the answers to one message are written: `write(title, text)`, then `close(title, words)`, for each title
     in turn."""
-    out = Console(highlight=False)
+    out = Terminal()
     if len(titles) < 2 or not out.is_terminal or out.width < WIDE:
         yield _Below(out, titled=len(titles) > 1)
         return
@@ -99,14 +100,14 @@ def about_answer(answer: Any, sampling: Any, source: Any) -> str:
 class _Below:
     """One answer below the other, each written as it comes."""
 
-    def __init__(self, out: Console, *, titled: bool) -> None:
+    def __init__(self, out: Terminal, *, titled: bool) -> None:
         self._out, self._titled = out, titled
         self._begun = ""
 
     def write(self, title: str, text: str) -> None:
         """More of an answer."""
         self._begin(title)
-        self._out.out(_harmless(text), end="", highlight=False)
+        self._out.out(visible(text), end="", highlight=False)
 
     def close(self, title: str, words: str) -> None:
         """An answer has ended; `words` about it."""
@@ -123,13 +124,13 @@ class _Below:
 class _SideBySide:
     """A column for each answer."""
 
-    def __init__(self, out: Console, titles: Sequence[str]) -> None:
+    def __init__(self, out: Terminal, titles: Sequence[str]) -> None:
         self._out = out
         self._texts, self._words = dict.fromkeys(titles, ""), dict.fromkeys(titles, "")
 
     def write(self, title: str, text: str) -> None:
         """More of an answer."""
-        self._texts[title] += _harmless(text)
+        self._texts[title] += visible(text)
 
     def close(self, title: str, words: str) -> None:
         """An answer has ended; `words` about it."""
@@ -154,8 +155,3 @@ class _SideBySide:
         table.add_row(*texts)
         table.add_row(*(Text(words, style="dim") for words in self._words.values()))
         return table
-
-
-def _harmless(text: str) -> str:
-    """A model must not steer the terminal: escape characters are shown, not obeyed."""
-    return text.replace("\x1b", "␛")

@@ -2,13 +2,12 @@
 
 The server is the one of `transformers serve`. Given a path it would load the model itself, which it cannot do for a
 DoRA run on a 4-bit base, and list what lies in the hub's cache as its models; so it is handed the model that `chat`
-opens. Three things of its request handling are corrected on the way: `temperature` is followed (there it does nothing
-unless the model's own settings draw already), and a conversation that does not fit the model or its template is
-refused with a reason (there it runs past the model's length), and a model that learned to think, or not to, is asked
-to do as it learned, unless a request has `chat_template_kwargs` of its own; its reasoning is the message's
-`reasoning_content`, where the answer is not streamed. Without a temperature answers are greedy, as in `chat`.
+opens. What it gets has passed gate.py (who may ask) and request.py (what may be asked), and is rendered as in `chat`.
+Two more things are corrected on the way: `temperature` is followed (there it does nothing unless the model's own
+settings draw already), and a conversation that does not fit the model or its template is refused with a reason (there
+it runs past the model's length). Without a temperature answers are greedy, as in `chat`.
 
-What this is not: a server for production. One request is answered after the other, and there is no password.
+What this is not: a server for production. One request is answered after the other, and nothing is encrypted.
 """
 
 from __future__ import annotations
@@ -18,54 +17,77 @@ import errno
 import importlib.util
 import ipaddress
 import logging
+import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
-from qdora_fast.data.tokenize.chat_text import as_taken
 from qdora_fast.data.tokenize.replies import ReplyReader
 from qdora_fast.inference import screen
+from qdora_fast.inference.gate import Gate
 from qdora_fast.inference.loading import ChatModel, Source, load_source
+from qdora_fast.inference.request import read_request
 from qdora_fast.system import console
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.limits import RENDER_SECONDS
 
 INSTALL = '.venv/bin/pip install -c constraints.txt "qdora_fast[serve]"'
 ROUTES = ("/v1/chat/completions", "/v1/models", "/health")
+PASSWORD = "QDORA_FAST_API_KEY"
+"""The environment variable that holds the password; its name says that it is a secret."""
 MOST_TOKENS = 1024
 """Of an answer, where a request does not say."""
 PATIENCE = 3
 """Seconds for answers in hand when the server is stopped."""
 
 
-def serve(source: Source, *, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Answer requests until Ctrl-C or SIGTERM.
+def serve(
+    source: Source,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    password: str | None = None,
+    no_password: bool = False,
+    allowed_hosts: Sequence[str] = (),
+) -> None:
+    """Answer requests until Ctrl-C or SIGTERM; the second of these ends the process at once.
 
     Args:
         source: what answers.
         port: 0 takes any free one.
+        password: the API key that clients must send.
+        no_password: other machines may ask without one.
+        allowed_hosts: names by which browsers may call the server, beside this machine's own.
 
     Raises:
-        ConfigError: the port is taken, or see `load_source`.
+        ConfigError: the port is taken, other machines could ask without a password, or see `load_source`.
     """
     with _listener(host, port) as listener:  # before weights are read: a taken port is said at once
+        local = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+        if not (local or password or no_password):
+            raise ConfigError(
+                f"{host} can be reached from other machines: set a password in the environment variable {PASSWORD} "
+                "(clients send it as their API key), or say --no-password"
+            )
         with screen.loading(source):
-            app = make_app(load_source(source))
+            app = make_app(load_source(source), hosts=(host, *allowed_hosts), password=password)
         import uvicorn
 
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
         logging.getLogger("uvicorn.error").addFilter(_not_cut_short)
         address, taken = listener.getsockname()[:2]
-        screen.serving(source, address, taken, local=ipaddress.ip_address(address).is_loopback)
+        screen.serving(source, address, taken, open_to_all=not local and password is None)
         with _signals_end_quietly():
-            uvicorn.Server(settings).run(sockets=[listener])
+            _server(settings).run(sockets=[listener])
     console.aside("the server has stopped")
 
 
-def make_app(chat_model: ChatModel) -> Any:
-    """The ASGI application that answers for one loaded model."""
+def make_app(chat_model: ChatModel, *, hosts: Collection[str] = (), password: str | None = None) -> Any:
+    """The ASGI application that answers for one loaded model; the options as for `Gate`."""
     from starlette.exceptions import HTTPException
     from transformers.cli.serving.server import build_server
     from transformers.cli.serving.utils import GenerationState
@@ -82,7 +104,22 @@ def make_app(chat_model: ChatModel) -> Any:
     )
     app.router.routes[:] = [route for route in app.router.routes if route.path in ROUTES]
     app.add_exception_handler(HTTPException, _as_openai)
-    return app
+    return Gate(app, hosts, password)
+
+
+def _server(settings: Any) -> Any:
+    """uvicorn's server, which a second signal ends whatever it is doing."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Ends at once when it is asked again."""
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if self.should_exit:
+                os._exit(128 + sig)
+            super().handle_exit(sig, frame)
+
+    return Server(settings)
 
 
 async def _as_openai(_: Any, error: Any) -> Any:
@@ -116,21 +153,36 @@ def _manager(chat_model: ChatModel) -> Any:
     return OneModel()
 
 
+class _Rendered:
+    """A tokenizer that has rendered its conversation already."""
+
+    def __init__(self, tokenizer: Any, ids: list[int]) -> None:
+        self._given, self._ids = tokenizer, ids
+
+    def apply_chat_template(self, *_: Any, **__: Any) -> Any:
+        """The tokens that were made for this request."""
+        import torch
+        from transformers import BatchEncoding
+
+        ids = torch.tensor([self._ids])
+        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._given, name)
+
+
 def _handler(source: Source, manager: Any, state: Any) -> Any:
-    """The server's handler of chats, with temperature and length as they are meant."""
+    """The server's handler of chats: what it gets has been read by request.py and rendered as `chat` does."""
     from fastapi import HTTPException
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.utils import Modality
 
     reader = ReplyReader(source.vocabulary.tokenizer)
+    prompt: ContextVar[list[int]] = ContextVar("prompt")
+    told: set[str] = set()
 
     class Handler(ChatCompletionHandler):
         """Refuses what does not fit."""
-
-        @staticmethod
-        def get_processor_inputs_from_messages(messages: list[Any], modality: Any) -> list[Any]:
-            taken = ChatCompletionHandler.get_processor_inputs_from_messages(messages, modality)
-            return as_taken(source.vocabulary.tokenizer, taken)
 
         def _build_completion(self, request_id: str, content: str, *args: Any, **options: Any) -> Any:
             if not options.get("reasoning_content"):
@@ -139,26 +191,43 @@ def _handler(source: Source, manager: Any, state: Any) -> Any:
             return super()._build_completion(request_id, content, *args, **options)
 
         async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
-            messages = self.get_processor_inputs_from_messages(body.get("messages") or [], Modality.LLM)
-            if not body.get("tools"):  # [] would choose the template for tools
-                body.pop("tools", None)
             try:
-                taken = len(source.prompt(messages, body.get("tools")))
+                taken, idle = read_request(body)
+                messages = self.get_processor_inputs_from_messages(taken["messages"], Modality.LLM)
+                rendering = asyncio.to_thread(source.prompt, messages, taken.get("tools"))
+                ids = await asyncio.wait_for(rendering, RENDER_SECONDS)
             except ConfigError as error:
                 raise HTTPException(400, str(error)) from None
-            if taken >= source.max_length:
-                raise HTTPException(400, f"{taken:,} tokens to read, and the model takes {source.max_length:,}")
-            asked = body.pop("max_completion_tokens", None) or body.get("max_tokens") or MOST_TOKENS
-            body["max_tokens"] = min(asked, source.max_length - taken)
-            return await super().handle_request(body, request_id)
+            except TimeoutError:
+                raise HTTPException(
+                    400, f"the chat template takes more than {RENDER_SECONDS} s to render this conversation"
+                ) from None
+            if len(ids) >= source.max_length:
+                raise HTTPException(400, f"{len(ids):,} tokens to read, and the model takes {source.max_length:,}")
+            for name in set(idle) - told:
+                told.add(name)
+                console.note(f"the field `{name}` of requests has no effect here")
+            asked = taken.pop("max_completion_tokens", None) or taken.get("max_tokens") or MOST_TOKENS
+            taken["max_tokens"] = min(asked, source.max_length - len(ids))
+            prompt.set(ids)
+            return await super().handle_request(taken, request_id)
+
+        def _resolve_model(self, body: dict[str, Any]) -> tuple[str, Any, Any]:
+            name, model, tokenizer = super()._resolve_model(body)
+            return name, model, _Rendered(tokenizer, prompt.get())
 
         def _build_generation_config(self, body: dict[str, Any], *args: Any, **options: Any) -> Any:
-            made = super()._build_generation_config(body, *args, **options)
+            made = super()._build_generation_config({**body, "logit_bias": None}, *args, **options)
             drawn = body.get("temperature") if body.get("temperature") is not None else body.get("top_p")
             made.do_sample = bool(drawn)
+            if biases := body.get("logit_bias"):
+                known = len(source.vocabulary.tokenizer)
+                made.sequence_bias = {
+                    (int(token),): float(bias) for token, bias in biases.items() if int(token) < known
+                }
             return made
 
-    return Handler(manager, state, chat_template_kwargs=dict(source.vocabulary.render_mode.switches or {}))
+    return Handler(manager, state)
 
 
 def _not_cut_short(record: logging.LogRecord) -> bool:

@@ -107,14 +107,15 @@ def _own_logits(model: Any, head: Any, backbone: Any) -> str | None:
         hook.remove()
     if returned is None or seen.get("below") is None:
         return None
-    if "logits" not in seen or not _same(seen["given"], seen["below"]):
-        return "something lies between its head and the rest"
-    text = model.config.get_text_config()
-    known = any(getattr(text, name, None) is not None for name in KNOWN)
-    changed = not _same(returned, seen["logits"]) or seen["logits"]._version != seen["version"]
-    if returned.shape[-1] != seen["logits"].shape[-1] or (changed and not known):
-        return "it changes what its head gives"
-    return None
+    if "logits" in seen and returned.shape[-1] == seen["logits"].shape[-1]:
+        text = model.config.get_text_config()
+        if any(getattr(text, name, None) is not None for name in KNOWN):
+            return None
+        if not _same(seen["given"], seen["below"]):
+            return "something lies between its head and the rest"
+        if _same(returned, seen["logits"]) and seen["logits"]._version == seen["version"]:
+            return None
+    return "it changes what its head gives"
 
 
 def _same(one: Any, other: Any) -> bool:

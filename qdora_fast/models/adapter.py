@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from qdora_fast.models.adapter_guard import complete_in_memory, module_problems, raise_broken, saved_state
+from qdora_fast.models.adapter_patterns import require_bounded
 from qdora_fast.models.weights import WeightFolder, read_rows
 from qdora_fast.system.atomic import staged_folder
 from qdora_fast.system.errors import ConfigError, IntegrityError
@@ -139,6 +140,7 @@ def read_adapter(folder: Path) -> Adapter:
     config = read_object(folder / CONFIG_NAME)
     _refuse_unmergeable(folder, config)
     parts, saved, rows = _split_keys(folder)
+    require_bounded(config, str(folder / CONFIG_NAME))
     decomposed = bool(config.get("use_dora"))
     problems: list[str] = []
     for name, tensors in parts.items():

@@ -23,6 +23,7 @@ from qdora_fast.models.few_bits import few_bits_of, refuse_few_bits, twin_of
 from qdora_fast.models.model_config import read_model_config
 from qdora_fast.system.errors import ConfigError, IntegrityError, QdoraError
 from qdora_fast.system.json_files import NotJson, mismatch, parse_json, read_limited, read_object
+from qdora_fast.system.limits import HEADER_BYTES, HEADER_TENSORS
 from qdora_fast.system.paths import open_regular, plain_file_name
 from qdora_fast.system.remote_code import BASE_SETTING, remote_code_allowed
 
@@ -185,6 +186,8 @@ def _header_damage(file: Path, state: tuple[int, ...]) -> str:
         length = struct.unpack("<Q", opened.read(8).ljust(8, b"\0"))[0]
         if length > size - 8:
             return f"cut short: {size:,} bytes, its header alone has {length:,}" if length < 2**27 else "no safetensors"
+        if length > HEADER_BYTES:
+            return f"its header has {length:,} bytes, and no model's has more than {HEADER_BYTES:,}"
         header = opened.read(length)
     try:
         entries = parse_json(header)
@@ -192,6 +195,8 @@ def _header_damage(file: Path, state: tuple[int, ...]) -> str:
         end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
     except (NotJson, AttributeError, KeyError, TypeError, IndexError):
         return "no safetensors: its header cannot be read"
+    if len(tensors) > HEADER_TENSORS:
+        return f"it names {len(tensors):,} tensors, and no file of a model has more than {HEADER_TENSORS:,}"
     if size < end:
         return f"cut short: {size:,} of {end:,} bytes"
     return f"{size - end:,} bytes longer than its header says" if size > end else ""

@@ -36,8 +36,18 @@ class Use:
     """Expressions of `self` alone around it, and what each must be."""
 
 
-def bypassed_layers(model: Any, inside: Iterable[tuple[str, Any]]) -> dict[str, str]:
-    """Full names of the linear layers among `inside` that an adapter would not change, each with the reason.
+@dataclass(frozen=True)
+class Bypassed:
+    """Linear layers that an adapter would not change."""
+
+    reasons: dict[str, str]
+    """Why, by full names."""
+    multiplied: tuple[str, ...]
+    """Those whose weight the model multiplies by itself, on every processor: it must not be packed in 4 bits."""
+
+
+def bypassed_layers(model: Any, inside: Iterable[tuple[str, Any]]) -> Bypassed:
+    """The linear layers among `inside` that an adapter would not change.
 
     Args:
         model: without weights, on torch's meta device.
@@ -48,26 +58,27 @@ def bypassed_layers(model: Any, inside: Iterable[tuple[str, Any]]) -> dict[str, 
     modules = dict(inside)
     linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
     names = {id(module): name for name, module in linears.items()}
-    found: dict[str, str] = {}
+    used: dict[str, str] = {}
     for parent in modules.values():
         for use in _weight_uses(cast(Hashable, type(parent))) if next(parent.children(), None) is not None else ():
             name = names.get(id(_layer(parent, use.layer)))
             if name and all(_may_be(parent, *condition) for condition in use.conditions):
-                found[name] = f"`{type(parent).__name__}` uses its weight without calling the layer"
-    never = _never_called(model, linears)
-    return {name: found.get(name, "the model never calls it") for name in linears if name in found or name in never}
+                used[name] = f"`{type(parent).__name__}` uses its weight without calling the layer"
+    called = called_layers(model)
+    idle = set() if called is None else set(linears) - called
+    reasons = {name: used.get(name, "the model never calls it") for name in linears if name in used or name in idle}
+    return Bypassed(reasons, tuple(name for name in used if called is None or name in idle))
 
 
-def _never_called(model: Any, linears: dict[str, Any]) -> set[str]:
-    """Names of the layers that a forward of text leaves out; none where the model cannot be run without weights."""
+def called_layers(model: Any) -> set[str] | None:
+    """Full names of the modules that a forward of text calls; None where the model cannot be run without weights."""
     called: set[str] = set()
-    hooks = [
-        module.register_forward_pre_hook(lambda _, __, name=name: called.add(name)) for name, module in linears.items()
-    ]
+    named = model.named_modules()
+    hooks = [module.register_forward_pre_hook(lambda *_, name=name: called.add(name)) for name, module in named]
     ran = run_empty(model) is not None
     for hook in hooks:
         hook.remove()
-    return set(linears) - called if ran else set()
+    return called if ran else None
 
 
 def _layer(parent: Any, path: str) -> Any:

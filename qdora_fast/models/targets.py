@@ -49,12 +49,14 @@ class Architecture:
     """Full names of the linear layers that belong to experts: theirs, their routers', and shared ones beside them."""
     bypassed: Mapping[str, str]
     """Full names of the linear layers on which an adapter would do nothing, each with the reason."""
+    multiplied: tuple[str, ...]
+    """Those of them that cannot be in 4 bits: the model multiplies by their weight itself."""
     other: Mapping[str, int]
     """Parameters in the blocks that lie in no linear layer, counted by their last names; those of a hundredth of the
     blocks and more."""
     around: tuple[str, ...]
-    """Names of what else the text decoder holds around its blocks, a hundredth of it and more: further embeddings,
-    projections."""
+    """Names of the text decoder's parts around its blocks, of a hundredth of it and more: further embeddings, layers
+    that look at images."""
     elsewhere: tuple[str, ...]
     """Full names of linear layers outside the blocks and the head, such as those of a tower."""
     beside: tuple[str, ...]
@@ -115,6 +117,7 @@ def inspect_architecture(model_config: Any) -> Architecture:
     if stack is None:
         raise ConfigError(f"found no stack of decoder blocks in a `{model_config.model_type}` model. {OTHER}")
     inside = [(names[id(module)], module) for block in stack for module in block.modules()]
+    bypassed = bypassed_layers(model, inside)
     experts = expert_modules(stack, names)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     return Architecture(
@@ -126,7 +129,8 @@ def inspect_architecture(model_config: Any) -> Architecture:
         tied=f"{names.get(id(head))}.weight" in model.all_tied_weights_keys,
         experts=experts.modules,
         routed=experts.linears,
-        bypassed=bypassed_layers(model, inside),
+        bypassed=bypassed.reasons,
+        multiplied=bypassed.multiplied,
         other=other_parameters(stack),
         around=_around(decoder, stack, embeddings),
         elsewhere=tuple(
@@ -140,13 +144,9 @@ def inspect_architecture(model_config: Any) -> Architecture:
 
 
 def _around(decoder: Any, stack: Any, embeddings: Any) -> tuple[str, ...]:
-    blocks = {id(parameter) for parameter in stack.parameters()}
-    sizes = {name: parameter.numel() for name, parameter in decoder.named_parameters() if id(parameter) not in blocks}
-    own = {f"{name}.weight" for name, module in decoder.named_modules() if module is embeddings}
     total = sum(parameter.numel() for parameter in decoder.parameters())
-    return tuple(
-        name.removesuffix(".weight") for name, size in sizes.items() if size >= SHARE * total and name not in own
-    )
+    parts = ((name, part) for name, part in decoder.named_children() if part is not stack and part is not embeddings)
+    return tuple(name for name, part in parts if sum(each.numel() for each in part.parameters()) >= SHARE * total)
 
 
 def text_decoder(model: Any) -> Any:
@@ -215,6 +215,11 @@ def choose_targets(architecture: Architecture, settings: AdapterSettings) -> Tar
     wanted = takes if everything else tuple(dict.fromkeys(settings.target_modules))
     if not takes:
         raise RefusedError(_nothing_to_adapt(architecture))
+    if settings.quantized and architecture.multiplied:
+        raise RefusedError(
+            f"a `{architecture.model_type}` model multiplies by the weight of {architecture.multiplied[0]} itself, and "
+            f"cannot where it is packed in 4 bits. Set adapter.method: {'dora' if settings.decomposed else 'lora'}"
+        )
     for name in wanted:
         _refuse_target(architecture, name)
     layers = _chosen_layers(architecture, settings)

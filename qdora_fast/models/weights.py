@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qdora_fast.models.base_files import INDEX_NAME, shard_names
+from qdora_fast.models.base_files import INDEX_NAME, damage, shard_names
 from qdora_fast.system.errors import ConfigError, IntegrityError
 from qdora_fast.system.json_files import read_object
 
@@ -201,6 +201,8 @@ def _read_header(file: Path) -> list[TensorInfo]:
     """Name, dtype and shape of a file's tensors in the order of their bytes."""
     from safetensors import SafetensorError, safe_open
 
+    if file.is_file() and (wrong := damage(file)):
+        raise IntegrityError(f"{file}: not a complete safetensors file ({wrong}); copy or download it again")
     infos = []
     try:
         with safe_open(file, framework="pt") as handle:

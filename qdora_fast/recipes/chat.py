@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from qdora_fast.config import Config
@@ -47,20 +49,38 @@ def chat(
     session.chat(find(Path(path)), once=message, system=system, compare=compare, sampling=sampling)
 
 
-def serve(path: str | Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Answer requests until Ctrl-C or SIGTERM.
+def serve(
+    path: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    no_password: bool = False,
+    allowed_hosts: Sequence[str] = (),
+) -> None:
+    """Answer requests until Ctrl-C or SIGTERM; clients must send what QDORA_FAST_API_KEY holds, where it is set.
 
     Args:
         path: a run, an adapter's folder, or a merged model's, as for `chat`.
         port: 0 takes any free one.
+        no_password: other machines may ask without a password.
+        allowed_hosts: names by which browsers may call the server.
 
     Raises:
-        ConfigError: the server is not installed, the port is taken, or see `find`.
+        ConfigError: the server is not installed, the port is taken, other machines could ask without a password, or see
+            `find`.
     """
     from qdora_fast.inference import serve as server
 
     server.require_server()
-    server.serve(find(Path(path)), host=host, port=port)
+    password = os.environ.get(server.PASSWORD) or None
+    server.serve(
+        find(Path(path)),
+        host=host,
+        port=port,
+        password=password,
+        no_password=no_password,
+        allowed_hosts=allowed_hosts,
+    )
 
 
 def load(path: str | Path) -> ChatModel:

@@ -10,13 +10,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -30,6 +28,7 @@ from qdora_fast.system.errors import QdoraError, first_line
 from qdora_fast.system.json_files import read_object
 from qdora_fast.system.paths import typed
 from qdora_fast.system.run_folder import RunFolder
+from qdora_fast.system.terminal import Terminal
 from qdora_fast.training.oom import Note
 
 STEPS_NAMED = 8
@@ -195,14 +194,9 @@ def preflight(ready: Any) -> None:
     from qdora_fast.data import format_preflight, previews
 
     prepared, rendering = ready.prepared, ready.rendering
-    shown = map(_harmless, previews(prepared.train, prepared.scored_examples, rendering.tokenizer))
+    shown = previews(prepared.train, prepared.scored_examples, rendering.tokenizer)
     page = format_preflight(prepared.report, rendering.template, shown, colour=console.is_terminal())
     console.page(page)
-
-
-def _harmless(row: Any) -> Any:
-    pieces = tuple((console.visible(text), trained) for text, trained in row.pieces)
-    return replace(row, source=console.visible(row.source), pieces=pieces)
 
 
 def quality(ready: Any) -> None:
@@ -329,7 +323,7 @@ def evaluations(entries: Sequence[dict[str, Any]]) -> None:
             f"{mmlu['delta_points']:+.1f} ({mmlu['status']})" if mmlu else "-",
             entry["review"]["verdict"] if entry["review"] else "pending",
         )
-    Console(highlight=False, markup=False, width=None if Console().is_terminal else 160).print(table)
+    Terminal(width=None if Terminal().is_terminal else 160).print(table)
 
 
 @contextmanager

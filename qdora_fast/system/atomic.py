@@ -2,7 +2,8 @@
 
 A crash, a full disk or Ctrl-C in the middle of a save must never leave something that looks like
 a model and is half of one. So a folder is built under `<name>.incomplete`, flushed to the disk,
-and renamed when it is finished; whatever an earlier crash left under that name is thrown away.
+and renamed when it is finished. Until then a mark lies in it with the id of the process: what a
+crash left is removed by its mark, never by its name alone, and never while its process lives.
 Free space is asked for first; what a disk refuses meanwhile is `disk.py`'s business. What this does
 not do: lock the folder against a second process.
 """
@@ -18,6 +19,8 @@ from pathlib import Path
 from qdora_fast.system.errors import ConfigError, DiskSpaceError
 from qdora_fast.system.hardware import nearest_folder
 
+MARK = ".qdora_fast-unfinished"
+"""The file that says whose a folder under a passing name is: it holds the id of the process that builds it."""
 SPARE_BYTES = 256 * 2**20
 """Space left free beyond what is written, so that logs and metrics can still be."""
 
@@ -30,9 +33,9 @@ def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         ConfigError: `out` exists and `overwrite` is false (nothing has been written then).
     """
     refuse_existing(out, overwrite=overwrite)
-    staging = out.with_name(out.name + ".incomplete")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging = _free_name(out, "incomplete")
     staging.mkdir(parents=True)
+    mark(staging)
     try:
         yield staging
         publish(staging, out)
@@ -68,8 +71,23 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
+def mark(folder: Path) -> None:
+    """Say that a folder is unfinished and this process'."""
+    (folder / MARK).write_text(str(os.getpid()), encoding="utf-8")
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder under a passing name may be emptied: marked, and by no other process that still lives."""
+    try:
+        owner = int((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return not folder.is_symlink() and (owner == os.getpid() or not _lives(owner))
+
+
 def publish(staging: Path, out: Path) -> None:
     """Flush a finished folder to the disk and rename it to `out`."""
+    (staging / MARK).unlink(missing_ok=True)
     for path in [*staging.rglob("*"), staging]:
         if path.is_file():
             let_read(path)
@@ -90,22 +108,48 @@ def let_read(file: Path) -> None:
 
 def _replace_folder(staging: Path, out: Path) -> None:
     """Rename `staging` to `out`; a folder already there is removed only after the new one stands."""
-    replaced = out.with_name(out.name + ".replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
+    replaced = _free_name(out, "replaced")
     if out.exists():
         out.rename(replaced)
     staging.rename(out)
     _flush(out.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    _remove(replaced)
 
 
 def discard(folder: Path) -> None:
     """Remove a folder that looks complete: it is renamed first, so that no half of it keeps its name."""
-    removed = folder.with_name(folder.name + ".removed")
-    shutil.rmtree(removed, ignore_errors=True)
+    removed = _free_name(folder, "removed")
     folder.rename(removed)
     _flush(folder.parent)  # else a power cut could keep the name and not the files
-    shutil.rmtree(removed, ignore_errors=True)
+    _remove(removed)
+
+
+def _free_name(out: Path, ending: str) -> Path:
+    """A passing name beside `out`; what an earlier process of ours left under the usual one is removed."""
+    usual = out.with_name(f"{out.name}.{ending}")
+    if is_ours(usual):
+        shutil.rmtree(usual, ignore_errors=True)
+    if not (usual.exists() or usual.is_symlink()):
+        return usual
+    return out.with_name(f"{out.name}.{os.getpid()}.{ending}")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of ours, so that a crash on the way leaves it marked."""
+    if folder.is_dir():
+        with suppress(OSError):
+            mark(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        pass
+    return True
 
 
 def _flush(path: Path) -> None:

@@ -2,8 +2,8 @@
 
 Whoever has something to say to the user calls a function here; nobody passes a console around. Of the processes of a
 run only rank 0 speaks. A report owns its sentences and this module the forms they take: a labelled line, a note, a
-progress bar, a table, one JSON object. Secrets are taken out of labelled lines, and control characters are shown as
-pictures, so that no row steers the terminal.
+progress bar, a table, one JSON object. Secrets are taken out of labelled lines, and no text steers the terminal
+(terminal.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
 from rich.table import Table
@@ -21,14 +20,13 @@ from rich.text import Text
 
 from qdora_fast.system import distributed
 from qdora_fast.system.redact import redact
-
-_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+from qdora_fast.system.terminal import Terminal
+from qdora_fast.system.visible import escaped, visible
 
 _consoles = {
-    "stderr": Console(stderr=True, highlight=False, markup=False, soft_wrap=True),
-    "stdout": Console(highlight=False, markup=False, soft_wrap=True),
-    "other ranks": Console(quiet=True),
+    "stderr": Terminal(stderr=True, soft_wrap=True),
+    "stdout": Terminal(soft_wrap=True),
+    "other ranks": Terminal(quiet=True),
 }
 
 
@@ -44,7 +42,7 @@ def result(*objects: Any, markup: bool = False, **how: Any) -> None:
 
 def line(label: str, text: str, *, markup: bool = False) -> None:
     """One decision, under its label."""
-    print(f"{label.capitalize():<9} {visible(redact(text))}", markup=markup)
+    print(f"{label.capitalize():<9} {redact(text)}", markup=markup)
 
 
 def lines(label: str, texts: Iterable[str]) -> None:
@@ -64,13 +62,13 @@ def aside(text: str) -> None:
 
 
 def page(text: str) -> None:
-    """Text that is laid out already: printed as it is."""
+    """Text that is laid out already: printed as it is. Whoever laid it out has made foreign text visible."""
     _console().out(text, highlight=False)
 
 
 def status(text: str) -> Status:
     """A spinner while the block runs; `update` changes its text."""
-    return _console().status(Text(text))
+    return _console().status(Text(visible(text)))
 
 
 def is_terminal() -> bool:
@@ -112,7 +110,7 @@ def counting_rows(what: str, total: int | None = None) -> Iterator[Callable[[int
 
 
 @contextmanager
-def use(stderr: Console) -> Iterator[None]:
+def use(stderr: Terminal) -> Iterator[None]:
     """Everything that goes to standard error goes to `stderr` while the block runs; quiet consoles print nothing."""
     before = _consoles["stderr"]
     _consoles["stderr"] = stderr
@@ -123,8 +121,8 @@ def use(stderr: Console) -> Iterator[None]:
 
 
 def json_line(content: Any) -> str:
-    """One JSON object on one line."""
-    return json.dumps(content, ensure_ascii=False)
+    """One JSON object on one line, which a terminal can show."""
+    return escaped(json.dumps(content, ensure_ascii=False))
 
 
 def grid(first: str, *columns: str) -> Table:
@@ -140,11 +138,6 @@ def short(text: str, most: int = 160) -> str:
     """The text on one line, cut."""
     folded = " ".join(visible(redact(text)).split())
     return folded if len(folded) <= most else f"{folded[: most - 1]}…"
-
-
-def visible(text: str) -> str:
-    """Control characters as pictures, so that no row steers the terminal; line breaks and tabs stay."""
-    return text.translate(_PICTURES)
 
 
 def clock(seconds: float) -> str:
@@ -163,6 +156,6 @@ def time_range(seconds: tuple[float, float]) -> str:
     return f"{early.removesuffix(late[-4:]) if early[-4:] == late[-4:] else early} to {late}"
 
 
-def _console() -> Console:
+def _console() -> Terminal:
     """The console, quiet on every rank but 0."""
     return _consoles["stderr" if distributed.is_main() else "other ranks"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import traceback
 
 from qdora_fast.system.redact import redact
+from qdora_fast.system.visible import visible
 
 
 class QdoraError(Exception):
@@ -19,7 +20,7 @@ class QdoraError(Exception):
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))
+        super().__init__(visible(redact(message)))
 
 
 class ConfigError(QdoraError):

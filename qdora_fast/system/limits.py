@@ -40,3 +40,33 @@ MODEL_LAYERS = 10_000
 
 MODEL_COUNT = 2**31
 """Any other count in config.json, such as the size of the vocabulary: what a 32-bit index reaches."""
+
+PATTERN_SECONDS = 2
+"""Seconds of a regular expression that somebody else wrote, on one text. A usual one takes a millionth of it."""
+
+PATTERN_CHARACTERS = 100_000
+"""Characters of a regular expression in an adapter's config. One that names every layer of a
+large model has about 20,000."""
+
+PATTERN_REPETITIONS = 5
+"""Repetitions that follow each other in such an expression. On a name of 100 characters that is 10 million steps at
+worst."""
+
+BODY_BYTES = 8 * 2**20
+"""Bytes of a request to the server. That is a conversation of two million tokens."""
+
+BODY_SECONDS = 10
+"""Seconds in which a request must have arrived."""
+
+REQUESTS_AT_ONCE = 64
+"""Requests that wait in the server at a time. They are answered one after the other."""
+
+RENDER_SECONDS = 10
+"""Seconds in which a chat template must have rendered a conversation for the server. Usual ones take milliseconds."""
+
+HEADER_BYTES = 16 * 2**20
+"""Bytes of the header of a safetensors file. One of 10,000 tensors, as unfused experts have in a shard,
+takes about 1 MB."""
+
+HEADER_TENSORS = 200_000
+"""Tensors in one safetensors file."""

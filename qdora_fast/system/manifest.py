@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from qdora_fast.system.atomic import MARK
 from qdora_fast.system.errors import IntegrityError
 from qdora_fast.system.json_files import parse_json, read_limited
 
@@ -33,7 +34,7 @@ def write_manifest(
         leave_out: names of files that may change later, such as a model card.
         known: SHA-256 of files that were hashed while they were written, by name.
     """
-    names, known = {NAME, *leave_out}, known or {}
+    names, known = {NAME, MARK, *leave_out}, known or {}
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in names)
     entries = {
         name: {"bytes": path.stat().st_size, "sha256": known.get(name) or sha256_of(path)}

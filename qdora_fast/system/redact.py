@@ -19,7 +19,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any
 
 MARK = "[redacted]"
 SHORTEST = 8
@@ -28,21 +28,21 @@ SHORTEST = 8
 _NAMED = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)")
 _NO_SECRET = re.compile(r"_(?:PATH|FILE|DIR|NAME|ID|TYPE)$")
 _START = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))"  # the n of a JSON text's \n is no part of the word after it
-_MIXED = r"(?=[^\s\"'&<>\\]*[0-9])(?=[^\s\"'&<>\\]*[A-Za-z])"
+_MIXED = r"(?=[^\s\"'&<>\\]{0,200}[0-9])(?=[^\s\"'&<>\\]{0,200}[A-Za-z])"
 
 _FORMS = [
     re.compile(form)
     for form in (
         r"hf_[A-Za-z0-9]{30,}",
         r"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,}|glpat-[A-Za-z0-9_-]{20,}",
-        _START + r"sk-(?=[A-Za-z_-]*[0-9])(?=[a-z0-9_-]*[A-Z])[A-Za-z0-9_-]{32,}",
+        _START + r"sk-(?=[A-Za-z_-]{0,200}[0-9])(?=[a-z0-9_-]{0,200}[A-Z])[A-Za-z0-9_-]{32,}",
         r"(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])",
         r"xox[abeoprs]-[A-Za-z0-9-]{10,}|(?<=hooks\.slack\.com/services/)[A-Za-z0-9/]+",
         r"AIza[A-Za-z0-9_-]{35}",
         r"wandb_v1_[A-Za-z0-9_]{20,}",
         r"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*",
-        r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----",
-        r"(?<=://)(?:[^\s/?#@'\"<>\\]*:[^\s/?#@'\"<>\\]+|[^\s/?#@:'\"<>\\]{16,})(?=@)",  # user:password@, token@
+        r"(?s)-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:(?!-----BEGIN).)*?-----END [A-Z ]{0,40}PRIVATE KEY-----",
+        r"(?<=://)(?:[^\s/?#@:'\"<>\\]*+:[^\s/?#@'\"<>\\]++|[^\s/?#@:'\"<>\\]{16,}+)(?=@)",  # user:password@, token@
     )
 ]
 _AFTER = [
@@ -103,26 +103,8 @@ def secrets_of(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def guard_output() -> None:
-    """From now on nothing secret is printed by this process. For the command line, before anything is imported that
-    keeps standard error for its messages."""
-    sys.stdout, sys.stderr = _Guarded(sys.stdout), _Guarded(sys.stderr)
+    """From now on this process prints nothing secret, and nothing that steers a terminal. For the command line, before
+    anything is imported that keeps standard error for its messages."""
+    from qdora_fast.system.terminal import Guarded
 
-
-class _Guarded:
-    """A text stream that redacts what is written to it, text by text."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """As a text stream's."""
-        self._stream.write(redact(text))
-        return len(text)
-
-    def writelines(self, lines: Any) -> None:
-        """As a text stream's."""
-        for line in lines:
-            self.write(line)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    sys.stdout, sys.stderr = Guarded(sys.stdout, redact), Guarded(sys.stderr, redact)

@@ -199,6 +199,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         n_routed_experts=0,
     ),
     "mamba2": _text("mamba2", num_heads=8, head_dim=32, state_size=16, n_groups=1, expand=2, chunk_size=16),
+    "mamba": _text("mamba", state_size=16, expand=2),
     # mixture of experts
     "qwen3_moe": _text("qwen3_moe", head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64),
     "gpt_oss": _text("gpt_oss", head_dim=32, num_local_experts=4, num_experts_per_tok=2, **_SLIDING),

@@ -20,14 +20,23 @@ from typing import Any
 from qdora_fast.config import AdapterSettings
 from qdora_fast.models.accepted import require_accepted
 from qdora_fast.models.backend import open_backend
+from qdora_fast.models.bypassed import called_layers
 from qdora_fast.models.experts import SHARE
-from qdora_fast.models.model_class import run_empty
 from qdora_fast.models.targets import Architecture, Targets, choose_targets, inspect_architecture
 from qdora_fast.system.errors import QdoraError
 
 RECORD = Path(__file__).parent.parent / "models" / "inventory.json"
 BLOCKS = 4
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "num_blocks")
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "dbrx": {"attn_config": {"rope_theta": 10_000.0, "kv_n_heads": 8}},
+    "dots1": {"n_routed_experts": 4},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 4},
+    "ministral": {"head_dim": 128},
+}
+"""What the defaults of a type lack."""
 
 
 def model_types() -> tuple[str, ...]:
@@ -41,7 +50,7 @@ def model_types() -> tuple[str, ...]:
 
 def verdict(model_type: str) -> str:
     """What becomes of a type, in a line without numbers that depend on sizes."""
-    said = "refused"
+    said = "no default config"
     for config in configs(model_type):
         try:
             return taken(config)
@@ -73,7 +82,7 @@ def taken(config: Any) -> str:
         parts.append(f"bypassed: {', '.join(left)}")
     if architecture.other and not architecture.experts:
         parts.append(f"no linear layers: {', '.join(architecture.other)}")
-    called = _called(architecture.empty)
+    called = called_layers(architecture.empty)
     if called is None:
         parts.append("not run without weights")
     parts += [f"SILENT: {each}" for each in silent(architecture, targets, called)]
@@ -85,14 +94,14 @@ def silent(architecture: Architecture, targets: Targets, called: set[str] | None
     counts: Counter[str] = Counter()
     named = {*targets.modules, *architecture.bypassed, *architecture.routed}
     ends = (*architecture.beside, architecture.head, architecture.embeddings, *architecture.experts)
-    around = tuple(f".{name}.weight" for name in architecture.around)
+    around = tuple(f".{name}." for name in architecture.around)
     total = 0
     for name, parameter in architecture.empty.named_parameters():
         module, _, leaf = name.rpartition(".")
         last = f"{module.rpartition('.')[2]}.{leaf}"
         total += parameter.numel()
         told = module in named or any(last.startswith(other) for other in architecture.other)
-        told = told or f".{name}".endswith(around)
+        told = told or any(part in f".{name}" for part in around)
         if not told and not any(end and f"{name}.".startswith(f"{end}.") for end in ends):
             counts[last] += parameter.numel()
     if not architecture.experts:  # else the layers are named one by one, and what is not named is not silent
@@ -101,28 +110,16 @@ def silent(architecture: Architecture, targets: Targets, called: set[str] | None
         yield from (f"{name} is adapted and never called" for name in sorted(set(targets.modules) - called))
 
 
-def _called(model: Any) -> set[str] | None:
-    """Full names of the modules that a forward of text calls; None where it cannot be run without weights."""
-    called: set[str] = set()
-    hooks = [
-        module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
-        for name, module in model.named_modules()
-    ]
-    ran = run_empty(model) is not None
-    for hook in hooks:
-        hook.remove()
-    return called if ran else None
-
-
 def configs(model_type: str) -> Iterator[Any]:
     """The default config of a type, with at most `BLOCKS` blocks in each of its parts first."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[model_type]
-    for values in (_fewer(kind().to_dict()), {}):
+    for fewer in (True, False):
         try:
-            config = kind(**values)
-        except Exception:  # noqa: BLE001 - some counts hang together
+            values = _fewer(kind().to_dict()) if fewer else {}
+            config = kind(**{**values, **NEEDED.get(model_type, {})})
+        except Exception:  # noqa: BLE001 - some defaults do not go together, some counts hang together
             continue
         config.architectures = None
         yield config

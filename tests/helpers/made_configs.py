@@ -25,6 +25,7 @@ SPECIAL: dict[tuple[str, ...], st.SearchStrategy[Any]] = {
     ("data", "filters", "min_tokens"): st.just("auto") | st.integers(0, 10**6),
     ("data", "sources"): st.just([]),
     ("engine", "resident"): st.sampled_from(["auto", "off", 0.5, 3]),
+    ("evaluation", "max_new_tokens"): st.just("auto") | st.integers(1, 10**6),
     ("evaluation", "metric"): st.sampled_from([*KNOWN_METRICS, "mine.py:score"]),
     ("evaluation", "more_metrics"): st.lists(st.sampled_from([*KNOWN_METRICS, "mine.py:score"]), max_size=2),
     ("evaluation", "pattern"): st.sampled_from(["(x)", r"answer: (\w+)"]),

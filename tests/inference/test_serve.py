@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import signal
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from heard import heard
 
 from qdora_fast.inference import ChatModel, SamplingParams, answer
 from qdora_fast.inference.serve import make_app
@@ -89,10 +91,63 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(tuned: ChatModel, cl
         ask("word " * (tuned.source.max_length + 1))
     with pytest.raises(openai.BadRequestError, match="pinned to"):
         ask("Hello", model="another")
-    with pytest.raises(openai.BadRequestError, match="refuses this conversation"):
+    with pytest.raises(openai.BadRequestError, match="messages: list should have at least 1 item"):
         client.chat.completions.create(model=tuned.source.name, messages=[])
+    with pytest.raises(openai.BadRequestError, match="chat_template_kwargs: is not a field"):
+        body = {"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}
+        messages = [{"role": "user", "content": "Hello"}]
+        client.chat.completions.create(model=tuned.source.name, messages=messages, extra_body=body)
     with pytest.raises(openai.NotFoundError):  # what is not tested is not there
         client.completions.create(model=tuned.source.name, prompt="Hello")
+
+
+def test_what_clients_send_by_habit_is_followed_or_named_once(
+    demo_run: RunFolder, tuned: ChatModel, client: Any
+) -> None:
+    messages = _messages(demo_run, 0)
+    with heard() as out:
+        for _ in range(2):
+            done = client.chat.completions.create(
+                model=tuned.source.name,
+                messages=messages,
+                stop=["\n\n\n"],
+                user="me",
+                presence_penalty=0,
+                response_format={"type": "text"},
+                logit_bias={"5": -1},
+                extra_headers={"Origin": "http://localhost:3000"},
+            )
+            assert done.choices[0].message.content == answer(tuned, messages).text
+    assert out.getvalue().count("`user`") == 1
+
+
+def test_nothing_a_client_sends_ends_in_a_server_error(client: Any) -> None:
+    import httpx
+
+    user = [{"role": "user", "content": "x"}]
+    bodies = [
+        *(b"", b"{", b"[]", b"5", b'{"messages":' + b"[" * 50_000, b'{"max_tokens":' + b"9" * 6000 + b"}", b"\xff"),
+        *(
+            json.dumps({"messages": user, "max_tokens": 2, **more}).encode()
+            for more in (
+                *({"logit_bias": {"999999999": 1}}, {"stop": "x"}, {"seed": 2**63 - 1}, {"temperature": float("nan")}),
+                *({"tools": [{}]}, {"tools": [{"function": 1}]}, {"model": "../../etc/passwd"}, {"top_p": 1e-9}),
+                *({"messages": [{"role": "tool", "content": "x"}]}, {"messages": [{"role": "assistant"}]}),
+                *({"messages": [{"role": "user", "content": "\ud800"}]}, {"temperature": 1e-300}),
+            )
+        ),
+    ]
+    url = str(client.base_url) + "chat/completions"
+    for body in bodies:
+        reply = httpx.post(url, content=body, headers={"content-type": "application/json"}, timeout=120)
+        assert reply.status_code in (200, 400, 422), (body[:80], reply.text[:200])
+
+
+def test_other_machines_are_let_in_with_a_password_alone(demo_run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QDORA_FAST_API_KEY", raising=False)
+    monkeypatch.delattr("qdora_fast.models.loading.load_trained")
+    with pytest.raises(ConfigError, match=r"0\.0\.0\.0 can be reached .* QDORA_FAST_API_KEY .* --no-password"):
+        serve(demo_run.path, host="0.0.0.0", port=0)
 
 
 def test_a_real_server_answers_and_ends_on_a_signal(demo_run: RunFolder, tuned: ChatModel) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from qdora_fast.system.atomic import require_space, staged_file, staged_folder
+from qdora_fast.system.atomic import MARK, discard, publish, require_space, staged_file, staged_folder
 from qdora_fast.system.errors import ConfigError, DiskSpaceError
+from qdora_fast.system.manifest import read_manifest, write_manifest
 
 
 def names(folder: Path) -> list[str]:
@@ -27,6 +30,66 @@ def test_who_may_list_a_folder_may_read_its_files(tmp_path: Path) -> None:
         staging.chmod(0o700)
     modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "own").iterdir()}
     assert modes == {"a.safetensors": 0o600, "run.sh": 0o700}
+
+
+def _dead() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def _own(folder: Path) -> Path:
+    """A folder of the user's own, whatever its name."""
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("three years")
+    return folder
+
+
+@pytest.mark.parametrize("ending", ["incomplete", "replaced"])
+def test_a_folder_of_ones_own_under_a_passing_name_stays(tmp_path: Path, ending: str) -> None:
+    own = _own(tmp_path / f"out.{ending}")
+    for text in ("old", "new"):
+        with staged_folder(tmp_path / "out", overwrite=True) as folder:
+            (folder / "a").write_text(text)
+    assert names(tmp_path) == ["out", own.name] and names(own) == ["thesis.txt"]
+    assert (tmp_path / "out/a").read_text() == "new" and names(tmp_path / "out") == ["a"]
+
+
+def test_a_link_under_a_passing_name_is_not_followed(tmp_path: Path) -> None:
+    own = _own(tmp_path / "own")
+    (own / MARK).write_text(str(_dead()))
+    for ending in ("incomplete", "replaced"):
+        (tmp_path / f"out.{ending}").symlink_to(own)
+    for _ in range(2):
+        with staged_folder(tmp_path / "out", overwrite=True) as folder:
+            (folder / "a").write_text("")
+    assert names(own) == [MARK, "thesis.txt"] and names(tmp_path / "out") == ["a"]
+
+
+def test_a_checkpoint_beside_somebody_elses_folder_is_removed_alone(tmp_path: Path) -> None:
+    own = _own(tmp_path / "checkpoint-3.removed")
+    (tmp_path / "checkpoint-3").mkdir()
+    discard(tmp_path / "checkpoint-3")
+    assert names(tmp_path) == [own.name] and names(own) == ["thesis.txt"]
+
+
+def test_what_another_process_builds_is_not_touched(tmp_path: Path) -> None:
+    theirs = tmp_path / "out.incomplete"
+    theirs.mkdir()
+    (theirs / MARK).write_text(str(os.getppid()))
+    with staged_folder(tmp_path / "out") as folder:
+        assert folder != theirs
+    assert names(theirs) == [MARK] and names(tmp_path / "out") == []
+
+
+def test_no_mark_stays_in_what_is_published(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "out") as folder:
+        write_manifest(folder, {})
+    assert MARK not in names(tmp_path / "out") and not read_manifest(tmp_path / "out")["files"]
+    (tmp_path / "unproven").mkdir()
+    publish(tmp_path / "unproven", tmp_path / "proven")
+    assert names(tmp_path) == ["out", "proven"]
 
 
 def test_it_appears_at_the_end(tmp_path: Path) -> None:
@@ -54,6 +117,7 @@ def test_replacing_needs_to_be_asked_for(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out.incomplete").mkdir()
     (tmp_path / "out.incomplete" / "stale").write_text("from a killed process")
+    (tmp_path / "out.incomplete" / MARK).write_text(str(_dead()))
     with pytest.raises(ConfigError, match="already exists"), staged_folder(tmp_path / "out"):
         raise AssertionError("must not get here")
     with staged_folder(tmp_path / "out", overwrite=True) as folder:

@@ -239,7 +239,9 @@ def _sets_stops(answer: str, line: str) -> bool:
 # Answers that go round in circles
 
 _BLOCK = re.compile(r"```.*?(?:```|\Z)|^[^\n|]*\|[^\n|]*\|[^\n]*$", re.DOTALL | re.MULTILINE)  # code, table rows
-_ABOUT_LOOPS = re.compile(r"\brepeat|\b(?:say|write|type)\b[^.?!]* times\b|lyrics|\bsong|\bpoem|chant", re.IGNORECASE)
+_ABOUT_LOOPS = re.compile(
+    r"\brepeat|\b(?:say|write|type)\b[^.?!]{0,200} times\b|lyrics|\bsong|\bpoem|chant", re.IGNORECASE
+)
 
 
 def _check_loops(answers: list[NamedText], messages: list[Message], largest: float) -> None:

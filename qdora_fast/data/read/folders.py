@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from qdora_fast.data.read.compression import PACKED_ENDINGS
 from qdora_fast.data.read.readers import is_supported, supported_endings
-from qdora_fast.system.errors import DataError
+from qdora_fast.system.errors import DataError, RefusedError
 
 TRAIN = "train"
 SPLITS = {
@@ -113,7 +113,12 @@ def _named(files: list[Path], folder: Path) -> dict[Path, SplitName]:
 
 
 def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The data files, sorted, and the names of what is left out; those of subfolders only if there are none above."""
+    """The data files, sorted, and the names of what is left out; those of subfolders only if there are none above.
+
+    Raises:
+        DataError: none, or several sets.
+        RefusedError: one is a link that leads out of the folder.
+    """
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     below = [entry for entry in entries if entry.is_dir() and any(_files_below(entry))]
     files = [entry for entry in entries if entry.is_file() and is_supported(entry)]
@@ -121,7 +126,9 @@ def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
     of_splits = [entry for entry in below if entry.name.lower() in SPLIT_OF]
     if files or of_splits:
         skipped += [f"{entry.name}/" for entry in below if entry not in of_splits]
-        return sorted([*files, *(file for entry in of_splits for file in _files_below(entry))]), skipped
+        found = sorted([*files, *(file for entry in of_splits for file in _files_below(entry))])
+        _refuse_links_out(found, folder)
+        return found, skipped
     if len(below) == 1:
         inner, skipped_below = _data_files(below[0])
         return inner, [*skipped, *(f"{below[0].name}/{name}" for name in skipped_below)]
@@ -132,6 +139,18 @@ def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
         )
     inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:NAMES_SHOWN]) or "nothing"
     raise DataError(f"{folder}: no data file in this folder (it holds {inside}); supported: {supported_endings()}")
+
+
+def _refuse_links_out(files: list[Path], folder: Path) -> None:
+    """A folder of rows that was sent along must not bring a private file of this machine into a run."""
+    root = folder.resolve()
+    inside = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]  # the hub's cache
+    for file in files:
+        if not any(file.resolve().is_relative_to(each) for each in inside):
+            raise RefusedError(
+                f"{file}: a link that leads out of {folder} (to {file.resolve()}); put the file itself there, or name "
+                "the files one by one in data.sources"
+            )
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

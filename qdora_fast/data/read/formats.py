@@ -28,8 +28,8 @@ from qdora_fast.data.read.messages import Message, as_text, content_text, requir
 from qdora_fast.data.read.reasoning import reasoning_text
 from qdora_fast.data.read.tool_calls import Tools, as_json, as_tool_calls, as_tools
 
-PLACEHOLDER_INPUT = re.compile(r"\s*(<?no\s?input>?|n/a|none|null)?\s*", re.IGNORECASE)
-PLACEHOLDER_OUTPUT = re.compile(r"\s*<?no\s?output>?\s*", re.IGNORECASE)
+PLACEHOLDER_INPUT = re.compile(r"(<?no\s?input>?|n/a|none|null)?", re.IGNORECASE)
+PLACEHOLDER_OUTPUT = re.compile(r"<?no\s?output>?", re.IGNORECASE)
 
 ROLES = {
     "system": ("system", "developer"),
@@ -190,7 +190,7 @@ def _question(row: Fields, prompt: str, extra: str | None) -> tuple[Message, lis
     instruction = required_text(row, prompt, reason="empty_prompt")
     value = row.get(extra) if extra else None
     given = as_text(value, extra or "")
-    if PLACEHOLDER_INPUT.fullmatch(given):
+    if PLACEHOLDER_INPUT.fullmatch(given.strip()):
         repairs = ["placeholder_input"] if given.strip() or value != value else []
         return {"role": "user", "content": instruction}, repairs
     content = f"{instruction}\n\n{given}"
@@ -199,7 +199,7 @@ def _question(row: Fields, prompt: str, extra: str | None) -> tuple[Message, lis
 
 def _answer(row: Fields, column: str) -> Message:
     answer = required_text(row, column, reason="empty_answer")
-    if PLACEHOLDER_OUTPUT.fullmatch(answer):
+    if PLACEHOLDER_OUTPUT.fullmatch(answer.strip()):
         raise RejectedRow("empty_answer", f"{column} is {answer.strip()!r}")
     return {"role": "assistant", "content": answer}
 

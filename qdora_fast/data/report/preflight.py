@@ -18,6 +18,7 @@ from qdora_fast.data.report.report import STEP_OF, DataReport, SourceReport, Unu
 from qdora_fast.data.report.thinking import ThinkingReport
 from qdora_fast.data.tokenize.render import Preview
 from qdora_fast.data.tokenize.templates import TemplateChoice
+from qdora_fast.system.visible import visible
 
 LONGEST_PIECE = 600
 FILES_SHOWN = 8
@@ -52,7 +53,7 @@ def format_preflight(
         lines.append(format_quality(report.quality))
     lines += [f"Note      {_short_places(note, report)}" for note in report.notes]
     lines += [f"Warning   {_short_places(warning, report)}" for warning in report.warnings]
-    return "\n".join([*lines, *_previews(previews, colour)])
+    return "\n".join([*map(visible, lines), *_previews(previews, colour)])
 
 
 def format_quality(quality: QualityReport) -> str:
@@ -194,10 +195,9 @@ def _tokens(report: TokenReport, rows: int, template: TemplateChoice, thinking: 
 def _previews(previews: Iterable[Preview], colour: bool) -> Iterator[str]:
     before, after = (GREEN, RESET) if colour else ("«", "»")
     for preview in previews:
-        yield f"\nRow {preview.source}; the marked part is learned:"
-        yield "".join(
-            f"{before}{_shortened(text)}{after}" if trained else _shortened(text) for text, trained in preview.pieces
-        )
+        yield f"\nRow {visible(preview.source)}; the marked part is learned:"
+        pieces = ((visible(_shortened(text)), trained) for text, trained in preview.pieces)
+        yield "".join(f"{before}{text}{after}" if trained else text for text, trained in pieces)
 
 
 def _shortened(text: str) -> str:

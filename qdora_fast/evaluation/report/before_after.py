@@ -53,7 +53,12 @@ def before_after(evaluation: Mapping[str, Any]) -> Iterator[Line]:
         figures = {**other, "difference": other.get("delta")} if isinstance(other, dict) else {}
         yield _line(f"{name} ({figures.get('metric')})", figures)
     answered = task.get("answered", task.get("n"))
-    for key, words in (("truncated", "answers cut at the limit"), ("empty", "empty answers")):
+    shares = {
+        "truncated": "answers cut at the limit",
+        "in_thought": "answers that ended within their reasoning",
+        "empty": "empty answers",
+    }
+    for key, words in shares.items():
         if part(task, key) and answered:
             yield _line(words, {"n": answered, **part(task, key)}, "rate", less_is_better=True)
 

@@ -130,6 +130,8 @@ def _introduction(parts: RunParts, kind: Kind) -> list[str]:
     if precision or parts.model.get("template"):
         template, computed = code(parts.model.get("template") or "unknown"), escaped(precision or "unknown")
         lines += [f"- trained in {computed}, with the chat template `{template}`, which lies beside the weights"]
+    if sentence := part(parts.data, "thinking").get("sentence"):
+        lines += [f"- thinking {escaped(sentence)}"]
     export = next((each for each in parts.exports if each["folder"] == kind), None)
     if export:
         into = "the original 16-bit weights" if export.get("merge_base") == "original16" else "the 4-bit weights"

@@ -34,7 +34,7 @@ from qdora_fast.system.errors import ConfigError, IntegrityError
 from qdora_fast.system.json_files import read_object
 
 _PACKED_STATE = re.compile(r"(?P<tensor>.+)\.quant_state\.bitsandbytes__(nf4|fp4)")
-_BLOCK_WEIGHT = re.compile(r".*\.\d+\..+\.weight")
+_BLOCK_WEIGHT = re.compile(r"(?>(?:[^.]*\.)+?\d+\.).+\.weight")
 
 
 @dataclass(frozen=True)

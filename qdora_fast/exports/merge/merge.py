@@ -170,8 +170,9 @@ def merged_config(model: MergedModel) -> dict[str, object]:
 
 def _skipped(name: str, packed: Collection[str]) -> str:
     """What names a dense weight's module: the stack of blocks it lies in, where nothing there is packed (a tower's)."""
-    stack = re.split(r"\.\d+\.", name, maxsplit=1)[0]
-    return name.removesuffix(".weight") if any(each.startswith(f"{stack}.") for each in packed) else stack
+    module = name.removesuffix(".weight")
+    stack = re.split(r"\.\d+\.", module, maxsplit=1)[0]
+    return module if any(each.startswith(f"{stack}.") for each in packed) else stack
 
 
 def _with_vocabulary(config: Mapping[str, Any], model: MergedModel) -> dict[str, Any]:

@@ -22,12 +22,14 @@ from typing import Any
 from torch import Tensor
 
 from qdora_fast.models.weights import TensorInfo, write_shard
-from qdora_fast.system.atomic import require_space
+from qdora_fast.system.atomic import MARK, is_ours, mark, require_space
 from qdora_fast.system.disk import disk_errors
-from qdora_fast.system.errors import IntegrityError
+from qdora_fast.system.errors import ConfigError, IntegrityError
 from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import sha256_of
 
+EXPORT = "export.json"
+"""In a folder whose proof has failed."""
 LEDGER = "written_shards.json"
 """Earlier versions wrote `finished.json`, the name of a run's end mark; what they left behind is written anew."""
 
@@ -54,6 +56,7 @@ def write_shards(
         The sha256 of every shard, and the names of those that were there already.
 
     Raises:
+        ConfigError: something that is not ours lies in the folder.
         DiskSpaceError: not enough room, before or meanwhile; finished shards stay for the next time.
     """
     tell = on_bytes or (lambda count: None)
@@ -137,9 +140,18 @@ def _give_up(folder: Path) -> None:
 
 def _tidy(folder: Path, finished: Collection[str]) -> None:
     """Make the folder, or remove all that an earlier process left in it but finished shards."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if (folder / MARK).is_file() and not is_ours(folder):
+        raise ConfigError(
+            f"{folder}: another process is writing it; name another output folder (if none is: remove {MARK} in it)"
+        )
+    known = any((folder / name).is_file() for name in (MARK, LEDGER, EXPORT))
+    if folder.is_symlink() or (folder.exists() and not (known or not any(folder.iterdir()))):
+        raise ConfigError(f"{folder}: is in the way, and was not made here; move it, or name another output folder")
+    folder.mkdir(exist_ok=True)
+    mark(folder)
     for path in folder.iterdir():
-        if path.name not in (*finished, LEDGER):
+        if path.name not in (*finished, LEDGER, MARK):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -215,6 +215,9 @@ def reopen(folder: Path, *, device: str, dtype: torch.dtype | None = None, **opt
         four_bit = set_repacking(module, False) is not None
         if four_bit and isinstance(chosen, torch.dtype):
             module.compute_dtype = module.weight.quant_state.dtype = chosen
+        elif isinstance(chosen, torch.dtype):  # beside 4-bit weights, a vision model's parts keep their own
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(chosen) if parameter.is_floating_point() else parameter.data
     return model.eval()
 
 

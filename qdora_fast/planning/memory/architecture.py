@@ -309,6 +309,7 @@ def _architecture(kind: str, block: Block, blocks: int, *, tied: bool) -> Archit
         experts=(),
         routed=frozenset(),
         bypassed={},
+        multiplied=(),
         other={},
         elsewhere=(),
         beside=(),

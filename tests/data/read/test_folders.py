@@ -9,7 +9,7 @@ import pytest
 from qdora_fast.config import DataSettings
 from qdora_fast.data.read.folders import check_split_of_file, folder_files
 from qdora_fast.data.read.sources import fingerprint, open_source
-from qdora_fast.system.errors import DataError
+from qdora_fast.system.errors import DataError, RefusedError
 
 SHARD = "-00000-of-00001-a09b74b3ef9c3b56.parquet"
 
@@ -114,3 +114,17 @@ def test_rows_to_hold_out_are_read_from_the_same_folder_and_have_a_fingerprint_o
     (row,) = open_source(own, held_out=True).rows()
     assert row.source == f"{tmp_path / 'test.jsonl'}:1"
     assert fingerprint(own, held_out=True) != fingerprint(settings.mixture[0])
+
+
+def test_links_among_rows_stay_in_their_folder(tmp_path: Path) -> None:
+    """A private file must not come into a run because a folder that was sent along links to it."""
+    private = tmp_path / "private.csv"
+    private.write_text("instruction,output\na,b\n", encoding="utf-8")
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "real.csv").write_text("instruction,output\nc,d\n", encoding="utf-8")
+    (rows / "same.csv").symlink_to("real.csv")
+    assert read(rows) == ["real.csv", "same.csv"]
+    (rows / "a.csv").symlink_to(private)
+    with pytest.raises(RefusedError, match=r"a\.csv: a link that leads out of .*; .* data\.sources"):
+        read(rows)

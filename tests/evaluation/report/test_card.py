@@ -109,6 +109,14 @@ def test_the_card_says_what_it_is_what_was_found_and_what_was_not(run: RunFolder
     assert "xformers" not in text
 
 
+def test_the_mode_of_thinking_is_told_with_what_other_servers_are_asked(run: RunFolder) -> None:
+    said = 'off: no row has reasoning. Ask other servers with "chat_template_kwargs": {"enable_thinking": false}'
+    run.write_json("data/report.json", data_report(thinking={"setting": "auto", "mode": "off", "sentence": said}))
+    assert f"- thinking {said}" in model_card(read_parts(run), kind="merged_16bit")
+    run.write_json("data/report.json", data_report(thinking="broken"))
+    assert "- thinking" not in model_card(read_parts(run), kind="merged_16bit")
+
+
 def test_the_limits_depend_on_what_was_trained_and_found(tmp_path: Path, run: RunFolder) -> None:
     assert "take no DoRA adapter" in card_of(run).text
     assert "take no DoRA adapter" not in card_of(run, "merged_16bit").text

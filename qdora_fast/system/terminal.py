@@ -1,0 +1,69 @@
+"""Foreign text on its way to a terminal: shown as text, never obeyed.
+
+A column's name, a template's error or a model's answer can hold escape sequences that move the cursor, rename the
+window or fill the clipboard, and marks of direction that make a line read otherwise than it is written. `visible` turns
+all of these into pictures. It stands at three doors: the message of every error, all strings that a console of ours
+prints, and standard output and error of the commands as the last net, tracebacks and other libraries included. There
+only a console of ours may style its text, and progress bars of libraries may move up a line.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from qdora_fast.system.visible import visible
+
+_BARS = re.compile(r"(?:\n|\x1b\[A)*")
+"""What tqdm writes to come from one of its bars to another; its bars begin with a carriage return."""
+
+
+class Terminal(Console):
+    """A rich console that prints strings as they are: no control character, markup or emoji code of theirs acts."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"highlight": False, "markup": False, "emoji": False, **options})
+
+    @property
+    def file(self) -> Any:
+        """Where it writes to: past the last net, since what styles its text is its own."""
+        stream = super().file
+        return getattr(stream, "styled", stream)
+
+    @file.setter
+    def file(self, stream: Any) -> None:
+        self._file = stream
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """As rich's, of text that cannot act."""
+        return super().render_str(visible(text), **how)
+
+
+class Guarded:
+    """A text stream that redacts what is written to it, text by text, and shows what would steer a terminal.
+
+    Attributes:
+        styled: the same for what a `Terminal` has rendered.
+    """
+
+    def __init__(self, stream: TextIO, redact: Any, *, styled: bool = False) -> None:
+        self._stream, self._redact, self._styled = stream, redact, styled
+        self.styled = self if styled else Guarded(stream, redact, styled=True)
+
+    def write(self, text: str) -> int:
+        """As a text stream's."""
+        shown = self._redact(text)
+        plain = self._styled or _BARS.fullmatch(shown)
+        self._stream.write(shown if plain else "\r".join(map(visible, shown.split("\r"))))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """As a text stream's."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
