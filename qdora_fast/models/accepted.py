@@ -33,6 +33,7 @@ def require_accepted(architecture: Architecture, targets: Targets, settings: Ada
     Raises:
         RefusedError: with their reason.
     """
+    _require_causal(architecture)
     _require_loss(architecture)
     _require_adapter(architecture, targets, settings)
 
@@ -66,6 +67,16 @@ def _require_adapter(architecture: Architecture, targets: Targets, settings: Ada
         raise RefusedError(
             f"PEFT would put adapters on other layers than asked for; the first that differs: {odd[0]}. Name the "
             "layers in adapter.target_modules"
+        )
+
+
+def _require_causal(architecture: Architecture) -> None:
+    """PaliGemma reads its prompt in both directions, EmbeddingGemma all: rows of text would show what they ask for."""
+    text = architecture.empty.config.get_text_config()
+    if getattr(text, "use_bidirectional_attention", None) in (True, "all"):
+        raise RefusedError(
+            f"a `{architecture.model_type}` model sees the tokens that follow (`use_bidirectional_attention` in its "
+            f"config.json), so that it would learn to copy them instead of saying them. {OTHER}"
         )
 
 

@@ -27,6 +27,7 @@ from qdora_fast.models.base_files import folder_of, require_fitting, require_sou
 from qdora_fast.models.few_bits import layers_in_16bit, require_16bit, require_usable
 from qdora_fast.models.model_class import auto_class
 from qdora_fast.models.new_tokens import grow_embeddings, open_wrappers, prepare_rows, token_indices
+from qdora_fast.models.stored_names import require_stored
 from qdora_fast.models.targets import (
     Architecture,
     Targets,
@@ -101,11 +102,14 @@ def check_base(name: str, model: ModelSettings, adapter: AdapterSettings, *, mer
 
     Raises:
         ConfigError: see `read_architecture`.
-        RefusedError: see `targets.choose_targets` and `accepted.require_accepted`.
+        RefusedError: see `targets.choose_targets`, `accepted.require_accepted` and `stored_names.require_stored`.
     """
     architecture = read_architecture(name, model, adapter, merge_base=merge_base)
     targets = choose_targets(architecture, adapter)
     require_accepted(architecture, targets, adapter)
+    require_stored(name, model.revision, targets.modules)
+    if model.base_16bit:
+        require_stored(model.base_16bit, None, targets.modules)
     kept = layers_in_16bit(name, _read_config(name, model.revision).to_dict(), targets.modules)
     if not kept:
         return targets

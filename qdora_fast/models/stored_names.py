@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from qdora_fast.models.base_files import folder_of, shard_names
 from qdora_fast.models.model_class import empty_model
 from qdora_fast.models.weights import WeightFolder
-from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.errors import ConfigError, QdoraError, RefusedError
 from qdora_fast.system.remote_code import remote_code_allowed
 
 
@@ -33,6 +34,34 @@ def open_weights(folder: Path, needed: Iterable[str]) -> WeightFolder:
     if all(name in files.infos for name in needed):
         return files
     return WeightFolder(folder, names=_names_in_model(folder, files.infos.keys()))
+
+
+def require_stored(name: str, revision: str | None, modules: Iterable[str]) -> None:
+    """Refuse layers that no export could hold: Transformers makes their weights of other tensors while it loads.
+
+    Nothing is asked of a hub's model that is not downloaded yet.
+
+    Raises:
+        RefusedError: the weight of one of `modules` is no tensor of its own.
+    """
+    folder = folder_of(name, revision)
+    if folder is None or not all((folder / each).is_file() for each in _shards(folder)):
+        return
+    needed = [f"{module}.weight" for module in modules]
+    found = open_weights(folder, needed).infos
+    if missing := [each for each in needed if each not in found]:
+        raise RefusedError(
+            f"`{name}`: {len(missing)} of the layers to adapt (first {missing[0].removesuffix('.weight')}) are no "
+            "tensors of their own in its files, so that no export could hold what is trained. Leave them out of "
+            "adapter.target_modules, or take a checkpoint that stores them"
+        )
+
+
+def _shards(folder: Path) -> list[str]:
+    try:
+        return shard_names(folder)
+    except QdoraError:
+        return ["not there"]
 
 
 def _names_in_model(folder: Path, stored: Collection[str]) -> dict[str, str]:

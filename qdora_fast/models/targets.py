@@ -233,7 +233,7 @@ def choose_targets(architecture: Architecture, settings: AdapterSettings) -> Tar
     blocks = f"blocks {settings.layers} of {architecture.blocks}" if layers else f"all {architecture.blocks} blocks"
     summary = f"{len(modules)} linear layers ({', '.join(wanted)}) in {blocks}"
     summary = "; ".join([summary, *_left_out(architecture, settings, wanted)])
-    return Targets(wanted, modules, layers, summary, architecture.beside)
+    return Targets(wanted, modules, layers, summary, beside=architecture.beside)
 
 
 def _leaves(names: Iterable[str]) -> tuple[str, ...]:

@@ -15,8 +15,9 @@ from tiny_checkpoints import save_base
 
 from qdora_fast.models import stored_names
 from qdora_fast.models.model_class import auto_class
-from qdora_fast.models.stored_names import open_weights
+from qdora_fast.models.stored_names import open_weights, require_stored
 from qdora_fast.models.weights import WeightFolder
+from qdora_fast.system.errors import RefusedError
 
 RENAMED = ["gemma3-vl", "mistral3-vl"]
 AS_STORED = ["qwen3_5-vl", "qwen3_vl", "gemma4-vl", "smolvlm"]
@@ -93,6 +94,16 @@ def test_what_the_model_does_not_open_keeps_its_name(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file({**load_file(file), "mtp.layers.0.weight": torch.zeros(2, 2)}, file, metadata={"format": "pt"})
     assert "mtp.layers.0.weight" in _values_are_the_models(tmp_path).infos
+
+
+def test_layers_that_are_made_of_others_are_refused_before_training(tmp_path: Path) -> None:
+    save_base(tmp_path, shard_size="1GB")
+    layer = "model.layers.1.mlp.up_proj"
+    require_stored(str(tmp_path), None, [layer])
+    _rename(tmp_path, lambda name: name.replace(layer, "model.layers.1.mlp.packed"))
+    with pytest.raises(RefusedError, match=rf"1 of the layers to adapt \(first {layer}\)"):
+        require_stored(str(tmp_path), None, [layer, "model.layers.0.mlp.up_proj"])
+    require_stored("a-hub/model-that-is-not-here", None, [layer])
 
 
 def test_without_a_model_names_are_the_files(tmp_path: Path) -> None:

@@ -23,9 +23,7 @@ from qdora_fast.system.errors import RefusedError
 from qdora_fast.system.run_folder import RunFolder
 
 PROCESSOR = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-SLOW = [
-    *("qwen3_5-vl", "qwen3_vl", "qwen2_5_vl", "gemma4-vl", "mistral3-vl", "smolvlm"),
-]
+SLOW = ("qwen3_5-vl", "qwen3_vl", "qwen2_5_vl", "gemma4-vl", "mistral3-vl", "smolvlm")
 
 
 def _saved(family: str, folder: Path) -> Path:
@@ -82,10 +80,21 @@ def test_from_the_config_to_the_export_and_a_chat(family: str, tiny_config: Any,
         assert chat.source.vocabulary.encode("a").ids
 
 
+@pytest.mark.exhaustive
 def test_after_training_on_16_bits_the_language_part_alone_is_packed(tiny_config: Any, tmp_path: Path) -> None:
     run = _run(tiny_config, _saved("gemma3-vl", tmp_path / "base"), adapter={"method": "dora", "r": 4, "alpha": 8})
     report = export(run, to="merged_4bit_forced")
     assert report["proof"]["passed"] and report["proof"]["weights"]["packed"] == 14
+
+
+@pytest.mark.exhaustive
+def test_tokens_are_trained_where_the_whole_config_ties_the_head(tiny_config: Any, tmp_path: Path) -> None:
+    """Of this family the config as a whole says that head and embeddings are one, its text section the contrary."""
+    base = _saved("mistral3-vl", tmp_path / "base")
+    run = _run(tiny_config, base, adapter={"trainable_tokens": [5, 6], "r": 4, "alpha": 8})
+    report = export(run)
+    assert report["proof"]["passed"] and report["proof"]["weights"]["tokens"] == 2
+    assert _hashes(base).keys() == _hashes(Path(report["path"])).keys()
 
 
 def test_an_adapter_of_the_tower_is_refused_and_ones_of_the_language_part_is_taken(

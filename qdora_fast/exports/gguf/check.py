@@ -15,7 +15,10 @@ from typing import Any
 
 from qdora_fast.data.tokenize.chat_text import templates_of
 from qdora_fast.data.tokenize.vocabulary import adds_bos
-from qdora_fast.models.weights import WeightFolder
+from qdora_fast.models.model_class import empty_model
+from qdora_fast.models.stored_names import open_weights
+from qdora_fast.models.targets import beside
+from qdora_fast.models.weights import TensorInfo, WeightFolder
 from qdora_fast.system.errors import ProofError
 from qdora_fast.system.json_files import read_object
 
@@ -43,8 +46,8 @@ class GgufFacts:
 
 def expected_facts(merged: Path, tokenizer: Any, kind: str) -> GgufFacts:
     """Read off a merged model's folder and the run's tokenizer."""
-    config = read_object(merged / "config.json")
-    infos = WeightFolder(merged).infos.values()
+    config = text_section(merged)
+    infos = _language_part(merged)
     named = templates_of(tokenizer)
     return GgufFacts(
         kind=kind,
@@ -56,6 +59,30 @@ def expected_facts(merged: Path, tokenizer: Any, kind: str) -> GgufFacts:
         adds_bos=adds_bos(tokenizer),
         more_templates=named,
     )
+
+
+def text_section(merged: Path) -> dict[str, Any]:
+    """What config.json says of the language model."""
+    config = read_object(merged / "config.json")
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
+
+
+def sees(merged: Path) -> bool:
+    """Whether it is a vision model, of which llama.cpp converts the language part."""
+    return text_section(merged) != read_object(merged / "config.json")
+
+
+def _language_part(merged: Path) -> list[TensorInfo]:
+    """The tensors that the converter takes: it leaves towers and projectors for a file of their own (`--mmproj`)."""
+    if not sees(merged):
+        return list(WeightFolder(merged).infos.values())
+    from transformers import AutoConfig
+
+    model = empty_model(AutoConfig.from_pretrained(str(merged), local_files_only=True))
+    weights = open_weights(merged, (name for name, _ in model.named_parameters()))
+    outside = tuple(f"{part}." for part in beside(model))
+    return [info for name, info in weights.infos.items() if not name.startswith(outside)]
 
 
 def check(file: Path, wanted: GgufFacts) -> list[dict[str, Any]] | None:

@@ -24,6 +24,10 @@ from qdora_fast.system.run_folder import RunFolder, write_json
 
 DEFAULT_TYPE = "q8_0"
 CHECKED = "form and tokens were checked, the values of the weights were not: they are llama.cpp's work"
+WITHOUT_TOWER = (
+    "the GGUF holds the language part alone, which is what was trained; for images, llama.cpp's convert_hf_to_gguf.py "
+    "makes the other part of the same folder with --mmproj"
+)
 NOT_CHECKED = "not checked: that needs the reader, `pip install gguf`"
 
 
@@ -76,6 +80,8 @@ def export_gguf(
     }
     if made["merge_base"] == "dequant4":
         console.note("dequant4 carries the 4-bit noise of training into the file; original16 is the better start")
+    if check.sees(merged):
+        console.note(WITHOUT_TOWER)
     if tools is None:
         console.note("no GGUF was made: name a llama.cpp checkout by --llama-cpp DIR, or run these commands")
         return {**report, "commands": checkout.printed(merged, file, kind, name)}
@@ -122,7 +128,7 @@ def _convert(
         other.unlink()
     report["proof"] = _proof(check.check(file, wanted))
     stops = read_run_info(folder).stop_ids
-    most: Any = read_object(merged / "config.json").get("max_position_embeddings", longest_row)
+    most: Any = check.text_section(merged).get("max_position_embeddings", longest_row)
     text = modelfile(file.name, tokenizer, stops, longest_row=longest_row, most_positions=most)
     (staging / "Modelfile").write_text(text, encoding="utf-8")
     report |= {

@@ -202,8 +202,8 @@ def judge(
 def _sharing(model: Any, layer: str) -> list[str]:
     """The layer, and the head where it has no weights of its own."""
     modules = {id(module): name for name, module in model.named_modules()}
-    head, tied = model.get_output_embeddings(), model.config.get_text_config().tie_word_embeddings
-    return [layer, modules[id(head)]] if tied and head is not None else [layer]
+    head = modules.get(id(model.get_output_embeddings()))
+    return [layer, head] if head is not None and f"{head}.weight" in model.all_tied_weights_keys else [layer]
 
 
 def _with_rows(rows: Mapping[int, Tensor]) -> Linear:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qdora_fast.exports.gguf.check import GgufFacts, check
+from qdora_fast.exports.gguf.check import GgufFacts, check, expected_facts, sees
+from qdora_fast.models.weights import WeightFolder
 
 
 @pytest.fixture
@@ -37,3 +39,15 @@ def test_each_of_several_chat_templates_must_be_there(file: Path) -> None:
     for wrong in ({"tool_use": "c"}, {}, {"tool_use": "b", "rag": "c"}):
         failed = [each for each in check(file, replace(wanted, more_templates=wrong)) or [] if not each["passed"]]
         assert [each["words"] for each in failed] == ["chat template: not the run's"]
+
+
+def test_of_a_vision_model_the_language_part_is_expected(tmp_path: Path) -> None:
+    from families import save_family
+    from transformers import AutoTokenizer
+
+    save_family("gemma3-vl", tmp_path)
+    wanted = expected_facts(tmp_path, AutoTokenizer.from_pretrained(tmp_path), "q8_0")
+    stored = WeightFolder(tmp_path).infos.values()
+    language = sum(math.prod(info.shape) for info in stored if info.name.startswith("language_model."))
+    assert (wanted.blocks, wanted.width, wanted.weights) == (2, 128, language)
+    assert sees(tmp_path)
