@@ -6,7 +6,9 @@ the source of the values is returned with them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,16 +53,23 @@ def sizes_of(values: Mapping[str, Any], name: str | None = None, revision: str |
         return sizes
     if not values.get("model_type") and not values.get("auto_map"):
         raise CannotEstimate("cannot estimate: the base's config.json names no `model_type`")
+    return _built(json.dumps(values, sort_keys=True), name, revision, remote_code_allowed())
+
+
+@lru_cache(maxsize=32)
+def _built(described: str, name: str | None, revision: str | None, own_code: bool) -> Sizes:
+    """Once for the same values: a run asks several times, and a list of presets has several of one base."""
     open_backend()  # a run that follows in this process needs it before transformers
     from transformers import AutoConfig
 
     from qdora_fast.planning.memory.built import built_sizes
 
+    values = json.loads(described)
     with foreign_files("config", name or str(values["model_type"]), revision):
         if name is None:
             model_config = AutoConfig.for_model(**values)
         else:
-            model_config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
+            model_config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=own_code)
     return built_sizes(model_config, values)
 
 

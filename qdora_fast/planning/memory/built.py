@@ -49,6 +49,7 @@ def built_sizes(model_config: Any, values: Mapping[str, Any]) -> Sizes:
         what = "decoder blocks" if head is not None else "output head"
         raise CannotEstimate(f"cannot estimate: this `{model_config.model_type}` model has no {what}")
     hidden = _first(text, "hidden_size") or int(embeddings.weight.shape[-1])
+    text["hidden_size"], experts = hidden, frozenset(architecture.experts)
     heads = _first(text, "num_attention_heads", "n_head", "num_heads") or 1
     stored = few_bits_of(values)
     skipped = [*(stored.left_out if stored else LEFT_DENSE), *(model._keep_in_fp32_modules or ()), *architecture.beside]
@@ -63,7 +64,7 @@ def built_sizes(model_config: Any, values: Mapping[str, Any]) -> Sizes:
         heads=heads,
         kv_heads=_first(text, "num_key_value_heads", "num_kv_heads") or heads,
         head_width=_first(text, "head_dim") or max(1, hidden // heads),
-        stack=tuple(_block(each, names[id(each)], text, hidden, skipped, index) for index, each in enumerate(stack)),
+        stack=tuple(_block(each, names[id(each)], text, skipped, experts) for each in stack),
         embedding_values=_count(embeddings, set()),
         head_values=_count(head, shared),
         outside_values=_count(decoder, apart) - sum(each.values + each.rows * each.bias for each in outside),
@@ -80,15 +81,21 @@ def built_sizes(model_config: Any, values: Mapping[str, Any]) -> Sizes:
     )
 
 
-def _block(block: Any, name: str, text: Mapping[str, Any], hidden: int, skipped: list[str], index: int) -> Block:
+def _block(block: Any, name: str, text: Mapping[str, Any], skipped: list[str], experts: frozenset[str]) -> Block:
+    """The block of this full name.
+
+    Args:
+        experts: full names of modules.
+    """
     from torch import nn
 
+    hidden, index = text["hidden_size"], int(name.rpartition(".")[2])
     linears = tuple(_linears(block, name, skipped, leave_out=set()))
     convolutions = [module for module in block.modules() if isinstance(module, nn.Conv1d)]
     packed = {
         id(weight): weight
-        for module in block.modules()
-        if not isinstance(module, nn.Conv1d) and any(weight.dim() == 3 for weight in module.parameters(recurse=False))
+        for path, module in block.named_modules()
+        if f"{name}.{path}" in experts and any(weight.dim() == 3 for weight in module.parameters(recurse=False))
         for weight in module.parameters(recurse=False)
     }
     norms = [
