@@ -35,7 +35,7 @@ OWNERS = {
     "unsloth": {"models.backend"},
     "unsloth_zoo": set(),
     "click": {"cli"},
-    "pydantic": {"config", "recipes.fuse", "data", "evaluation"},
+    "pydantic": {"config", "recipes.fuse", "data", "evaluation", "inference.request"},
     "ruamel": {"config.yaml"},
     "trl": {"training.trainer"},
     "bitsandbytes": {"models", "training.optimizer", "recipes.doctor", "exports", "engine"},

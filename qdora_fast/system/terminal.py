@@ -35,6 +35,7 @@ class Terminal(Console):
 
     @file.setter
     def file(self, stream: Any) -> None:
+        """As rich's."""
         self._file = stream
 
     def render_str(self, text: str, **how: Any) -> Text:

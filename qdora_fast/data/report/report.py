@@ -197,8 +197,6 @@ class DataReport:
             "contamination": {"found": self.duplicates.contaminated, "similarity": self.duplicates.similarity},
             "quality": self.quality.as_json() if self.quality else None,
         }
-        if self.thinking is None:
-            del plain["thinking"]
         plain["split"]["strata"] = {value: sides for value, *sides in self.split.strata} or None
         if self.duplicate_ids:
             plain["duplicate_ids"] = dict(zip(("column", "count", "examples"), self.duplicate_ids, strict=True))
