@@ -59,6 +59,21 @@ class _Message(BaseModel):
     reasoning_content: _Text | None = None
 
 
+class _ToolFunction(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    name: _Text
+    description: _Text | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class _Tool(BaseModel):
+    """A function that the model may call."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    type: Literal["function"] = "function"
+    function: _ToolFunction
+
+
 class Request(BaseModel):
     """What a request may hold. None: not said."""
 
@@ -74,7 +89,7 @@ class Request(BaseModel):
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: Annotated[str, Field(min_length=1, max_length=1000)] | list[Annotated[str, Field(min_length=1)]] | None = None
     stream: bool = False
-    tools: list[dict[str, Any]] | None = None
+    tools: list[_Tool] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None

@@ -13,6 +13,7 @@ What this is not: a server for production. One request is answered after the oth
 from __future__ import annotations
 
 import asyncio
+import copy
 import errno
 import importlib.util
 import ipaddress
@@ -133,7 +134,6 @@ async def _as_openai(_: Any, error: Any) -> Any:
 def _manager(chat_model: ChatModel) -> Any:
     """The server's keeper of models, keeping the one we have."""
     from transformers.cli.serving.model_manager import ModelManager
-    from transformers.cli.serving.utils import Modality
 
     class OneModel(ModelManager):
         """Loads nothing and forgets nothing."""
@@ -148,31 +148,22 @@ def _manager(chat_model: ChatModel) -> Any:
         def load_model_and_processor(self, *_: Any, **__: Any) -> tuple[Any, Any]:
             return chat_model.model, chat_model.source.vocabulary.tokenizer
 
-        def get_model_modality(self, *_: Any, **__: Any) -> Any:
-            return Modality.LLM  # text alone, whatever the base could see
-
         def get_gen_models(self) -> list[dict[str, Any]]:
             return [{"id": chat_model.source.name, "object": "model", "created": 0, "owned_by": "qdora_fast"}]
 
     return OneModel()
 
 
-class _Rendered:
-    """A tokenizer that has rendered its conversation already."""
+def _rendered(tokenizer: Any, ids: list[int]) -> Any:
+    """The tokenizer, which has rendered its conversation already: to these tokens."""
+    import torch
+    from transformers import BatchEncoding
 
-    def __init__(self, tokenizer: Any, ids: list[int]) -> None:
-        self._given, self._ids = tokenizer, ids
-
-    def apply_chat_template(self, *_: Any, **__: Any) -> Any:
-        """The tokens that were made for this request."""
-        import torch
-        from transformers import BatchEncoding
-
-        ids = torch.tensor([self._ids])
-        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._given, name)
+    tokens = torch.tensor([ids])
+    made = BatchEncoding({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
+    other = copy.copy(tokenizer)
+    other.apply_chat_template = lambda *_, **__: made
+    return other
 
 
 def _handler(source: Source, manager: Any, state: Any) -> Any:
@@ -218,7 +209,7 @@ def _handler(source: Source, manager: Any, state: Any) -> Any:
 
         def _resolve_model(self, body: dict[str, Any]) -> tuple[str, Any, Any]:
             name, model, tokenizer = super()._resolve_model(body)
-            return name, model, _Rendered(tokenizer, prompt.get())
+            return name, model, _rendered(tokenizer, prompt.get())
 
         def _build_generation_config(self, body: dict[str, Any], *args: Any, **options: Any) -> Any:
             made = super()._build_generation_config({**body, "logit_bias": None}, *args, **options)

@@ -91,7 +91,8 @@ def loads_class(model_class: type[Any], skipped: Sequence[str]) -> Iterator[None
         def from_pretrained(name: str, **options: Any) -> Any:
             if (quantization := options.get("quantization_config")) is not None:
                 quantization.llm_int8_skip_modules = [*quantization.llm_int8_skip_modules, *skipped]
-            return model_class.from_pretrained(name, **options)
+            trusted = options.pop("trust_remote_code", False)
+            return model_class.from_pretrained(name, trust_remote_code=trusted, **options)
 
     usual = transformers.AutoModelForCausalLM
     transformers.AutoModelForCausalLM = Published

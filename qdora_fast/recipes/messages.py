@@ -158,7 +158,7 @@ def finished(folder: RunFolder) -> None:
     """Where everything is, and what to do next."""
     merged, completions = folder.path / "merged_16bit", folder.evaluation / "completions.html"
     console.print()
-    if merged.is_dir():
+    if (merged / "config.json").is_file():
         published: Any = read_object(merged / "config.json").get("architectures") or ["ForCausalLM"]
         opener = "AutoModelForCausalLM" if "ForCausalLM" in published[0] else published[0]
         console.print(f"merged model  {merged}  (load it with {opener})")

@@ -54,6 +54,9 @@ CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{
         ("logit_bias", {"-1": 1}),
         ("tools", "x"),
         ("tools", [1]),
+        ("tools", [{}]),
+        ("tools", [{"function": 1}]),
+        ("tools", [{"type": "web_search"}]),
         ("tool_choice", "required"),
         ("n", 2),
         ("logprobs", True),
@@ -72,7 +75,7 @@ def test_deep_requests_are_refused() -> None:
     for _ in range(200):
         deep = {"x": deep}
     with pytest.raises(ConfigError, match="levels"):
-        read_request({**ASK, "tools": [deep]})
+        read_request({**ASK, "tools": [{"function": {"name": "f", "parameters": deep}}]})
 
 
 def test_an_ordinary_request_goes_on_as_it_is() -> None:

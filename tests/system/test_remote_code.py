@@ -140,6 +140,6 @@ def test_every_loader_of_the_package_is_told() -> None:
     told = {name: given for name, given in calls.items() if name.endswith((".from_pretrained", ".from_config"))}
     configs = ("LoraConfig.from_pretrained", "GenerationConfig.from_pretrained", "PeftModel.from_pretrained")
     assert not [name for name, given in told.items() if "trust_remote_code" not in given and not name.endswith(configs)]
-    weights = ("AutoModelForCausalLM.from_pretrained", "FastLanguageModel.from_pretrained")
+    weights = ("auto_class(described).from_pretrained", "FastLanguageModel.from_pretrained")
     assert not [name for name, given in told.items() if name.endswith(weights) and "use_safetensors" not in given]
     assert sum(name.endswith(weights) for name in told) >= 4

@@ -21,6 +21,7 @@ from qdora_fast.models.targets import beside
 from qdora_fast.models.weights import TensorInfo, WeightFolder
 from qdora_fast.system.errors import ProofError
 from qdora_fast.system.json_files import read_object
+from qdora_fast.system.remote_code import remote_code_allowed
 
 MAGIC = b"GGUF"
 UNREADABLE = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, OSError)
@@ -79,7 +80,9 @@ def _language_part(merged: Path) -> list[TensorInfo]:
         return list(WeightFolder(merged).infos.values())
     from transformers import AutoConfig
 
-    model = empty_model(AutoConfig.from_pretrained(str(merged), local_files_only=True))
+    model = empty_model(
+        AutoConfig.from_pretrained(str(merged), local_files_only=True, trust_remote_code=remote_code_allowed())
+    )
     weights = open_weights(merged, (name for name, _ in model.named_parameters()))
     outside = tuple(f"{part}." for part in beside(model))
     return [info for name, info in weights.infos.items() if not name.startswith(outside)]
