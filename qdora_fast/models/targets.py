@@ -255,7 +255,7 @@ def _left_out(architecture: Architecture, settings: AdapterSettings, wanted: Seq
         bits = f", {count / 1e9:.3g} B parameters of them in 16 bits" if settings.quantized and count else ""
         yield f"experts and routers stay as they are{bits}"
     if architecture.beside:
-        yield f"{', '.join(architecture.beside)} stay as they are: text alone is trained"
+        yield f"left alone: {', '.join(architecture.beside)}; text alone is trained"
 
 
 def _nothing_to_adapt(architecture: Architecture) -> str:

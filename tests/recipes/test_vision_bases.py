@@ -50,7 +50,7 @@ def test_from_the_config_to_the_export_and_a_chat(family: str, tiny_config: Any,
     base = _saved(family, tmp_path / "base")
     run = _run(tiny_config, base)
     said = capsys.readouterr().err
-    assert said.count("stay as they are: text alone is trained") == 1
+    assert said.count("; text alone is trained") == 1
     assert "evaluation failed" not in said
 
     adapted = read_adapter(run.adapter).modules
