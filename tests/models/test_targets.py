@@ -100,7 +100,7 @@ def test_of_a_vision_model_the_language_part_alone_is_adapted(vision: Architectu
     assert all(name.startswith("model.language_model.layers.") for name in targets.modules)
     assert vision.tied  # as the whole config says
     assert targets.beside == ("model.vision_tower", "model.multi_modal_projector")
-    assert "model.vision_tower, model.multi_modal_projector stay as they are" in targets.summary
+    assert "left alone: model.vision_tower, model.multi_modal_projector; text alone is trained" in targets.summary
 
 
 def test_blocks_can_be_chosen_in_a_vision_model(vision: Architecture) -> None:
