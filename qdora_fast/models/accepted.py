@@ -96,15 +96,16 @@ def _require_loss(architecture: Architecture) -> None:
             raise RefusedError(
                 f"`{type(part).__name__}` takes no `{missing[0]}`, which TRL's trainer hands to every model. {OTHER}"
             )
-    if odd := _own_logits(model, head, backbone):
+    if odd := _own_logits(copy.deepcopy(model).float()):  # where no cast makes other values of the same ones
         raise RefusedError(
             f"TRL's loss of a `{kind}` model is not the model's own: {odd}, of which TRL knows nothing. {OTHER}"
         )
 
 
-def _own_logits(model: Any, head: Any, backbone: Any) -> str | None:
-    """What the model does to its logits and TRL's loss does not; None if nothing is seen."""
+def _own_logits(model: Any) -> str | None:
+    """What the model, in fp32, does to its logits and TRL's loss does not; None if nothing is seen."""
     seen: dict[str, Any] = {}
+    head, backbone = model.get_output_embeddings(), model.base_model
 
     def below(_: Any, __: Any, outputs: Any) -> None:
         seen["below"] = getattr(outputs, "last_hidden_state", None)

@@ -73,16 +73,17 @@ def require_space(folder: Path, needed: int) -> None:
 
 def mark(folder: Path) -> None:
     """Say that a folder is unfinished and this process'."""
-    (folder / MARK).write_text(str(os.getpid()), encoding="utf-8")
+    (folder / MARK).write_text(_identity(os.getpid()), encoding="utf-8")
 
 
 def is_ours(folder: Path) -> bool:
     """Whether a folder under a passing name may be emptied: marked, and by no other process that still lives."""
     try:
-        owner = int((folder / MARK).read_text(encoding="utf-8"))
+        owner = (folder / MARK).read_text(encoding="utf-8")
+        process = int(owner.partition(" ")[0])
     except (OSError, ValueError):
         return False
-    return not folder.is_symlink() and (owner == os.getpid() or not _lives(owner))
+    return not folder.is_symlink() and (process == os.getpid() or owner != _identity(process))
 
 
 def publish(staging: Path, out: Path) -> None:
@@ -142,14 +143,16 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lives(process: int) -> bool:
+def _identity(process: int) -> str:
+    """A process' id and when it started, since ids are used again; the id alone where it has ended."""
+    import psutil
+
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        pass
-    return True
+        found = psutil.Process(process)
+        ended = found.status() == psutil.STATUS_ZOMBIE
+        return str(process) if ended else f"{process} {found.create_time():.2f}"
+    except psutil.Error:
+        return str(process)
 
 
 def _flush(path: Path) -> None:

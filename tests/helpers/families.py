@@ -124,6 +124,7 @@ _MLA = {
     "num_key_value_heads": 4,
     "head_dim": 32,
 }
+_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]}}
 _QWEN_TOWER = {
     "depth": 2,
     "hidden_size": 64,
@@ -228,7 +229,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         {**_QWEN_TOWER, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
         **_QWEN_TOKENS,
     ),
-    "qwen2_5_vl": _vision("qwen2_5_vl", {}, {**_QWEN_TOWER, "fullatt_block_indexes": [1]}, **_QWEN_TOKENS),
+    "qwen2_5_vl": _vision("qwen2_5_vl", _MROPE, {**_QWEN_TOWER, "fullatt_block_indexes": [1]}, **_QWEN_TOKENS),
     "gemma3-vl": _vision(
         "gemma3",
         {"head_dim": 32, **_SLIDING},

@@ -30,7 +30,7 @@ BESIDE_EXPERTS = {
 }
 BYPASSED = ("granite4-h", "falcon_h1", "bamba", "nemotron_h", "mamba2", "granite4-h-moe")
 """Families whose Mamba layers hand the weight of out_proj to a kernel."""
-REFUSED = ("gpt2",)
+REFUSED = ("gpt2", "mamba")
 IN_EVERY_TEST = ("granite4-h", "smollm3", "gemma3-vl")
 CONFIG = """
 run: {{dir: {folder}/runs, name: family}}

@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -58,7 +59,7 @@ def test_a_folder_of_ones_own_under_a_passing_name_stays(tmp_path: Path, ending:
 
 def test_a_link_under_a_passing_name_is_not_followed(tmp_path: Path) -> None:
     own = _own(tmp_path / "own")
-    (own / MARK).write_text(str(_dead()))
+    (own / MARK).write_text(f"{_dead()} 1.00")
     for ending in ("incomplete", "replaced"):
         (tmp_path / f"out.{ending}").symlink_to(own)
     for _ in range(2):
@@ -77,10 +78,28 @@ def test_a_checkpoint_beside_somebody_elses_folder_is_removed_alone(tmp_path: Pa
 def test_what_another_process_builds_is_not_touched(tmp_path: Path) -> None:
     theirs = tmp_path / "out.incomplete"
     theirs.mkdir()
-    (theirs / MARK).write_text(str(os.getppid()))
+    (theirs / MARK).write_text(f"{os.getppid()} {psutil.Process(os.getppid()).create_time():.2f}")
     with staged_folder(tmp_path / "out") as folder:
         assert folder != theirs
     assert names(theirs) == [MARK] and names(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("started", [1.0, None])
+def test_a_process_that_has_ended_owns_nothing(tmp_path: Path, started: float | None) -> None:
+    """Its id may belong to another process by now, or to what is left of it until its parent looks."""
+    child = subprocess.Popen(["sleep", "60"])
+    born = started or psutil.Process(child.pid).create_time()
+    if started is None:
+        child.kill()
+        while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+            pass
+    theirs = tmp_path / "out.incomplete"
+    theirs.mkdir()
+    (theirs / MARK).write_text(f"{child.pid} {born:.2f}")
+    with staged_folder(tmp_path / "out") as folder:
+        assert folder == theirs
+    child.kill()
+    child.wait()
 
 
 def test_no_mark_stays_in_what_is_published(tmp_path: Path) -> None:
@@ -117,7 +136,7 @@ def test_replacing_needs_to_be_asked_for(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out.incomplete").mkdir()
     (tmp_path / "out.incomplete" / "stale").write_text("from a killed process")
-    (tmp_path / "out.incomplete" / MARK).write_text(str(_dead()))
+    (tmp_path / "out.incomplete" / MARK).write_text(f"{_dead()} 1.00")
     with pytest.raises(ConfigError, match="already exists"), staged_folder(tmp_path / "out"):
         raise AssertionError("must not get here")
     with staged_folder(tmp_path / "out", overwrite=True) as folder:

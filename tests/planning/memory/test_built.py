@@ -27,7 +27,7 @@ from qdora_fast.recipes.auto import job_settings
 from qdora_fast.system.errors import ConfigError, RefusedError
 
 FEW = ("smollm3", "gemma4-text", "qwen3_5-vl", "falcon_h1", "gpt_oss")
-MANY = tuple(name for name in FAMILIES if name not in (*FEW, "gpt2", "mamba2"))
+MANY = tuple(name for name in FAMILIES if name not in (*FEW, "gpt2", "mamba", "mamba2"))
 IN_THE_TABLE = ("llama", "qwen3", "granite", "gemma3-1b", "phi4-mini")
 LOADED = ("gemma4-text", "qwen3_5-vl")
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
