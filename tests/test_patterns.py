@@ -31,7 +31,8 @@ FASTEST = 0.02
 ANCHORED = {
     *("config.code._FUNCTION", "config.code._MODULE", "data.clean.filters._FILLER", "models.base_files._PACKED_PART"),
     *("data.clean.filters._LIST_LINE", "exports.merge.base._PACKED_STATE", "models.adapter._LORA_KEY"),
-    *("exports.merge.base._BLOCK_WEIGHT",),
+    *("exports.merge.base._BLOCK_WEIGHT", "data.tokenize.modes._HALF", "data.tokenize.modes._SPELLED"),
+    *("data.clean.filters._WHOLE", "evaluation.auto._NUMBER", "data.read.detection.WRITTEN_TURNS"),
 }
 """Used with match or fullmatch alone, so that they are tried at the start of a text and nowhere else."""
 
