@@ -23,6 +23,9 @@ WITHOUT_EFFECT = (
 )
 """Fields of OpenAI's API that a client may send and that change nothing here."""
 
+COLDEST = 1e-6
+"""Temperatures below are greedy: scores divided by them would overflow."""
+
 _Text = Annotated[str, Field(max_length=2**24)]
 
 
@@ -141,6 +144,8 @@ def read_request(body: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]
     taken = request.model_dump(exclude_none=True, exclude=said)
     if taken.pop("tool_choice", None) == "none" or not taken.get("tools"):  # [] would choose the template for tools
         taken.pop("tools", None)
+    if taken.get("temperature", 1) < COLDEST:
+        taken["temperature"] = 0.0
     for message in taken["messages"]:
         _with_objects(message)
     return taken, idle
