@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -101,6 +102,24 @@ def alive_after_forward(model: Any, dtype: torch.dtype, *, tokens: int = TOKENS)
     total = sum(storage.nbytes() for address, storage in storages.items() if address not in known)
     states.float().sum().backward()
     return total
+
+
+def distinct_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the distinct storages of some tensors."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def stored_parts(parameter: Tensor) -> Iterator[Tensor]:
+    """A parameter's own tensor and, in 4 bits, those of its scales."""
+
+    class Alone:
+        def parameters(self) -> list[Tensor]:
+            return [parameter]
+
+        def buffers(self) -> list[Tensor]:
+            return []
+
+    return persistent(Alone())
 
 
 class _Held:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,8 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, IMAGES, family_config, save_family
-from small_models import alive_after_forward, quantize_with_bias
-from torch import Tensor
+from small_models import alive_after_forward, distinct_bytes, quantize_with_bias, stored_parts
 
-from benchmarks.engine.footprint import persistent
 from qdora_fast.config import AdapterSettings, ModelSettings, TrainSettings
 from qdora_fast.config.loader import make_config
 from qdora_fast.models.loading import attach, check_base, load_base, parameter_report
@@ -90,28 +87,12 @@ def test_base_and_adapter_take_what_is_really_loaded(family: str, tmp_path: Path
     adapter = AdapterSettings.model_validate({"target_modules": BESIDE_EXPERTS.get(family, "all-linear")})
     targets = check_base(name, model, adapter, merge_base="auto")
     base = load_base(name, model, adapter, train, targets=targets, precision="bf16")
-    held = _bytes(tensor for parameter in base.model.parameters() for tensor in _parts(parameter))
+    held = distinct_bytes(tensor for parameter in base.model.parameters() for tensor in stored_parts(parameter))
     job = _job(family, train={"precision": "bf16"})
     counted = (weights.linear_bytes, weights.unquantized_bytes, weights.expert_bytes, weights.tower_bytes)
     assert sum(part(job) for part in counted) == held
     report = parameter_report(attach(base, adapter, train))
     assert report.trainable == sum(tensor.values for tensor in weights.trained_tensors(job))
-
-
-def _bytes(tensors: Iterator[Tensor]) -> int:
-    """Of distinct storages."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
-
-
-def _parts(parameter: Tensor) -> Iterator[Tensor]:
-    class Alone:
-        def parameters(self) -> list[Tensor]:
-            return [parameter]
-
-        def buffers(self) -> list[Tensor]:
-            return []
-
-    return persistent(Alone())
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["ours", "peft"])

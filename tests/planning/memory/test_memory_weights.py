@@ -3,15 +3,13 @@ allocate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from small_models import build, config_of
+from small_models import build, config_of, distinct_bytes, stored_parts
 from torch import Tensor
 
-from benchmarks.engine.footprint import persistent
 from qdora_fast.config.loader import make_config
 from qdora_fast.planning.memory import activations
 from qdora_fast.planning.memory import weights as count
@@ -25,11 +23,6 @@ def _job(family: str = "llama", *, blocks: int = 2, base: dict[str, Any] | None 
     settings = JobSettings(config.adapter, config.train, config.engine)
     sizes = sizes_of({**config_of(family, blocks), **(base or {})})
     return job_of(settings, sizes, length=config.model.length, on_gpu=False)
-
-
-def _bytes(tensors: Iterator[Tensor] | list[Tensor]) -> int:
-    """Of distinct storages."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (192, 128), (96, 200), (320, 192), (1024, 1024)])
@@ -50,20 +43,9 @@ def test_a_base_takes_what_its_quantised_model_holds(family: str, dtype: torch.d
     trained = {id(p.data) for p in model.parameters() if p.requires_grad}
     frozen = [p for p in model.parameters() if not p.requires_grad]
     assert trained
-    held = _bytes([tensor for p in frozen for tensor in _parts(p)])
+    held = distinct_bytes([tensor for p in frozen for tensor in stored_parts(p)])
     job = _job(family, train={"precision": "bf16" if dtype == torch.bfloat16 else "fp32"})
     assert count.linear_bytes(job) + count.unquantized_bytes(job) == held
-
-
-def _parts(parameter: Tensor) -> Iterator[Tensor]:
-    class Alone:
-        def parameters(self) -> list[Tensor]:
-            return [parameter]
-
-        def buffers(self) -> list[Tensor]:
-            return []
-
-    return persistent(Alone())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])
@@ -76,10 +58,10 @@ def test_adapter_gradients_and_optimizer_take_what_is_allocated(optimizer: str, 
     built = build_optimizer(optimizer, parameter_groups(model.named_parameters(), learning_rate=1e-4))
     built.step()
     job = _job(adapter={"method": method}, train={"optimizer": optimizer})
-    assert count.trained_bytes(job) == _bytes([p.data for p in trained])
-    assert count.trained_bytes(job) == _bytes([p.grad for p in trained if p.grad is not None])
+    assert count.trained_bytes(job) == distinct_bytes([p.data for p in trained])
+    assert count.trained_bytes(job) == distinct_bytes([p.grad for p in trained if p.grad is not None])
     state = [value for per in built.state.values() for value in per.values() if isinstance(value, Tensor)]
-    assert count.optimizer_bytes(job) == _bytes(state)
+    assert count.optimizer_bytes(job) == distinct_bytes(state)
 
 
 def test_some_layers_some_blocks_and_a_module_trained_in_full_are_counted_as_chosen() -> None:
@@ -129,7 +111,7 @@ def test_the_engine_keeps_as_many_bytes_as_counted(dora: bool, dtype: torch.dtyp
         adapter={"method": "qdora" if dora else "qlora"},
         train={"precision": "bf16" if dtype == torch.bfloat16 else "fp32"},
     )
-    assert count.engine_bytes(job) == _bytes(kept)
+    assert count.engine_bytes(job) == distinct_bytes(kept)
 
 
 def test_a_target_or_block_that_is_not_there_is_refused_with_a_hint() -> None:
