@@ -7,9 +7,12 @@ surrogates cannot be printed at all. Marks that writing from right to left needs
 
 from __future__ import annotations
 
+import json
+
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 _PICTURES |= dict.fromkeys((*range(0x80, 0xA0), *range(0xD800, 0xE000), *range(0xE0000, 0xE0080)), 0xFFFD)
 _PICTURES |= dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
+_ESCAPES = {code: json.dumps(chr(code))[1:-1] if code != 0x7F else "\\u007f" for code in _PICTURES}
 
 
 def visible(text: str) -> str:
@@ -19,12 +22,4 @@ def visible(text: str) -> str:
 
 def escaped(text: str) -> str:
     r"""JSON text with `\u` escapes for the characters that `visible` replaces: the same values to whoever reads it."""
-    return "".join(_escape(character) if ord(character) in _PICTURES else character for character in text)
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    if code < 0x10000:
-        return f"\\u{code:04x}"
-    high, low = divmod(code - 0x10000, 0x400)
-    return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"
+    return text if text.isascii() and text.isprintable() else text.translate(_ESCAPES)
