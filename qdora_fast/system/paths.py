@@ -77,14 +77,17 @@ def refuse_links_out(folder: Path) -> None:
 
 def links_out(folder: Path) -> Iterator[Path]:
     """The links below a folder that lead out of it."""
-    root = folder.resolve()
-    inside = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    for parent, folders, files in os.walk(root):
+    for parent, folders, files in os.walk(folder.resolve()):
         for path in (Path(parent, name) for name in (*folders, *files)):
-            if path.is_symlink() and path.suffix != WEIGHTS:
-                end = path.resolve()
-                if not any(end.is_relative_to(each) for each in inside):
-                    yield path
+            if path.is_symlink() and path.suffix != WEIGHTS and leads_out(path, folder):
+                yield path
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path below a folder ends outside of it, and of the blobs beside it in the hub's cache."""
+    root, end = folder.resolve(), path.resolve()
+    inside = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    return not any(end.is_relative_to(each) for each in inside)
 
 
 def _special_files(folder: Path) -> Iterator[Path]:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from qdora_fast.data.read.compression import PACKED_ENDINGS
 from qdora_fast.data.read.readers import is_supported, supported_endings
 from qdora_fast.system.errors import DataError, RefusedError
+from qdora_fast.system.paths import leads_out
 
 TRAIN = "train"
 SPLITS = {
@@ -143,10 +144,8 @@ def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
 
 def _refuse_links_out(files: list[Path], folder: Path) -> None:
     """A folder of rows that was sent along must not bring a private file of this machine into a run."""
-    root = folder.resolve()
-    inside = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]  # the hub's cache
     for file in files:
-        if not any(file.resolve().is_relative_to(each) for each in inside):
+        if leads_out(file, folder):
             raise RefusedError(
                 f"{file}: a link that leads out of {folder} (to {file.resolve()}); put the file itself there, or name "
                 "the files one by one in data.sources"
