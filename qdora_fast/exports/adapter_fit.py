@@ -12,10 +12,10 @@ from pathlib import Path
 
 from qdora_fast.config import AdapterSettings, ModelSettings
 from qdora_fast.models.adapter import CONFIG_NAME, Adapter
+from qdora_fast.models.few_bits import few_bits_in
 from qdora_fast.models.loading import read_architecture
-from qdora_fast.models.targets import choose_targets
+from qdora_fast.models.targets import choose_targets, lies_in
 from qdora_fast.system.errors import IntegrityError, RefusedError
-from qdora_fast.system.json_files import read_object
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,13 @@ def fit(adapter: Adapter, base: str, model: ModelSettings, settings: AdapterSett
             f"{adapter.folder} does not fit `{base}`: {len(missing)} layers are missing, {len(strange)} are not the "
             f"base's; name the base that was trained on by --base, or save the adapter once more:\n  {listed}"
         )
-    beside = tuple(f"{part}." for part in architecture.beside)
-    elsewhere = tuple(name for name in architecture.elsewhere if not f"{name}.".startswith(beside))
+    elsewhere = tuple(name for name in architecture.elsewhere if not lies_in(name, architecture.beside))
     return Fit(architecture.linears, elsewhere, _compare_shapes(adapter, base, model))
 
 
 def _refuse_towers(adapter: Adapter, beside: Sequence[str]) -> None:
     """Raise RefusedError for layers of a tower or projector: the proof of an export runs rows of text."""
-    inside = [layer for layer in adapter.modules if layer.startswith(tuple(f"{part}." for part in beside))]
+    inside = [layer for layer in adapter.modules if lies_in(layer, beside)]
     if inside:
         raise RefusedError(
             f"{adapter.folder}: {len(inside)} of its layers are not the language model's (first {inside[0]}), and "
@@ -90,7 +89,7 @@ def _compare_shapes(adapter: Adapter, base: str, model: ModelSettings) -> bool:
             return False
     if not list(Path(source).glob("*.safetensors")):
         return False  # the hub's cache holds its config and tokenizer alone
-    packed = "quantization_config" in read_object(Path(source) / "config.json")
+    packed = few_bits_in(Path(source)) is not None
     recipe = MergeRecipe(merge_base="dequant4" if packed else "original16")
     check_fit(BaseWeights(Path(source), recipe, adapter.tensors), adapter)
     return True

@@ -28,16 +28,16 @@ from qdora_fast.exports.report import print_report
 from qdora_fast.exports.verify.case import base_folder, case_of, recipe_of, record_saved
 from qdora_fast.exports.verify.checks import Evidence
 from qdora_fast.models.backend import open_backend
+from qdora_fast.models.few_bits import few_bits_in
 from qdora_fast.models.run_info import RunInfo, read_run_info
 from qdora_fast.models.trained import TrainedModel
 from qdora_fast.system import console
 from qdora_fast.system.atomic import publish, refuse_existing
 from qdora_fast.system.errors import ProofError, RefusedError
 from qdora_fast.system.hardware import package_versions
-from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import sha256_of, write_manifest
 from qdora_fast.system.remote_code import require_allowed
-from qdora_fast.system.run_folder import UNPROVEN, RunFolder, write_json
+from qdora_fast.system.run_folder import EXPORT, UNPROVEN, RunFolder, write_json
 
 SIXTEEN_BIT, FOUR_BIT = "merged_16bit", "merged_4bit_forced"
 FOUR_BIT_COST = (
@@ -154,7 +154,7 @@ def export_merged(
         reason = "they cost nothing that matters on these rows"
     report["merge_base_reason"] = reason
     unproven = unproven_folder(out)
-    write_json(unproven / "export.json", report)
+    write_json(unproven / EXPORT, report)
     about = {"kind": "export", "format": report["format"], "adapter_sha256": report["adapter_sha256"]}
     write_manifest(unproven, about, known=report["sha256"])
     if not report["proof"]["passed"]:
@@ -176,7 +176,7 @@ def _before_measuring(base: Path, info: RunInfo) -> tuple[str, str]:
     """What `merge_base: auto` takes first, and why: `MEASURE` where only the result can tell."""
     if not info.quantized_modules:
         return "original16", "training saw the 16-bit weights"
-    if read_object(base / "config.json").get("quantization_config") is not None:
+    if few_bits_in(base) is not None:
         return "dequant4", "the base exists in 4 bits alone; name its 16-bit weights as model.base_16bit to compare"
     return "original16", MEASURE
 

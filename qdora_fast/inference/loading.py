@@ -21,7 +21,7 @@ from qdora_fast.data.tokenize.plain_marks import prompt_ids
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.base_files import require_sound
-from qdora_fast.models.model_class import auto_class
+from qdora_fast.models.model_class import auto_class, config_in
 from qdora_fast.models.model_config import position_limit, read_model_config
 from qdora_fast.models.run_info import RunInfo
 from qdora_fast.models.tokenizer import load_tokenizer, read_tokenizer
@@ -204,17 +204,14 @@ def _load_adapted(trained: TrainedModel) -> Any:
 
 
 def _load_merged(source: Source) -> Any:
-    from transformers import AutoConfig
-
-    trust = remote_code.remote_code_allowed()
     with remote_code.foreign_files("safetensors weights", str(source.folder), setting=""):
-        described = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust)
+        described = config_in(source.folder)
         model = auto_class(described).from_pretrained(
             source.folder,
             dtype="auto",
             device_map="auto",
             use_safetensors=True,
-            trust_remote_code=trust,
+            trust_remote_code=remote_code.remote_code_allowed(),
         )
     return model.eval()
 

@@ -6,7 +6,6 @@ is wide enough, else one below the other.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from qdora_fast.data.tokenize.thinking import in_words
 from qdora_fast.system import console
 from qdora_fast.system.terminal import Terminal
 from qdora_fast.system.visible import visible
@@ -65,8 +65,7 @@ def _thinking(source: Any) -> None:
     """The mode that the model was trained in; nothing where there is none."""
     told = source.vocabulary.render_mode.switches
     if told:
-        words = ", ".join(f"{name}: {json.dumps(value)}" for name, value in told.items())
-        console.line("thinking", f"{source.vocabulary.render_mode.mode}, as it was trained ({words})")
+        console.line("thinking", f"{source.vocabulary.render_mode.mode}, as it was trained ({in_words(told)})")
 
 
 def loading(source: Any) -> Any:

@@ -17,6 +17,7 @@ import inspect
 from typing import Any
 
 from qdora_fast.config import AdapterSettings
+from qdora_fast.models.adapter_guard import adapted_modules
 from qdora_fast.models.model_class import run_empty
 from qdora_fast.models.targets import OTHER, Architecture, Targets
 from qdora_fast.system.errors import RefusedError, first_line
@@ -58,12 +59,7 @@ def _require_adapter(architecture: Architecture, targets: Targets, settings: Ada
             f"PEFT takes no adapter on these layers of a `{architecture.model_type}` model: {first_line(error)} "
             f"Change adapter.target_modules. {OTHER}"
         ) from None
-    carry = {
-        name.removeprefix("base_model.model.")
-        for name, module in adapted.named_modules()
-        if getattr(module, "lora_A", None)
-    }
-    if odd := sorted(carry ^ set(targets.modules)):
+    if odd := sorted(set(adapted_modules(adapted)) ^ set(targets.modules)):
         raise RefusedError(
             f"PEFT would put adapters on other layers than asked for; the first that differs: {odd[0]}. Name the "
             "layers in adapter.target_modules"

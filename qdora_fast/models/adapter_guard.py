@@ -29,6 +29,13 @@ _ORIGINALS = "_saves_before_guard"
 _CHOICES = "use `merged_16bit` to deploy it, or `adapter` to train it further"
 
 
+def adapted_modules(model: Any) -> Iterator[str]:
+    """Full names, in the base's own naming, of the layers of a PEFT model that carry an adapter."""
+    for name, module in model.named_modules():
+        if getattr(module, "lora_A", None):
+            yield name.removeprefix("base_model.model.")
+
+
 def guard_saves(model: Any) -> tuple[str, ...]:
     """Make a DoRA model refuse every save that would lose its magnitudes; leave plain LoRA alone.
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import AdapterSettings, ModelSettings
-from qdora_fast.models.model_config import read_model_config
+from qdora_fast.models.model_config import read_model_config, text_section
 from qdora_fast.system.errors import ConfigError, RefusedError
+from qdora_fast.system.json_files import read_object
 
 PUBLISHERS = frozenset(
     {"unsloth", "meta-llama", "mistralai", "qwen", "google", "microsoft", "openai", "ibm-granite", "huggingfacetb"}
@@ -112,6 +113,11 @@ def few_bits_of(described: Mapping[str, Any]) -> FewBits | None:
     return FewBits(f"{name} ({words})" if words else name, False, ())
 
 
+def few_bits_in(folder: Path) -> FewBits | None:
+    """How the checkpoint in a folder stores its weights; None: in 16 bits or more."""
+    return few_bits_of(read_object(folder / "config.json"))
+
+
 def refuse_few_bits(name: str, described: Mapping[str, Any], folder: Path | None = None, *, setting: str = "") -> None:
     """Raise ConfigError for a base in a form that can neither be trained on nor merged into.
 
@@ -197,8 +203,7 @@ def twin_of(name: str, folder: Path | None = None) -> str:
 
 def _section(described: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of config.json that says how weights are stored; a vision model may have it in its text's part."""
-    text = described.get("text_config")
-    for values in (described, text if isinstance(text, Mapping) else {}):
+    for values in (described, text_section(described)):
         for name in ("quantization_config", "compression_config", "quantization"):
             section = values.get(name)
             if isinstance(section, Mapping) and section:

@@ -21,11 +21,11 @@ from typing import Any
 from qdora_fast.config import AdapterSettings, EngineSettings, ModelSettings, TrainSettings
 from qdora_fast.models.accepted import require_accepted
 from qdora_fast.models.adapter import assert_complete
-from qdora_fast.models.adapter_guard import guard_saves
+from qdora_fast.models.adapter_guard import adapted_modules, guard_saves
 from qdora_fast.models.backend import captured_prints, filters_targets, loads_class, open_backend
 from qdora_fast.models.base_files import folder_of, require_fitting, require_sound, shard_names
 from qdora_fast.models.few_bits import layers_in_16bit, require_16bit, require_usable
-from qdora_fast.models.model_class import auto_class
+from qdora_fast.models.model_class import auto_class, read_config
 from qdora_fast.models.new_tokens import grow_embeddings, open_wrappers, prepare_rows, token_indices
 from qdora_fast.models.stored_names import require_stored
 from qdora_fast.models.targets import (
@@ -110,7 +110,7 @@ def check_base(name: str, model: ModelSettings, adapter: AdapterSettings, *, mer
     require_stored(name, model.revision, targets.modules)
     if model.base_16bit:
         require_stored(model.base_16bit, None, targets.modules)
-    kept = layers_in_16bit(name, _read_config(name, model.revision).to_dict(), targets.modules)
+    kept = layers_in_16bit(name, read_config(name, model.revision).to_dict(), targets.modules)
     if not kept:
         return targets
     summary = f"{targets.summary}; {len(kept)} of them in 16 bits, as this base stores them, the others in 4"
@@ -146,13 +146,12 @@ def load_reference(name: str, *, setting: str) -> tuple[Any, Any]:
         ConfigError: not there; `setting` says who named it.
     """
     import torch
-    from transformers import AutoConfig
 
     require_sound(name, setting=setting)
     tokenizer, _ = load_tokenizer(name, None, setting=setting)
     gpu = torch.cuda.is_available()
+    described = read_config(name, None, setting=setting)
     with foreign_files("safetensors weights", name, setting=setting):
-        described = AutoConfig.from_pretrained(name, trust_remote_code=remote_code_allowed())
         model = auto_class(described).from_pretrained(
             name,
             dtype=torch.bfloat16 if gpu else torch.float32,
@@ -302,13 +301,6 @@ def load_trained(
     return base, adapted.eval()
 
 
-def adapted_modules(model: Any) -> Iterator[str]:
-    """Full names, in the base's own naming, of the layers of a PEFT model that carry an adapter."""
-    for name, module in model.named_modules():
-        if getattr(module, "lora_A", None):
-            yield name.removeprefix("base_model.model.")
-
-
 def parameter_report(model: Any) -> ParameterReport:
     """Count trained parameters by kind; 4-bit weights are counted unpacked."""
     counts = {"lora_A": 0, "lora_B": 0, "lora_magnitude_vector": 0, "trainable_tokens_delta": 0, "saved": 0}
@@ -332,7 +324,7 @@ def checkpointing(train: TrainSettings) -> str | bool:
 
 
 def _read_config(name: str, revision: str | None) -> Any:
-    """The base's config, of Transformers."""
+    """The base's config, of Transformers; the newest where it is on a hub, which later readers find here."""
     open_backend()
     from transformers import AutoConfig
 
@@ -356,7 +348,7 @@ def _published_class(name: str, revision: str | None, targets: Targets) -> Abstr
 
     if torch.cuda.is_available() or not targets.beside:
         return nullcontext()
-    return loads_class(auto_class(_read_config(name, revision)), targets.beside)
+    return loads_class(auto_class(read_config(name, revision)), targets.beside)
 
 
 def _targets_for_peft(model: Any, targets: Targets) -> dict[str, Any]:

@@ -7,10 +7,12 @@ their tensors, others cannot be opened at all. So whoever builds, loads or reope
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from qdora_fast.models.base_files import folder_of
 from qdora_fast.system.errors import ConfigError, first_line
-from qdora_fast.system.remote_code import remote_code_allowed
+from qdora_fast.system.remote_code import BASE_SETTING, foreign_files, remote_code_allowed
 
 TOKENS = 8
 """Of a forward without weights."""
@@ -30,6 +32,28 @@ def auto_class(model_config: Any) -> Any:
     published = AutoModelForImageTextToText._model_mapping[kind].__name__
     also_text = kind in AutoModelForCausalLM._model_mapping and named not in (None, published)
     return AutoModelForCausalLM if also_text else AutoModelForImageTextToText
+
+
+def read_config(name: str, revision: str | None, *, setting: str = BASE_SETTING) -> Any:
+    """A base's config, of Transformers; from where it lies if that is known: a hub would be asked whether it is the
+    newest.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    with foreign_files("config", name, revision, setting=setting):
+        here = folder_of(name, revision)
+        options = {} if here else {"revision": revision}
+        return AutoConfig.from_pretrained(here or name, trust_remote_code=remote_code_allowed(), **options)
+
+
+def config_in(folder: Path) -> Any:
+    """The config of a model's folder, of Transformers."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=remote_code_allowed())
 
 
 def empty_model(model_config: Any) -> Any:

@@ -38,6 +38,12 @@ def read_model_config(path: Path) -> dict[str, Any]:
     return values
 
 
+def text_section(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a config.json says of the language model: all of it, but for a model that also sees or hears."""
+    section = values.get("text_config")
+    return section if isinstance(section, Mapping) else values
+
+
 def position_limit(values: Mapping[str, Any]) -> int | None:
     """Tokens of the longest text that a model was made for, RoPE scaling included; None: its config does not say.
 
@@ -46,8 +52,7 @@ def position_limit(values: Mapping[str, Any]) -> int | None:
     Args:
         values: of a config.json.
     """
-    section = values.get("text_config")
-    text = section if isinstance(section, Mapping) else values
+    text = text_section(values)
     said = [text[name] for name in POSITIONS if isinstance(text.get(name), int) and text[name] > 0]
     if not said:
         return None

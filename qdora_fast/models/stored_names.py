@@ -15,10 +15,9 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from qdora_fast.models.base_files import folder_of, shard_names
-from qdora_fast.models.model_class import empty_model
+from qdora_fast.models.model_class import config_in, empty_model
 from qdora_fast.models.weights import WeightFolder
 from qdora_fast.system.errors import ConfigError, QdoraError, RefusedError
-from qdora_fast.system.remote_code import remote_code_allowed
 
 
 def open_weights(folder: Path, needed: Iterable[str]) -> WeightFolder:
@@ -66,13 +65,11 @@ def _shards(folder: Path) -> list[str]:
 
 def _names_in_model(folder: Path, stored: Collection[str]) -> dict[str, str]:
     """Name in the files -> name in the model, where the two differ; {} where no model can be built of config.json."""
-    from transformers import AutoConfig
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
     try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=remote_code_allowed())
-        model = empty_model(config)
+        model = empty_model(config_in(folder))
     except (OSError, ValueError, KeyError, ConfigError):
         return {}
     changes = get_model_conversion_mapping(model)

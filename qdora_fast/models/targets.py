@@ -113,17 +113,17 @@ def inspect_architecture(model_config: Any) -> Architecture:
     model = empty_model(model_config)
     names = {id(module): name for name, module in model.named_modules()}
     decoder = text_decoder(model)
-    stack = next((child for child in decoder.children() if isinstance(child, nn.ModuleList)), None)
+    stack = block_list(decoder)
     if stack is None:
         raise ConfigError(f"found no stack of decoder blocks in a `{model_config.model_type}` model. {OTHER}")
-    inside = [(names[id(module)], module) for block in stack for module in block.modules()]
-    bypassed = bypassed_layers(model, inside)
+    inside = {names[id(module)]: module for block in stack for module in block.modules()}
+    bypassed = bypassed_layers(model, inside.items())
     experts = expert_modules(stack, names)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     return Architecture(
         model_type=model_config.model_type,
         blocks=len(stack),
-        linears=tuple(name for name, module in inside if isinstance(module, nn.Linear)),
+        linears=tuple(name for name, module in inside.items() if isinstance(module, nn.Linear)),
         head=names.get(id(head)),
         embeddings=names.get(id(embeddings)),
         tied=f"{names.get(id(head))}.weight" in model.all_tied_weights_keys,
@@ -136,7 +136,7 @@ def inspect_architecture(model_config: Any) -> Architecture:
         elsewhere=tuple(
             name
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and module is not head and name not in {n for n, _ in inside}
+            if isinstance(module, nn.Linear) and module is not head and name not in inside
         ),
         beside=beside(model),
         empty=model,
@@ -151,15 +151,20 @@ def _around(decoder: Any, stack: Any, embeddings: Any) -> tuple[str, ...]:
 
 def text_decoder(model: Any) -> Any:
     """The part of a model that holds the blocks of its language model."""
-    from torch import nn
-
     decoder = model.get_decoder()
-    while not any(isinstance(child, nn.ModuleList) for child in decoder.children()):
+    while block_list(decoder) is None:
         inner = decoder.get_decoder() if hasattr(decoder, "get_decoder") else decoder  # of a causal model in a wrapper
         if inner is decoder:
             break
         decoder = inner
     return decoder
+
+
+def block_list(decoder: Any) -> Any:
+    """The blocks of a decoder, as its nn.ModuleList; None: it has none."""
+    from torch import nn
+
+    return next((child for child in decoder.children() if isinstance(child, nn.ModuleList)), None)
 
 
 def beside(model: Any) -> tuple[str, ...]:
@@ -179,6 +184,11 @@ def beside(model: Any) -> tuple[str, ...]:
 
     look(model, "")
     return tuple(found)
+
+
+def lies_in(name: str, parts: Sequence[str]) -> bool:
+    """Whether a module or tensor is one of these parts of a model, or lies in one."""
+    return f"{name}.".startswith(tuple(f"{part}." for part in parts))
 
 
 def pattern(modules: Sequence[str]) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.models.base_files import folder_of, require_sound
+from qdora_fast.models.base_files import require_sound
+from qdora_fast.models.model_class import read_config
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.json_files import read_object
 from qdora_fast.system.remote_code import BASE_SETTING, foreign_files, remote_code_allowed
@@ -34,7 +35,7 @@ def load_tokenizer(name: str, revision: str | None, *, setting: str = BASE_SETTI
         raise ConfigError(f"{setting}{name} holds no tokenizer ({TOKENIZERS[0]}); copy it there from the model's page")
     tokenizer = read_tokenizer(name, revision, setting=setting)
     require_fast(name, tokenizer)
-    described = _described(name, revision, setting)
+    described = read_config(name, revision, setting=setting)
     with foreign_files("generation config", name, revision, setting=setting):
         try:
             generation = GenerationConfig.from_pretrained(name, revision=revision)
@@ -73,17 +74,7 @@ def embedding_count(name: str, revision: str | None = None, *, setting: str = BA
     Raises:
         ConfigError: no config that can be read.
     """
-    return _embeddings(_described(name, revision, setting))
-
-
-def _described(name: str, revision: str | None, setting: str) -> Any:
-    """A base's config, from where it lies if that is known: a hub would be asked whether it is the newest."""
-    from transformers import AutoConfig
-
-    with foreign_files("config", name, revision, setting=setting):
-        here = folder_of(name, revision)
-        options = {} if here else {"revision": revision}
-        return AutoConfig.from_pretrained(here or name, trust_remote_code=remote_code_allowed(), **options)
+    return _embeddings(read_config(name, revision, setting=setting))
 
 
 def _embeddings(described: Any) -> int | None:

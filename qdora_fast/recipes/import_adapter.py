@@ -24,6 +24,7 @@ from qdora_fast.data.tokenize.chat_text import render_chat, templates_of
 from qdora_fast.exports.adapter_fit import Fit, fit
 from qdora_fast.models.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter
 from qdora_fast.models.backend import open_backend
+from qdora_fast.models.few_bits import few_bits_in
 from qdora_fast.models.run_info import RunInfo, write_run_info
 from qdora_fast.models.weights import WeightFolder
 from qdora_fast.recipes import messages
@@ -143,8 +144,8 @@ def _settings(adapter: Adapter, base: str | None, data: str | None, stated: str 
         raise ConfigError(f"{adapter.folder / CONFIG_NAME} names no base; give it by --base")
     if base is None and Path(named).is_absolute() and not Path(named).is_dir():
         raise ConfigError(f"the adapter names its base by a path of another machine ({named}); give it by --base")
-    described = local_path(named) / "config.json"
-    packed = described.is_file() and "quantization_config" in read_object(described)
+    folder = local_path(named)
+    packed = (folder / "config.json").is_file() and few_bits_in(folder) is not None
     in_4bit = packed or "4bit" in named.lower().replace("-", "")
     return {
         "model": {"name": named},

@@ -14,9 +14,8 @@ from typing import Any
 
 from qdora_fast.system import manifest
 from qdora_fast.system.errors import ConfigError, IntegrityError
-from qdora_fast.system.run_folder import UNPROVEN, RunFolder
+from qdora_fast.system.run_folder import EXPORT, UNPROVEN, RunFolder
 
-EXPORT = "export.json"
 WEIGHTS = "adapter_model.safetensors"
 
 

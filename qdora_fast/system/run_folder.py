@@ -39,6 +39,8 @@ _NUMBER = r"(-\d+)?"
 FINISHED = "finished.json"
 COPY_RUN = "copy the run again, or train it again"
 """What to do about a damaged file of a run."""
+EXPORT = "export.json"
+"""What an exported folder says of itself."""
 UNPROVEN = ".unproven"
 """The suffix of the folder of an export that did not pass its proof."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from qdora_fast.config import AdapterSettings
 from qdora_fast.models.adapter import Adapter, load_into, read_adapter
-from qdora_fast.models.loading import adapted_modules
+from qdora_fast.models.adapter_guard import adapted_modules
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.paths import local_path
 

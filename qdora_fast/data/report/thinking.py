@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from qdora_fast.data.tokenize.modes import Setting
-from qdora_fast.data.tokenize.thinking import Mode, Thinking
+from qdora_fast.data.tokenize.thinking import Mode, Thinking, in_words
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _of(part: int, rows: int) -> str:
 
 
 def _mixed(thinking: Thinking, reasoned: int, rows: int) -> str:
-    told = [f" ({_words(each)})" if each else "" for each in (thinking.on, thinking.off)]
+    told = [f" ({in_words(each)})" if each else "" for each in (thinking.on, thinking.off)]
     asked = f"; held-out rows are asked in theirs, chat in the template's default, {thinking.default}"
     return (
         f"each row in its own mode: {_of(reasoned, rows)} reasoning, which is learned{told[0]}, "
@@ -73,12 +73,8 @@ def _told(thinking: Thinking, mode: Mode) -> str:
     if not thinking.switch:
         return ""
     switches = thinking.switches(mode)
-    told = _words(switches) or f"no {thinking.switch}"
+    told = in_words(switches) or f"no {thinking.switch}"
     if mode == thinking.default:
         return f" ({told}, the template's default)"
     asked = f'"chat_template_kwargs": {json.dumps(dict(switches))}' if switches else told
     return f" ({told}). The template's default is {thinking.default}: ask other servers with {asked}"
-
-
-def _words(switches: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}: {json.dumps(value)}" for name, value in switches.items())

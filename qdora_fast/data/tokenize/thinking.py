@@ -11,6 +11,7 @@ rows, and stays there.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,6 +83,11 @@ class Thinking:
         if self.switch:
             return f"{self.switch}, {self.default} by default"
         return "always, there is no switch" if self.opened else "where a row has reasoning, there is no switch"
+
+
+def in_words(switches: Switches) -> str:
+    """What a template is told, for the user: `enable_thinking: false`."""
+    return ", ".join(f"{name}: {json.dumps(value)}" for name, value in switches.items())
 
 
 @lru_cache(maxsize=32)

@@ -15,13 +15,13 @@ from typing import Any
 
 from qdora_fast.data.tokenize.chat_text import templates_of
 from qdora_fast.data.tokenize.vocabulary import adds_bos
-from qdora_fast.models.model_class import empty_model
+from qdora_fast.models.model_class import config_in, empty_model
+from qdora_fast.models.model_config import text_section
 from qdora_fast.models.stored_names import open_weights
-from qdora_fast.models.targets import beside
+from qdora_fast.models.targets import beside, lies_in
 from qdora_fast.models.weights import TensorInfo, WeightFolder
 from qdora_fast.system.errors import ProofError
 from qdora_fast.system.json_files import read_object
-from qdora_fast.system.remote_code import remote_code_allowed
 
 MAGIC = b"GGUF"
 UNREADABLE = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, OSError)
@@ -47,7 +47,7 @@ class GgufFacts:
 
 def expected_facts(merged: Path, tokenizer: Any, kind: str) -> GgufFacts:
     """Read off a merged model's folder and the run's tokenizer."""
-    config = text_section(merged)
+    config = text_section(read_object(merged / "config.json"))
     infos = _language_part(merged)
     named = templates_of(tokenizer)
     return GgufFacts(
@@ -62,30 +62,20 @@ def expected_facts(merged: Path, tokenizer: Any, kind: str) -> GgufFacts:
     )
 
 
-def text_section(merged: Path) -> dict[str, Any]:
-    """What config.json says of the language model."""
-    config = read_object(merged / "config.json")
-    text = config.get("text_config")
-    return text if isinstance(text, dict) else config
-
-
 def sees(merged: Path) -> bool:
     """Whether it is a vision model, of which llama.cpp converts the language part."""
-    return text_section(merged) != read_object(merged / "config.json")
+    config = read_object(merged / "config.json")
+    return text_section(config) is not config
 
 
 def _language_part(merged: Path) -> list[TensorInfo]:
     """The tensors that the converter takes: it leaves towers and projectors for a file of their own (`--mmproj`)."""
     if not sees(merged):
         return list(WeightFolder(merged).infos.values())
-    from transformers import AutoConfig
-
-    model = empty_model(
-        AutoConfig.from_pretrained(str(merged), local_files_only=True, trust_remote_code=remote_code_allowed())
-    )
+    model = empty_model(config_in(merged))
     weights = open_weights(merged, (name for name, _ in model.named_parameters()))
-    outside = tuple(f"{part}." for part in beside(model))
-    return [info for name, info in weights.infos.items() if not name.startswith(outside)]
+    outside = beside(model)
+    return [info for name, info in weights.infos.items() if not lies_in(name, outside)]
 
 
 def check(file: Path, wanted: GgufFacts) -> list[dict[str, Any]] | None:

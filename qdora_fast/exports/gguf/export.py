@@ -11,6 +11,7 @@ from qdora_fast.exports.gguf.modelfile import WITHOUT_TEMPLATE, go_template, mod
 from qdora_fast.exports.merged import export_merged_16bit, merged_folder
 from qdora_fast.exports.report import print_report
 from qdora_fast.models.backend import open_backend
+from qdora_fast.models.model_config import text_section
 from qdora_fast.models.run_info import read_run_info
 from qdora_fast.models.trained import TrainedModel
 from qdora_fast.system import console
@@ -20,7 +21,7 @@ from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import sha256_of, write_manifest
 from qdora_fast.system.paths import local_path
 from qdora_fast.system.remote_code import FLAG, code_of, remote_code_allowed, require_allowed
-from qdora_fast.system.run_folder import RunFolder, write_json
+from qdora_fast.system.run_folder import EXPORT, RunFolder, write_json
 
 DEFAULT_TYPE = "q8_0"
 CHECKED = "form and tokens were checked, the values of the weights were not: they are llama.cpp's work"
@@ -65,7 +66,7 @@ def export_gguf(
         refuse_existing(target, overwrite=overwrite)
     require_allowed(read_run_info(folder).own_code)
     merged = _proven_merged(folder, trained, merge_base).absolute()
-    made = read_object(merged / "export.json", {"merge_base": str, "adapter_sha256": str})
+    made = read_object(merged / EXPORT, {"merge_base": str, "adapter_sha256": str})
     name = folder.path.resolve().name
     file = target / f"{name}-{kind}.gguf"
     report: dict[str, Any] = {
@@ -89,7 +90,7 @@ def export_gguf(
     _refuse_own_code(merged)
     with staged_folder(target, overwrite=overwrite) as staging:
         _convert(folder, merged, staging, tools, report, longest_row=trained.model.length)
-        write_json(staging / "export.json", report)
+        write_json(staging / EXPORT, report)
         about = {"kind": "export", "format": "gguf", "adapter_sha256": report["adapter_sha256"]}
         write_manifest(staging, about, known=report["sha256"])
     print_report(report)
@@ -128,7 +129,7 @@ def _convert(
         other.unlink()
     report["proof"] = _proof(check.check(file, wanted))
     stops = read_run_info(folder).stop_ids
-    most: Any = check.text_section(merged).get("max_position_embeddings", longest_row)
+    most: Any = text_section(read_object(merged / "config.json")).get("max_position_embeddings", longest_row)
     text = modelfile(file.name, tokenizer, stops, longest_row=longest_row, most_positions=most)
     (staging / "Modelfile").write_text(text, encoding="utf-8")
     report |= {
@@ -171,7 +172,7 @@ def _why_not(merged: Path, folder: RunFolder, merge_base: str) -> str | None:
     if not merged.is_dir():
         return "is not there yet"
     try:
-        described: dict[str, Any] = read_object(merged / "export.json")
+        described: dict[str, Any] = read_object(merged / EXPORT)
         if not described["proof"]["passed"]:
             return "did not pass its proof"
         if described["adapter_sha256"] != sha256_of(folder.adapter / WEIGHTS_NAME):

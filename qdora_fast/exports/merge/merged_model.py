@@ -28,6 +28,7 @@ from torch import Tensor
 
 from qdora_fast.exports.merge.base import BaseWeights, MergeRecipe
 from qdora_fast.models.adapter import Adapter, AdapterModule, TokenRows, read_adapter
+from qdora_fast.models.model_config import text_section
 from qdora_fast.models.nf4 import PackedWeight, stored_infos
 from qdora_fast.models.weights import TensorInfo, one_thread, widest_first
 from qdora_fast.system.errors import ConfigError, IntegrityError
@@ -214,9 +215,8 @@ def _with_tied_head(weights: BaseWeights, update: Adapter) -> dict[str, TokenRow
 
 def _says_tied(weights: BaseWeights) -> bool | None:
     """Whether config.json says that head and embeddings are one tensor; of a vision model for the whole or its text."""
-    text = weights.config.get("text_config")
-    said = weights.config.get("tie_word_embeddings")
-    said = text.get("tie_word_embeddings") if said is None and isinstance(text, dict) else said
+    values = (weights.config, text_section(weights.config))
+    said = next((each["tie_word_embeddings"] for each in values if each.get("tie_word_embeddings") is not None), None)
     return said if isinstance(said, bool) else None
 
 

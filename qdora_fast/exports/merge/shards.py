@@ -27,9 +27,8 @@ from qdora_fast.system.disk import disk_errors
 from qdora_fast.system.errors import ConfigError, IntegrityError
 from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import sha256_of
+from qdora_fast.system.run_folder import EXPORT
 
-EXPORT = "export.json"
-"""In a folder whose proof has failed."""
 LEDGER = "written_shards.json"
 """Earlier versions wrote `finished.json`, the name of a run's end mark; what they left behind is written anew."""
 
@@ -145,7 +144,9 @@ def _tidy(folder: Path, finished: Collection[str]) -> None:
         raise ConfigError(
             f"{folder}: another process is writing it; name another output folder (if none is: remove {MARK} in it)"
         )
-    known = any((folder / name).is_file() for name in (MARK, LEDGER, EXPORT))
+    known = any(  # export.json: of an export whose proof has failed
+        (folder / name).is_file() for name in (MARK, LEDGER, EXPORT)
+    )
     if folder.is_symlink() or (folder.exists() and not (known or not any(folder.iterdir()))):
         raise ConfigError(f"{folder}: is in the way, and was not made here; move it, or name another output folder")
     folder.mkdir(exist_ok=True)

@@ -37,6 +37,7 @@ from qdora_fast.exports.verify.outputs import Models, OutputProof, OutputRecorde
 from qdora_fast.exports.verify.recording import Recording, Rows
 from qdora_fast.exports.verify.token_identity import describe_folder, differences
 from qdora_fast.exports.verify.weights import WeightProof, prove_weights
+from qdora_fast.models.few_bits import few_bits_in
 from qdora_fast.models.out_of_memory import release_memory
 from qdora_fast.system.errors import first_line
 from qdora_fast.system.json_files import read_object
@@ -95,7 +96,7 @@ def examine(case: Case, on_phase: OnPhase = lambda phase: None, *, device: str |
     weights = prove_weights(models.base, models.adapter, models.exported, models.recipe)
     on_phase("comparing base and tokens")
     base = base_sample.compare(
-        evidence.sample, models.base, models.precision, packed_elsewhere=_stored_in_4bit(models.trained_base)
+        evidence.sample, models.base, models.precision, packed_elsewhere=few_bits_in(models.trained_base) is not None
     )
     found = describe_folder(models.exported, case.tokens) if case.tokens else None
     checks = [
@@ -167,10 +168,6 @@ def _failed(name: str, words: str) -> dict[str, Any]:
         "checks": [{"name": name, "passed": False, "words": words}],
         "warnings": [],
     }
-
-
-def _stored_in_4bit(base: Path) -> bool:
-    return read_object(base / "config.json").get("quantization_config") is not None
 
 
 def _adapter_check(evidence: Evidence) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from qdora_fast.data.loss import labelled, token_losses
 from qdora_fast.engine.frozen import set_repacking
 from qdora_fast.evaluation.logits import logits_at
-from qdora_fast.models.model_class import auto_class
+from qdora_fast.models.model_class import auto_class, config_in
 from qdora_fast.system.errors import ProofError
 from qdora_fast.system.remote_code import remote_code_allowed
 
@@ -198,17 +198,14 @@ def reopen(folder: Path, *, device: str, dtype: torch.dtype | None = None, **opt
         dtype: type of computation; None: fp32 on the CPU, where 16-bit arithmetic is slow, else as stored.
         options: of `from_pretrained`, for instance another `device_map`.
     """
-    from transformers import AutoConfig
-
-    trust = remote_code_allowed()
-    described = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust)
+    described = config_in(folder)
     chosen = dtype or (torch.float32 if device == "cpu" else "auto")
     model = auto_class(described).from_pretrained(
         str(folder),
         dtype=chosen,
         local_files_only=True,
         use_safetensors=True,
-        trust_remote_code=trust,
+        trust_remote_code=remote_code_allowed(),
         **{"device_map": {"": device}, **options},
     )
     for module in model.modules():

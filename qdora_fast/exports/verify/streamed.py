@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from qdora_fast.evaluation.logits import logits_of
 from qdora_fast.exports.verify.recording import BUDGET_BYTES, Recording, RowRecorder, Rows, reopen
-from qdora_fast.models.model_class import empty_model
+from qdora_fast.models.model_class import config_in, empty_model
 from qdora_fast.models.targets import text_decoder
-from qdora_fast.system.remote_code import remote_code_allowed
 
 TOKENS = 8192
 """Of a batch, padding included; a longer row is a batch of its own."""
@@ -90,11 +89,7 @@ def _bound(function: Linear, module: nn.Module) -> Callable[..., Tensor]:
 
 def _device_map(folder: Path, device: str) -> dict[str, str]:
     """The decoder's blocks on the disk, everything beside them on the device."""
-    from transformers import AutoConfig
-
-    trust = remote_code_allowed()
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust)
-    empty = empty_model(config)
+    empty = empty_model(config_in(folder))
     lists = {name: module for name, module in empty.named_modules() if isinstance(module, nn.ModuleList)}
     inside = {id(module) for module in text_decoder(empty).modules()}
     of_text = [name for name, module in lists.items() if id(module) in inside]

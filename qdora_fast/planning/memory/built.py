@@ -12,7 +12,7 @@ from typing import Any
 
 from qdora_fast.models.few_bits import few_bits_of
 from qdora_fast.models.model_config import position_limit
-from qdora_fast.models.targets import inspect_architecture, text_decoder
+from qdora_fast.models.targets import block_list, inspect_architecture, text_decoder
 from qdora_fast.planning.memory.architecture import Block, CannotEstimate, Linear, Sizes
 
 LEFT_DENSE = ("lm_head", "router", "mlp.gate", "block_sparse_moe.gate", "moe.gate")
@@ -37,13 +37,12 @@ def built_sizes(model_config: Any, values: Mapping[str, Any]) -> Sizes:
     Raises:
         ConfigError: it cannot be built, does not write text, or has no list of decoder blocks.
     """
-    from torch import nn
 
     architecture = inspect_architecture(model_config)
     model, text = architecture.empty, _text_values(model_config)
     names = {id(module): full for full, module in model.named_modules()}
     decoder = text_decoder(model)
-    stack = next(each for each in decoder.children() if isinstance(each, nn.ModuleList))
+    stack = block_list(decoder)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if not len(stack) or head is None:
         what = "decoder blocks" if head is not None else "output head"
