@@ -53,26 +53,35 @@ def presets(show: str | None, schema: bool) -> None:
 
 
 @click.command()
-@click.argument("out", type=click.Path(dir_okay=False, path_type=Path), metavar="OUT.yaml")
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path), metavar="[OUT.yaml]", required=False)
 @click.option("--data", metavar="FILE|FOLDER|HUB-ID", help="Your rows.")
 @CARD
 @click.option("--model", metavar="BASE", help="A base instead of the one that suits the card.")
 @click.option("--from", "source", type=FILE, help="Take over a config of Axolotl or LLaMA-Factory.")
 @SET
 @click.option("--overwrite", is_flag=True, help="Replace OUT.yaml.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Instead: write a page that asks.")
 def init(
-    out: Path,
+    out: Path | None,
     data: str | None,
     card: Card | None,
     model: str | None,
     source: Path | None,
     overrides: tuple[str, ...],
     overwrite: bool,
+    html: Path | None,
 ) -> None:
     """Write a config to edit, for your rows and card.
 
     Nothing is downloaded. Another trainer's config is taken over with --from: what has no counterpart is named.
     """
+    if html is not None:
+        from qdora_fast.recipes.init_page import write_page
+
+        write_page(html)
+        return
+    if out is None:
+        raise click.UsageError("name the config to write, for instance my.yaml; or --html FILE for a page that asks")
     if data is None and source is None:
         raise click.UsageError("name your rows with --data, or another trainer's config with --from")
     from qdora_fast.recipes.init import init as write

@@ -128,13 +128,19 @@ def _from_preset(card: Card | None, model: str | None) -> tuple[dict[str, Any], 
 
 
 def _for_base(model: str, gpus: Sequence[Gpu]) -> tuple[dict[str, Any], str]:
-    """A preset's settings for its base, where it is written for no larger card; else a batch size that is found."""
-    for preset in presets.list_presets():
-        tree = read_yaml(preset.path)[0]
-        fits = preset.memory_gib is None or (gpus and preset.memory_gib <= gpus[0].memory_gib + SLACK_GIB)
-        if tree["model"]["name"].lower() == model.lower() and fits:
-            return _without_rows(tree), f"as in the preset {preset.name}"
-    return {"model": {"name": model}, "train": {"batch_size": "auto", "effective_batch": 16}}, "named by --model"
+    """The settings of a preset for this base: of those that are written for no larger card the largest, with the fewest
+    settings of its own. Without one a batch size that is found."""
+    most = gpus[0].memory_gib + SLACK_GIB if gpus else 0.0
+    written = [(preset, read_yaml(preset.path)[0]) for preset in presets.list_presets()]
+    suited = [
+        (preset, tree)
+        for preset, tree in written
+        if tree["model"]["name"].lower() == model.lower() and (preset.memory_gib or 0) <= most
+    ]
+    if not suited:
+        return {"model": {"name": model}, "train": {"batch_size": "auto", "effective_batch": 16}}, "named by --model"
+    preset, tree = min(suited, key=lambda each: (-(each[0].memory_gib or 0), len(each[1]), each[0].name))
+    return _without_rows(tree), f"as in the preset {preset.name}"
 
 
 def _smaller(gpu: Gpu) -> Path:

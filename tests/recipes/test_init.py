@@ -16,8 +16,10 @@ from qdora_fast.cli.main import cli
 from qdora_fast.config import Config
 from qdora_fast.config.loader import load_config, make_config
 from qdora_fast.config.presets import find_config, list_presets
-from qdora_fast.planning.cards import Card, find_card
+from qdora_fast.planning.cards import MEMORY_MIB, Card, find_card
+from qdora_fast.planning.memory.fit import fits
 from qdora_fast.recipes import init as recipe
+from qdora_fast.recipes.init_page import page
 from qdora_fast.recipes.plan import make_plan
 from qdora_fast.recipes.train import dry_run
 from qdora_fast.system.errors import ConfigError, DataError
@@ -95,6 +97,26 @@ def test_a_base_of_a_preset_gets_its_settings(rows: Path, preset: str) -> None:
     config = _made(model=base, card=Card.of_gib(24))
     assert config.model.name == base
     assert config.train.batch_size != "auto"
+
+
+def test_of_several_presets_for_a_base_the_largest_that_suits_the_card_is_taken(rows: Path) -> None:
+    llama = load_config(find_config("llama3.1-8b-24gb")).model.name
+    small, large = (_made(f"{gib}.yaml", model=llama, card=Card.of_gib(gib)) for gib in (15, 24))
+    assert (small.model.max_length, large.model.max_length) == (1024, 2048)
+    assert large.adapter.method == "qdora"
+
+
+def test_the_page_has_every_card_and_what_fits(tmp_path: Path) -> None:
+    plans = [make_plan(load_config(find_config(name)), name) for name in ("qwen3-8b-24gb", "llama3.1-8b-qlora-24gb")]
+    html = page(plans)
+    known = json.loads(re.search(r'id="known">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
+    assert [preset["name"] for preset in known["presets"]] == ["qwen3-8b-24gb", "llama3.1-8b-qlora-24gb"]
+    assert [preset["method"] for preset in known["presets"]] == ["qdora", "qlora"]
+    assert {card["name"] for card in known["cards"]} == set(MEMORY_MIB)
+    for plan, preset in zip(plans, known["presets"], strict=True):
+        fitting = {card["name"] for card in known["cards"] if preset["peak"] <= card["free"]}
+        assert fitting == {name for name in MEMORY_MIB if fits(plan.estimate, find_card(name))}
+    assert "default-src 'none'" in html and "<script src" not in html
 
 
 def test_a_base_that_is_not_here_gets_a_config_all_the_same(rows: Path, capfd: pytest.CaptureFixture[str]) -> None:
