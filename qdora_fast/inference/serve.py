@@ -33,7 +33,6 @@ from qdora_fast.inference.loading import ChatModel, Source, load_source
 from qdora_fast.inference.request import read_request
 from qdora_fast.system import console
 from qdora_fast.system.errors import ConfigError
-from qdora_fast.system.limits import RENDER_SECONDS
 
 INSTALL = '.venv/bin/pip install -c constraints.txt "qdora_fast[serve]"'
 ROUTES = ("/v1/chat/completions", "/v1/models", "/health")
@@ -189,14 +188,9 @@ def _handler(source: Source, manager: Any, state: Any) -> Any:
             try:
                 taken, idle = read_request(body)
                 messages = self.get_processor_inputs_from_messages(taken["messages"], Modality.LLM)
-                rendering = asyncio.to_thread(source.prompt, messages, taken.get("tools"))
-                ids = await asyncio.wait_for(rendering, RENDER_SECONDS)
+                ids = await asyncio.to_thread(source.prompt, messages, taken.get("tools"))
             except ConfigError as error:
                 raise HTTPException(400, str(error)) from None
-            except TimeoutError:
-                raise HTTPException(
-                    400, f"the chat template takes more than {RENDER_SECONDS} s to render this conversation"
-                ) from None
             if len(ids) >= source.max_length:
                 raise HTTPException(400, f"{len(ids):,} tokens to read, and the model takes {source.max_length:,}")
             for name in set(idle) - told:
