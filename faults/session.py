@@ -34,6 +34,10 @@ _NEEDED = (
     "qdora_fast.recipes.train",
     "qdora_fast.training.trainer",
     "qdora_fast.recipes.export",
+    "qdora_fast.recipes.chat",
+    "qdora_fast.recipes.evaluate",
+    "qdora_fast.recipes.import_adapter",
+    "qdora_fast.recipes.plan",
 )
 """Imported once here instead of in every fork."""
 

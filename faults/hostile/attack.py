@@ -21,7 +21,7 @@ from faults.trial import Group, Trial
 from faults.victim import Ended, Lost, command, require, start
 from qdora_fast.system import errors
 
-GIB, CPU_SECONDS, WALL_SECONDS = 4, 20, 120
+GIB, CPU_SECONDS, WALL_SECONDS = 4, 20, 240
 REFUSED = (2, 20, 41)
 """What a bomb may end with: a wrong request, wrong data, a damaged file."""
 ENDED = (0, *sorted({each.exit_code for each in vars(errors).values() if hasattr(each, "exit_code")}))
@@ -31,7 +31,7 @@ CHAT = ("--once", "Hello", "--max-new-tokens", "2")
 Case = Callable[[Trial], object]
 
 
-def table(name: str, fault: str, passed: str, cases: Mapping[str, Case], *, small: int, together: int = 4) -> Group:
+def table(name: str, fault: str, passed: str, cases: Mapping[str, Case], *, small: int) -> Group:
     """A group in which each case is one trial.
 
     Args:
@@ -47,7 +47,7 @@ def table(name: str, fault: str, passed: str, cases: Mapping[str, Case], *, smal
         except Lost as lost:  # the number alone says little
             raise Lost(f"{trial.note}: {lost}") from None
 
-    return Group(f"hostile-{name}", fault, passed, min(small, len(order)), len(order), one, together=together)
+    return Group(f"hostile-{name}", fault, passed, min(small, len(order)), len(order), one, together=2)
 
 
 def attack(

@@ -10,6 +10,7 @@ import http.client
 import json
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from typing import Any
 
 from faults.lab import Lab
 from faults.trial import Group, Outcome
-from faults.victim import Lost, Victim, require
+from faults.victim import Lost, require
+from qdora_fast.system import child
 
 _ASK = {"messages": [{"role": "user", "content": "Which city is the capital of Chad?"}], "max_tokens": 2}
 _LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% set x = i * j %}{% endfor %}{% endfor %}x"
@@ -155,9 +157,8 @@ def _requests() -> dict[str, _Request]:
     refused, answered = (400, 422), (200, 400, 422)
     found = {f"field {name}": _json((400,), _ASK | {name: value}) for name, value in _BELOW.items()}
     found |= {name: _json(refused, body) for name, body in _WRONG.items()}
-    found |= {
-        name: _Request((*answered, 413), body, {"Content-Type": "application/json"}) for name, body in _RAW.items()
-    }
+    closed = (*answered, 413, 0)  # 0: it closes the connection on a body that is too long while that is still sent
+    found |= {name: _Request(closed, body, {"Content-Type": "application/json"}) for name, body in _RAW.items()}
     found |= {f"host {host[:30]!r}": _json((400, 403, 421), _ASK, Host=host) for host in _HOSTS}
     found |= {f"origin {origin}": _json((403,), _ASK, Origin=origin) for origin in _ORIGINS}
     found |= {f"host {host}": _json((200,), _ASK, Host=host) for host in _OWN}
@@ -184,20 +185,23 @@ def _ask(port: int, request: _Request) -> tuple[int, str]:
         connection.request(request.method, request.path, request.body or None, dict(request.headers))
         answer = connection.getresponse()
         return answer.status, answer.read(400).decode(errors="replace")
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         return 0, f"{type(error).__name__}: {error}"
     finally:
         connection.close()
 
 
-def _serving(lab: Lab, folder: Path, port: int) -> Victim:
-    run = lab.evaluated.last().path
-    victim = lab.job(folder).start("serve", str(run), "--port", str(port))
+def _serving(lab: Lab, folder: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
+    """The server, once it answers. In a process of its own: answers are written in a thread, which no fork survives."""
+    words = ("-m", "qdora_fast", "serve", str(lab.evaluated.last().path), "--port", str(port))
+    environment = child.environment(XDG_CONFIG_HOME=str(folder))
+    with log.open("wb") as output:
+        server = subprocess.Popen(child.python(*words), stdout=output, stderr=output, env=environment)
     for _ in range(600):
         if _ask(port, _Request((200,), method="GET", path="/health"))[0] == 200:
-            return victim
-        require(victim.waiting(), f"the server ended: {victim.wait().said[-400:]}")
-        time.sleep(0.2)
+            return server
+        require(server.poll() is None, f"the server ended: {log.read_text()[-400:]}")
+        time.sleep(0.5)
     raise Lost("the server did not begin to answer")
 
 
@@ -205,7 +209,8 @@ def _many(lab: Lab, folder: Path, seed: int, numbers: Sequence[int]) -> Iterator
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    victim = _serving(lab, folder, port)
+    log = folder / "server.txt"
+    server = _serving(lab, folder, port, log)
     requests = _requests()
     for number in numbers:
         name = _ORDER[number % len(_ORDER)]
@@ -213,11 +218,13 @@ def _many(lab: Lab, folder: Path, seed: int, numbers: Sequence[int]) -> Iterator
         wrong = None if status in requests[name].statuses else f"{name}: answered {status}: {said[:200]}"
         if wrong is None and (again := _ask(port, requests["ordinary"])[0]) != 200:
             wrong = f"{name}: an ordinary request after it is answered {again}"
+        written = log.read_text(errors="replace")
+        if wrong is None and ("Traceback" in written or "\x1b]0;" in written):
+            wrong = f"{name}: the server's log has a traceback or raw escapes: {written[-600:]}"
+            log.write_text("")
         yield Outcome(GROUP.name, number, name, wrong)
-    victim.signal(signal.SIGTERM)
-    ended = victim.wait()
-    clean = "Traceback" not in ended.said and "\x1b]0;" not in ended.said
-    require(clean, f"the server's log has a traceback or raw escapes:\n{ended.said[-600:]}")
+    server.send_signal(signal.SIGTERM)
+    server.wait()
 
 
 _ORDER = sorted(_requests(), key=lambda name: Random(name).random())
@@ -228,5 +235,5 @@ GROUP = Group(
     40,
     len(_ORDER),
     many=_many,
-    together=80,
+    together=400,
 )
