@@ -59,13 +59,18 @@ class Source:
     def _accountant(self) -> Accountant:
         return Accountant(self.vocabulary)
 
-    def prompt(self, messages: Sequence[Message], tools: list[Message] | None = None) -> list[int]:
+    def prompt(
+        self, messages: Sequence[Message], tools: list[Message] | None = None, *, advise: bool = True
+    ) -> list[int]:
         """Token ids of a conversation, ready to be continued. Special tokens that a message spells stay text.
+
+        Args:
+            advise: an error says what to type in `chat`.
 
         Raises:
             ConfigError: the chat template refuses it or leaves a part of it out, or it is no text.
         """
-        way_out = _way_out(messages)
+        way_out = _way_out(messages) if advise else ""
         try:
             json.dumps([messages, tools], ensure_ascii=False).encode()  # fails on half a surrogate pair: no UTF-8
             ids = prompt_ids(
