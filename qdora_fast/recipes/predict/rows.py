@@ -86,7 +86,7 @@ def read_rows(
     chosen, own = settings_of_rows(name, overrides)
     raw = list(raw_rows(chosen)) if isinstance(given, str | Path) else _in_memory(given, chosen.max_rows)
     asked, settings = None, chosen
-    for trained in [] if own else _trained_shapes(run, name):
+    for trained in [] if own else trained_shapes(run, name):
         if trained.columns.prompt and not any(
             trained.columns.prompt in each.row for each in raw if isinstance(each, RawRow)
         ):
@@ -149,8 +149,12 @@ def _has_answer(raw: RawRow, converter: Any) -> bool:
         return False
 
 
-def _trained_shapes(run: RunFolder | None, name: str) -> list[SourceSettings]:
-    """How the rows of a run's training were read, where the run's settings say it."""
+def trained_shapes(run: RunFolder | None, name: str) -> list[SourceSettings]:
+    """How the rows of a run's training were read, where the run's settings say it.
+
+    Raises:
+        RefusedError: by a formatter that may not be run.
+    """
     if run is None:
         return []
     config = read_config(run)
