@@ -127,6 +127,11 @@ def with_stand_in(row: Mapping[str, Any], columns: ColumnSettings | None = None)
     return {**kept, pair.response: STAND_IN} if pair else kept
 
 
+def told(reason: str, detail: str) -> str:
+    """Why a row is of no use, in words."""
+    return f"{REASONS[reason]} ({detail})" if detail else REASONS[reason]
+
+
 def _completed(row: RawRow | BadRow, columns: ColumnSettings, formatter: custom.Formatter | None) -> RawRow | BadRow:
     if isinstance(row, BadRow):
         return row
@@ -140,11 +145,11 @@ def _completed(row: RawRow | BadRow, columns: ColumnSettings, formatter: custom.
 
 def _question(row: RawRow | BadRow, converter: Converter, unused: UnusedFields) -> Question:
     if isinstance(row, BadRow):
-        return Question(row.source, problem=_problem(row.reason, row.detail))
+        return Question(row.source, problem=told(row.reason, row.detail))
     try:
         conversation = convert(row.row, converter, row.padded)
     except RejectedRow as error:
-        return Question(row.source, problem=_problem(error.reason, error.detail))
+        return Question(row.source, problem=told(error.reason, error.detail))
     asked = prompt_of(conversation.messages)
     unused.see(
         conversation.unread,
@@ -153,10 +158,6 @@ def _question(row: RawRow | BadRow, converter: Converter, unused: UnusedFields) 
         beside=conversation.thoughts(),
     )
     return Question(row.source, asked, conversation.tools)
-
-
-def _problem(reason: str, detail: str) -> str:
-    return f"{REASONS[reason]} ({detail})" if detail else REASONS[reason]
 
 
 def _turns_with_stand_in(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

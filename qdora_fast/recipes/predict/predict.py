@@ -25,7 +25,7 @@ from qdora_fast.inference.many import BATCHES, LENGTH, STOP, Answerer, OnRows, S
 from qdora_fast.recipes.predict.opened import Opened, open_model
 from qdora_fast.recipes.predict.output import added_columns, check_form, name_columns, with_columns, write
 from qdora_fast.recipes.predict.progress import begun, refuse_other_files, remembered
-from qdora_fast.recipes.predict.rows import InputRows, read_rows, tell
+from qdora_fast.recipes.predict.rows import InputRows, read_rows, rows_of, tell
 from qdora_fast.recipes.predict.schema import AnswerSchema
 from qdora_fast.system import console
 from qdora_fast.system.errors import ConfigError, QdoraError
@@ -123,7 +123,7 @@ def predict(
             added = _added(said, names, held, given, sampling)
             write(target, given.rows, added, given.path)
             progress.remove()
-        console.line("written", f"{target}: {len(said):,} rows in {console.clock(monotonic() - started)}")
+        console.line("written", f"{target}: {rows_of(len(said))} in {console.clock(monotonic() - started)}")
         return _returned(rows, given, added)
 
 
@@ -201,7 +201,8 @@ def _added(
     ]
     if wrong:
         console.line(
-            "warning", f"{len(wrong):,} rows have no answer; `{names.by_own['error']}` says why: {sources_of(wrong)}"
+            "warning",
+            f"{rows_of(len(wrong))} without an answer; `{names.by_own['error']}` says why: {sources_of(wrong)}",
         )
     return added
 

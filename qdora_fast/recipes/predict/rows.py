@@ -132,14 +132,19 @@ def tell(rows: InputRows) -> None:
     found = rows.asked.detection
     how = f"`{found.name}`: {found.why}"
     answers = count_answers(rows) if rows.settings.formatter is None else 0
-    left_out = f"; {answers:,} come with an answer, which is not shown to the model" if answers else ""
-    console.line("rows", f"{rows.name}: {len(rows.raw):,} rows ({how}){left_out}")
+    left_out = f"; {answers:,} with an answer, which the model is not shown" if answers else ""
+    console.line("rows", f"{rows.name}: {rows_of(len(rows.raw))} ({how}){left_out}")
     if bad := rows.asked.bad:
-        console.line("warning", f"{len(bad):,} rows cannot be asked, and say so in the output: {sources_of(bad)}")
+        console.line("warning", f"{rows_of(len(bad))} cannot be asked, which the output says: {sources_of(bad)}")
     for column in rows.asked.texts_left_out():
         console.line(
             "note", f"the text in column `{column}` is no part of the questions; {found.fix_for(column)} asks it"
         )
+
+
+def rows_of(count: int) -> str:
+    """1 row, 2,000 rows."""
+    return f"{count:,} row{'' if count == 1 else 's'}"
 
 
 def _has_answer(raw: RawRow, converter: Any) -> bool:

@@ -26,6 +26,7 @@ from qdora_fast.inference.many import LENGTH, Answerer, ManyAnswers
 from qdora_fast.models.out_of_memory import Batches, make_room
 from qdora_fast.recipes import messages
 from qdora_fast.recipes.predict.opened import Opened
+from qdora_fast.recipes.predict.rows import rows_of
 from qdora_fast.system import console
 from qdora_fast.system.errors import ConfigError
 
@@ -129,7 +130,7 @@ def _of_server(server: Endpoint, asking: Asking, questions: Sequence[Question]) 
         said = server.answers(sent, 0, lambda count: on_answer(count, 0))
     refused = [each for each in said if each.problem]
     if refused:
-        console.line("warning", f"{len(refused):,} rows are not answered and count as wrong: {refused[0].problem}")
+        console.line("warning", f"{rows_of(len(refused))} not answered, which counts as wrong: {refused[0].problem}")
     replies = [Reply(each.text or "", each.tokens or 0, each.stopped_by != LENGTH, each.reasoning) for each in said]
     return _alone(asking, questions, replies, None)
 

@@ -25,7 +25,7 @@ from qdora_fast.data.clean.split import group_key
 from qdora_fast.data.read import custom
 from qdora_fast.data.read.messages import ROW_SHAPE
 from qdora_fast.data.read.questions import Question as Asked
-from qdora_fast.data.read.questions import sources_of
+from qdora_fast.data.read.questions import sources_of, told
 from qdora_fast.data.read.sources import open_source
 from qdora_fast.data.row_processor import Job, Origin, RowProcessor
 from qdora_fast.data.tokenize.chat_text import asks_for_clock
@@ -35,7 +35,7 @@ from qdora_fast.inference.loading import ChatModel
 from qdora_fast.recipes.predict.opened import Opened, open_model
 from qdora_fast.recipes.predict.output import check_form, write
 from qdora_fast.recipes.predict.progress import refuse_other_files
-from qdora_fast.recipes.predict.rows import settings_of_rows, trained_shapes
+from qdora_fast.recipes.predict.rows import rows_of, settings_of_rows, trained_shapes
 from qdora_fast.recipes.score.asking import ask_group, choose_asking
 from qdora_fast.system import console
 from qdora_fast.system.errors import ConfigError, DataError
@@ -107,7 +107,7 @@ def evaluate_file(
         record, lines = _scored(opened, config, rows)
     if target:
         write(target, lines, {}, None)
-        console.line("written", f"{target}: {len(lines):,} rows")
+        console.line("written", f"{target}: {rows_of(len(lines))}")
     return record
 
 
@@ -133,7 +133,7 @@ def read_file_rows(name: str, overrides: Sequence[str], opened: Opened, config: 
     chunk = processor.process(Job(0, 1, raw))
     rows = [json.loads(line) for line in chunk.lines.splitlines()]
     if 2 * len(chunk.rejected) > len(raw):
-        shown = "\n".join(f"  - {source}: {reason} {detail}" for source, reason, detail in chunk.rejected[:5])
+        shown = "\n".join(f"  - {source}: {told(reason, detail)}" for source, reason, detail in chunk.rejected[:5])
         raise DataError(
             f"{name}: {len(chunk.rejected)} of {len(raw)} rows cannot be scored. They were read as "
             f"`{found.detection.name}` ({found.detection.why}):\n{shown}\nA row needs its answer to be scored; "
@@ -191,17 +191,16 @@ def _scored(opened: Opened, config: Config, rows: FileRows) -> tuple[dict[str, A
 
 def _tell_rows(opened: Opened, rows: FileRows) -> None:
     console.line("model", f"{opened.name}: {opened.about}")
-    console.line("rows", f"{rows.name}: {len(rows.rows):,} rows with answers ({rows.how})")
+    console.line("rows", f"{rows.name}: {rows_of(len(rows.rows))} with their answers ({rows.how})")
     if rows.rejected:
-        bad = [Asked(source, problem=f"{reason} {detail}".strip()) for source, reason, detail in rows.rejected]
-        console.line("warning", f"{len(bad):,} rows cannot be scored and are left out: {sources_of(bad)}")
+        bad = [Asked(source, problem=told(reason, detail)) for source, reason, detail in rows.rejected]
+        console.line("warning", f"{rows_of(len(bad))} cannot be scored, and not counted: {sources_of(bad)}")
     trained = rows.groups.get(TRAINED, ())
     if trained:
         named = sources_of([Asked(rows.rows[i]["meta"]["source"]) for i in trained])
         console.line(
             "warning",
-            f"{len(trained):,} rows were trained on, or their question was: they are scored apart and are not held "
-            f"out: {named}",
+            f"{rows_of(len(trained))} trained on, with this answer or another: scored apart, and not held out: {named}",
         )
     if ALL in rows.groups and opened.run is None and opened.source is not None:
         console.line("note", "which rows this model was trained on is not known here: none of them is called held out")
