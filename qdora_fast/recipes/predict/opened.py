@@ -107,6 +107,9 @@ def find_source(name: str, path: Path) -> Source:
     Raises:
         ConfigError: neither.
     """
+    if (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+        open_backend()
+        return merged_source(path, trainable=True)
     if path.exists():
         return chat.find(path)
     presets = {preset.name: preset.path for preset in list_presets()}
@@ -157,7 +160,7 @@ def _on_day(source: Source, date: str) -> Source:
 
 def _base(folder: Path, name: str) -> Source:
     open_backend()
-    source = merged_source(folder)
+    source = merged_source(folder, trainable=True)
     return replace(source, name=name, about=source.about.replace("merged model", "base, not trained here"))
 
 

@@ -187,9 +187,9 @@ def _added(
     good = sum(each.stopped_by == STOP for each in said)
     parts = [f"{good:,} of {len(said):,} came to their end"]
     if cut:
-        parts.append(f"{cut:,} were cut, most at {sampling.max_new_tokens:,} tokens (--max-new-tokens)")
+        parts.append(f"{cut:,} cut at {sampling.max_new_tokens:,} tokens or where the model is full (--max-new-tokens)")
     if empty := sum(each.text == "" for each in said):
-        parts.append(f"{empty:,} are empty")
+        parts.append(f"{empty:,} empty")
     console.line("answers", "; ".join(parts))
     if schema:
         valid = sum(added[names.by_own["valid_json"]])
