@@ -15,12 +15,12 @@ import click
 import qdora_fast
 from qdora_fast.cli.chat import chat, predict, serve
 from qdora_fast.cli.export import export, import_adapter, verify
-from qdora_fast.cli.prepare import data, doctor, plan, presets
+from qdora_fast.cli.prepare import data, doctor, init, plan, presets
 from qdora_fast.cli.training import compare, evaluate, log, report, review, train
 from qdora_fast.system.redact import guard_output
 
 SECTIONS = {
-    "Before training": (doctor, presets, plan, data),
+    "Before training": (doctor, presets, init, plan, data),
     "Training and evaluation": (train, evaluate, review, report, log, compare),
     "The trained model": (chat, predict, serve, export, verify, import_adapter),
 }

@@ -1,4 +1,4 @@
-"""The commands before training: `doctor`, `presets`, `plan`, `data`. No weights are read, but by data.quality.
+"""The commands before training: `doctor`, `presets`, `init`, `plan`, `data`. No weights are read, but by data.quality.
 
 As in training.py a command only checks what was typed and calls one function, which it imports when it is called.
 """
@@ -38,12 +38,55 @@ def doctor(offline: bool, limits: bool, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--show", metavar="NAME", help="Print one, to be saved and edited.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of a config file, for editors.")
-def presets(schema: bool) -> None:
+def presets(show: str | None, schema: bool) -> None:
     """List the shipped configs and this machine's choice."""
+    if show is not None:
+        from qdora_fast.config import presets as shipped
+
+        click.echo(shipped.find_config(show).read_text(encoding="utf-8"), nl=False)
+        return
     from qdora_fast.recipes import messages
 
     messages.presets(schema=schema)
+
+
+@click.command()
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path), metavar="[OUT.yaml]", required=False)
+@click.option("--data", metavar="FILE|FOLDER|HUB-ID", help="Your rows.")
+@CARD
+@click.option("--model", metavar="BASE", help="A base instead of the one that suits the card.")
+@click.option("--from", "source", type=FILE, help="Take over a config of Axolotl or LLaMA-Factory.")
+@SET
+@click.option("--overwrite", is_flag=True, help="Replace OUT.yaml.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Instead: write a page that asks.")
+def init(
+    out: Path | None,
+    data: str | None,
+    card: Card | None,
+    model: str | None,
+    source: Path | None,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+    html: Path | None,
+) -> None:
+    """Write a config to edit, for your rows and card.
+
+    Nothing is downloaded. Another trainer's config is taken over with --from: what has no counterpart is named.
+    """
+    if html is not None:
+        from qdora_fast.recipes.init_page import write_page
+
+        write_page(html)
+        return
+    if out is None:
+        raise click.UsageError("name the config to write, for instance my.yaml; or --html FILE for a page that asks")
+    if data is None and source is None:
+        raise click.UsageError("name your rows with --data, or another trainer's config with --from")
+    from qdora_fast.recipes.init import init as write
+
+    write(out, data=data, card=card, model=model, source=source, overrides=overrides, overwrite=overwrite)
 
 
 @click.command()

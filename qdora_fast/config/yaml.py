@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
@@ -77,6 +78,26 @@ def write_yaml(tree: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
+def write_commented(tree: Mapping[str, Mapping[str, Any]], comments: Mapping[str, str], *, column: int = 36) -> str:
+    """Sections as YAML for a person to edit, one line a setting, with a comment behind it where `comments` has one.
+
+    Args:
+        tree: settings by section; what is deeper is written on the setting's line.
+        comments: by `section.setting`.
+    """
+    text = StringIO()
+    yaml = YAML()
+    yaml.width = 10_000  # a setting stays on its line
+    root = CommentedMap()
+    for section, settings in tree.items():
+        root[section] = CommentedMap((key, _on_one_line(value)) for key, value in settings.items())
+        for key in settings:
+            if comment := comments.get(f"{section}.{key}"):
+                root[section].yaml_add_eol_comment(comment, key, column=column)
+    yaml.dump(root, text)
+    return text.getvalue()
+
+
 def plain(node: Any, budget: list[int] | None = None, depth: int = 0) -> Any:
     """Copy into plain dict/list/scalars, so that shared aliases become separate values.
 
@@ -97,6 +118,18 @@ def plain(node: Any, budget: list[int] | None = None, depth: int = 0) -> Any:
         if isinstance(node, kind):
             return kind(node)
     return node
+
+
+def _on_one_line(value: Any) -> Any:
+    """A list or a section in brackets."""
+    if isinstance(value, Mapping):
+        inner: Any = CommentedMap((key, _on_one_line(each)) for key, each in value.items())
+    elif isinstance(value, list | tuple):
+        inner = CommentedSeq(_on_one_line(each) for each in value)
+    else:
+        return value
+    inner.fa.set_flow_style()
+    return inner
 
 
 class _TooMuch(Exception):

@@ -152,7 +152,17 @@ def _pace(facts: Facts, data: DataSettings, train: TrainSettings) -> Iterator[Ad
     large = facts.parameters is not None and facts.parameters >= LARGE_MODEL
     if (few or large) and train.learning_rate > 1e-4:
         yield Advice("train.learning_rate=1e-4", "small sets and large models do better with half the usual 2e-4")
-    if facts.steps is not None and facts.steps < FEW_STEPS and train.accumulation > 1:
+    if facts.steps is None or facts.steps >= FEW_STEPS:
+        return
+    alone = (
+        None if rows is None or not train.packing else rows * train.epochs / (train.micro_batch * train.accumulation)
+    )
+    if alone is not None and alone >= 2 * facts.steps:
+        yield Advice(
+            "train.packing=false",
+            f"packed, the rows make {facts.steps} optimizer steps, which are few; one row a place makes {alone:.0f}",
+        )
+    elif train.accumulation > 1:
         fewer = max(1, train.accumulation // 4)
         counted = train.gradient_accumulation is None
         yield Advice(

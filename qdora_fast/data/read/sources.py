@@ -120,6 +120,11 @@ def raw_rows(source: SourceSettings) -> Iterator[RawRow | BadRow]:
     return islice(chain.from_iterable(part.rows() for part in parts), source.max_rows)
 
 
+def is_local(path: str) -> bool:
+    """Whether a source's path means something on this machine, if not there then by its form, and no hub dataset."""
+    return path == "demo" or local_path(path).exists() or _looks_local(path)
+
+
 def fingerprint(source: SourceSettings, *, held_out: bool = False) -> str:
     """SHA-256 of what the source would give: of the bytes of its files and of its formatter's file.
 
