@@ -160,6 +160,9 @@ def test_a_file_that_was_begun_otherwise_is_refused_with_what_differs(
     (tmp_path / "a.csv.unfinished" / "answers.jsonl").write_text('{"row": 1}\n')
     with pytest.raises(QdoraError, match=r"answers.jsonl.*--overwrite begins anew"):
         predict(tuned, rows, out=out, max_new_tokens=8)
+    (tmp_path / "a.csv.unfinished" / "record.json").write_text("{")
+    with pytest.raises(QdoraError, match=r"record.json.*--overwrite begins anew"):
+        predict(tuned, rows, out=out, max_new_tokens=8)
     predict(tuned, rows, out=out, max_new_tokens=9, overwrite=True)
     assert len(list(csv.DictReader(out.open()))) == 3
 
@@ -188,6 +191,8 @@ def test_bad_rows_stay_in_the_output_and_are_named(tuned: ChatModel, questions: 
         predict(tuned, _lines(tmp_path / "b.jsonl", [{"question": ""}] * 3), out=tmp_path / "b.out.jsonl")
     with pytest.raises(QdoraError, match="none of the first 2 rows can be answered"):
         predict(tuned, [long, long])
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        predict(tuned, [long], max_new_tokens=0)
 
 
 def test_columns_of_the_rows_stay_beside_ours(tuned: ChatModel, questions: list[str], tmp_path: Path) -> None:
@@ -277,6 +282,20 @@ def test_where_memory_runs_out_batches_are_smaller_and_one_row_costs_no_other(
     told = [row for row in made if row.get("error")]
     assert 0 < len(told) < 6 and all("do not fit into memory" in row["error"] for row in told)
     assert all(row["answer"] in (text, None) for row, text in zip(made, expected, strict=True))
+
+
+def test_a_template_that_takes_no_row_is_refused_before_weights_are_read(
+    demo_run: RunFolder, questions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qdora_fast.inference.loading import Source
+
+    def refused(*_: Any, **__: Any) -> list[int]:
+        raise ConfigError("the chat template leaves out the system message")
+
+    monkeypatch.setattr(Source, "prompt", refused)
+    monkeypatch.delattr("qdora_fast.models.loading.load_trained")
+    with pytest.raises(ConfigError, match="none of the first 2 rows can be asked. row 1: .*leaves out the system"):
+        predict(demo_run.path, [{"question": text} for text in questions[:2]], system="Be brief.")
 
 
 def _user(text: str) -> dict[str, str]:

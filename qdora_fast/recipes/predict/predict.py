@@ -34,6 +34,8 @@ from qdora_fast.system.run_folder import RunFolder
 
 TOLD_EVERY = 30
 """Seconds."""
+ROWS_TRIED = 8
+"""Rows that are rendered before weights are read."""
 
 
 def predict(
@@ -87,14 +89,14 @@ def predict(
         QdoraError: a server that no longer answers.
     """
     sampling = SamplingParams(max_new_tokens, temperature, top_p, seed)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}: at least 1 row at a time")
+    if batch_size < 1 or max_new_tokens < 1:
+        raise ConfigError("batch_size and max_new_tokens must be at least 1")
     with allow_own_code(own_code):
         target = local_path(str(out)) if out is not None else None
         held = AnswerSchema(local_path(str(schema))) if schema is not None else None
         if target:
             refuse_other_files(target, overwrite=overwrite)
-        before = remembered(target) if target else {}
+        before = remembered(target, overwrite=overwrite) if target else {}
         more: dict[str, Any] = {"date": before.get("date") or today(), "drawn_seed": before.get("drawn_seed")}
         if sampling.temperature and sampling.seed is None:
             more["drawn_seed"] = more["drawn_seed"] or 1 + secrets.randbelow(2**31 - 1)
@@ -119,7 +121,11 @@ def predict(
             if progress.said:
                 console.line("begun", f"{len(progress.said):,} of {len(given.raw):,} rows were answered before")
             started = monotonic()
-            said = _answered(opened, given, progress.said, progress)
+            try:
+                said = _answered(opened, given, progress.said, progress)
+            except KeyboardInterrupt:
+                console.note(f"{rows_of(len(progress.said))} answered so far; the same command goes on from there")
+                raise
             added = _added(said, names, held, given, sampling)
             write(target, given.rows, added, given.path)
             progress.remove()
@@ -150,6 +156,7 @@ def _answered(opened: Opened, given: InputRows, before: Sequence[Said], progress
     questions, said = given.questions, list(before)
     if len(said) == len(questions):
         return said
+    _refuse_template(opened, questions)
     answerer = opened.load()
     with _counting(len(questions), len(said)) as on_rows:
         for first, window in in_windows(questions, answerer, len(said)):
@@ -160,6 +167,21 @@ def _answered(opened: Opened, given: InputRows, before: Sequence[Said], progress
                 progress.add(answers, [each.source for each in window])
             said += answers
     return said
+
+
+def _refuse_template(opened: Opened, questions: Sequence[Question]) -> None:
+    """Raise ConfigError, before weights are read, where the chat template takes none of the first rows."""
+    first = [each for each in questions if not each.problem][:ROWS_TRIED] if opened.source else []
+    wrong: list[str] = []
+    for question in first:
+        assert opened.source is not None
+        try:
+            opened.source.prompt(question.messages, question.tools, advise=False)
+            return
+        except ConfigError as error:
+            wrong.append(f"{question.source}: {error}")
+    if wrong:
+        raise ConfigError(f"none of the first {rows_of(len(wrong))} can be asked. {wrong[0]}")
 
 
 def _of_window(answerer: Answerer, window: Sequence[Question], first: int, on_rows: OnRows) -> list[Said]:

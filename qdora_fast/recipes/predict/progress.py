@@ -102,10 +102,13 @@ def begun(
             yield Progress(folder, _answers(folder, window), {key: earlier.get(key) for key in more})
 
 
-def remembered(out: Path) -> dict[str, Any]:
-    """The record of an earlier start for `out`; {} where there is none."""
-    path = out.with_name(f"{out.name}{ENDING}") / RECORD
-    return read_object(path, fix=AGAIN) if path.is_file() else {}
+def remembered(out: Path, *, overwrite: bool) -> dict[str, Any]:
+    """The record of an earlier start for `out`; {} where there is none.
+
+    Raises:
+        IntegrityError: it is damaged, and may not be overwritten.
+    """
+    return _read_record(out.with_name(f"{out.name}{ENDING}") / RECORD, overwrite=overwrite) or {}
 
 
 def refuse_other_files(out: Path, *, overwrite: bool) -> None:
@@ -118,15 +121,9 @@ def refuse_other_files(out: Path, *, overwrite: bool) -> None:
 
 def _earlier(folder: Path, record: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """The record of an earlier start that these answers go on from; None: begin."""
-    path = folder / RECORD
-    if not path.is_file():
+    earlier = _read_record(folder / RECORD, overwrite=overwrite)
+    if earlier is None:
         return None
-    try:
-        earlier = read_object(path, fix=AGAIN)
-    except IntegrityError:
-        if overwrite:
-            return None
-        raise
     as_read = json.loads(json.dumps(redacted(record)))
     wrong = [
         f"{what} ({_difference(earlier.get(key), as_read[key])})"
@@ -139,6 +136,15 @@ def _earlier(folder: Path, record: Mapping[str, Any], *, overwrite: bool) -> dic
             f"another --out, or {AGAIN}"
         )
     return None if wrong else earlier
+
+
+def _read_record(path: Path, *, overwrite: bool) -> dict[str, Any] | None:
+    try:
+        return read_object(path, fix=AGAIN) if path.is_file() else None
+    except IntegrityError:
+        if overwrite:
+            return None
+        raise
 
 
 def _write_record(path: Path, content: Mapping[str, Any]) -> None:
