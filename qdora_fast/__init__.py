@@ -5,6 +5,7 @@ run = qdora_fast.train("demo")                      # a preset, a YAML file, or 
 run = qdora_fast.train("demo", train={"epochs": 1}) # with settings changed
 qdora_fast.export(run.path, to="merged_16bit")
 qdora_fast.evaluate(run.path)                       # base against tuned, once more
+answers = qdora_fast.predict(run.path, [{"question": "..."}])   # also a file or a DataFrame
 data = qdora_fast.prepare_data("demo", data={"path": "my.jsonl"})   # the rows alone: kept, dropped and why, split
 
 qdora_fast.fuse(peft_model)                         # the fused layers alone, in a training script of your own
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from qdora_fast.recipes.evaluate import evaluate
     from qdora_fast.recipes.export import export
     from qdora_fast.recipes.fuse import fuse, unfuse
+    from qdora_fast.recipes.predict.predict import predict
     from qdora_fast.recipes.train import train
     from qdora_fast.system.errors import (
         CheckpointError,
@@ -67,6 +69,7 @@ __all__ = [
     "evaluate",
     "export",
     "fuse",
+    "predict",
     "prepare_data",
     "train",
     "unfuse",
@@ -77,6 +80,7 @@ _FUNCTIONS = {
     "evaluate": "recipes.evaluate",
     "export": "recipes.export",
     "prepare_data": "recipes.data",
+    "predict": "recipes.predict.predict",
     "fuse": "recipes.fuse",
     "unfuse": "recipes.fuse",
 }

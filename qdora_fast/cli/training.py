@@ -7,7 +7,7 @@ config then answer in milliseconds.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -57,17 +57,40 @@ def train(
 @SET
 @click.option("--mmlu", is_flag=True, help="Also ask MMLU, whatever the run's settings say.")
 @click.option("--allow-regression", is_flag=True, help="Report a fallen MMLU instead of failing.")
+@click.option("--data", metavar="FILE", help="Score these rows instead, with any model that `predict` takes.")
+@click.option("--out", type=click.Path(path_type=Path), help="With --data: a file for the answers, by its ending.")
+@click.option("--model", "server_model", metavar="NAME", help="With --data: which model of a server answers.")
+@click.option("--overwrite", is_flag=True, help="With --out: replace the file.")
 @runs_code
 @json_option()
-def evaluate(run: str, overrides: tuple[str, ...], mmlu: bool, allow_regression: bool, as_json: bool) -> None:
+def evaluate(
+    run: str,
+    overrides: tuple[str, ...],
+    mmlu: bool,
+    allow_regression: bool,
+    data: str | None,
+    as_json: bool,
+    **of_file: Any,
+) -> None:
     """Compare a RUN with its base on held-out rows.
 
-    Also writes completions to read, asks MMLU if that is switched on, and adds to the run's evaluation log.
+    Also writes completions to read, asks MMLU if that is switched on, and adds to the run's evaluation log. With
+    --data, RUN may be any model or server that `predict` takes, the rows are those of the file, and no run is written.
     """
-    from qdora_fast.recipes import evaluate as recipe
+    evaluation: dict[str, Any]
+    if data is None:
+        from qdora_fast.recipes import evaluate as recipe
 
-    changed = [*overrides, *(["evaluation.mmlu.enabled=true"] if mmlu else [])]
-    evaluation = recipe.evaluate(run, overrides=changed, allow_regression=allow_regression)
+        if any(of_file.values()):
+            raise click.UsageError("--out, --model and --overwrite go with --data FILE")
+        changed = [*overrides, *(["evaluation.mmlu.enabled=true"] if mmlu else [])]
+        evaluation = recipe.evaluate(run, overrides=changed, allow_regression=allow_regression)
+    else:
+        from qdora_fast.recipes.score.score import evaluate_file
+
+        if mmlu or allow_regression:
+            raise click.UsageError("--mmlu and --allow-regression do not go with --data: MMLU has rows of its own")
+        evaluation = evaluate_file(run, data, overrides=overrides, **of_file)
     if as_json:
         click.echo(console.json_line(evaluation))
 

@@ -164,7 +164,7 @@ def _write(
             max_new_tokens=most,
             streamer=_streamer(chat_model.source.vocabulary, pass_on) if on_text else None,
             stopping_criteria=[lambda *_, **__: stop.is_set()] if stop else None,
-            **_sampling(sampling),
+            **generation_options(sampling),
         )
 
     out = attempt(write)
@@ -181,7 +181,8 @@ def _that_fit(source: Source, head: Sequence[Message], turns: list[Message], mos
     return turns
 
 
-def _sampling(sampling: SamplingParams) -> dict[str, Any]:
+def generation_options(sampling: SamplingParams) -> dict[str, Any]:
+    """What `generate` is told of how tokens are drawn."""
     if not sampling.temperature:
         return {"do_sample": False}
     top_p = {} if sampling.top_p is None else {"top_p": sampling.top_p}

@@ -20,6 +20,7 @@ from qdora_fast.data.tokenize.chat_text import templates_of
 from qdora_fast.data.tokenize.left_out import LOSSES, Accountant
 from qdora_fast.data.tokenize.plain_marks import prompt_ids
 from qdora_fast.data.tokenize.template_process import check_limits
+from qdora_fast.data.tokenize.templates import choose_template
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.base_files import require_sound
@@ -61,13 +62,18 @@ class Source:
     def _accountant(self) -> Accountant:
         return Accountant(self.vocabulary)
 
-    def prompt(self, messages: Sequence[Message], tools: list[Message] | None = None) -> list[int]:
+    def prompt(
+        self, messages: Sequence[Message], tools: list[Message] | None = None, *, advise: bool = True
+    ) -> list[int]:
         """Token ids of a conversation, ready to be continued. Special tokens that a message spells stay text.
+
+        Args:
+            advise: an error says what to type in `chat`.
 
         Raises:
             ConfigError: the chat template refuses it or leaves a part of it out, or it is no text.
         """
-        way_out = _way_out(messages)
+        way_out = _way_out(messages) if advise else ""
         try:
             json.dumps([messages, tools], ensure_ascii=False).encode()  # fails on half a surrogate pair: no UTF-8
             ids = prompt_ids(
@@ -158,8 +164,11 @@ def adapter_source(trained: TrainedModel, *, guessed: bool) -> Source:
     )
 
 
-def merged_source(path: Path) -> Source:
-    """A merged model.
+def merged_source(path: Path, *, trainable: bool = False) -> Source:
+    """A merged model, or a base.
+
+    Args:
+        trainable: without a chat template of its own it is asked with the one that a training would give it.
 
     Raises:
         ConfigError: it is none, or it has no chat template.
@@ -170,13 +179,17 @@ def merged_source(path: Path) -> Source:
     require_sound(str(path), setting="")
     tokenizer, stop_ids = load_tokenizer(str(path), None, setting="")
     full = path.resolve()
+    own = bool(tokenizer.chat_template)
+    if trainable and not own:
+        choose_template(tokenizer, "auto")
     in_run = (full.parent / "model.json").is_file()
     thinking = RunFolder(full.parent).read_json("model.json", {"thinking?": str}).get("thinking") if in_run else None
     return _with_template(
         Source(
             folder=path,
             name=f"{full.parent.name}/{full.name}" if in_run else full.name,
-            about=f"merged model{', 4-bit weights' if 'quantization_config' in described else ''}",
+            about=f"merged model{', 4-bit weights' if 'quantization_config' in described else ''}"
+            + ("" if own or not trainable else "; without a chat template, so it is asked in plain Alpaca text"),
             vocabulary=Vocabulary(tokenizer, stop_ids).in_mode(thinking),
             max_length=_longest(str(path)),
         )

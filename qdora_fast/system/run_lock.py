@@ -26,8 +26,11 @@ LOCK, HOLDER = ".lock", ".lock.json"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, instead: str = "or start another run (`--set run.name=...`)") -> Iterator[None]:
     """Hold a run's folder.
+
+    Args:
+        instead: what else the user can do, as the end of the message.
 
     Raises:
         RunLocked: another process does; says which, on which machine and since when.
@@ -36,10 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise RunLocked(
-            f"{folder} is in use by {_holder(folder)}; wait until it is done, or start another run "
-            "(`--set run.name=...`)"
-        ) from None
+        raise RunLocked(f"{folder} is in use by {_holder(folder)}; wait until it is done, {instead}") from None
     try:
         note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         (folder / HOLDER).write_text(json.dumps(note) + "\n", encoding="utf-8")

@@ -9,15 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from heard import heard
+from served import served
 
 from qdora_fast.inference import ChatModel, SamplingParams, answer
-from qdora_fast.inference.serve import make_app
 from qdora_fast.recipes.chat import load, serve
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.run_folder import RunFolder
@@ -34,16 +33,9 @@ def tuned(demo_run: RunFolder) -> ChatModel:
 def client(tuned: ChatModel) -> Iterator[Any]:
     """OpenAI's client of a server in a thread."""
     import openai
-    import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(make_app(tuned), log_level="error"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    with served(tuned) as url:
         yield openai.OpenAI(base_url=url, api_key="none", max_retries=0)
-        server.should_exit = True
-        thread.join()
 
 
 def _messages(run: RunFolder, number: int) -> list[dict[str, Any]]:

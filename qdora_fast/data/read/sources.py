@@ -109,6 +109,17 @@ def open_source(source: SourceSettings, *, held_out: bool = False) -> Source:
     return Source(source, held_out=held_out)
 
 
+def raw_rows(source: SourceSettings) -> Iterator[RawRow | BadRow]:
+    """All rows of a source as they lie in its files, good and bad, of whatever shape. Of a folder that names splits,
+    those that are not trained on.
+
+    Raises:
+        DataError: nothing there, or a file that cannot be read any further.
+    """
+    parts, _ = _parts(source, held_out=True)
+    return islice(chain.from_iterable(part.rows() for part in parts), source.max_rows)
+
+
 def is_local(path: str) -> bool:
     """Whether a source's path means something on this machine, if not there then by its form, and no hub dataset."""
     return path == "demo" or local_path(path).exists() or _looks_local(path)
