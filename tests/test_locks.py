@@ -187,3 +187,59 @@ def test_a_package_that_is_needed_and_not_pinned_is_named(
     assert "numpy==2.4.6" in said and "not in constraints.txt" in said
     assert "nvidia" not in said
     assert not list(tmp_path.glob("base.txt"))
+
+
+REFUSED = """\
+error: No solution found when resolving dependencies for split (markers: sys_platform == 'linux')
+  cause: Because qdora-fast depends on torch==2.15.0 and torch>=2.11,<2.14 and unsloth==1.0 depends on
+torch<2.15.0,>=2.4.0, we can conclude that your requirements are unsatisfiable.
+"""
+TABLE = (
+    "numpy==2.4.6 ; python_version < '3.12'\nnumpy==2.5.0 ; python_version >= '3.12'\nzipp==4.0\nnvidia-x==1\ntorch=="
+)
+
+
+@pytest.fixture
+def newest(make_locks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = importlib.import_module("locks.newest")
+    (tmp_path / "constraints.txt").write_text("# tested\nnumpy==2.4.0\ntorch==2.12.0\nold_one==1.0\n")
+
+    def asked(names: Any, *options: str) -> subprocess.CompletedProcess:
+        if "torch==2.15.0" in names:
+            return subprocess.CompletedProcess([], 1, stdout="", stderr=REFUSED)
+        last = "2.15.0" if "--no-deps" in options else "2.13.0"
+        return subprocess.CompletedProcess([], 0, stdout=f"{TABLE}{last}\n", stderr="")
+
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "asked", asked)
+    return module
+
+
+def test_the_newest_that_resolves_is_written_and_what_holds_the_rest_is_named(
+    newest: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert newest.main() == 0
+    written = (tmp_path / "constraints.txt").read_text().splitlines()
+    assert written == ["# tested", "numpy==2.4.6", "torch==2.13.0", "zipp==4.0"]  # numpy: for every Python
+    said = capsys.readouterr().out
+    moves = {tuple(line.split()) for line in said.splitlines() if "->" in line}
+    assert moves >= {("torch", "2.12.0", "->", "2.13.0"), ("zipp", "-", "->", "4.0"), ("old-one", "1.0", "->", "-")}
+    assert "torch 2.13.0, newest 2.15.0: pyproject.toml takes >=2.11,<2.14; unsloth==1.0 takes <2.15.0,>=2.4.0" in said
+
+
+@pytest.mark.parametrize(
+    ("stderr", "message"),
+    [
+        ("error: Failed to fetch: `https://x/simple/torch/`\n  cause: dns error", "got no answer from the index"),
+        ("error: No solution found when resolving dependencies", "finds no set of packages"),
+    ],
+)
+def test_without_an_answer_nothing_is_written(
+    stderr: str, message: str, newest: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (tmp_path / "constraints.txt").read_text()
+    answer = subprocess.CompletedProcess([], 2, stdout="", stderr=stderr)
+    monkeypatch.setattr(newest, "asked", lambda *arguments: answer)
+    with pytest.raises(SystemExit, match=message):
+        newest.main()
+    assert (tmp_path / "constraints.txt").read_text() == before

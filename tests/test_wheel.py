@@ -20,17 +20,16 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import made_once
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import qdora_fast
-from qdora_fast.system import child
-from qdora_fast.system.install import UNSLOTH, tested_versions
+from qdora_fast.system import child, install
+from qdora_fast.system.install import UNSLOTH
 
 ROOT = Path(qdora_fast.__file__).parent.parent
-PINS = {canonicalize_name(name): version for name, version in tested_versions().items()}
+PINS = {canonicalize_name(name): version for name, version in install.tested_versions().items()}
 HERE = {**default_environment(), "extra": ""}
 OF_CUDA = ("cuda-", "nvidia-")
 
@@ -44,8 +43,7 @@ def _build(root: Path, target: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = made_once("wheel", tmp_path_factory.getbasetemp(), lambda folder: _build(ROOT, "wheel", folder))
-    return next(folder.glob("*.whl"))
+    return _build(ROOT, "wheel", tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
@@ -64,14 +62,12 @@ Commands = Callable[..., subprocess.CompletedProcess]
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Commands:
     """A function that runs `qdora-fast` of a new environment, in which the wheel is all that is installed."""
 
-    def make(folder: Path) -> None:
-        venv.create(folder, with_pip=False, symlinks=True)
-        (site,) = folder.glob("lib/python*/site-packages")
-        (site / "libraries.pth").write_text(sysconfig.get_paths()["purelib"])
-        install = ["-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--no-deps", "--no-index"]
-        subprocess.run(child.python(*install, str(wheel)), capture_output=True, text=True, check=True)
-
-    folder = made_once("environment", tmp_path_factory.getbasetemp(), make)
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "libraries.pth").write_text(sysconfig.get_paths()["purelib"])
+    command = ["-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--no-deps", "--no-index"]
+    subprocess.run(child.python(*command, str(wheel)), env=child.environment(), capture_output=True, check=True)
     outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -180,8 +176,8 @@ def test_presets_and_a_plan_need_no_checkout(installed: Commands, tmp_path: Path
 def test_a_missing_library_is_answered_with_a_line_that_fits_this_environment(
     installed: Commands, tmp_path: Path
 ) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    script = "import sys; sys.modules['unsloth'] = None; from qdora_fast.models.backend import open_backend as o; o()"
+    (tmp_path / "unsloth.py").write_text("raise ImportError('not here')")
+    script = "from qdora_fast.models.backend import open_backend; open_backend()"
     environment = Path(installed("presets", cwd=tmp_path).args[0]).parent.parent
     python = environment / "bin" / "python"
     outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
