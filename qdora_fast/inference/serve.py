@@ -33,8 +33,8 @@ from qdora_fast.inference.loading import ChatModel, Source, load_source
 from qdora_fast.inference.request import read_request
 from qdora_fast.system import console
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.install import how_to_install
 
-INSTALL = '.venv/bin/pip install -c constraints.txt "qdora_fast[serve]"'
 ROUTES = ("/v1/chat/completions", "/v1/models", "/health")
 PASSWORD = "QDORA_FAST_API_KEY"
 """The environment variable that holds the password; its name says that it is a secret."""
@@ -226,7 +226,7 @@ def require_server() -> None:
     """Raise ConfigError unless the `serve` extra is installed."""
     missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"serve needs {', '.join(missing)}; install with\n  {INSTALL}")
+        raise ConfigError(f"serve needs {', '.join(missing)}; install with\n  {how_to_install('serve')}")
 
 
 @contextmanager
