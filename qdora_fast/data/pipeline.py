@@ -111,9 +111,8 @@ def process_all(
         yield from first
         yield from jobs
 
-    if small and not processor.renders:
-        chunks = map(processor.process, everything())
-    else:
+    chunks: Iterator[Chunk] = map(processor.process, everything())
+    if processor.renders or not small:
         chunks = _in_parallel(processor, everything(), 1 if small else count)
     for chunk in chunks:
         writer.add(chunk)
