@@ -116,7 +116,7 @@ def test_what_a_template_says_of_one_row_is_its_row(tmp_path: Path, base_tokeniz
     settings = DataSettings(path=str(tmp_path / "rows.jsonl"), cache=False)
     prepared = prepare(settings, seed=1, rendering=Rendering(base_tokenizer, 256))
     rejected = [json.loads(line) for line in (prepared.folder / "rejected.jsonl").read_text().splitlines()]
-    told = {line["source"].rpartition(":")[2]: line["detail"] for line in rejected}
+    told = {line["place"].rpartition(":")[2]: line["detail"] for line in rejected}
     assert set(told) == {"4", "8"}
     assert "MiB of memory" in told["4"] and told["8"] == "not that word"
 
