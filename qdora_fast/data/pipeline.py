@@ -111,9 +111,8 @@ def process_all(
         yield from first
         yield from jobs
 
-    if small and not processor.renders:
-        chunks = map(processor.process, everything())
-    else:
+    chunks: Iterator[Chunk] = map(processor.process, everything())
+    if processor.renders or not small:
         chunks = _in_parallel(processor, everything(), 1 if small else count)
     for chunk in chunks:
         writer.add(chunk)
@@ -153,12 +152,15 @@ def _in_parallel(processor: RowProcessor, jobs: Iterable[Job], workers: int) -> 
     try:
         with _quiet_forks(), ProcessPoolExecutor(workers, mp_context=context) as pool:
             under_way: deque[Future[Chunk]] = deque()
-            for job in jobs:
-                under_way.append(pool.submit(_in_worker, job))
-                if len(under_way) >= UNDER_WAY_PER_WORKER * workers:
+            try:
+                for job in jobs:
+                    under_way.append(pool.submit(_in_worker, job))
+                    if len(under_way) >= UNDER_WAY_PER_WORKER * workers:
+                        yield under_way.popleft().result()
+                while under_way:
                     yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)  # after an error, what waits is not begun
     except BrokenProcessPool as error:
         raise DataError(
             "a worker process died while preparing rows: memory ran out (try again with --set data.workers=1), or the "
