@@ -65,7 +65,7 @@ TEMPLATE_SECONDS = 3
 """Seconds of processor time in which a chat template must have rendered a conversation. Usual ones take
 milliseconds."""
 
-TEMPLATE_MEMORY_BYTES = 2**30
+TEMPLATE_MEMORY_BYTES = 512 * 2**20
 """Bytes of memory that a chat template may need, beside those of the process that it runs in."""
 
 TEMPLATE_CHARACTERS = 256 * 2**10

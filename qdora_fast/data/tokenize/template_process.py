@@ -183,21 +183,34 @@ def _answer(pipe: Connection) -> None:
         os._exit(0)
 
 
-def _compute(text: str, variables: Mapping[str, Any]) -> tuple[bytes, str]:
-    """What became of it, and the text or the reason."""
+def _compute(text: str, variables: Mapping[str, Any], *, again: bool = True) -> tuple[bytes, str]:
+    """What became of it, and the text or the reason.
+
+    Args:
+        again: try once more where memory ran out because this process has grown since its limit was set.
+    """
     try:
         made = _within_limits(text, variables)
     except _TooMuch as error:
         return _LIMIT, f"it {error}{_line(error)}"
     except MemoryError as error:
-        if _size() + TEMPLATE_MEMORY_BYTES > _OWN.room + TEMPLATE_MEMORY_BYTES // 4:  # this process has grown
-            _OWN.room = _size() + TEMPLATE_MEMORY_BYTES
-            return _compute(text, variables)
-        return _LIMIT, f"it needs more than {TEMPLATE_MEMORY_BYTES // 2**20:,} MiB of memory{_line(error)}"
+        line = _line(error)
     except RecursionError as error:
         return _LIMIT, f"it calls itself without end, or is nested too deeply{_line(error)}"
     except Exception as error:  # noqa: BLE001 - whatever it raises is the template's own
         return _REFUSED, first_line(error)
+    else:
+        return _printed(made, variables)
+    # The error is gone, and with it all that the template held: what is left is this process' own.
+    gc.collect()
+    if again and _size() + TEMPLATE_MEMORY_BYTES > _OWN.room + TEMPLATE_MEMORY_BYTES // 4:
+        _OWN.room = _size() + TEMPLATE_MEMORY_BYTES
+        return _compute(text, variables, again=False)
+    return _LIMIT, f"it needs more than {TEMPLATE_MEMORY_BYTES // 2**20:,} MiB of memory{line}"
+
+
+def _printed(made: str, variables: Mapping[str, Any]) -> tuple[bytes, str]:
+    """The text, unless it is longer than this conversation may become."""
     if len(made) > TEMPLATE_OUTPUT_CHARACTERS:
         given = len(json.dumps([variables["messages"], variables.get("tools")], default=str))
         if len(made) > TEMPLATE_OUTPUT_CHARACTERS + TEMPLATE_OUTPUT_TIMES * given:
