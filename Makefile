@@ -5,7 +5,7 @@ PYTHON  ?= python3
 VENV    := .venv
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
-TORCH   := 2.13.0
+TORCH   := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 # gpu: the full CUDA stack; cpu: the same training code on Unsloth's CPU backend, no CUDA packages.
 PROFILE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -24,10 +24,12 @@ CONFIG  ?=
 DATA    ?=
 ARGS    ?=
 
+LOCKING = $(if $(filter off,$(HASHES)),$(PIP) install --quiet -c constraints.txt uv packaging hatchling,$(LOCKED) -r locks/uv.txt \
+	-r locks/build.txt)
 TORCH_BY_UV = $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu "torch==$(TORCH)"
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock train test test-all test-gpu bench bench-gpu bench-data bench-export real benchmarks faults mutants \
+.PHONY: help install lock lock-newest train test test-all test-gpu bench bench-gpu bench-data bench-export real benchmarks faults mutants \
         proofs docs docs-pictures lint format clean
 
 help: ## show these verbs
@@ -37,8 +39,12 @@ help: ## show these verbs
 install: $(STAMP) ## set up .venv and nothing else (PROFILE=cpu or gpu; found by itself)
 
 lock: $(VENV)/bin/python ## write locks/ anew after a change of versions in constraints.txt or pyproject.toml
-	$(if $(filter off,$(HASHES)),$(PIP) install --quiet -c constraints.txt uv packaging,$(LOCKED) -r locks/uv.txt -r locks/build.txt)
-	$(BIN)/python locks/make_locks.py
+	$(LOCKING)
+	$(BIN)/python -m locks.make_locks
+
+lock-newest: $(VENV)/bin/python ## raise constraints.txt to the newest that resolves, say what moved and what holds the rest, then lock
+	$(LOCKING)
+	$(BIN)/python -m locks.newest && $(BIN)/python -m locks.make_locks
 
 train: $(STAMP) ## fine-tune, export and prove; goes on where it was stopped (CONFIG=... DATA=... ARGS=...)
 	$(BIN)/qdora-fast train --auto-resume $(CONFIG) $(if $(DATA),--set "data.path=$(DATA)") $(ARGS)
@@ -101,7 +107,8 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
 
 # The CPU build of torch: pip may know one (version +cpu); else uv knows where CPU builds live.
-$(VENV)/installed-cpu: $(VENV)/bin/python pyproject.toml constraints.txt locks/build.txt locks/base.txt locks/uv.txt Makefile
+$(VENV)/installed-cpu: $(VENV)/bin/python pyproject.toml constraints.txt locks/build.txt locks/base.txt locks/dev.txt locks/uv.txt \
+                       Makefile
 	@echo "Setting up $(VENV) for the CPU (no CUDA packages); this happens once."
 ifeq ($(HASHES),off)
 	$(PIP) install --quiet "torch==$(TORCH)+cpu" || \
@@ -111,7 +118,7 @@ ifeq ($(HASHES),off)
 else
 	@$(call checked,build.txt)
 	$(PIP) install --quiet --no-deps "torch==$(TORCH)+cpu" || { $(LOCKED) -r locks/uv.txt && $(TORCH_BY_UV) --no-deps; }
-	@$(call checked,base.txt)
+	@$(call checked,base.txt -r locks/dev.txt)
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 endif
 	@rm -f $(VENV)/installed-* && touch $@
@@ -124,6 +131,7 @@ ifeq ($(HASHES),off)
 else
 	@$(call checked,build.txt)
 	@$(call checked,base.txt -r locks/gpu.txt)
+	@$(call checked,dev.txt)
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 endif
 	@rm -f $(VENV)/installed-* && touch $@

@@ -21,8 +21,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "untouched": {},
     "unsaved": {"train": {"save_steps": 1000}},
     "undropped": {"adapter": {"dropout": 0.0}},
+    "evaluated": {
+        "evaluation": {"max_rows": 4, "metric": "exact_match", "max_new_tokens": 2, "completions": 2},
+        "export": {"at_end": "merged_16bit", "proof_rows": 4},
+    },
 }
-"""The usual settings, and the same without regular checkpoints, and without dropout."""
+"""The usual settings, and the same without regular checkpoints, without dropout, with evaluation and export."""
 
 
 @dataclass
@@ -145,6 +149,11 @@ class Lab:
     def finished(self) -> Job:
         """The run that nothing happens to, where it lies."""
         return self.job(self.folder / "untouched")
+
+    @property
+    def evaluated(self) -> Job:
+        """One that was evaluated and exported, too, where it lies."""
+        return self.job(self.folder / "evaluated")
 
     def untouched(self, variant: str = "untouched") -> Untouched:
         """What a run of this variant comes to when nothing happens to it."""

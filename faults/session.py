@@ -34,6 +34,10 @@ _NEEDED = (
     "qdora_fast.recipes.train",
     "qdora_fast.training.trainer",
     "qdora_fast.recipes.export",
+    "qdora_fast.recipes.chat",
+    "qdora_fast.recipes.evaluate",
+    "qdora_fast.recipes.import_adapter",
+    "qdora_fast.recipes.plan",
 )
 """Imported once here instead of in every fork."""
 
@@ -132,10 +136,15 @@ def sabotage(lab: Lab, name: str, chosen: argparse.Namespace, console: Console) 
 
 def _choose(only: str, matrix: Sequence[Group]) -> list[Group]:
     names = [name for name in only.split(",") if name]
-    unknown = set(names) - {group.name for group in matrix}
+    unknown = [name for name in names if not any(_is_of(group, name) for group in matrix)]
     if unknown:
         raise SystemExit(f"no group {', '.join(sorted(unknown))}; there are {', '.join(g.name for g in matrix)}")
-    return [group for group in matrix if not names or group.name in names]
+    return [group for group in matrix if not names or any(_is_of(group, name) for name in names)]
+
+
+def _is_of(group: Group, name: str) -> bool:
+    """`hostile` is all of hostile-code, hostile-bombs, ..."""
+    return group.name == name or group.name.startswith(f"{name}-")
 
 
 def _numbers(group: Group, chosen: argparse.Namespace) -> Sequence[int]:

@@ -149,7 +149,7 @@ def _be(work: Callable[[], None], log: Path) -> NoReturn:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # as Python's own
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.environ["COLUMNS"] = "400"

@@ -89,6 +89,8 @@ _FUNCTIONS = {
 def __getattr__(name: str) -> Any:
     """A public name, imported when it is first used."""
     if name in __all__:
+        if name in _FUNCTIONS:
+            importlib.import_module("qdora_fast.system.supported").require_linux()
         return getattr(importlib.import_module(f"qdora_fast.{_FUNCTIONS.get(name, 'system.errors')}"), name)
     raise AttributeError(f"module 'qdora_fast' has no attribute {name!r}")
 

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 _session = {"modules left out": 0, "light": False}
 SHARED = "PYTEST_XDIST_WORKER" in os.environ
 """This process is one of several that the tests are dealt to."""
-LIGHT = ("config", "docs", "data/read", "data/tokenize", "test_architecture.py", "test_locks.py")
+LIGHT = (
+    *("config", "docs", "data/read", "data/tokenize"),
+    *("test_architecture.py", "test_locks.py", "test_release.py", "test_wheel.py", "system/test_install.py"),
+)
 """Folders and files whose tests need neither Unsloth nor a model."""
 MOST_PROCESSES = 4
 """Of `-n auto`: each holds torch and all libraries, 1 to 2 GiB."""

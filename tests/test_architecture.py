@@ -207,6 +207,69 @@ def test_the_scan_for_code_run_by_name_sees_it(text: str, caught: bool) -> None:
     assert bool(list(_runs_by_name(ast.parse(text)))) == caught
 
 
+# What unpickles, starts a shell, or builds objects from a text: never. Other processes are started by the modules named
+# here. (That loaders of models are told about code of the model's own stands in system/test_remote_code.py.)
+UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+BUILDS_OBJECTS = {
+    *("torch.load", "torch.jit.load", "torch.hub.load", "torch.package", "pd.read_pickle", "pandas.read_pickle"),
+    *("os.system", "os.popen", "os.execv", "os.execvp", "os.execve", "os.spawnv", "os.spawnvp", "os.posix_spawn"),
+    *("yaml.load", "yaml.unsafe_load", "yaml.full_load", "numpy.load", "code.interact", "site.addsitedir"),
+}
+STARTS_PROCESSES = {
+    "exports.verify.fresh_process": "itself, by child.python",
+    "exports.gguf.checkout": "llama.cpp, from a folder that the user has typed",
+    "system.hardware": "nvidia-smi",
+    "recipes.doctor.cards": "nvidia-smi",
+    "recipes.doctor.stack": "itself, by child.python",
+}
+"""Modules that start another process, and which."""
+
+
+def _unsafe(tree: ast.AST, module: str = "") -> Iterator[str]:
+    """What of a file could turn a value of somebody else into code, in words."""
+    for name in _imports(tree, top=False):
+        if name.split(".")[0] in UNPICKLERS:
+            yield f"imports {name}"
+        if name.split(".")[0] == "subprocess" and module not in STARTS_PROCESSES:
+            yield "imports subprocess"
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        given = {each.arg: ast.unparse(each.value) for each in call.keywords}
+        name = ast.unparse(call.func)
+        if name in BUILDS_OBJECTS or given.get("shell", "False") != "False":
+            yield f"calls {name}"
+        if name == "np.load" and given.get("allow_pickle") != "False":
+            yield "calls np.load without allow_pickle=False"
+        if name == "YAML" and given.get("typ") not in ("'rt'", "'safe'", None):
+            yield "reads YAML with objects in it"
+        if given.get("trust_remote_code") == "True":
+            yield f"calls {name} with trust_remote_code=True"
+
+
+@pytest.mark.parametrize("path", FILES, ids=_module)
+def test_nothing_of_somebody_else_becomes_code(path: Path) -> None:
+    assert list(_unsafe(ast.parse(path.read_text()), _module(path))) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle; pickle.loads(raw)",
+        "from joblib import load",
+        "torch.load(path, weights_only=False)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=asked)",
+        "yaml.load(text)",
+        "YAML(typ='unsafe')",
+        "os.system(config.run.name)",
+        "import subprocess",
+        "anything(words, shell=True)",
+        "AutoTokenizer.from_pretrained(name, trust_remote_code=True)",
+    ],
+)
+def test_the_scan_for_code_of_somebody_else_sees_it(text: str) -> None:
+    assert list(_unsafe(ast.parse(text)))
+
+
 @pytest.mark.parametrize("path", FILES, ids=_module)
 def test_json_files_are_read_in_one_place(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -43,12 +43,13 @@ def _pins() -> dict[str, str]:
 
 
 def test_the_locks_and_constraints_name_the_same_versions() -> None:
-    locked = {canonicalize_name(need.name): str(need.specifier) for path in FILES for need, _ in _entries(path)}
+    entries = [(canonicalize_name(need.name), str(need.specifier)) for path in FILES for need, _ in _entries(path)]
     pinned = {name: f"=={version}" for name, version in _pins().items()}
-    differ = {name: (locked.get(name), pin) for name, pin in pinned.items() if locked.get(name) != pin}
-    assert not differ, "make lock"
-    assert all(name.startswith(NOT_PINNED) for name in locked.keys() - pinned.keys())
-    assert re.search(r"^TORCH +:= (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1] == _pins()["torch"]
+    assert not pinned.keys() - dict(entries).keys(), "make lock"
+    assert all(name.startswith(NOT_PINNED) or pinned.get(name) == version for name, version in entries), "make lock"
+    asked = ["make", "--silent", "--eval", "torch: ; @echo $(TORCH)", "torch"]
+    said = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == _pins()["torch"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -62,18 +63,27 @@ def test_every_entry_is_one_version_with_hashes_and_no_address(path: Path) -> No
         assert len(set(hashes)) == len(hashes), need
 
 
-def test_no_package_is_in_two_of_the_files_that_are_installed_together() -> None:
-    files = ("build.txt", "base.txt", "gpu.txt", "docs.txt")
-    assert sum(len(_entries(ROOT / "locks" / file)) for file in files) == len(_names(*files))
+@pytest.mark.parametrize("together", [("base.txt", "gpu.txt", "docs.txt"), ("base.txt", "dev.txt", "docs.txt")])
+def test_no_package_is_in_two_of_the_files_that_are_installed_together(together: tuple[str, ...]) -> None:
+    assert sum(len(_entries(ROOT / "locks" / file)) for file in together) == len(_names(*together))
+
+
+def test_a_package_in_two_files_is_the_same_release_in_both() -> None:
+    """build.txt and dev.txt are installed by commands of their own, and may name what others name."""
+    seen: dict[str, tuple[Requirement, list[str]]] = {}
+    for path in FILES:
+        for need, hashes in _entries(path):
+            assert seen.setdefault(canonicalize_name(need.name), (need, hashes)) == (need, hashes), path.name
 
 
 def test_what_builds_the_documentation_is_locked_apart() -> None:
-    extra = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert {canonicalize_name(Requirement(text).name) for text in extra["docs"]} <= _names("docs.txt")
+    needs = [Requirement(text) for text in importlib.metadata.requires("qdora_fast") or []]
+    docs = [need for need in needs if need.marker and need.marker.evaluate({"extra": "docs"})]
+    assert docs and {canonicalize_name(need.name) for need in docs} <= _names("docs.txt")
 
 
 def test_nothing_that_is_needed_here_is_missing() -> None:
-    locked, seen = _names("build.txt", "base.txt") | OUTSIDE, set()
+    locked, seen = _names("build.txt", "base.txt", "dev.txt") | OUTSIDE, set()
     todo = [("qdora_fast", "cpu"), ("qdora_fast", "dev"), ("torch", "")]
     while todo:
         name, extra = todo.pop()
@@ -101,7 +111,7 @@ def test_another_file_than_the_tested_one_stops_the_set_up(right: bool, tmp_path
         parts.writestr("tiny-1.0.dist-info/RECORD", "")
     digest = hashlib.sha256(wheel.read_bytes() if right else b"what was tested").hexdigest()
     (tmp_path / "locks").mkdir()
-    for file in ("build.txt", "base.txt", "uv.txt"):
+    for file in ("build.txt", "base.txt", "dev.txt", "uv.txt"):
         (tmp_path / "locks" / file).write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
     for file in ("pyproject.toml", "constraints.txt"):
         (tmp_path / file).touch()
@@ -144,14 +154,12 @@ colorama==0.4.6 ; sys_platform == 'win32' \\
 
 @pytest.fixture
 def make_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_locks", ROOT / "locks" / "make_locks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module("locks.make_locks")
     (tmp_path / "pyproject.toml").write_text('[build-system]\nrequires = ["hatchling"]\n')
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "HERE", tmp_path)
 
-    def resolved(command: list[str], *, input: str, **how: object) -> subprocess.CompletedProcess:
+    def resolved(command: list[str], *, input: str, **how: Any) -> subprocess.CompletedProcess:
         named = [f"{name}==1.0 \\\n    --hash=sha256:00" for name in input.splitlines()]
         return subprocess.CompletedProcess(command, 0, stdout="\n".join(named) if named else RESOLVED, stderr="")
 
@@ -179,3 +187,59 @@ def test_a_package_that_is_needed_and_not_pinned_is_named(
     assert "numpy==2.4.6" in said and "not in constraints.txt" in said
     assert "nvidia" not in said
     assert not list(tmp_path.glob("base.txt"))
+
+
+REFUSED = """\
+error: No solution found when resolving dependencies for split (markers: sys_platform == 'linux')
+  cause: Because qdora-fast depends on torch==2.15.0 and torch>=2.11,<2.14 and unsloth==1.0 depends on
+torch<2.15.0,>=2.4.0, we can conclude that your requirements are unsatisfiable.
+"""
+TABLE = (
+    "numpy==2.4.6 ; python_version < '3.12'\nnumpy==2.5.0 ; python_version >= '3.12'\nzipp==4.0\nnvidia-x==1\ntorch=="
+)
+
+
+@pytest.fixture
+def newest(make_locks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = importlib.import_module("locks.newest")
+    (tmp_path / "constraints.txt").write_text("# tested\nnumpy==2.4.0\ntorch==2.12.0\nold_one==1.0\n")
+
+    def asked(names: Any, *options: str) -> subprocess.CompletedProcess:
+        if "torch==2.15.0" in names:
+            return subprocess.CompletedProcess([], 1, stdout="", stderr=REFUSED)
+        last = "2.15.0" if "--no-deps" in options else "2.13.0"
+        return subprocess.CompletedProcess([], 0, stdout=f"{TABLE}{last}\n", stderr="")
+
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "asked", asked)
+    return module
+
+
+def test_the_newest_that_resolves_is_written_and_what_holds_the_rest_is_named(
+    newest: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert newest.main() == 0
+    written = (tmp_path / "constraints.txt").read_text().splitlines()
+    assert written == ["# tested", "numpy==2.4.6", "torch==2.13.0", "zipp==4.0"]  # numpy: for every Python
+    said = capsys.readouterr().out
+    moves = {tuple(line.split()) for line in said.splitlines() if "->" in line}
+    assert moves >= {("torch", "2.12.0", "->", "2.13.0"), ("zipp", "-", "->", "4.0"), ("old-one", "1.0", "->", "-")}
+    assert "torch 2.13.0, newest 2.15.0: pyproject.toml takes >=2.11,<2.14; unsloth==1.0 takes <2.15.0,>=2.4.0" in said
+
+
+@pytest.mark.parametrize(
+    ("stderr", "message"),
+    [
+        ("error: Failed to fetch: `https://x/simple/torch/`\n  cause: dns error", "got no answer from the index"),
+        ("error: No solution found when resolving dependencies", "finds no set of packages"),
+    ],
+)
+def test_without_an_answer_nothing_is_written(
+    stderr: str, message: str, newest: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (tmp_path / "constraints.txt").read_text()
+    answer = subprocess.CompletedProcess([], 2, stdout="", stderr=stderr)
+    monkeypatch.setattr(newest, "asked", lambda *arguments: answer)
+    with pytest.raises(SystemExit, match=message):
+        newest.main()
+    assert (tmp_path / "constraints.txt").read_text() == before

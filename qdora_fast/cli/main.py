@@ -18,6 +18,7 @@ from qdora_fast.cli.export import export, import_adapter, verify
 from qdora_fast.cli.prepare import data, doctor, init, plan, presets
 from qdora_fast.cli.training import compare, evaluate, log, report, review, train
 from qdora_fast.system.redact import guard_output
+from qdora_fast.system.supported import require_linux
 
 SECTIONS = {
     "Before training": (doctor, presets, init, plan, data),
@@ -45,6 +46,7 @@ class Commands(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
     """QDoRA fine-tuning on one 24 GB card, with an export proven to be the model that was trained."""
+    require_linux()
 
 
 for _command in (command for commands in SECTIONS.values() for command in commands):

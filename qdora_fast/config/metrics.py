@@ -106,7 +106,7 @@ METRICS: dict[str, MetricInfo] = {
             "score",
             "a score, no accuracy: F-measure of the longest common sequence of words",
             brief="a score, no accuracy",
-            needs='`pip install "qdora_fast[eval]"`',
+            needs='`pip install "qdora-fast[eval]"`',
         ),
     )
 }

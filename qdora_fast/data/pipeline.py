@@ -2,7 +2,10 @@
 
 One process reads, the others do the work: chunks of 256 rows go out, and come back in order, with no more of them
 under way than there are workers to keep busy, so that memory does not grow with the file. The result is the same with
-any number of workers; small sets are processed in this process, because starting others would take longer.
+any number of workers; small sets have a single one, because starting others would take longer.
+
+Rows that a chat template renders are always processed in a worker, for a template may have to be ended
+(`tokenize/template_process.py`).
 
 Workers are forked: they inherit the tokenizer instead of loading it again. They use no GPU and no torch.
 """
@@ -26,7 +29,9 @@ from qdora_fast.data.read.readers import RawRow
 from qdora_fast.data.read.sources import IdCheck, Source
 from qdora_fast.data.row_processor import Job, RowProcessor
 from qdora_fast.data.store import Chunk, RowWriter
+from qdora_fast.data.tokenize.template_process import be_worker
 from qdora_fast.system.errors import DataError
+from qdora_fast.system.limits import TEMPLATE_SECONDS
 
 ROWS_PER_CHUNK = 256
 CHUNKS_IN_THIS_PROCESS = 4
@@ -106,7 +111,9 @@ def process_all(
         yield from first
         yield from jobs
 
-    chunks = map(processor.process, everything()) if small else _in_parallel(processor, everything(), count)
+    chunks: Iterator[Chunk] = map(processor.process, everything())
+    if processor.renders or not small:
+        chunks = _in_parallel(processor, everything(), 1 if small else count)
     for chunk in chunks:
         writer.add(chunk)
         statistics.add(chunk)
@@ -134,6 +141,7 @@ _PROCESSOR: list[RowProcessor] = []
 
 
 def _in_worker(job: Job) -> Chunk:
+    be_worker()
     return _PROCESSOR[0].process(job)
 
 
@@ -144,16 +152,19 @@ def _in_parallel(processor: RowProcessor, jobs: Iterable[Job], workers: int) -> 
     try:
         with _quiet_forks(), ProcessPoolExecutor(workers, mp_context=context) as pool:
             under_way: deque[Future[Chunk]] = deque()
-            for job in jobs:
-                under_way.append(pool.submit(_in_worker, job))
-                if len(under_way) >= UNDER_WAY_PER_WORKER * workers:
+            try:
+                for job in jobs:
+                    under_way.append(pool.submit(_in_worker, job))
+                    if len(under_way) >= UNDER_WAY_PER_WORKER * workers:
+                        yield under_way.popleft().result()
+                while under_way:
                     yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)  # after an error, what waits is not begun
     except BrokenProcessPool as error:
         raise DataError(
-            "a worker process died while preparing rows, most likely because memory ran out; "
-            "try again with --set data.workers=1"
+            "a worker process died while preparing rows: memory ran out (try again with --set data.workers=1), or the "
+            f"chat template computed for more than {TEMPLATE_SECONDS} s in a single step (--set data.template=alpaca)"
         ) from error
     finally:
         _PROCESSOR.clear()

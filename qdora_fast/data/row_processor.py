@@ -79,6 +79,11 @@ class RowProcessor:
         self._shortest = settings.filters.least_tokens
         self._split_by = {settings.group, settings.stratify}
 
+    @property
+    def renders(self) -> bool:
+        """Whether rows become tokens."""
+        return self._renderer is not None
+
     def process(self, job: Job) -> Chunk:
         """The rows of one job, in their order, and those that were rejected."""
         processed: list[_ProcessedRow] = []

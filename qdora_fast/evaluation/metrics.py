@@ -26,6 +26,7 @@ from qdora_fast.config.metrics import KNOWN_METRICS, METRICS, MetricInfo
 from qdora_fast.config.own_code import described, load_function
 from qdora_fast.evaluation.json_answers import calls_of, values_in
 from qdora_fast.system.errors import ConfigError, DataError
+from qdora_fast.system.install import how_to_install
 from qdora_fast.system.limits import PATTERN_SECONDS
 
 Score = Callable[[str, str, Mapping[str, Any]], float]
@@ -243,7 +244,7 @@ def _rouge_l(_pattern: str | None) -> Score:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise ConfigError(
-            f"evaluation.metric: rouge_l needs the package rouge_score ({error}); pip install 'qdora_fast[eval]'"
+            f"evaluation.metric: rouge_l needs the package rouge_score ({error}); {how_to_install('eval')}"
         ) from error
     # The package's own tokenizer deletes everything but a to z and digits.
     scorer = RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=words_in))

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.data.clean.rejects import RejectedRow
+from qdora_fast.data.tokenize.chat_text import templates_of
 from qdora_fast.data.tokenize.left_out import LOSSES, Accountant
 from qdora_fast.data.tokenize.plain_marks import prompt_ids
+from qdora_fast.data.tokenize.template_process import check_limits
 from qdora_fast.data.tokenize.templates import choose_template
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
 from qdora_fast.models.backend import open_backend
@@ -198,13 +200,15 @@ def _with_template(source: Source) -> Source:
     """The source, which must have a chat template.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: it has none, or one that computes too much.
     """
     if not source.vocabulary.tokenizer.chat_template:
         raise ConfigError(
             f"{source.folder} has no chat template, so it is not known how to ask; put the chat_template.jinja of its "
             "training beside its tokenizer"
         )
+    for text in templates_of(source.vocabulary.tokenizer).values():
+        check_limits(text, f"the chat template of {source.folder}")
     return source
 
 

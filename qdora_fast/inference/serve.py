@@ -33,9 +33,8 @@ from qdora_fast.inference.loading import ChatModel, Source, load_source
 from qdora_fast.inference.request import read_request
 from qdora_fast.system import console
 from qdora_fast.system.errors import ConfigError
-from qdora_fast.system.limits import RENDER_SECONDS
+from qdora_fast.system.install import how_to_install
 
-INSTALL = '.venv/bin/pip install -c constraints.txt "qdora_fast[serve]"'
 ROUTES = ("/v1/chat/completions", "/v1/models", "/health")
 PASSWORD = "QDORA_FAST_API_KEY"
 """The environment variable that holds the password; its name says that it is a secret."""
@@ -189,14 +188,9 @@ def _handler(source: Source, manager: Any, state: Any) -> Any:
             try:
                 taken, idle = read_request(body)
                 messages = self.get_processor_inputs_from_messages(taken["messages"], Modality.LLM)
-                rendering = asyncio.to_thread(source.prompt, messages, taken.get("tools"))
-                ids = await asyncio.wait_for(rendering, RENDER_SECONDS)
+                ids = await asyncio.to_thread(source.prompt, messages, taken.get("tools"))
             except ConfigError as error:
                 raise HTTPException(400, str(error)) from None
-            except TimeoutError:
-                raise HTTPException(
-                    400, f"the chat template takes more than {RENDER_SECONDS} s to render this conversation"
-                ) from None
             if len(ids) >= source.max_length:
                 raise HTTPException(400, f"{len(ids):,} tokens to read, and the model takes {source.max_length:,}")
             for name in set(idle) - told:
@@ -232,7 +226,7 @@ def require_server() -> None:
     """Raise ConfigError unless the `serve` extra is installed."""
     missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"serve needs {', '.join(missing)}; install with\n  {INSTALL}")
+        raise ConfigError(f"serve needs {', '.join(missing)}; install with\n  {how_to_install('serve')}")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from typing import Any
 
 from qdora_fast.system.errors import QdoraError
 from qdora_fast.system.hardware import cache_folder
+from qdora_fast.system.install import how_to_set_up
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def open_backend() -> ModuleType:
         with captured_prints():
             unsloth = importlib.import_module("unsloth")
     except ImportError as error:
-        raise QdoraError(f"cannot import unsloth ({error}); `make install` sets up a tested environment") from error
+        fix = f"this sets up a tested environment:\n  {how_to_set_up()}"
+        raise QdoraError(f"cannot import unsloth ({error}); {fix}") from error
     _quiet_libraries()
     return unsloth
 

@@ -1,7 +1,8 @@
 """A model's config.json, before anything is built or counted by it, and how long a text the model was made for.
 
 A count of 10 million layers makes a plan run for hours, one of 4,000 digits breaks every sum. So counts are looked at
-once, when the file is read.
+once, when the file is read. So is whether it asks for code: attention may be named by a kernel's repository on the hub,
+which Transformers fetches and imports where the package `kernels` is installed.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.errors import ConfigError, RefusedError
 from qdora_fast.system.json_files import COPY_AGAIN, read_object
 from qdora_fast.system.limits import MODEL_COUNT, MODEL_LAYERS
+from qdora_fast.system.remote_code import FLAG, remote_code_allowed
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
@@ -27,6 +29,7 @@ def read_model_config(path: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: the file is damaged, or a count in it is larger than any model's.
+        RefusedError: it names a kernel of the hub, and code that comes with a model was not allowed.
     """
     values = read_object(path, error=ConfigError)
     inner = [each for each in values.values() if isinstance(each, dict)]  # text_config of a model that also sees
@@ -35,7 +38,29 @@ def read_model_config(path: Path) -> dict[str, Any]:
             most = MODEL_LAYERS if name in LAYER_COUNTS else MODEL_COUNT
             if isinstance(count, int | float) and count > most and count != float("inf"):
                 raise ConfigError(f"{path}: {name} is {count:.4g}, and no model has more than {most:,}; {COPY_AGAIN}")
+    _refuse_kernels(path, values)
     return values
+
+
+def _refuse_kernels(path: Path, values: Mapping[str, Any]) -> None:
+    """Raise RefusedError for attention that is a repository of code: `{"": "kernels-community/flash-attn3"}`."""
+    named = dict(_attention(values))
+    kernel = next((text for text in named.values() if "/" in text), None)
+    if kernel is not None and not remote_code_allowed():
+        raise RefusedError(
+            f"{path}: asks for attention by the hub's code {kernel!r}, and nothing that comes with a model is run "
+            f"unasked; remove that entry, or read the code and add {FLAG} to the command"
+        )
+
+
+def _attention(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The ways of attention that a config.json names, for the model and its parts."""
+    for name, value in values.items():
+        chosen = value.values() if isinstance(value, Mapping) else (value,)
+        if name.strip("_").startswith("attn_implementation"):
+            yield from ((name, each) for each in chosen if isinstance(each, str))
+        elif isinstance(value, Mapping):
+            yield from _attention(value)
 
 
 def text_section(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,12 +10,15 @@ from typing import Any
 
 from qdora_fast.models.base_files import require_sound
 from qdora_fast.models.model_class import read_config
-from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.errors import ConfigError, RefusedError
 from qdora_fast.system.json_files import read_object
 from qdora_fast.system.remote_code import BASE_SETTING, foreign_files, remote_code_allowed
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 """Files of which one at least makes a tokenizer."""
+_ELSEWHERE = ("vocab", "merges", "gguf_file")
+"""How the entries of a tokenizer_config.json end that Transformers opens as a file where they are text, wherever that
+lies. (Of `vocab_file` and its like it takes those of the folder.)"""
 
 
 def load_tokenizer(name: str, revision: str | None, *, setting: str = BASE_SETTING) -> tuple[Any, frozenset[int]]:
@@ -51,10 +54,18 @@ def read_tokenizer(name: str, revision: str | None = None, *, setting: str = "")
 
     Raises:
         ConfigError: none there, or one that needs code of its own.
+        RefusedError: it names a file that is none of its own; what is in there would be saved with it.
     """
     from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     with foreign_files("tokenizer", name, revision, setting=setting):
+        for key, value in get_tokenizer_config(name, revision=revision).items():
+            if key.endswith(_ELSEWHERE) and isinstance(value, str):
+                raise RefusedError(
+                    f"{setting}tokenizer_config.json of `{name}`: `{key}` names a file ({value}), and a tokenizer is "
+                    "read from its own files alone; remove that entry"
+                )
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=remote_code_allowed())
     if not tokenizer.chat_template:
         tokenizer.chat_template = _template_of_processor(name)

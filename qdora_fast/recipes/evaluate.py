@@ -16,6 +16,7 @@ from qdora_fast.config import Config
 from qdora_fast.config.code import of_evaluation
 from qdora_fast.config.own_code import allow_own_code, require_code_allowed
 from qdora_fast.config.recorded import read_config
+from qdora_fast.data.clean.rejects import REASONS, RejectedRow
 from qdora_fast.data.read.messages import ROW_SHAPE
 from qdora_fast.data.tokenize.chat_text import asks_for_clock, templates_of
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
@@ -24,11 +25,11 @@ from qdora_fast.models.out_of_memory import Batches, make_room
 from qdora_fast.models.run_info import read_run_info
 from qdora_fast.recipes import messages
 from qdora_fast.system import console
-from qdora_fast.system.errors import ConfigError, RegressionError
+from qdora_fast.system.errors import ConfigError, IntegrityError, RegressionError
 from qdora_fast.system.hardware import cache_folder
 from qdora_fast.system.redact import redact
 from qdora_fast.system.remote_code import require_allowed
-from qdora_fast.system.run_folder import RunFolder
+from qdora_fast.system.run_folder import COPY_RUN, RunFolder
 from qdora_fast.system.run_lock import locked
 from qdora_fast.training.memory_cap import cap_memory
 from qdora_fast.training.resume import base_fingerprint
@@ -256,7 +257,23 @@ def open_run(folder: RunFolder, config: Config) -> EvalModel:
     settings = (config.model.length, config.data.train_on, config.data.on_long, stop_ids)
     day = config.data.date if asks_for_clock(tokenizer) else None
     renderer = Renderer(Rendering(tokenizer, *settings, date=day, thinking=config.data.thinking))
-    return EvalModel(model, tokenizer, stop_ids, rows, [renderer(row)[0] for row in rows], base.precision)
+    return EvalModel(model, tokenizer, stop_ids, rows, _rendered(folder, rows, renderer), base.precision)
+
+
+def _rendered(folder: RunFolder, rows: Sequence[Any], renderer: Any) -> list[Any]:
+    """The rows as the model reads them.
+
+    Raises:
+        IntegrityError: one of them cannot be; when the run was trained, all could.
+    """
+    rendered = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            rendered.append(renderer(row)[0])
+        except RejectedRow as error:
+            place = folder.path / "data" / "held_out.jsonl"
+            raise IntegrityError(f"{place}, row {number}: {REASONS[error.reason]}; {COPY_RUN}") from None
+    return rendered
 
 
 def _changed(folder: RunFolder, overrides: Sequence[str]) -> Config:

@@ -15,6 +15,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from qdora_fast import __version__
+
 PACKAGES = (
     "torch",
     "unsloth",
@@ -118,7 +120,7 @@ def package_versions() -> dict[str, str | None]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
-    return versions
+    return {**versions, "qdora_fast": __version__}  # what runs; the installed description may be an older checkout's
 
 
 def free_disk_gib(folder: Path) -> float:

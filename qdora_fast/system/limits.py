@@ -61,8 +61,27 @@ BODY_SECONDS = 10
 REQUESTS_AT_ONCE = 64
 """Requests that wait in the server at a time. They are answered one after the other."""
 
-RENDER_SECONDS = 10
-"""Seconds in which a chat template must have rendered a conversation for the server. Usual ones take milliseconds."""
+TEMPLATE_SECONDS = 3
+"""Seconds of processor time in which a chat template must have rendered a conversation. Usual ones take
+milliseconds."""
+
+TEMPLATE_MEMORY_BYTES = 2**30
+"""Bytes of memory that a chat template may need, beside those of the process that it runs in."""
+
+TEMPLATE_CHARACTERS = 256 * 2**10
+"""Characters of a chat template. The longest that models bring have about 20,000."""
+
+TEMPLATE_OUTPUT_CHARACTERS = 2**20
+"""Characters that a chat template may print on its own: prompts for tools, instructions, examples."""
+
+TEMPLATE_OUTPUT_TIMES = 16
+"""Characters that it may print beyond that, per character of the conversation with its tools."""
+
+TEMPLATE_INTEGER_BITS = 4096
+"""Bits of a number that a chat template computes by `*` or `**`. Templates count messages."""
+
+TEMPLATE_FAILURES = 3
+"""Conversations for which a chat template may be stopped at these limits, before the command ends."""
 
 HEADER_BYTES = 16 * 2**20
 """Bytes of the header of a safetensors file. One of 10,000 tensors, as unfused experts have in a shard,

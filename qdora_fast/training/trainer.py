@@ -22,6 +22,7 @@ from qdora_fast.models.backend import captured_prints
 from qdora_fast.models.loading import checkpointing
 from qdora_fast.system import distributed
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.install import how_to_install
 from qdora_fast.training.checkpoint import DurableCheckpoints
 from qdora_fast.training.eval_loss import TokenWeightedEvaluation
 from qdora_fast.training.nonfinite import SkipNonFinite
@@ -63,8 +64,7 @@ def check_tracker(train: TrainSettings) -> None:
     missing = {name for name in ("trackio", "tensorboard", "wandb", "mlflow") if importlib.util.find_spec(name) is None}
     if train.tracker in missing:
         raise ConfigError(
-            f"train.tracker: {train.tracker} is not installed; "
-            f'run `.venv/bin/pip install -c constraints.txt "qdora_fast[{train.tracker}]"`, or set it to none'
+            f"train.tracker: {train.tracker} is not installed; run `{how_to_install(train.tracker)}`, or set it to none"
         )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from qdora_fast.models.model_config import position_limit, read_model_config
-from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.errors import ConfigError, RefusedError
+from qdora_fast.system.remote_code import FLAG, allow_remote_code
 
 
 @pytest.mark.parametrize(
@@ -73,3 +74,28 @@ def test_ordinary_values_are_given_as_they_are(tmp_path: Path) -> None:
 )
 def test_the_longest_text_counts_rope_scaling_and_no_window(values: dict[str, Any], limit: int | None) -> None:
     assert position_limit(values) == limit
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"attn_implementation": "kernels-community/flash-attn3"},
+        {"_attn_implementation": "evil/kernel@main:attention"},
+        {"_attn_implementation_internal": "evil/kernel"},
+        {"attn_implementation": {"": "sdpa", "vision_config": "evil/kernel"}},
+        {"text_config": {"attn_implementation": "evil/kernel"}},
+    ],
+)
+def test_a_kernel_of_the_hub_is_code_and_wants_the_flag(values: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(values))
+    with pytest.raises(RefusedError, match=FLAG):
+        read_model_config(file)
+    with allow_remote_code():
+        assert read_model_config(file) == values
+
+
+def test_attention_that_is_no_code_is_taken(tmp_path: Path) -> None:
+    values = {"_attn_implementation": "flash_attention_2", "text_config": {"attn_implementation": None}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_model_config(tmp_path / "config.json") == values

@@ -126,6 +126,15 @@ def test_what_cannot_be_asked_is_one_message(own_demo_run: RunFolder, override: 
         evaluate(own_demo_run, overrides=[override])
 
 
+def test_a_held_out_row_that_cannot_be_rendered_any_more_is_named(short_run: Any) -> None:
+    run = short_run()
+    rows = run.read_rows("data/held_out.jsonl")
+    rows[1]["messages"][0]["content"] = rows[1]["messages"][-1]["content"] = "word " * 10_000
+    run.write_rows("data/held_out.jsonl", rows)
+    with pytest.raises(IntegrityError, match=r"held_out.jsonl, row 2: .*copy the run again"):
+        evaluate(run.path)
+
+
 def test_a_run_without_held_out_rows_says_what_to_do(own_demo_run: RunFolder) -> None:
     (own_demo_run.data / "held_out.jsonl").write_text("")
     with pytest.raises(ConfigError, match=r"held no rows out.*data.held_out"):

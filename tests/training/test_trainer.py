@@ -32,7 +32,7 @@ def test_explicit_choices_win_over_auto() -> None:
 
 
 def test_a_tracker_that_is_not_installed_is_refused_with_the_command() -> None:
-    with pytest.raises(ConfigError, match=r"train.tracker: wandb is not installed.*qdora_fast\[wandb\]"):
+    with pytest.raises(ConfigError, match=r"train.tracker: wandb is not installed.*qdora-fast\[wandb\]"):
         check_tracker(TrainSettings(tracker="wandb"))
     check_tracker(TrainSettings())
 

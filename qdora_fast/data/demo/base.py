@@ -16,6 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qdora_fast.system.errors import IntegrityError
+from qdora_fast.system.install import installation
 from qdora_fast.system.manifest import problems
 
 DEMO = "demo"
@@ -34,8 +35,8 @@ def demo_base() -> Path:
     if wrong:
         raise IntegrityError(
             f"the embedded demo base is not as it was shipped: {wrong[0]}"
-            f"{f' (and {len(wrong) - 1} more)' if len(wrong) > 1 else ''}. Install qdora_fast again "
-            f"(pip install --force-reinstall --no-deps), or in a checkout: git checkout -- {FOLDER}"
+            f"{f' (and {len(wrong) - 1} more)' if len(wrong) > 1 else ''}; this "
+            f"brings it back:\n  {installation().repairs(FOLDER)}"
         )
     return FOLDER
 

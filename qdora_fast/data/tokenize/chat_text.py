@@ -8,6 +8,7 @@ And a template that asks for the clock is told one `date`, so that a row is the 
 it gets the time of the day, as from any server.
 
 A template that takes content as a list of parts alone (those for images) prints none of our texts, and is refused.
+What a template computes has limits, which `template_process.py` keeps.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from typing import Any
 
 from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.read.messages import Message
+from qdora_fast.data.tokenize.template_process import BeyondLimits, check_limits, render
 from qdora_fast.system.errors import ConfigError, first_line
+from qdora_fast.system.limits import TEMPLATE_CHARACTERS
 
 CLOCK = "strftime_now"
 """The function by which Transformers lets a template ask for the time."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-_FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
-"""What a template may raise beside Jinja's own errors."""
 
 Tools = list[dict[str, Any]] | None
 
@@ -52,20 +53,19 @@ def render_chat(
     Raises:
         RejectedRow: `template_error` with the template's own words.
     """
-    from jinja2 import TemplateError
-
-    try:
-        text: str = tokenizer.apply_chat_template(
-            as_taken(tokenizer, messages, tools, parts=switches is not None),
-            tools=tools or None,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **({CLOCK: _clock(date)} if date else {}),
-            **(switches or {}),
-        )
-    except (TemplateError, *_FAILURES) as error:
-        raise RejectedRow("template_error", first_line(error)) from error
-    return text
+    text = template_for(tokenizer, tools)
+    if not messages or not text:
+        raise RejectedRow("template_error", "there is no " + ("chat template" if messages else "message"))
+    given = {
+        "messages": as_taken(tokenizer, messages, tools, parts=switches is not None),
+        "tools": tools or None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+        **tokenizer.special_tokens_map,
+        **({CLOCK: _clock(date)} if date else {}),
+        **(switches or {}),
+    }
+    return render(text, given)
 
 
 def as_taken(tokenizer: Any, messages: Sequence[Message], tools: Tools = None, *, parts: bool = True) -> list[Message]:
@@ -93,14 +93,18 @@ def template_for(tokenizer: Any, tools: Tools = None) -> str:
 
 
 def rendered(text: str, messages: Sequence[Message], **variables: Any) -> str | None:
-    """What a template makes of messages in the form that they have, to see what it does; None where it refuses."""
-    from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template
+    """What a template makes of messages in the form that they have, to see what it does; None where it refuses.
 
+    Raises:
+        ConfigError: it computes too much.
+    """
     given = {"bos_token": "<s>", "eos_token": "</s>", CLOCK: _clock("2001-02-03")} | variables
+    usual = {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": False}
     try:
-        return str(render_jinja_template(conversations=[list(messages)], chat_template=text, **given)[0][0])
-    except (TemplateError, *_FAILURES):
+        return render(text, usual | given)
+    except BeyondLimits as error:
+        raise ConfigError(f"the chat template: {error.detail}") from error
+    except RejectedRow:
         return None
 
 
@@ -115,15 +119,16 @@ def today() -> str:
 
 
 def check_template(text: str, name: str) -> None:
-    """Raise ConfigError for a template that is no Jinja, or that says something else each time it is rendered.
+    """Raise ConfigError for a template that is no Jinja, computes too much, or says something else each time.
 
     Args:
         name: of the template, for the message.
     """
     from jinja2 import TemplateSyntaxError, nodes
 
+    check_limits(text, name)
     try:
-        tree = _environment().parse(text)
+        tree = _parsed(text)
     except TemplateSyntaxError as error:
         raise ConfigError(f"{name}:{error.lineno}: {error.message}") from error
     drawn = [each.name for each in tree.find_all(nodes.Filter) if each.name == "random"]
@@ -258,7 +263,7 @@ def names_in(text: str) -> frozenset[str]:
     from jinja2 import TemplateSyntaxError, nodes
 
     try:
-        return frozenset(name.name for name in _environment().parse(text).find_all(nodes.Name))
+        return frozenset(name.name for name in _parsed(text).find_all(nodes.Name))
     except TemplateSyntaxError:
         return frozenset()
 
@@ -268,11 +273,25 @@ def compared_with(text: str, name: str) -> frozenset[Any]:
     from jinja2 import TemplateSyntaxError, nodes
 
     try:
-        compared = list(_environment().parse(text).find_all(nodes.Compare))
+        compared = list(_parsed(text).find_all(nodes.Compare))
     except TemplateSyntaxError:
         return frozenset()
     named = [each for each in compared if any(name == part.name for part in each.find_all(nodes.Name))]
     return frozenset(constant.value for each in named for constant in each.find_all(nodes.Const))
+
+
+def _parsed(text: str) -> Any:
+    """The tree of a template, read as Transformers does, with its own tags ({% generation %}).
+
+    Raises:
+        TemplateSyntaxError: it is no Jinja, or too much of it.
+    """
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        return _environment().parse(text[: TEMPLATE_CHARACTERS + 1])
+    except (RecursionError, ValueError, OverflowError) as error:  # of brackets, of digits
+        raise TemplateSyntaxError(first_line(error), 1) from error
 
 
 @lru_cache(maxsize=1)

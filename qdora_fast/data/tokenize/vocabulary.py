@@ -14,6 +14,7 @@ from qdora_fast.data.tokenize.chat_text import Tools, template_for
 from qdora_fast.data.tokenize.modes import AS_IS, RenderMode, Setting, in_mode_of, without_reasoning
 from qdora_fast.data.tokenize.thinking import Mode, thinking_of
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.install import installation
 
 
 def adds_bos(tokenizer: Any) -> bool:
@@ -67,7 +68,8 @@ class Vocabulary:
         if not tokenizer.is_fast:
             raise ConfigError(
                 f"the tokenizer {type(tokenizer).__name__} is a slow one, which cannot say where in the text a token "
-                "lies; load the model with a fast tokenizer (a tokenizer.json; pip install tokenizers sentencepiece)"
+                "lies; load the model with a fast tokenizer (a tokenizer.json, or one that transformers makes with\n  "
+                f"{installation().adds_packages('tokenizers', 'sentencepiece')})"
             )
         self.tokenizer, self.date, self.setting = tokenizer, date, thinking
         self.render_mode: RenderMode = AS_IS

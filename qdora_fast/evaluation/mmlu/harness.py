@@ -26,8 +26,8 @@ from typing import Any
 
 from qdora_fast.models.out_of_memory import Batches, OutOfMemoryEvent, attempt
 from qdora_fast.system.errors import ConfigError, QdoraError, first_line
+from qdora_fast.system.install import how_to_install
 
-INSTALL = '.venv/bin/pip install -c constraints.txt "qdora_fast[eval]"'
 FEW_SHOT_SEED = 1234
 
 Tasks = dict[str, Any]
@@ -68,7 +68,7 @@ def harness_version() -> str:
         return importlib.metadata.version("lm_eval")
     except ImportError:
         raise ConfigError(
-            f"MMLU and other benchmarks need lm-evaluation-harness; install it with\n  {INSTALL}"
+            f"MMLU and other benchmarks need lm-evaluation-harness; install it with\n  {how_to_install('eval')}"
         ) from None
 
 

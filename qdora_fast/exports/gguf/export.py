@@ -17,6 +17,7 @@ from qdora_fast.models.trained import TrainedModel
 from qdora_fast.system import console
 from qdora_fast.system.atomic import refuse_existing, require_space, staged_folder
 from qdora_fast.system.errors import IntegrityError, ProofError, RefusedError
+from qdora_fast.system.install import how_to_install
 from qdora_fast.system.json_files import read_object
 from qdora_fast.system.manifest import sha256_of, write_manifest
 from qdora_fast.system.paths import local_path
@@ -29,7 +30,6 @@ WITHOUT_TOWER = (
     "the GGUF holds the language part alone, which is what was trained; for images, llama.cpp's convert_hf_to_gguf.py "
     "makes the other part of the same folder with --mmproj"
 )
-NOT_CHECKED = "not checked: that needs the reader, `pip install gguf`"
 
 
 def export_gguf(
@@ -147,7 +147,7 @@ def _proof(checks: list[dict[str, Any]] | None) -> dict[str, Any]:
         ProofError: one of them failed.
     """
     if checks is None:
-        return {"passed": None, "checks": [], "words": NOT_CHECKED}
+        return {"passed": None, "checks": [], "words": f"not checked: that needs the reader, {how_to_install('gguf')}"}
     failed = [each["words"] for each in checks if not each["passed"]]
     if failed:
         listed = "\n  - ".join(failed)

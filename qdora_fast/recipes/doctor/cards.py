@@ -16,10 +16,10 @@ from pathlib import Path
 from qdora_fast.recipes.doctor.finding import Finding
 from qdora_fast.system import hardware
 from qdora_fast.system.hardware import Gpu
+from qdora_fast.system.install import how_to_set_up
 
 DRIVERS = {11: 450, 12: 525, 13: 580}
 """The first driver branch that runs programs built for a CUDA major version."""
-GPU_SETUP = "make clean && make install PROFILE=gpu"
 _HEALTH = (
     "index",
     "temperature.gpu",
@@ -132,6 +132,7 @@ def driver(gpus: Sequence[Gpu], build: TorchBuild, banner: str) -> Iterator[Find
 
 def torch_sees(gpus: Sequence[Gpu], build: TorchBuild) -> Iterator[Finding]:
     """Whether torch can use the cards, and has code for them."""
+    set_up = how_to_set_up(gpu=True)
     kind = f"built for CUDA {build.cuda}" if build.cuda else "built for the CPU"
     text = f"{build.version}, {kind}"
     missing = [card for card in gpus if card.compute_capability and not _has_code(card.compute_capability, build)]
@@ -139,13 +140,13 @@ def torch_sees(gpus: Sequence[Gpu], build: TorchBuild) -> Iterator[Finding]:
         fix = "`nvidia-smi` is missing: presets cannot be chosen by the card's memory" if build.sees else ""
         yield Finding("torch", "note" if fix else "ok", text + (", sees a GPU" if build.sees else ""), fix)
     elif build.cuda is None:
-        yield Finding("torch", "wrong", f"{text}: it does not see the GPU", GPU_SETUP)
+        yield Finding("torch", "wrong", f"{text}: it does not see the GPU", set_up)
     elif not build.sees:
-        fix = f"fix the driver first if it is wrong; else check CUDA_VISIBLE_DEVICES and --gpus; else {GPU_SETUP}"
+        fix = f"fix the driver first if it is wrong; else check CUDA_VISIBLE_DEVICES and --gpus; else {set_up}"
         yield Finding("torch", "wrong", f"{text}: it does not see the GPU", fix)
     elif missing:
         has = ", ".join(build.architectures)
-        yield Finding("torch", "wrong", f"{text}: no machine code for the {missing[0].name} (has {has})", GPU_SETUP)
+        yield Finding("torch", "wrong", f"{text}: no machine code for the {missing[0].name} (has {has})", set_up)
     else:
         yield Finding("torch", "ok", f"{text}, sees {build.sees} GPU{'s'[: build.sees != 1]}")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qdora_fast.system.console import short
+from qdora_fast.system.install import how_to_set_up
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,6 @@ def examined(check: Check) -> list[Finding]:
         findings.extend(check.look())
     except Exception as problem:  # noqa: BLE001  the doctor must come to its end on a machine that is broken anywhere
         text = short(f"could not be checked: {type(problem).__name__}: {problem}")
-        fix = "make clean && make install sets up the tested environment" if check.vital else ""
+        fix = f"this sets up the tested environment: {how_to_set_up()}" if check.vital else ""
         findings.append(Finding(check.name, "wrong" if check.vital else "note", text, fix))
     return [replace(finding, topic=check.topic) for finding in findings]

@@ -7,17 +7,22 @@ one command fixes them all. Tools for working on this package itself (ruff, pyte
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdora_fast.recipes.doctor.cards import GPU_SETUP
 from qdora_fast.recipes.doctor.finding import Finding
 from qdora_fast.system import hardware
-from qdora_fast.system.child import INTERPRETER
+from qdora_fast.system.install import (
+    NAME,
+    UNSLOTH,
+    how_to_set_up,
+    installation,
+    plain,
+    tested_versions,
+)
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -25,8 +30,6 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).parent.parent.parent
 _GPU_ONLY = ("triton", "xformers")
 _SHOWN = ("torch", "unsloth", "transformers", "trl", "peft", "bitsandbytes")
-_UNSLOTH = ("unsloth", "unsloth_zoo")
-_REINSTALL = "make clean && make install"
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,6 @@ class Pinned:
         return bool(self.installed) and not SpecifierSet(self.accepted).contains(self.installed or "", prereleases=True)
 
 
-def tested_versions() -> dict[str, str]:
-    """The pinned versions of constraints.txt, by package name (lower case, underscores); {} without the file."""
-    path = _constraints()
-    lines = path.read_text(encoding="utf-8").splitlines() if path else []
-    pins = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
-    return {_plain(name): version.strip() for name, version in pins}
-
-
 def packages(*, gpu: bool, installed: dict[str, str] | None = None) -> Iterator[Finding]:
     """One line for each package that is missing or differs, then how many are as tested.
 
@@ -69,7 +64,7 @@ def packages(*, gpu: bool, installed: dict[str, str] | None = None) -> Iterator[
     there = _installed() if installed is None else installed
     pins, needed = tested_versions(), _needed(gpu=gpu)
     direct = [Pinned(name, there.get(name), pins.get(name), accepted) for name, accepted in needed.items()]
-    tools = {_plain(need.name) for need in _requirements("dev")} | {"pip", "hatchling", "editables"}
+    tools = {plain(need.name) for need in _requirements("dev")} | {"pip", "hatchling", "editables"}
     others = [
         Pinned(name, there[name], pin, "") for name, pin in pins.items() if name in there.keys() - needed.keys() - tools
     ]
@@ -97,26 +92,20 @@ def packages(*, gpu: bool, installed: dict[str, str] | None = None) -> Iterator[
 
 def _command(to_install: Iterable[Pinned], *, gpu: bool) -> str:
     """The one line that brings all of them to the tested version; "" for none."""
-    wanted = {p.name: f'"{p.name}=={p.tested}"' if p.tested else f'"{p.name}{p.accepted}"' for p in to_install}
-    if gpu and wanted.keys() & {"torch", *_GPU_ONLY}:  # most likely the set-up for the CPU, on a machine with a GPU
-        return GPU_SETUP
-    if "torch" in wanted:  # which build of it, is the Makefile's business
-        return _REINSTALL
-    alone = [] if gpu else [wanted.pop(name) for name in _UNSLOTH if name in wanted]
-    pip = f"{_python()} -m pip install"
-    pinned = f" -c {_shown(path)}" if (path := _constraints()) else ""
-    lines = [f"{pip}{pinned} {' '.join(wanted.values())}"] if wanted else []
-    if alone:  # without a GPU its own requirements name packages that have no build for the CPU
-        lines.append(f"{pip} --no-deps {' '.join(alone)}")
-    return " && ".join(lines)
+    wanted = {p.name: f"{p.name}=={p.tested}" if p.tested else f"{p.name}{p.accepted}" for p in to_install}
+    if "torch" in wanted or (gpu and wanted.keys() & {*_GPU_ONLY}):  # most likely set up for the other kind of machine
+        return how_to_set_up(gpu=gpu)
+    alone = [] if gpu else [wanted.pop(name) for name in UNSLOTH if name in wanted]
+    # without a GPU its own requirements name packages that have no build for the CPU
+    return installation().adds_packages(*wanted.values(), without_dependencies=alone) if wanted or alone else ""
 
 
 def _needed(*, gpu: bool) -> dict[str, str]:
     """Names of the packages we import or name ourselves, with the accepted versions."""
-    needed = {_plain(name): "" for name in hardware.PACKAGES if name not in _GPU_ONLY}
+    needed = {plain(name): "" for name in hardware.PACKAGES if name not in _GPU_ONLY}
     for need in [*_requirements(""), *_requirements("gpu" if gpu else "cpu")]:
         bounds = sorted(str(need.specifier).split(","), reverse=True)  # the lower one first
-        needed[_plain(need.name)] = ",".join(bounds) or needed.get(_plain(need.name), "")
+        needed[plain(need.name)] = ",".join(bounds) or needed.get(plain(need.name), "")
     return needed
 
 
@@ -126,10 +115,11 @@ def _requirements(extra: str) -> list[Requirement]:
 
     project = _PACKAGE.parent / "pyproject.toml"
     if project.is_file():  # in a checkout; the installed description may be that of an older one
-        told = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
-        lines = told["optional-dependencies"][extra] if extra else told["dependencies"]
+        told = tomllib.loads(project.read_text(encoding="utf-8"))
+        extras = told["tool"]["hatch"]["metadata"]["hooks"]["custom"]["extras"]
+        lines = extras[extra] if extra else told["project"]["dependencies"]
         return [need for line in lines if (need := Requirement(line)).marker is None or need.marker.evaluate()]
-    needs = [Requirement(line) for line in importlib.metadata.requires("qdora_fast") or []]
+    needs = [Requirement(line) for line in importlib.metadata.requires(NAME) or []]
     always = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
     if not extra:
         return always
@@ -142,23 +132,5 @@ def _installed() -> dict[str, str]:
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"]
         if name:  # a half removed package has no name
-            versions.setdefault(_plain(name), distribution.version)
+            versions.setdefault(plain(name), distribution.version)
     return versions
-
-
-def _constraints() -> Path | None:
-    files = (path for path in (_PACKAGE / "constraints.txt", _PACKAGE.parent / "constraints.txt") if path.is_file())
-    return next(files, None)
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("-", "_").replace(".", "_")
-
-
-def _python() -> str:
-    return _shown(Path(INTERPRETER))
-
-
-def _shown(path: Path) -> str:
-    """Relative to here when it lies below."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -12,6 +12,7 @@ from typing import Any
 
 from qdora_fast.models.backend import open_backend
 from qdora_fast.recipes.doctor.finding import Finding
+from qdora_fast.system.install import how_to_set_up
 
 IN, OUT, RANK, TOKENS = 128, 64, 4, 24
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 1e-2}
@@ -50,15 +51,16 @@ def engine(where: str, *, precision: str | None = None) -> Iterator[Finding]:
     left = fallbacks(model)
     uninstall(model)
     if left:
-        yield Finding("engine", "wrong", f"the fused path was not taken: {next(iter(left))}", _FIX)
+        yield Finding("engine", "wrong", f"the fused path was not taken: {next(iter(left))}", _fix())
     elif errors[worst] <= TOLERANCE[precision]:
         yield Finding("engine", "ok", f"a fused DoRA layer computes as the reference does ({text})")
     else:
         what = "output" if worst == "y" else f"gradient of {worst}"
-        yield Finding("engine", "wrong", f"a fused DoRA layer is not the reference: {what} ({text})", _FIX)
+        yield Finding("engine", "wrong", f"a fused DoRA layer is not the reference: {what} ({text})", _fix())
 
 
-_FIX = "make clean && make install; until then train with --set engine.impl=reference, and tell us"
+def _fix() -> str:
+    return f"{how_to_set_up()}; until then train with --set engine.impl=reference, and tell us"
 
 
 def _layer(where: str, dtype: Any) -> tuple[Any, Any]:

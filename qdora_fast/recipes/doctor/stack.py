@@ -15,10 +15,10 @@ from typing import Any
 
 from qdora_fast.models.backend import open_backend
 from qdora_fast.planning.memory.job import FAST_FAMILIES
-from qdora_fast.recipes.doctor.cards import GPU_SETUP
 from qdora_fast.recipes.doctor.finding import Finding
 from qdora_fast.system.console import short
 from qdora_fast.system.errors import QdoraError
+from qdora_fast.system.install import how_to_set_up
 
 _COMPILER = "a C compiler and Python's headers are needed: apt install build-essential python3-dev"
 _NF4_STEP = 0.2
@@ -37,7 +37,7 @@ def backend() -> Iterator[Finding]:
     try:
         unsloth = open_backend()
     except QdoraError as error:
-        yield Finding("backend", "wrong", "unsloth does not import", short(str(error), 300))
+        yield Finding("backend", "wrong", "unsloth does not import", short(str(error), 900))
         return
     kind = str(getattr(unsloth, "DEVICE_TYPE", "unknown"))
     if kind == "cpu":
@@ -83,7 +83,8 @@ def bitsandbytes_library(where: str, library: Any = None, carried: list[str] | N
     if where == "cuda" and not getattr(library, "compiled_with_cuda", False):
         text = short(str(getattr(library, "error_msg", "it loaded its library for the CPU")))
         versions = ", ".join(carried) or "none"
-        fix = f"it has libraries for CUDA {versions}; unset BNB_CUDA_VERSION if it is set; else {GPU_SETUP}"
+        set_up = how_to_set_up(gpu=True)
+        fix = f"it has libraries for CUDA {versions}; unset BNB_CUDA_VERSION if it is set; else {set_up}"
         yield Finding("bitsandbytes", "wrong", f"its CUDA library is not loaded: {text}", fix)
     elif broken:
         yield Finding("bitsandbytes", "note", "no compiled library for this CPU; it computes with PyTorch, slowly")
@@ -102,13 +103,13 @@ def nf4(where: str) -> Iterator[Finding]:
         off = float((dequantize_4bit(packed, state) - weight).abs().max())
     except (RuntimeError, NotImplementedError) as problem:
         text = short(f"bitsandbytes cannot quantise on the {where}: {problem}")
-        yield Finding("NF4", "wrong", text, GPU_SETUP if where == "cuda" else "make clean && make install")
+        yield Finding("NF4", "wrong", text, how_to_set_up(gpu=where == "cuda"))
         return
     text = f"bitsandbytes on the {where}, largest rounding error {off:.3f}"
     if off < _NF4_STEP:
         yield Finding("NF4", "ok", text)
     else:
-        yield Finding("NF4", "wrong", f"{text}: not NF4's", "make clean && make install")
+        yield Finding("NF4", "wrong", f"{text}: not NF4's", how_to_set_up(gpu=where == "cuda"))
 
 
 def triton(
@@ -126,7 +127,8 @@ def triton(
         yield Finding("Triton", "ok", f"for GPUs alone{text}; PyTorch computes instead")
         return
     if not there:
-        yield Finding("Triton", "wrong", "not installed: neither Unsloth nor the engine has kernels", GPU_SETUP)
+        text = "not installed: neither Unsloth nor the engine has kernels"
+        yield Finding("Triton", "wrong", text, how_to_set_up(gpu=True))
         return
     if os.environ.get("TRITON_INTERPRET") == "1":
         yield Finding("Triton", "wrong", "TRITON_INTERPRET=1: kernels would be run by Python", "unset TRITON_INTERPRET")
@@ -164,7 +166,8 @@ def attention(where: str, *, extra: Mapping[str, Callable[[], str]] | None = Non
             broken.append(short(f"{library}: {problem}", 120))
     text = f"{', '.join(runs)} run{'s'[: len(runs) == 1]}"
     if broken:
-        fix = f"training works without, perhaps slower; remove what is broken with pip uninstall, or {GPU_SETUP}"
+        remove = "remove what is broken with pip uninstall"
+        fix = f"training works without, perhaps slower; {remove}, or {how_to_set_up(gpu=True)}"
         yield Finding("attention", "note", f"{text}; not usable: {'; '.join(broken)}", fix)
     else:
         yield Finding("attention", "ok", text)

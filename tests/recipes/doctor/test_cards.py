@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from qdora_fast.recipes.doctor import cards
 from qdora_fast.recipes.doctor.cards import TorchBuild
 from qdora_fast.system.hardware import Gpu
+from qdora_fast.system.install import how_to_set_up
 
 CARD = Gpu("NVIDIA GeForce RTX 4090", 24.0, (8, 9), "580.95.05")
 CUDA = TorchBuild("2.13.0+cu130", "13.0", 1, ("sm_75", "sm_80", "sm_86", "sm_90", "sm_120"))
@@ -61,7 +62,7 @@ def test_torch_for_the_cpu_on_a_machine_with_a_gpu_is_wrong() -> None:
     (finding,) = cards.torch_sees([CARD], TorchBuild("2.13.0+cpu", None, 0))
     assert finding.status == "wrong"
     assert "does not see the GPU" in finding.found
-    assert finding.fix == "make clean && make install PROFILE=gpu"
+    assert finding.fix == how_to_set_up(gpu=True)
 
 
 def test_torch_for_cuda_that_sees_no_card_is_wrong() -> None:

@@ -11,6 +11,7 @@ from qdora_fast.cli.main import cli
 from qdora_fast.recipes.doctor import cards, examine, hub, machine, packages, selftest, stack
 from qdora_fast.recipes.doctor.finding import Check, Finding, examined
 from qdora_fast.system import hardware
+from qdora_fast.system.install import how_to_set_up
 
 LAZY = ("machine.python", "machine.disks", "packages.packages", "cards.torch_sees", "stack.nf4", "hub.hub")
 
@@ -103,7 +104,7 @@ def test_a_gpu_without_a_torch_for_it_is_named_first(
     said = capsys.readouterr().out
     assert "RTX 4090, 24.0 GiB, compute capability 8.9" in said
     assert "built for the CPU: it does not see the GPU" in said
-    assert said.splitlines()[-1] == "first, torch: make clean && make install PROFILE=gpu"
+    assert said.splitlines()[-1] == f"first, torch: {how_to_set_up(gpu=True)}"
 
 
 def test_a_fix_is_printed_once_for_the_findings_it_mends(capsys: pytest.CaptureFixture) -> None:

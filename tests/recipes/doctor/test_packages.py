@@ -9,6 +9,8 @@ import pytest
 from qdora_fast.recipes.doctor import packages as module
 from qdora_fast.recipes.doctor.finding import Finding
 from qdora_fast.recipes.doctor.packages import packages
+from qdora_fast.system import install
+from qdora_fast.system.install import how_to_set_up
 
 
 def _tested(**changed: str | None) -> dict[str, str]:
@@ -60,9 +62,9 @@ def test_without_a_gpu_unsloth_comes_without_its_requirements() -> None:
 
 def test_another_torch_is_a_matter_for_the_makefile() -> None:
     found = _odd(list(packages(gpu=True, installed=_tested(torch="2.12.0+cu128"))))
-    assert found["torch"].fix == "make clean && make install PROFILE=gpu"
+    assert found["torch"].fix == how_to_set_up(gpu=True)
     found = _odd(list(packages(gpu=False, installed=_tested(torch="2.12.0+cpu"))))
-    assert found["torch"].fix == "make clean && make install"
+    assert found["torch"].fix == how_to_set_up(gpu=False)
 
 
 @pytest.mark.parametrize("package", ["triton", "unsloth_zoo"])
@@ -74,7 +76,7 @@ def test_what_only_a_gpu_needs_is_missed_only_there(package: str) -> None:
 
 def test_a_set_up_for_the_cpu_on_a_machine_with_a_gpu_is_made_anew() -> None:
     found = _odd(list(packages(gpu=True, installed=_tested(xformers=None, triton=None, peft="0.21.0"))))
-    assert {finding.fix for finding in found.values()} == {"make clean && make install PROFILE=gpu"}
+    assert {finding.fix for finding in found.values()} == {how_to_set_up(gpu=True)}
 
 
 def test_tools_for_working_on_the_package_are_passed_over() -> None:
@@ -83,7 +85,7 @@ def test_tools_for_working_on_the_package_are_passed_over() -> None:
 
 def test_a_missing_constraints_file_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = _tested()
-    monkeypatch.setattr(module, "_constraints", lambda: None)
+    monkeypatch.setattr(install, "constraints_file", lambda: None)
     found = list(packages(gpu=False, installed=everything))
     assert "cannot be compared" in found[-1].found
     assert module.tested_versions() == {}

@@ -9,6 +9,7 @@ import pytest
 
 from qdora_fast.recipes.doctor import stack
 from qdora_fast.system.errors import QdoraError
+from qdora_fast.system.install import how_to_set_up
 
 
 class ErrorHandlerMockBNBNativeLibrary:
@@ -74,7 +75,7 @@ def test_a_missing_triton_is_wrong_on_a_gpu_and_no_matter_on_a_cpu() -> None:
     (gpu,) = stack.triton("cuda", installed=False)
     (cpu,) = stack.triton("cpu", installed=False)
     assert (gpu.status, cpu.status) == ("wrong", "ok")
-    assert gpu.fix == "make clean && make install PROFILE=gpu"
+    assert gpu.fix == how_to_set_up(gpu=True)
 
 
 @pytest.mark.parametrize(
