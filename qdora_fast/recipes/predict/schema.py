@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.system.errors import ConfigError, first_line
+from qdora_fast.system.install import how_to_install
 from qdora_fast.system.json_files import NotJson, parse_json, read_object
 
-INSTALL = '.venv/bin/pip install -c constraints.txt "qdora_fast[schema]"'
 LONGEST = 300
 
 
@@ -26,7 +26,7 @@ class AnswerSchema:
 
     def __init__(self, path: Path) -> None:
         if importlib.util.find_spec("jsonschema") is None:
-            raise ConfigError(f"--schema needs jsonschema; install with\n  {INSTALL}")
+            raise ConfigError(f"--schema needs jsonschema; install with\n  {how_to_install('schema')}")
         from jsonschema import Draft202012Validator, SchemaError
         from jsonschema.validators import validator_for
         from referencing import Registry
