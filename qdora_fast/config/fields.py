@@ -8,6 +8,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from qdora_fast.system.limits import SETTING_COUNT, SETTING_NUMBER
+
+SHOWN_CHARACTERS = 200
+
 
 def number(value: object) -> object:
     """Refuse what pydantic would quietly turn into a number: true, and NaN or infinity."""
@@ -15,7 +19,16 @@ def number(value: object) -> object:
         raise ValueError("expected a number, not true/false")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("expected a finite number")
+    if isinstance(value, int) and abs(value) > SETTING_COUNT:
+        raise ValueError(f"expected at most {SETTING_COUNT:,}")
+    if isinstance(value, float) and abs(value) > SETTING_NUMBER:
+        raise ValueError(f"expected at most {SETTING_NUMBER:g}")
     return value
+
+
+def short(text: str) -> str:
+    """A text for a message, cut where nobody reads on."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}... ({len(text):,} characters)"
 
 
 def _day(value: object) -> object:
@@ -38,7 +51,7 @@ def auto_or(what: str, *, least: int = 1, most: int | None = None) -> BeforeVali
         if value == "auto":
             return value
         counted = isinstance(value, int) and not isinstance(value, bool)
-        if not counted or not least <= int(str(value)) <= (most or int(str(value))):
+        if not counted or not least <= value <= (most or SETTING_COUNT):  # type: ignore[operator]  # counted: an int
             raise ValueError(f"expected auto or {what}")
         return value
 

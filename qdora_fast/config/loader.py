@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from qdora_fast.config import Config
 from qdora_fast.config.code import Keys, at, with_code
+from qdora_fast.config.fields import short
 from qdora_fast.config.yaml import Lines, plain, read_value, read_yaml, write_yaml
 from qdora_fast.system import remote_code
 from qdora_fast.system.errors import ConfigError
@@ -156,15 +157,23 @@ def _describe(item: Any, lines: Mapping[tuple[str, ...], str]) -> str:
     if kind == "missing":
         return f"{path}: required; {_field_help(loc)}"
     if kind in ("literal_error", "list_type"):
-        return f"{path}{place}: got {value!r}; {_choices(loc, value, item)}"
+        return f"{path}{place}: got {_shown(value)}; {_choices(loc, value, item)}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"{path}{place}: expected `key: value` lines below it, got {value!r}"
+        return f"{path}{place}: expected `key: value` lines below it, got {_shown(value)}"
     if kind == "string_type":
-        return f"{path}{place}: got {value!r}; must be text: put it in quotes"
+        return f"{path}{place}: got {_shown(value)}; must be text: put it in quotes"
     reason = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     if not loc or isinstance(value, dict):
         return f"{path}{place}: {reason}" if loc else reason
-    return f"{path}{place}: got {value!r}; {reason[0].lower()}{reason[1:]}"
+    return f"{path}{place}: got {_shown(value)}; {reason[0].lower()}{reason[1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; numbers of thousands of digits have no text in Python."""
+    try:
+        return short(repr(value))
+    except ValueError:
+        return "a number of more than 4,300 digits"
 
 
 def _did_you_mean(loc: tuple[str, ...]) -> str:

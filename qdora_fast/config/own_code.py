@@ -35,6 +35,7 @@ from qdora_fast.config.allowed_code import Entry
 from qdora_fast.config.code import code_named, file_of, split, with_code, without_folder
 from qdora_fast.system import distributed
 from qdora_fast.system.errors import ConfigError, RefusedError
+from qdora_fast.system.json_files import NotJson, read_limited
 from qdora_fast.system.paths import local_path, refuse_links_out
 from qdora_fast.system.redact import redact
 
@@ -200,9 +201,11 @@ def _look(setting: str, path: Path) -> tuple[Code, bytes]:
             digest.update(f"{file.relative_to(path).as_posix()}\0{of_file}\n".encode())
         return Code(setting, path, size, digest.hexdigest()), b""
     try:
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError
-        source = path.read_bytes()
+        source = read_limited(path)
+    except NotJson as error:
+        raise ConfigError(f"{setting}: {path}: {error}") from None
     except OSError as error:
         beside = [each.name for each in path.parent.glob("*.py")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)

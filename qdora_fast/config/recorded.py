@@ -31,7 +31,7 @@ def create_run(config: Config, default_name: str) -> RunFolder:
     Raises:
         ConfigError: it cannot be made.
     """
-    folder = RunFolder.create(Path(config.run.dir), config.run.name or default_name)
+    folder = RunFolder.create(Path(config.run.dir), config.run.name or default_name, shared=config.run.shared)
     write_config(folder, config)
     return folder
 

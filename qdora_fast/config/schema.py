@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from qdora_fast.config.data import DataSettings
 from qdora_fast.config.evaluation import EvaluationSettings
-from qdora_fast.config.fields import Count, Real, Section, auto_or, number
+from qdora_fast.config.fields import Count, Real, Section, auto_or, number, short
+from qdora_fast.system.limits import MODEL_LAYERS
 
 Method = Literal["qdora", "dora", "qlora", "lora"]
 Optimizer = Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
@@ -32,6 +33,9 @@ class RunSettings(Section):
     the next free of `name-2`, `name-3`, ... is used and printed."""
     dir: str = "runs"
     """Folder that holds all runs."""
+    shared: bool = False
+    """Let other users of the machine read the run's folder, as far as the umask allows. Otherwise only its owner can,
+    since the training rows and the answers lie in it. What `export --out` writes elsewhere can be read by all."""
 
     @field_validator("name")
     @classmethod
@@ -147,7 +151,7 @@ class TrainSettings(Section):
     max_nonfinite: Count = Field(3, ge=1)
     """Training fails after so many consecutive steps with a NaN or infinite loss or gradient, or after ten times as
     many in all. Each such step is skipped without changing a weight, and its rows are named."""
-    epochs: Real = Field(2.0, gt=0)
+    epochs: Real = Field(2.0, gt=0, le=10_000)
     """Passes over the training rows. Not used where `max_steps` is set."""
     max_steps: Annotated[Count, Field(ge=1)] | None = None
     """Optimizer steps of the run. Empty: as many as `epochs` takes."""
@@ -297,15 +301,16 @@ def layer_indices(layers: str) -> list[int]:
     Raises:
         ValueError: not of that form, or a range that runs backwards.
     """
-    chosen: set[int] = set()
+    chosen = bytearray(MODEL_LAYERS)
     for part in layers.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
         if not match:
-            raise ValueError(f'cannot read {part!r}; write layers as "0-15" or "8,10,12-15"')
+            raise ValueError(f'cannot read {short(repr(part))}; write layers as "0-15" or "8,10,12-15"')
+        for digits in (match[1], match[2] or ""):
+            if len(digits.lstrip("0")) >= len(str(MODEL_LAYERS)):
+                raise ValueError(f"no model has a block {short(digits)}")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ValueError(f"range {part.strip()!r} runs backwards")
-        if last >= 10_000:
-            raise ValueError(f"no model has a block {last}")
-        chosen.update(range(first, last + 1))
-    return sorted(chosen)
+        chosen[first : last + 1] = b"\1" * (last + 1 - first)
+    return [number for number, adapted in enumerate(chosen) if adapted]

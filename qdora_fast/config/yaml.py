@@ -8,8 +8,8 @@ YAML 1.2 is read (ruamel.yaml): `2e-4` is a number, `no` is a word, and a duplic
 from __future__ import annotations
 
 import difflib
+import io
 from collections.abc import Iterator, Mapping
-from io import StringIO
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -20,6 +20,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
 
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.paths import open_regular
 
 MOST_BYTES, MOST_VALUES, MOST_ALIASES, DEEPEST = 256 * 2**10, 10_000, 100, 20
 """Of a whole file. A config has some fifty values, four levels deep."""
@@ -71,7 +72,7 @@ def read_value(text: str) -> Any:
 
 def write_yaml(tree: Mapping[str, Any]) -> str:
     """Plain values as YAML; reading it gives the same values."""
-    text = StringIO()
+    text = io.StringIO()
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.dump(tree, text)
@@ -85,7 +86,7 @@ def write_commented(tree: Mapping[str, Mapping[str, Any]], comments: Mapping[str
         tree: settings by section; what is deeper is written on the setting's line.
         comments: by `section.setting`.
     """
-    text = StringIO()
+    text = io.StringIO()
     yaml = YAML()
     yaml.width = 10_000  # a setting stays on its line
     root = CommentedMap()
@@ -140,12 +141,14 @@ def _text_of(path: Path) -> str:
     try:
         if path.is_dir():
             raise ConfigError(f"{path} is a folder; name the YAML file in it")
-        if path.stat().st_size > MOST_BYTES:
+        with open_regular(path) as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
             raise ConfigError(
                 f"{path} has {path.stat().st_size:,} bytes, which is no config (rows go into data.path); "
                 f"at most {MOST_BYTES:,} are read"
             )
-        return path.read_text(encoding="utf-8")
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `qdora-fast presets` lists the shipped ones"

@@ -25,13 +25,13 @@ from itertools import islice
 
 from qdora_fast.data.clean.rejects import DropCounter
 from qdora_fast.data.read.fields import UnusedFields
-from qdora_fast.data.read.readers import RawRow
+from qdora_fast.data.read.readers import BadRow, RawRow, characters_in
 from qdora_fast.data.read.sources import IdCheck, Source
 from qdora_fast.data.row_processor import Job, RowProcessor
 from qdora_fast.data.store import Chunk, RowWriter
 from qdora_fast.data.tokenize.template_process import be_worker
 from qdora_fast.system.errors import DataError
-from qdora_fast.system.limits import TEMPLATE_SECONDS
+from qdora_fast.system.limits import BATCH_BYTES, TEMPLATE_SECONDS
 
 ROWS_PER_CHUNK = 256
 CHUNKS_IN_THIS_PROCESS = 4
@@ -126,7 +126,7 @@ def process_all(
 def _jobs(sources: Sequence[Source], statistics: RowStatistics) -> Iterator[Job]:
     for origin, source in enumerate(sources):
         rows = source.rows()
-        while chunk := list(islice(rows, ROWS_PER_CHUNK)):
+        while chunk := _next_rows(rows):
             for raw in chunk:
                 if isinstance(raw, RawRow):
                     statistics.ids[origin].see(raw)
@@ -134,6 +134,18 @@ def _jobs(sources: Sequence[Source], statistics: RowStatistics) -> Iterator[Job]
             statistics.rows_in += len(chunk)
             statistics.by_origin[origin] += len(chunk)
             yield job
+
+
+def _next_rows(rows: Iterator[RawRow | BadRow]) -> list[RawRow | BadRow]:
+    """`ROWS_PER_CHUNK` rows, or fewer long ones."""
+    chunk: list[RawRow | BadRow] = []
+    characters = 0
+    for row in islice(rows, ROWS_PER_CHUNK):
+        chunk.append(row)
+        characters += 0 if isinstance(row, BadRow) else characters_in(row.row)
+        if characters > BATCH_BYTES:
+            break
+    return chunk
 
 
 _PROCESSOR: list[RowProcessor] = []

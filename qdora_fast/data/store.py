@@ -20,6 +20,7 @@ import numpy as np
 
 from qdora_fast.data.read.fields import UnusedFields
 from qdora_fast.data.read.messages import Row
+from qdora_fast.system.atomic import require_space
 from qdora_fast.system.disk import disk_errors
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ Example = dict[str, list[int]]
 """`input_ids` and `labels`."""
 
 ROWS, TOKENS, SIGNATURES, REJECTED = "rows.jsonl", "tokens.arrow", "signatures.bin", "rejected.jsonl"
+SPACE_ASKED = 2**30
+"""Bytes of rows after which free space is asked for again."""
 OTHER_CACHE = "or set QDORA_FAST_CACHE to a folder on another disk"
 """What else helps where prepared rows cannot be written, for `disk_errors`."""
 
@@ -179,9 +182,11 @@ class RowWriter:
         self._tokens: Any = None
         self.groups: list[str | None] = []
         self.strata: list[str] = []
+        self._bytes, self._asked = 0, SPACE_ASKED
 
     def add(self, chunk: Chunk) -> None:
         """Append one chunk."""
+        self._require_space(len(chunk.lines))
         with disk_errors(self.folder, elsewhere=OTHER_CACHE):
             self._files[ROWS].write(chunk.lines)
             if chunk.signatures is not None:
@@ -192,6 +197,13 @@ class RowWriter:
         self._chunks.append(chunk.columns)
         self.groups += chunk.groups
         self.strata += chunk.strata
+
+    def _require_space(self, more: int) -> None:
+        """Ask for the room of another GiB before it is begun: a disk that fills up stops other programs as well."""
+        self._bytes += more
+        if self._bytes > self._asked:
+            self._asked = self._bytes + SPACE_ASKED
+            require_space(self.folder, SPACE_ASKED)
 
     def reject(self, rejected: Sequence[tuple[str, str, str]]) -> None:
         """Write rows that were dropped, each as (source, reason, detail)."""

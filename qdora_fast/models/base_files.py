@@ -24,7 +24,7 @@ from qdora_fast.models.model_config import read_model_config
 from qdora_fast.system.errors import ConfigError, IntegrityError, QdoraError
 from qdora_fast.system.json_files import NotJson, mismatch, parse_json, read_limited, read_object
 from qdora_fast.system.limits import HEADER_BYTES, HEADER_TENSORS
-from qdora_fast.system.paths import open_regular, plain_file_name
+from qdora_fast.system.paths import open_regular, plain_file_name, refuse_special_files
 from qdora_fast.system.remote_code import BASE_SETTING, remote_code_allowed
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ def require_sound(name: str, revision: str | None = None, *, weights: bool = Tru
     Raises:
         IntegrityError: files are missing, cut short, or something else under their name; all are named.
         ConfigError: the folder is of another kind: an adapter, a run, GGUF, pickles; or its config.json names no model.
+        RefusedError: a pipe, a socket or a device among them.
     """
     folder = folder_of(name, revision)
     if folder is None:
@@ -62,6 +63,7 @@ def require_sound(name: str, revision: str | None = None, *, weights: bool = Tru
     local = Path(name).is_dir()
     if local:
         _refuse_other_kinds(folder, setting)
+        refuse_special_files(folder)
     wrong = {}
     for file in (folder / each for each in (*JSON_NAMES, *OTHER_NAMES)):
         if file.exists() or file.is_symlink():

@@ -25,6 +25,7 @@ from qdora_fast.models.trained import TrainedModel
 from qdora_fast.recipes.report import trained_model
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.json_files import read_object
+from qdora_fast.system.paths import refuse_links_out
 from qdora_fast.system.run_folder import RunFolder
 
 
@@ -104,6 +105,8 @@ def find(path: Path) -> Source:
         raise ConfigError(
             f"{path}: GGUF is for llama.cpp (`llama-cli -m FILE`) and Ollama; name the run it was made from"
         )
+    if adapter and not merged:
+        refuse_links_out(path)
     in_run = adapter and (path.parent / "model.json").is_file()
     run = RunFolder.open(path.parent if in_run else path) if in_run or not (merged or adapter) else None
     open_backend()  # takes seconds, so what is no model was refused before

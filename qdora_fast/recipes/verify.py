@@ -14,6 +14,7 @@ from typing import Any
 
 from qdora_fast.system import manifest
 from qdora_fast.system.errors import ConfigError, IntegrityError
+from qdora_fast.system.paths import refuse_links_out
 from qdora_fast.system.run_folder import EXPORT, UNPROVEN, RunFolder
 
 WEIGHTS = "adapter_model.safetensors"
@@ -43,8 +44,11 @@ def verify(path: Path) -> Iterator[Part]:
 
     Raises:
         ConfigError: there is nothing here that could be verified.
+        RefusedError: a link in it leads out of the folder.
     """
-    run = RunFolder(path) if (path / "config.yaml").is_file() else None
+    run = RunFolder.open(path) if (path / "config.yaml").is_file() else None
+    if run is None:
+        refuse_links_out(path)
     folders = _parts(run) if run else [path]
     if not folders or (run is None and not (path / manifest.NAME).is_file()):
         raise ConfigError(

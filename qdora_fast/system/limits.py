@@ -26,11 +26,17 @@ INTEGER_DIGITS = 300
 written as numbers have at most 40."""
 
 TABLE_COLUMNS = 10_000
-"""Columns of a CSV table. Each row is read into a dictionary of that many entries."""
+"""Columns of a table: CSV, Parquet or Arrow. Each row is read into a dictionary of that many entries."""
+
+BATCH_BYTES = 64 * 2**20
+"""Bytes of rows that are read from a table, or handed to a worker, at a time. A batch has one row at least."""
 
 UNPACKED_PER_PACKED_BYTE = 1_000
-"""Unpacked bytes per packed byte of a .gz or .zst file, once `UNPACKED_BYTES` have been read. Text becomes 3 to 50
-times smaller; a file that unpacks to a thousand times its size holds one thing over and over again."""
+"""Unpacked bytes per packed byte of a .gz, .zst, Parquet or Arrow file, once `UNPACKED_BYTES` have been read. Text
+becomes 3 to 50 times smaller; a file that unpacks to a thousand times its size holds one thing over and over again."""
+
+UNPACKED_OF_LONG_LINE = 100
+"""The same of a .gz or .zst with a line longer than `LINE_BYTES`, whose rest is unpacked for nothing."""
 
 UNPACKED_BYTES = 64 * 2**20
 """Unpacked bytes from which on the ratio is looked at: small files may be of any kind."""
@@ -40,6 +46,12 @@ MODEL_LAYERS = 10_000
 
 MODEL_COUNT = 2**31
 """Any other count in config.json, such as the size of the vocabulary: what a 32-bit index reaches."""
+
+SETTING_COUNT = 2**32
+"""Any whole number in a config: rows, steps, tokens, seeds."""
+
+SETTING_NUMBER = 1e12
+"""Any other number in a config."""
 
 PATTERN_SECONDS = 2
 """Seconds of a regular expression that somebody else wrote, on one text. A usual one takes a millionth of it."""

@@ -20,6 +20,7 @@ from typing import Any
 from qdora_fast.system.atomic import MARK
 from qdora_fast.system.errors import IntegrityError
 from qdora_fast.system.json_files import parse_json, read_limited
+from qdora_fast.system.paths import open_regular
 
 NAME = "MANIFEST.json"
 
@@ -82,8 +83,12 @@ def require_unchanged(folder: Path) -> None:
 
 
 def sha256_of(file: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
-    with file.open("rb") as handle:
+    """The sha256 of a file's bytes, in hex.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device.
+    """
+    with open_regular(file) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

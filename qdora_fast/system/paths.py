@@ -25,6 +25,7 @@ from typing import IO
 from qdora_fast.system.errors import RefusedError
 
 WEIGHTS = ".safetensors"
+SPECIAL = "neither a file nor a folder (a pipe, a socket or a device)"
 
 
 def local_path(text: str | Path) -> Path:
@@ -66,13 +67,18 @@ def refuse_links_out(folder: Path) -> None:
 
     The folder itself may be a link.
     """
-    for path in _special_files(folder):
-        raise RefusedError(f"{path}: neither a file nor a folder (a pipe, a socket or a device); remove it")
+    refuse_special_files(folder)
     for link in links_out(folder):
         raise RefusedError(
             f"{link}: a link that leads out of {folder} (to {link.resolve()}), which would be read or written as if it "
             "were part of it; put the file itself there, or remove the link"
         )
+
+
+def refuse_special_files(folder: Path) -> None:
+    """Raise RefusedError when something below a folder, or what a link there leads to, is neither file nor folder."""
+    for path in _special_files(folder):
+        raise RefusedError(f"{path}: {SPECIAL}; remove it")
 
 
 def links_out(folder: Path) -> Iterator[Path]:

@@ -5,15 +5,16 @@ run goes through `redact` at a few doors: standard output and error of the comma
 messages included), the text of our errors, the JSON files of a run, its pages and model cards. A config that holds a
 secret is refused, because a run keeps a copy of its config that must be the same.
 
-Known are the forms in `_FORMS`, and the values of environment variables named like TOKEN, KEY, SECRET or PASSWORD. What
-this does not do: guess by randomness (every hash would go), or touch the rows that are trained on: a secret in the data
-stays in the data. A Weights & Biases key is 40 hex digits like any commit, so it is known by its variable or by the
-word before it. Libraries for this (detect-secrets) look for lines in source code, take nothing out, and do not know
-the keys of the tools used here.
+Known are the forms in `_FORMS`, and the values of environment variables named like TOKEN, KEY, SECRET or PASSWORD, or
+like PASS, AUTH, DSN, COOKIE or PAT where the value looks like one. What this does not do: guess by randomness (every
+hash would go), or touch the rows that are trained on: a secret in the data stays in the data. A Weights & Biases key is
+40 hex digits like any commit, so it is known by its variable or by the word before it. Libraries for this
+(detect-secrets) look for lines in source code, take nothing out, and do not know the keys of the tools used here.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import re
@@ -25,8 +26,13 @@ MARK = "[redacted]"
 SHORTEST = 8
 """Characters from which on the value of a variable counts as a secret."""
 
-_NAMED = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)")
-_NO_SECRET = re.compile(r"_(?:PATH|FILE|DIR|NAME|ID|TYPE)$")
+LONGEST_HELD = 4096
+"""Characters of an unfinished word that are held back at most."""
+
+_NAMED = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|\w*PASSWORD|\w*PASSWD|CREDENTIALS?)(?:_|$)")
+_MAYBE = re.compile(r"(?:^|_)(?:PASS|PGPASS|PWD|AUTH|DSN|COOKIE|PAT)(?:_|$)")
+"""Parts of names that often hold secrets, and often do not: their values must look like one, see `_looks_secret`."""
+_NO_SECRET = re.compile(r"^(?:PWD|OLDPWD)$|_(?:PATH|FILE|DIR|NAME|ID|TYPE|SOCK|METHOD|MODE|HOST|PORT)$")
 _START = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))"  # the n of a JSON text's \n is no part of the word after it
 _MIXED = r"(?=[^\s\"'&<>\\]{0,200}[0-9])(?=[^\s\"'&<>\\]{0,200}[A-Za-z])"
 
@@ -97,9 +103,39 @@ def secrets_of(environment: Mapping[str, str]) -> Iterator[str]:
     named = {
         value
         for name, value in environment.items()
-        if _NAMED.search(name.upper()) and not _NO_SECRET.search(name.upper())
+        if not _NO_SECRET.search(name.upper())
+        and (_NAMED.search(name.upper()) or (_MAYBE.search(name.upper()) and _looks_secret(value)))
     }
     yield from sorted((each for each in named if len(each) >= SHORTEST and each[0] not in "/~."), key=len, reverse=True)
+
+
+def _looks_secret(value: str) -> bool:
+    """Whether a value is no word of a language, no list of words and no address without a password in it."""
+    address = "://" in value and "@" not in value
+    return not address and not re.fullmatch(r"[A-Za-z]+(?:[-_.,: ][A-Za-z]+)*|[\d.,:]+", value)
+
+
+_BEGUN = re.compile(
+    r"(?:hf_|gh[pousr]_|github_pat_|glpat-|sk-|AKIA|ASIA|xox[abeoprs]-|AIza|wandb_v1_|eyJ)[\w.-]*\Z"
+    r"|[a-z]+://[^\s/?#@]*\Z|(?:token|key|secret|passw(?:or)?d|signature|sig)[\"']?[:=][\"']?[^\s\"']*\Z",
+    re.IGNORECASE,
+)
+_PREFIXES = (
+    *("hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "sk-", "AKIA", "ASIA"),
+    *("xox", "AIza", "wandb_v1_", "eyJ"),
+)
+
+
+def unfinished(text: str) -> int:
+    """Characters at the end of a text that may be the beginning of a secret, whose rest is still to come."""
+    match = _BEGUN.search(text[-LONGEST_HELD:])
+    held = len(match[0]) if match else 0
+    for secret in (*_secrets_of(tuple(os.environ.items())), *_PREFIXES):
+        for length in range(min(len(secret) - 1, len(text)), held, -1):
+            if text.endswith(secret[:length]):
+                held = length
+                break
+    return held
 
 
 def guard_output() -> None:
@@ -107,4 +143,6 @@ def guard_output() -> None:
     anything is imported that keeps standard error for its messages."""
     from qdora_fast.system.terminal import Guarded
 
-    sys.stdout, sys.stderr = Guarded(sys.stdout, redact), Guarded(sys.stderr, redact)
+    sys.stdout, sys.stderr = (Guarded(each, redact, unfinished=unfinished) for each in (sys.stdout, sys.stderr))
+    for stream in (sys.stdout, sys.stderr):
+        atexit.register(stream.release)

@@ -52,8 +52,12 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, parent: Path, name: str) -> RunFolder:
+    def create(cls, parent: Path, name: str, *, shared: bool = False) -> RunFolder:
         """Make a new folder `name`, or `name-2`, `name-3`, ... where that exists already.
+
+        Args:
+            shared: other users of the machine may read it as far as the umask allows; else only its owner may enter,
+                for rows and answers lie in it.
 
         Raises:
             ConfigError: it cannot be made.
@@ -61,7 +65,7 @@ class RunFolder:
         for number in range(1, 10_000):
             path = parent / (name if number == 1 else f"{name}-{number}")
             try:
-                path.mkdir(parents=True)
+                path.mkdir(0o777 if shared else 0o700, parents=True)
             except FileExistsError:
                 continue
             except OSError as error:

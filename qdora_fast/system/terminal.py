@@ -10,6 +10,7 @@ only a console of ours may style its text, and progress bars of libraries may mo
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from qdora_fast.system.visible import visible
 
+SHOWN_AT_ONCE = 2
 _BARS = re.compile(r"(?:\n|\x1b\[A)*")
 """What tqdm writes to come from one of its bars to another; its bars begin with a carriage return."""
 
@@ -44,22 +46,58 @@ class Terminal(Console):
 
 
 class Guarded:
-    """A text stream that redacts what is written to it, text by text, and shows what would steer a terminal.
+    """A text stream that redacts what is written to it and shows what would steer a terminal.
+
+    A secret may come in pieces. So the end of a text that may be the beginning of one is held back until more comes,
+    or the process ends. Anything else, such as a progress bar, is written at once.
+
+    Args:
+        unfinished: how many characters at the end of a text to hold back.
 
     Attributes:
         styled: the same for what a `Terminal` has rendered.
     """
 
-    def __init__(self, stream: TextIO, redact: Any, *, styled: bool = False) -> None:
-        self._stream, self._redact, self._styled = stream, redact, styled
-        self.styled = self if styled else Guarded(stream, redact, styled=True)
+    def __init__(
+        self,
+        stream: TextIO,
+        redact: Any,
+        *,
+        unfinished: Callable[[str], int] = lambda _text: 0,
+        beside: Guarded | None = None,
+    ) -> None:
+        self._stream, self._redact, self._unfinished = stream, redact, unfinished
+        self._held, self._beside = "", beside
+        self.styled = self if beside else Guarded(stream, redact, unfinished=unfinished, beside=self)
 
     def write(self, text: str) -> int:
         """As a text stream's."""
-        shown = self._redact(text)
-        plain = self._styled or _BARS.fullmatch(shown)
-        self._stream.write(shown if plain else "\r".join(map(visible, shown.split("\r"))))
+        other = self._beside or self.styled
+        if other is not self:
+            other.release()
+        together = self._held + text
+        held = self._unfinished(together)
+        self._held = together[len(together) - held :]
+        self._emit(together[: len(together) - held])
         return len(text)
+
+    def flush(self) -> None:
+        """As a text stream's. One or two letters are no longer held: they may end a question to the user."""
+        if len(self._held) <= SHOWN_AT_ONCE:
+            self.release()
+        self._stream.flush()
+
+    def release(self) -> None:
+        """Write what was held back."""
+        held, self._held = self._held, ""
+        self._emit(held)
+
+    def _emit(self, text: str) -> None:
+        if not text:
+            return
+        shown = self._redact(text)
+        plain = self._beside or _BARS.fullmatch(shown)
+        self._stream.write(shown if plain else "\r".join(map(visible, shown.split("\r"))))
 
     def writelines(self, lines: Any) -> None:
         """As a text stream's."""

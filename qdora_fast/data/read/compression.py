@@ -16,7 +16,8 @@ from typing import IO, cast
 from backports import zstd
 
 from qdora_fast.system.errors import DataError
-from qdora_fast.system.limits import LINE_BYTES, UNPACKED_BYTES, UNPACKED_PER_PACKED_BYTE
+from qdora_fast.system.limits import LINE_BYTES, UNPACKED_BYTES, UNPACKED_OF_LONG_LINE, UNPACKED_PER_PACKED_BYTE
+from qdora_fast.system.paths import open_regular
 
 PACKED_ENDINGS = (".gz", ".zst")
 WIDEST_WINDOW = 31
@@ -30,14 +31,16 @@ def open_bytes(path: Path) -> IO[bytes]:
     """The file's bytes, unpacked if it ends in .gz or .zst; several frames one after the other are one file.
 
     Raises:
+        OSError: no regular file.
         one of `DAMAGE`, while reading.
     """
     ending = path.suffix.lower()
+    packed = open_regular(path)
     if ending not in PACKED_ENDINGS or path.stat().st_size == 0:
-        return path.open("rb")
+        return packed
     if ending == ".gz":
-        return cast(IO[bytes], gzip.open(path))
-    return cast(IO[bytes], zstd.open(path, options={zstd.DecompressionParameter.window_log_max: WIDEST_WINDOW}))
+        return cast(IO[bytes], gzip.open(packed))
+    return cast(IO[bytes], zstd.open(packed, options={zstd.DecompressionParameter.window_log_max: WIDEST_WINDOW}))
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -61,15 +64,16 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
             while len(line) > LINE_BYTES and not line.endswith(b"\n"):
                 line = stream.readline(LINE_BYTES + 1)
                 unpacked += len(line)
-                refuse_bomb(path, unpacked)
+                refuse_bomb(path, unpacked, UNPACKED_OF_LONG_LINE)
 
 
-def refuse_bomb(path: Path, unpacked: int) -> None:
-    """Raise DataError when so many unpacked bytes are more than a packed file of text can hold."""
-    if unpacked > UNPACKED_BYTES and unpacked > UNPACKED_PER_PACKED_BYTE * path.stat().st_size:
+def refuse_bomb(path: Path, unpacked: int, most: int | None = None) -> None:
+    """Raise DataError when a packed file unpacks to more than `most` times its size, which text does not do."""
+    most = most or UNPACKED_PER_PACKED_BYTE
+    if unpacked > UNPACKED_BYTES and unpacked > most * path.stat().st_size:
         raise DataError(
-            f"{path}: unpacks to more than {UNPACKED_PER_PACKED_BYTE:,} times its size, which text does not do; if "
-            "that is what it should hold, unpack it and name the unpacked file"
+            f"{path}: unpacks to more than {most:,} times its size, which text does not do; if that is what it should "
+            "hold, save it as plain .jsonl and name that"
         )
 
 

@@ -10,7 +10,7 @@ only beside files that are named so, and elsewhere (test_en) only beside the sam
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from qdora_fast.data.read.compression import PACKED_ENDINGS
 from qdora_fast.data.read.readers import is_supported, supported_endings
 from qdora_fast.system.errors import DataError, RefusedError
-from qdora_fast.system.paths import leads_out
+from qdora_fast.system.paths import SPECIAL, leads_out
 
 TRAIN = "train"
 SPLITS = {
@@ -122,6 +122,7 @@ def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
     """
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     below = [entry for entry in entries if entry.is_dir() and any(_files_below(entry))]
+    _refuse_no_files(entries)
     files = [entry for entry in entries if entry.is_file() and is_supported(entry)]
     skipped = [entry.name for entry in entries if entry.is_file() and entry not in files]
     of_splits = [entry for entry in below if entry.name.lower() in SPLIT_OF]
@@ -142,6 +143,14 @@ def _data_files(folder: Path) -> tuple[list[Path], list[str]]:
     raise DataError(f"{folder}: no data file in this folder (it holds {inside}); supported: {supported_endings()}")
 
 
+def _refuse_no_files(entries: Iterable[Path]) -> None:
+    """What is named like rows and is neither file nor folder would be missed in silence, or waited for."""
+    for entry in entries:
+        if is_supported(entry) and not (entry.is_file() or entry.is_dir()):
+            what = SPECIAL if entry.exists() else "a link that leads to nothing"
+            raise DataError(f"{entry}: {what}; remove it, or put a file of rows there")
+
+
 def _refuse_links_out(files: list[Path], folder: Path) -> None:
     """A folder of rows that was sent along must not bring a private file of this machine into a run."""
     for file in files:
@@ -155,6 +164,8 @@ def _refuse_links_out(files: list[Path], folder: Path) -> None:
 def _files_below(folder: Path) -> Iterator[Path]:
     for entry in islice(folder.rglob("*"), ENTRIES_LOOKED_AT):
         hidden = any(part.startswith(".") for part in entry.relative_to(folder).parts)
+        if not hidden:
+            _refuse_no_files([entry])
         if not hidden and is_supported(entry) and entry.is_file():
             yield entry
 

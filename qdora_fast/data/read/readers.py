@@ -51,6 +51,14 @@ class RawRow(NamedTuple):
     """Columns of structs, which have every key in every row: null may stand for one that was never written."""
 
 
+def characters_in(row: Any) -> int:
+    """Of all texts in a row, keys left out."""
+    if isinstance(row, str | bytes):
+        return len(row)
+    inside = row.values() if isinstance(row, dict) else row if isinstance(row, list) else ()
+    return sum(map(characters_in, inside))
+
+
 class BadRow(NamedTuple):
     """A row that cannot be read: the code from `REASONS`, what is wrong, and its source."""
 

@@ -30,6 +30,7 @@ from qdora_fast.data.read.readers import (
     BadRow,
     RawRow,
     bad_rows_error,
+    characters_in,
     file_kind,
     is_supported,
     numbered,
@@ -37,8 +38,9 @@ from qdora_fast.data.read.readers import (
 )
 from qdora_fast.data.read.tables import WRONG_FEATURES, dataset_rows
 from qdora_fast.system.errors import DataError, first_line
+from qdora_fast.system.limits import BATCH_BYTES
 from qdora_fast.system.manifest import sha256_of, value_hash
-from qdora_fast.system.paths import local_path
+from qdora_fast.system.paths import SPECIAL, local_path, refuse_links_out
 
 OTHER_FILE_ENDINGS = (".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".yaml", ".db", *RUNS_CODE)
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -169,6 +171,8 @@ def _parts(source: SourceSettings, held_out: bool) -> tuple[list[_Part], FolderF
     if local.is_dir():
         folder = folder_files(local, source.split, held_out=held_out)
         return [_file_part(file, str(file.relative_to(local))) for file in folder.files], folder
+    if local.exists():
+        raise DataError(f"{local}: {SPECIAL}, which is not read; write the rows to a file first and name that")
     if _looks_local(path):
         raise DataError(_missing_file(local))
     if not HUB_ID.fullmatch(path):
@@ -197,8 +201,10 @@ def _look_ahead(
     ahead: list[RawRow | BadRow] = []
     good: list[RawRow] = []
     bad: list[BadRow] = []
+    characters = 0
     for row in islice(rest, MOST_AHEAD):
         ahead.append(row)
+        characters += 0 if isinstance(row, BadRow) else characters_in(row.row)
         if isinstance(row, BadRow):
             bad.append(row)
         elif formatter is None:
@@ -208,7 +214,7 @@ def _look_ahead(
                 good.append(RawRow(custom.apply(formatter, row.row), row.source))
             except RejectedRow as rejected:
                 bad.append(BadRow(rejected.reason, rejected.detail, row.source))
-        if len(good) == ROWS_LOOKED_AT:
+        if len(good) == ROWS_LOOKED_AT or (good and characters > BATCH_BYTES):
             break
     if not ahead:
         raise DataError(f"{settings.path}: no rows in it; expected at least one example")
@@ -256,6 +262,7 @@ def _is_saved_dataset(folder: Path) -> bool:
 def _saved(folder: Path, split: str) -> Any:
     from datasets import Dataset, load_from_disk
 
+    refuse_links_out(folder)
     try:
         saved = load_from_disk(str(folder))
     except (OSError, *WRONG_FEATURES) as error:

@@ -12,9 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qdora_fast.data.read.compression import refuse_bomb
 from qdora_fast.system.errors import DataError
+from qdora_fast.system.limits import BATCH_BYTES, JSON_DEPTH, LINE_BYTES, TABLE_COLUMNS
 
 ROWS_AT_ONCE = 1024
+PARQUET_ROWS_AT_ONCE = 128
+"""Fewer, since nothing says how long they are before they are there."""
+TEXTS = ("string", "large_string", "binary", "large_binary")
+"""Arrow's names of types that may be read with a dictionary."""
 MEDIA = ("Image", "Audio", "Video", "Pdf", "Nifti")
 
 TableRow = tuple[dict[str, Any], frozenset[str]] | str
@@ -32,11 +38,14 @@ def parquet_rows(path: Path) -> Iterator[TableRow]:
 
     read = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            for row in _rows(table.iter_batches(batch_size=ROWS_AT_ONCE)):
+        schema = pyarrow.parquet.read_schema(path)
+        _refuse_wide(path, schema)
+        texts = [field.name for field in schema if str(field.type) in TEXTS]  # a long word of a dictionary is read once
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as table:
+            for row in _rows(path, table.iter_batches(batch_size=PARQUET_ROWS_AT_ONCE)):
                 read += 1
                 yield row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, MemoryError) as error:
         problem = f"{_said(error)}; {read} rows were read before"
         raise DataError(f"{path}: not a readable Parquet file ({problem}); is the download complete?") from error
 
@@ -55,10 +64,11 @@ def arrow_rows(path: Path) -> Iterator[TableRow]:
             is_file_format = file.read(6) == b"ARROW1"
         if is_file_format:
             table = pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))
-            yield from _rows(table.get_batch(number) for number in range(table.num_record_batches))
+            _refuse_wide(path, table.schema)
+            yield from _rows(path, (table.get_batch(number) for number in range(table.num_record_batches)))
         else:
             yield from dataset_rows(Dataset.from_file(str(path)), str(path))
-    except (pyarrow.ArrowException, OSError, *WRONG_FEATURES) as error:
+    except (pyarrow.ArrowException, OSError, MemoryError, *WRONG_FEATURES) as error:
         raise DataError(
             f"{path}: not a readable Arrow stream or file ({_said(error)}); is the download complete?"
         ) from error
@@ -112,11 +122,50 @@ def _undecoded(feature: Any) -> Any:
     return feature if inside is None else replace(feature, feature=_undecoded(inside))
 
 
-def _rows(batches: Iterable[Any]) -> Iterator[TableRow]:
+def _refuse_wide(path: Path, schema: Any) -> None:
+    """Raise DataError for a schema with more columns, or more deeply nested ones, than rows of text have."""
+    if len(schema) > TABLE_COLUMNS:
+        raise DataError(f"{path}: {len(schema):,} columns; a table of rows to train on has at most {TABLE_COLUMNS:,}")
+    level = [field.type for field in schema]
+    for _ in range(JSON_DEPTH):
+        level = [kind.field(number).type for kind in level for number in range(kind.num_fields)]
+        if len(level) > TABLE_COLUMNS:
+            raise DataError(f"{path}: its columns have more than {TABLE_COLUMNS:,} fields; keep those that are trained")
+    if level:
+        raise DataError(f"{path}: columns nested more than {JSON_DEPTH} levels deep")
+
+
+def _rows(path: Path, batches: Iterable[Any]) -> Iterator[TableRow]:
+    """The rows of batches, as many at a time as `BATCH_BYTES` hold."""
+    given = 0
     for batch in batches:
-        structs = struct_columns(batch.schema)
-        for start in range(0, batch.num_rows, ROWS_AT_ONCE):
-            yield from _as_dictionaries(batch.slice(start, ROWS_AT_ONCE), structs)
+        structs, start = struct_columns(batch.schema), 0
+        while start < batch.num_rows:
+            part = batch.slice(start, ROWS_AT_ONCE)
+            while part.num_rows > 1 and _bytes_of(part) > BATCH_BYTES:
+                part = part.slice(0, part.num_rows // 2)
+            taken = _bytes_of(part)
+            given += taken
+            refuse_bomb(path, given)
+            if taken > LINE_BYTES and part.num_rows == 1:
+                yield f"a row longer than {LINE_BYTES // 2**20} MiB"
+            else:
+                yield from _as_dictionaries(part, structs)
+            start += part.num_rows
+
+
+def _bytes_of(batch: Any) -> int:
+    """Bytes of the values, where a dictionary's words count each time that they stand in a row."""
+    import pyarrow
+    from pyarrow import compute
+
+    total = 0
+    for column in batch.columns:
+        if pyarrow.types.is_dictionary(column.type) and str(column.type.value_type) in TEXTS:
+            total += compute.sum(compute.binary_length(column.dictionary).take(column.indices)).as_py() or 0
+        else:
+            total += column.nbytes
+    return int(total)
 
 
 def _as_dictionaries(batch: Any, structs: frozenset[str]) -> list[TableRow]:

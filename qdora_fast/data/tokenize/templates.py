@@ -21,6 +21,7 @@ from qdora_fast.data.clean.rejects import RejectedRow
 from qdora_fast.data.tokenize.chat_text import check_template, render_chat, templates_of
 from qdora_fast.data.tokenize.vocabulary import adds_bos
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.json_files import read_limited
 from qdora_fast.system.paths import local_path
 
 THINK = "-think"
@@ -132,13 +133,13 @@ def _from_file(setting: str) -> str:
         near = difflib.get_close_matches(setting, ("auto", "model", *BUNDLED), n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(f"data.template: {setting!r}: use auto, model, {', '.join(BUNDLED)}, or a .jinja file{hint}")
-    if not path.is_file():
+    if not path.exists():
         there = sorted(entry.name for entry in path.parent.glob("*.j*inja*")) if path.parent.is_dir() else []
         hint = f"; that folder holds {', '.join(there[:3])}" if there else ""
         raise ConfigError(f"data.template: {path}: no such file{hint}")
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_limited(path).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except (OSError, ValueError) as error:
         raise ConfigError(f"data.template: {path}: cannot be read as UTF-8 text ({error})") from error
 
 
