@@ -58,6 +58,7 @@ def main() -> None:
     from qdora_fast.system import distributed
     from qdora_fast.system.child import protect_children
     from qdora_fast.system.errors import ConfigError, QdoraError
+    from qdora_fast.system.visible import visible
 
     guard_output()
     protect_children()
@@ -79,3 +80,8 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)
         sys.exit(130)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException" or debug:  # of a library's Rust code, which is no Exception
+            raise
+        click.echo(f"error: a library broke down on a file of the base or the rows: {visible(str(error))}", err=True)
+        sys.exit(2)

@@ -19,8 +19,8 @@ import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 from qdora_fast.system.errors import RefusedError
 
@@ -49,7 +49,7 @@ def plain_file_name(name: object) -> bool:
     return isinstance(name, str) and name not in ("", "..") and Path(name).name == name
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading, if it is one.
 
     Raises:

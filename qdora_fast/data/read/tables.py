@@ -15,6 +15,7 @@ from typing import Any
 from qdora_fast.data.read.compression import refuse_bomb
 from qdora_fast.system.errors import DataError
 from qdora_fast.system.limits import BATCH_BYTES, JSON_DEPTH, LINE_BYTES, TABLE_COLUMNS
+from qdora_fast.system.paths import open_regular
 
 ROWS_AT_ONCE = 1024
 PARQUET_ROWS_AT_ONCE = 128
@@ -60,7 +61,7 @@ def arrow_rows(path: Path) -> Iterator[TableRow]:
     from datasets import Dataset
 
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             is_file_format = file.read(6) == b"ARROW1"
         if is_file_format:
             table = pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))

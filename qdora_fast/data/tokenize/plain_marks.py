@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from qdora_fast.data.read.messages import Message
-from qdora_fast.data.tokenize.vocabulary import Vocabulary
+from qdora_fast.data.tokenize.vocabulary import Vocabulary, panics_told
 
 _STAND_IN = re.compile("\ue100(\ue101*)\ue102")
 
@@ -54,5 +54,8 @@ def _hidden(value: Any, vocabulary: Vocabulary, spelled: list[str]) -> Any:
 
 
 def _as_text(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    with panics_told():
+        ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+            "input_ids"
+        ]
     return ids

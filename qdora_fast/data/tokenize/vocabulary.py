@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,23 @@ from qdora_fast.data.read.messages import Message
 from qdora_fast.data.tokenize.chat_text import Tools, template_for
 from qdora_fast.data.tokenize.modes import AS_IS, RenderMode, Setting, in_mode_of, without_reasoning
 from qdora_fast.data.tokenize.thinking import Mode, thinking_of
-from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.errors import ConfigError, first_line
 from qdora_fast.system.install import installation
+
+
+@contextmanager
+def panics_told() -> Iterator[None]:
+    """Raise ConfigError for a panic of the tokenizer's Rust code, which is no Exception: a pattern in tokenizer.json
+    that takes too long, or a table that contradicts itself."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ConfigError(
+            f"the base's tokenizer breaks down on a text ({first_line(error)}); its tokenizer.json is damaged, or not "
+            "meant for use: take the base from where it was published"
+        ) from None
 
 
 def adds_bos(tokenizer: Any) -> bool:
@@ -86,7 +102,8 @@ class Vocabulary:
 
     def encode(self, text: str, *, special: bool = False) -> Encoding:
         """Tokenise; `special` lets the tokenizer add its BOS and so on, which rendered chats must not."""
-        out = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        with panics_told():
+            out = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
         starts, ends = zip(*out["offset_mapping"], strict=True) if out["input_ids"] else ((), ())
         return Encoding(text, out["input_ids"], list(starts), list(ends))
 
