@@ -32,8 +32,11 @@ BATCH_BYTES = 64 * 2**20
 """Bytes of rows that are read from a table, or handed to a worker, at a time. A batch has one row at least."""
 
 UNPACKED_PER_PACKED_BYTE = 1_000
-"""Unpacked bytes per packed byte of a .gz, .zst, Parquet or Arrow file, once `UNPACKED_BYTES` have been read. Text
+"""Unpacked bytes per packed byte of a .gz or .zst file, once `UNPACKED_BYTES` have been read. Text
 becomes 3 to 50 times smaller; a file that unpacks to a thousand times its size holds one thing over and over again."""
+
+TABLE_UNPACKED_PER_PACKED_BYTE = 20_000
+"""The same of a Parquet or Arrow file, which holds a text once that stands in every row, such as 100 kB of tools."""
 
 UNPACKED_OF_LONG_LINE = 100
 """The same of a .gz or .zst with a line longer than `LINE_BYTES`, whose rest is unpacked for nothing."""

@@ -122,7 +122,8 @@ _BEGUN = re.compile(
 )
 _PREFIXES = (
     *("hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "sk-", "AKIA", "ASIA"),
-    *("xox", "AIza", "wandb_v1_", "eyJ"),
+    *("AIza", "wandb_v1_", "eyJ"),
+    *(f"xox{letter}-" for letter in "abeoprs"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from qdora_fast.config.loader import load_config
 from qdora_fast.system.errors import ConfigError
-from qdora_fast.system.redact import MARK, redact, redacted, secrets_of
+from qdora_fast.system.redact import MARK, redact, redacted, secrets_of, unfinished
+from qdora_fast.system.terminal import SHOWN_AT_ONCE, Guarded
 
 # Made up, put together here so that nobody's scanner takes them for real.
 HUGGING_FACE = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ01234567"
@@ -88,6 +90,65 @@ def test_a_secret_that_begins_with_another_goes_whole(names: tuple[str, str], mo
     monkeypatch.setenv(names[0], PASSWORD)
     monkeypatch.setenv(names[1], f"{PASSWORD}-and-more")
     assert redact(f"<{PASSWORD}-and-more> <{PASSWORD}>") == f"<{MARK}> <{MARK}>"
+
+
+@pytest.mark.parametrize(
+    "name", ["PGPASSWORD", "PGPASS", "DB_PASS", "MY_AUTH", "SENTRY_DSN", "SESSION_COOKIE", "GH_PAT", "PROXY_PWD"]
+)
+def test_a_variable_that_is_named_like_a_secret_holds_one(name: str) -> None:
+    for value in ("Xk3-9fQz!t7", "postgres://me:Xk39fQzt7@db/x"):
+        assert list(secrets_of({name: value})) == [value]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PWD", "home-of-mine-9"),
+        ("OLDPWD", "home-of-mine-9"),
+        ("PATH", "usr1/bin:usr2/bin"),
+        ("AUTHOR", "Jane Doe 1999"),
+        ("PATTERN", "abc123def456"),
+        ("COMPASS", "north-by-9-west"),
+        ("SSH_AUTH_SOCK", "agent.socket.123"),
+        ("AUTH", "basic-password"),
+        ("GIT_PAT", "abc"),
+        ("SENTRY_DSN", "https://example.org/12345"),
+    ],
+)
+def test_a_variable_that_only_looks_like_it_does_not(name: str, value: str) -> None:
+    assert not list(secrets_of({name: value}))
+
+
+@pytest.mark.parametrize("secret", BY_FORM)
+def test_a_secret_that_is_printed_in_pieces_is_found(secret: str) -> None:
+    for cut in range(1, len(secret)):
+        printed = io.StringIO()
+        stream = Guarded(printed, redact, unfinished=unfinished)
+        for piece in ("key: ", secret[:cut], secret[cut:], "\n"):
+            stream.write(piece)
+            if cut > SHOWN_AT_ONCE:  # less may be the end of a question to the user
+                stream.flush()
+        stream.release()
+        assert secret not in printed.getvalue() and MARK in printed.getvalue(), cut
+
+
+@given(st.lists(st.text(max_size=12), max_size=12))
+def test_nothing_is_lost_or_moved_that_is_printed_in_pieces(pieces: list[str]) -> None:
+    whole, cut = io.StringIO(), io.StringIO()
+    stream = Guarded(cut, lambda text: text, unfinished=unfinished)
+    for piece in pieces:
+        stream.write(piece)
+    stream.release()
+    Guarded(whole, lambda text: text).write("".join(pieces))
+    assert cut.getvalue().replace("\n", "") == whole.getvalue().replace("\n", "")
+
+
+def test_a_progress_bar_is_drawn_at_once() -> None:
+    printed = io.StringIO()
+    stream = Guarded(printed, redact, unfinished=unfinished)
+    stream.write("\r 42% done")
+    stream.flush()
+    assert printed.getvalue() == "\r 42% done"
 
 
 @given(

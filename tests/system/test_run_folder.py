@@ -179,3 +179,16 @@ def _started(parent: Path, name: str, step: int) -> RunFolder:
     run = RunFolder.create(parent, name)
     run.config_file.touch()
     return _with_checkpoint(run, step)
+
+
+@pytest.mark.parametrize(("shared", "rights"), [(False, 0o700), (True, 0o755)])
+def test_rows_in_a_run_are_for_their_owner_unless_the_run_is_shared(
+    config: Config, tmp_path: Path, shared: bool, rights: int
+) -> None:
+    before = os.umask(0o022)
+    try:
+        settings = config.run.model_copy(update={"dir": str(tmp_path / "all"), "shared": shared})
+        run = create_run(config.model_copy(update={"run": settings}), "mine")
+    finally:
+        os.umask(before)
+    assert run.path.stat().st_mode & 0o777 == rights

@@ -14,7 +14,13 @@ from typing import Any
 
 from qdora_fast.data.read.compression import refuse_bomb
 from qdora_fast.system.errors import DataError
-from qdora_fast.system.limits import BATCH_BYTES, JSON_DEPTH, LINE_BYTES, TABLE_COLUMNS
+from qdora_fast.system.limits import (
+    BATCH_BYTES,
+    JSON_DEPTH,
+    LINE_BYTES,
+    TABLE_COLUMNS,
+    TABLE_UNPACKED_PER_PACKED_BYTE,
+)
 from qdora_fast.system.paths import open_regular
 
 ROWS_AT_ONCE = 1024
@@ -147,7 +153,7 @@ def _rows(path: Path, batches: Iterable[Any]) -> Iterator[TableRow]:
                 part = part.slice(0, part.num_rows // 2)
             taken = _bytes_of(part)
             given += taken
-            refuse_bomb(path, given)
+            refuse_bomb(path, given, TABLE_UNPACKED_PER_PACKED_BYTE)
             if taken > LINE_BYTES and part.num_rows == 1:
                 yield f"a row longer than {LINE_BYTES // 2**20} MiB"
             else:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from qdora_fast.data.read.readers import BadRow, RawRow, read_file
-from qdora_fast.data.read.tables import dataset_rows
+from qdora_fast.data.read.tables import dataset_rows, parquet_rows
 from qdora_fast.system.errors import DataError
 
 ROWS = [{"question": "Wo?", "answer": "Hier"}, {"question": "क्या?", "answer": "हाँ"}]
@@ -112,3 +114,28 @@ def test_a_column_description_that_names_something_else_runs_nothing(kind: Any, 
     with pytest.raises(DataError, match="not a readable Arrow stream"):
         list(read_file(path))
     assert not witness.exists()
+
+
+def _table(path: Path, columns: dict[str, Any]) -> Path:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, compression="zstd")
+    return path
+
+
+def test_a_small_file_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
+    word = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 100_000, pyarrow.int32()), ["a" * 200_000])
+    path = _table(tmp_path / "p.parquet", {"instruction": word, "output": ["b"] * 100_000})
+    with pytest.raises(DataError, match="times its size"):
+        for _ in parquet_rows(path):
+            pass
+
+
+def test_a_table_has_columns_of_a_usable_number(tmp_path: Path) -> None:
+    wide = _table(tmp_path / "wide.parquet", {f"c{n}": [1] for n in range(10_001)})
+    with pytest.raises(DataError, match="10,001 columns"):
+        list(parquet_rows(wide))
+
+
+def test_text_that_repeats_is_no_bomb(tmp_path: Path) -> None:
+    tools = "the same description of tools, row by row. " * 700
+    path = _table(tmp_path / "p.parquet", {"tools": [tools] * 4_000, "answer": [f"answer {n}" for n in range(4_000)]})
+    assert sum(1 for _ in parquet_rows(path)) == 4_000
