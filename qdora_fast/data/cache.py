@@ -67,7 +67,7 @@ def new_entry(finished: Path) -> Iterator[Path]:
         DiskSpaceError: the disk is full.
     """
     try:
-        finished.parent.mkdir(parents=True, exist_ok=True)
+        finished.parent.mkdir(0o700, parents=True, exist_ok=True)  # rows lie in it
         building = Path(tempfile.mkdtemp(prefix=f".{finished.name}-", dir=finished.parent))
     except OSError as error:
         raise ConfigError(

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qdora_fast.config import AdapterSettings, layer_indices
+from qdora_fast.config.fields import short
 from qdora_fast.models.bypassed import bypassed_layers
 from qdora_fast.models.experts import SHARE, expert_modules, other_parameters
 from qdora_fast.models.model_class import empty_model
@@ -239,8 +240,12 @@ def choose_targets(architecture: Architecture, settings: AdapterSettings) -> Tar
         if name.rsplit(".", 1)[-1] in wanted and (layers is None or _block_of(name) in layers)
     )
     if not modules:
-        raise ConfigError(f"adapter.layers: {settings.layers} has none of {', '.join(wanted)}")
-    blocks = f"blocks {settings.layers} of {architecture.blocks}" if layers else f"all {architecture.blocks} blocks"
+        raise ConfigError(f"adapter.layers: {short(settings.layers or '')} has none of {', '.join(wanted)}")
+    blocks = (
+        f"blocks {short(settings.layers or '')} of {architecture.blocks}"
+        if layers
+        else f"all {architecture.blocks} blocks"
+    )
     summary = f"{len(modules)} linear layers ({', '.join(wanted)}) in {blocks}"
     summary = "; ".join([summary, *_left_out(architecture, settings, wanted)])
     return Targets(wanted, modules, layers, summary, beside=architecture.beside)
@@ -301,7 +306,7 @@ def _chosen_layers(architecture: Architecture, settings: AdapterSettings) -> tup
     layers = layer_indices(settings.layers)
     if layers[-1] >= architecture.blocks:
         raise ConfigError(
-            f"adapter.layers: {settings.layers} names block {layers[-1]}, but the model has blocks "
+            f"adapter.layers: {short(settings.layers)} names block {layers[-1]}, but the model has blocks "
             f"0-{architecture.blocks - 1}"
         )
     return tuple(layers)

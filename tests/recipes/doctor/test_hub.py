@@ -150,10 +150,11 @@ def test_our_own_cache_tells_of_prepared_data(tmp_path: Path, monkeypatch) -> No
 
 def test_a_damaged_demo_base_is_named_with_its_fix(tmp_path: Path, monkeypatch) -> None:
     from qdora_fast.data.demo import base
+    from qdora_fast.system.install import installation
 
     (whole,) = hub.demo()
     assert whole.status == "ok"
     monkeypatch.setattr(base, "FOLDER", tmp_path)
     (damaged,) = hub.demo()
     assert damaged.status == "wrong"
-    assert "Install qdora_fast again" in damaged.found
+    assert damaged.found.endswith(f"brings it back:\n  {installation().repairs(tmp_path)}")
