@@ -29,7 +29,7 @@ SHORTEST = 8
 LONGEST_HELD = 4096
 """Characters of an unfinished word that are held back at most."""
 
-_NAMED = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|\w*PASSWORD|\w*PASSWD|CREDENTIALS?)(?:_|$)")
+_NAMED = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|CREDENTIALS?)(?:_|$)|PASSW(?:OR)?D(?:_|$)")
 _MAYBE = re.compile(r"(?:^|_)(?:PASS|PGPASS|PWD|AUTH|DSN|COOKIE|PAT)(?:_|$)")
 """Parts of names that often hold secrets, and often do not: their values must look like one, see `_looks_secret`."""
 _NO_SECRET = re.compile(r"^(?:PWD|OLDPWD)$|_(?:PATH|FILE|DIR|NAME|ID|TYPE|SOCK|METHOD|MODE|HOST|PORT)$")
@@ -117,7 +117,7 @@ def _looks_secret(value: str) -> bool:
 
 _BEGUN = re.compile(
     r"(?:hf_|gh[pousr]_|github_pat_|glpat-|sk-|AKIA|ASIA|xox[abeoprs]-|AIza|wandb_v1_|eyJ)[\w.-]*\Z"
-    r"|[a-z]+://[^\s/?#@]*\Z|(?:token|key|secret|passw(?:or)?d|signature|sig)[\"']?[:=][\"']?[^\s\"']*\Z",
+    r"|(?<![a-z])[a-z]{1,20}://[^\s/?#@]*\Z|(?:token|key|secret|passw(?:or)?d|signature|sig)[\"']?[:=][\"']?[^\s\"']*\Z",
     re.IGNORECASE,
 )
 _PREFIXES = (

@@ -20,7 +20,6 @@ import gc
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import traceback
 from collections.abc import Mapping
@@ -165,6 +164,8 @@ _OWN, _LOCK = _Own(), Lock()
 
 def _answer(pipe: Connection) -> None:
     """In the forked process: answer until the other end is closed."""
+    import resource  # not on every system that imports this
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -219,6 +220,8 @@ def _printed(made: str, variables: Mapping[str, Any]) -> tuple[bytes, str]:
 
 
 def _within_limits(text: str, variables: Mapping[str, Any]) -> str:
+    import resource  # not on every system that imports this
+
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     room = _OWN.room if soft == resource.RLIM_INFINITY else min(_OWN.room, soft)
     try:
@@ -280,5 +283,7 @@ def _processor_time(pid: int) -> int:
 
 def _size() -> int:
     """Bytes of address space that this process has."""
+    import resource  # not on every system that imports this
+
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[0]) * resource.getpagesize()
