@@ -46,7 +46,7 @@ SLOW = {
     "loops": LOOPS,
     "doubling": "{% set n = namespace(s='aaaaaaaa') %}{% for i in range(30) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
     "a join": "{{ range(99999) | join('a'.ljust(100000)) }}",
-    "lines": "{{ ('\\n' * 90000) | indent(90000) }}",
+    "lines": "{{ ('\\n' * 90000) | indent(90000, blank=true) }}",
     "macros": "{% macro f(x) %}{% if x %}{{ f(x - 1) }}{{ f(x - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
     "a cycler": "{% set c = cycler(1, 2) %}" + LOOPS.replace("{% set x = i * j %}", "{% set x = c.next() %}"),
     "sorting": "{% set a = 'a'.ljust(40000000) %}{% set n = namespace(l=[a ~ 'c', a ~ 'd']) %}{% for i in range(15) %}"
