@@ -193,7 +193,8 @@ def test_an_environment_that_make_set_up_is_set_up_anew_by_make(
     monkeypatch.chdir(tmp_path / "checkout")
     assert how_to_set_up(gpu=True) == "make clean && make install PROFILE=gpu"
     assert how_to_set_up(gpu=False) == "make clean && make install"
-    assert how_to_install("wandb") == f'{PYTHON} -m pip install -c constraints.txt "qdora-fast[wandb]=={__version__}"'
+    python = install._shown(Path(sys.executable))  # seen from this folder
+    assert how_to_install("wandb") == f'{python} -m pip install -c constraints.txt "qdora-fast[wandb]=={__version__}"'
     monkeypatch.chdir(tmp_path)
     assert how_to_set_up(gpu=False) == "cd checkout && make clean && make install"
 
