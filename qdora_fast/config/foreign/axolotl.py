@@ -218,18 +218,10 @@ def _training(ours: Translation) -> None:
     ours.take("num_epochs", "train.epochs", float)
     ours.accumulate(ours.pop("micro_batch_size"), ours.pop("gradient_accumulation_steps"))
     ours.take("eval_batch_size", "evaluation.batch_size")
-    ours.take("learning_rate", "train.learning_rate", float)
-    ours.take("loraplus_lr_ratio", "train.loraplus_ratio")
-    ours.take("weight_decay", "train.weight_decay")
-    ours.take("max_grad_norm", "train.max_grad_norm", lambda norm: norm or 1.0)
-    ours.take("warmup_ratio", "train.warmup")
-    ours.warm_up(ours.pop("warmup_steps"), "warmup_steps")
+    ours.take_usual()
     ours.take_word("lr_scheduler", "train.scheduler", SCHEDULERS, "cosine")
     ours.take_word("optimizer", "train.optimizer", OPTIMIZERS, "auto")
-    ours.take("seed", "train.seed")
     ours.take("early_stopping_patience", "train.early_stopping")
-    _every(ours, "eval_steps")
-    _every(ours, "save_steps")
     if ours.pop("fp16") or ours.pop("float16"):
         ours.set("train.precision", "fp16")
     checkpointing = ours.keys.pop("gradient_checkpointing", None)
@@ -243,11 +235,3 @@ def _training(ours: Translation) -> None:
         tracker = tracker or "tensorboard"
     if tracker:
         ours.set("train.tracker", tracker)
-
-
-def _every(ours: Translation, key: str) -> None:
-    value = ours.pop(key)
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        ours.set(f"train.{key}", value)
-    elif value:
-        ours.left.append(f"{key}: {value} (a number of optimizer steps is needed; five a run)")

@@ -109,7 +109,6 @@ def _adapter(ours: Translation) -> None:
     ours.keys.pop("lora_alpha", None)
     ours.take("lora_dropout", "adapter.dropout")
     ours.take("use_rslora", "adapter.rslora")
-    ours.take("loraplus_lr_ratio", "train.loraplus_ratio")
     ours.take("adapter_name_or_path", "adapter.init_adapter")
     targets = _names(ours.pop("lora_target"))
     if targets and targets != ["all"]:
@@ -203,20 +202,9 @@ def _training(ours: Translation) -> None:
     ours.take("num_train_epochs", "train.epochs", float)
     ours.accumulate(ours.pop("per_device_train_batch_size"), ours.pop("gradient_accumulation_steps"))
     ours.take("per_device_eval_batch_size", "evaluation.batch_size")
-    ours.take("learning_rate", "train.learning_rate", float)
-    ours.take("weight_decay", "train.weight_decay")
-    ours.take("max_grad_norm", "train.max_grad_norm", lambda norm: norm or 1.0)
-    ours.take("warmup_ratio", "train.warmup")
-    ours.warm_up(ours.pop("warmup_steps"), "warmup_steps")
+    ours.take_usual()
     ours.take_word("lr_scheduler_type", "train.scheduler", SCHEDULERS, "cosine")
     ours.take_word("optim", "train.optimizer", OPTIMIZERS, "auto")
-    ours.take("seed", "train.seed")
-    for key in ("eval_steps", "save_steps"):
-        value = ours.pop(key)
-        if isinstance(value, int) and value > 0:
-            ours.set(f"train.{key}", value)
-        elif value:
-            ours.left.append(f"{key}: {value} (a number of optimizer steps is needed; five a run)")
     if ours.pop("fp16"):
         ours.set("train.precision", "fp16")
     if ours.pop("disable_gradient_checkpointing"):

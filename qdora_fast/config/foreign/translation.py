@@ -75,6 +75,22 @@ class Translation:
                 self.left.append(f"{key}: {why}")
         self.keys = {}
 
+    def take_usual(self) -> None:
+        """The keys of the optimisation that both call alike; after `train.max_steps` is set."""
+        self.take("learning_rate", "train.learning_rate", float)
+        self.take("loraplus_lr_ratio", "train.loraplus_ratio")
+        self.take("weight_decay", "train.weight_decay")
+        self.take("max_grad_norm", "train.max_grad_norm", lambda norm: norm or 1.0)
+        self.take("warmup_ratio", "train.warmup")
+        self.warm_up(self.pop("warmup_steps"), "warmup_steps")
+        self.take("seed", "train.seed")
+        for key in ("eval_steps", "save_steps"):
+            value = self.pop(key)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                self.set(f"train.{key}", value)
+            elif value:
+                self.left.append(f"{key}: {value} (a number of optimizer steps is needed; five a run)")
+
     def accumulate(self, batch: Any, accumulation: Any) -> None:
         """The effective batch on one card, where a batch size was given."""
         if batch is not None:
