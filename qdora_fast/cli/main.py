@@ -57,7 +57,7 @@ def main() -> None:
     """Entry point: run the command, turn foreseen errors into one message and an exit code."""
     from qdora_fast.system import distributed
     from qdora_fast.system.child import protect_children
-    from qdora_fast.system.errors import ConfigError, QdoraError
+    from qdora_fast.system.errors import ConfigError, QdoraError, is_panic
     from qdora_fast.system.visible import visible
 
     guard_output()
@@ -81,7 +81,7 @@ def main() -> None:
         click.echo("stopped", err=True)
         sys.exit(130)
     except BaseException as error:
-        if type(error).__name__ != "PanicException" or debug:  # of a library's Rust code, which is no Exception
+        if not is_panic(error) or debug:
             raise
         click.echo(f"error: a library broke down on a file of the base or the rows: {visible(str(error))}", err=True)
         sys.exit(2)

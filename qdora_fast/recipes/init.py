@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from qdora_fast.config import Config, presets
-from qdora_fast.config.data import SourceSettings
 from qdora_fast.config.foreign import translate
 from qdora_fast.config.foreign.translation import Translation
 from qdora_fast.config.loader import make_config
@@ -166,7 +165,7 @@ def _look(config: Config) -> Detection | None:
     found: Detection | None = None
     for source in config.data.mixture:
         if is_local(source.path) and source.formatter is None:
-            found = open_source(SourceSettings.model_validate(source.model_dump())).detection
+            found = open_source(source).detection
     return found
 
 

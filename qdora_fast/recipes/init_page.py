@@ -13,7 +13,7 @@ from typing import Any
 from qdora_fast.config import presets
 from qdora_fast.config.metrics import METRICS
 from qdora_fast.config.yaml import read_yaml
-from qdora_fast.planning.cards import GIB, MEMORY_MIB, Card
+from qdora_fast.planning.cards import MEMORY_MIB, Card
 from qdora_fast.planning.memory.fit import margin
 from qdora_fast.planning.plan import Plan
 from qdora_fast.recipes.plan import preset_plans
@@ -41,7 +41,7 @@ def page(plans: list[Plan]) -> str:
     ]
     known = {"presets": [_preset(plan) for plan in plans], "cards": cards}
     answers = [info for info in METRICS.values() if not info.needs]
-    return render("init.html.j2", TEMPLATES, known=embedded(known), answers=answers, gib=GIB)
+    return render("init.html.j2", TEMPLATES, known=embedded(known), answers=answers)
 
 
 def _preset(plan: Plan) -> dict[str, Any]:

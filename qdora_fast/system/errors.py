@@ -105,6 +105,11 @@ class DoesNotFit(QdoraError):
     exit_code = 10
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is a panic of a library's Rust code, which is no Exception and whose class cannot be named."""
+    return type(error).__name__ == "PanicException"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what somebody else's error says, for a message of ours; its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

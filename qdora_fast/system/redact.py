@@ -115,15 +115,15 @@ def _looks_secret(value: str) -> bool:
     return not address and not re.fullmatch(r"[A-Za-z]+(?:[-_.,: ][A-Za-z]+)*|[\d.,:]+", value)
 
 
-_BEGUN = re.compile(
-    r"(?:hf_|gh[pousr]_|github_pat_|glpat-|sk-|AKIA|ASIA|xox[abeoprs]-|AIza|wandb_v1_|eyJ)[\w.-]*\Z"
-    r"|(?<![a-z])[a-z]{1,20}://[^\s/?#@]*\Z|(?:token|key|secret|passw(?:or)?d|signature|sig)[\"']?[:=][\"']?[^\s\"']*\Z",
-    re.IGNORECASE,
-)
 _PREFIXES = (
     *("hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "sk-", "AKIA", "ASIA"),
     *("AIza", "wandb_v1_", "eyJ"),
     *(f"xox{letter}-" for letter in "abeoprs"),
+)
+_BEGUN = re.compile(
+    rf"(?:{'|'.join(_PREFIXES)})[\w.-]*\Z"
+    r"|(?<![a-z])[a-z]{1,20}://[^\s/?#@]*\Z|(?:token|key|secret|passw(?:or)?d|signature|sig)[\"']?[:=][\"']?[^\s\"']*\Z",
+    re.IGNORECASE,
 )
 
 

@@ -14,7 +14,7 @@ from qdora_fast.data.read.messages import Message
 from qdora_fast.data.tokenize.chat_text import Tools, template_for
 from qdora_fast.data.tokenize.modes import AS_IS, RenderMode, Setting, in_mode_of, without_reasoning
 from qdora_fast.data.tokenize.thinking import Mode, thinking_of
-from qdora_fast.system.errors import ConfigError, first_line
+from qdora_fast.system.errors import ConfigError, first_line, is_panic
 from qdora_fast.system.install import installation
 
 
@@ -25,7 +25,7 @@ def panics_told() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if not is_panic(error):
             raise
         raise ConfigError(
             f"the base's tokenizer breaks down on a text ({first_line(error)}); its tokenizer.json is damaged, or not "
