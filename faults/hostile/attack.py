@@ -65,7 +65,6 @@ def attack(
     tail = "\n".join(ended.said.strip().splitlines()[-6:])
     require(ended.code != -signal.SIGXCPU, f"still computed after {CPU_SECONDS} s of CPU:\n{tail}")
     require(ended.code != -signal.SIGALRM, f"still waited after {WALL_SECONDS} s:\n{tail}")
-    require("panicked at" not in ended.said, f"a library panicked:\n{tail}")
     return ended.require(*codes, saying=saying)
 
 

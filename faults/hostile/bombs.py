@@ -214,7 +214,7 @@ def _number(text: str, trial: Trial) -> None:
 
 def _config_json(values: dict[str, Any], words: tuple[str, ...], trial: Trial) -> None:
     file = config(trial, model={"name": str(own_base(trial, **values))})
-    attack(trial, words[0], file, *words[1:], codes=(0, *REFUSED), limited=True)
+    attack(trial, words[0], file, *words[1:], codes=(0, 10, *REFUSED), limited=True)  # 10: it does not fit on the card
 
 
 def _tokenizer(values: dict[str, Any], text: str, trial: Trial) -> None:

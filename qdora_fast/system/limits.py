@@ -14,6 +14,9 @@ long; a parsed file takes up to 20 times its bytes of memory."""
 LINE_BYTES = 64 * 2**20
 """Bytes of one line of JSONL or CSV. A line is held in memory; a book of 1,000 pages has about 3 MB."""
 
+BLANK_LINES = 1_000_000
+"""Blank lines in a row of JSONL or text. They pack to nothing, and each takes as long to read as a row."""
+
 VALUE_CHARACTERS = 64 * 2**20
 """Characters in one value of a CSV table. More of them means a quote that is never closed."""
 
@@ -66,6 +69,10 @@ large model has about 20,000."""
 PATTERN_REPETITIONS = 5
 """Repetitions that follow each other in such an expression. On a name of 100 characters that is 10 million steps at
 worst."""
+
+PATTERN_CHOICES = 30
+"""Ways in which such an expression can take the same text for one of its alternatives, one of which may be nothing, and
+so many times more for each repetition fewer. Names of layers in alternatives are one way: they differ."""
 
 BODY_BYTES = 8 * 2**20
 """Bytes of a request to the server. That is a conversation of two million tokens."""

@@ -16,7 +16,13 @@ from typing import IO, cast
 from backports import zstd
 
 from qdora_fast.system.errors import DataError
-from qdora_fast.system.limits import LINE_BYTES, UNPACKED_BYTES, UNPACKED_OF_LONG_LINE, UNPACKED_PER_PACKED_BYTE
+from qdora_fast.system.limits import (
+    BLANK_LINES,
+    LINE_BYTES,
+    UNPACKED_BYTES,
+    UNPACKED_OF_LONG_LINE,
+    UNPACKED_PER_PACKED_BYTE,
+)
 from qdora_fast.system.paths import open_regular
 
 PACKED_ENDINGS = (".gz", ".zst")
@@ -49,10 +55,10 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Of a line longer than `LINE_BYTES` the first `LINE_BYTES + 1` bytes are given, and the rest is skipped.
 
     Raises:
-        DataError: UTF-16, or the file unpacks to too much.
+        DataError: UTF-16, the file unpacks to too much, or `BLANK_LINES` follow one another.
         one of `DAMAGE`, while reading.
     """
-    number = unpacked = 0
+    number = unpacked = blank = 0
     with open_bytes(path) as stream:
         while line := stream.readline(LINE_BYTES + 1):
             number += 1
@@ -60,6 +66,9 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 refuse_utf16(line, path)
             unpacked += len(line)
             refuse_bomb(path, unpacked)
+            blank = blank + 1 if line.isspace() else 0
+            if blank > BLANK_LINES:
+                raise DataError(f"{path}:{number}: {blank:,} blank lines in a row; remove them, or take another file")
             yield number, line
             while len(line) > LINE_BYTES and not line.endswith(b"\n"):
                 line = stream.readline(LINE_BYTES + 1)

@@ -75,6 +75,16 @@ def test_what_unpacks_to_a_thousand_times_its_size_is_refused(
         list(readers.read_file(path))
 
 
+def test_blank_lines_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "BLANK_LINES", 100)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress((b"\n" * 100 + b"{}\n") * 3))
+    assert len(list(lines(path))) == 303
+    path.write_bytes(gzip.compress(b"{}\n" + b" \r\n" * 101))
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz:102: 101 blank lines in a row"):
+        list(lines(path))
+
+
 def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst"):
         (tmp_path / name).write_bytes(b"")
