@@ -6,6 +6,8 @@ run = qdora_fast.train("demo", train={"epochs": 1}) # with settings changed
 qdora_fast.export(run.path, to="merged_16bit")
 qdora_fast.evaluate(run.path)                       # base against tuned, once more
 data = qdora_fast.prepare_data("demo", data={"path": "my.jsonl"})   # the rows alone: kept, dropped and why, split
+qdora_fast.train("demo", data={"rows": frame})      # a DataFrame, a list of dictionaries, a datasets.Dataset
+qdora_fast.Run.open("runs/demo").metrics()          # what was logged, as a DataFrame; .answers() of the evaluation
 
 qdora_fast.fuse(peft_model)                         # the fused layers alone, in a training script of your own
 qdora_fast.unfuse(peft_model)
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from qdora_fast.recipes.evaluate import evaluate
     from qdora_fast.recipes.export import export
     from qdora_fast.recipes.fuse import fuse, unfuse
+    from qdora_fast.recipes.run import Run
     from qdora_fast.recipes.train import train
     from qdora_fast.system.errors import (
         CheckpointError,
@@ -62,6 +65,7 @@ __all__ = [
     "QdoraError",
     "RefusedError",
     "RegressionError",
+    "Run",
     "RunLocked",
     "Stopped",
     "evaluate",
@@ -73,6 +77,7 @@ __all__ = [
 ]
 
 _FUNCTIONS = {
+    "Run": "recipes.run",
     "train": "recipes.train",
     "evaluate": "recipes.evaluate",
     "export": "recipes.export",

@@ -25,7 +25,9 @@ class Terminal(Console):
     """A rich console that prints strings as they are: no control character, markup or emoji code of theirs acts."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"highlight": False, "markup": False, "emoji": False, **options})
+        # In a notebook, lines of text: rich would make a box of HTML of each.
+        plain = {"highlight": False, "markup": False, "emoji": False, "force_jupyter": False}
+        super().__init__(**{**plain, **options})
 
     @property
     def file(self) -> Any:

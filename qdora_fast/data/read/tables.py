@@ -64,6 +64,11 @@ def arrow_rows(path: Path) -> Iterator[TableRow]:
         ) from error
 
 
+def table_rows(table: Any) -> Iterator[TableRow]:
+    """The rows of a `pyarrow.Table`."""
+    yield from _rows(table.to_batches(max_chunksize=ROWS_AT_ONCE))
+
+
 WRONG_FEATURES = (ValueError, TypeError, KeyError, AttributeError)
 """What `datasets` raises when the description of the columns that lies beside them is not one."""
 
