@@ -79,7 +79,7 @@ def store(
                 digest.update(line)
                 file.write(line)
                 on_rows(1)
-        path = folder / f"{name.replace(' ', '-')}-{digest.hexdigest()[:16]}.jsonl"
+        path = folder / f"{name.replace(' ', '_')}-{digest.hexdigest()[:16]}.jsonl"
         Path(building).replace(path)
     finally:
         Path(building).unlink(missing_ok=True)
@@ -93,7 +93,7 @@ def name_of(path: str | Path) -> str | None:
     file = Path(path)
     stem = _STEM.fullmatch(file.stem)
     ours = stem is not None and file.suffix == ".jsonl" and file.parent == cache_folder() / "rows"
-    return stem["name"].replace("-in-memory", " in memory").replace("memory-", "memory ") if ours and stem else None
+    return stem["name"].replace("_", " ") if ours and stem else None
 
 
 def shown(path: str) -> str:
@@ -217,7 +217,7 @@ def _plain(value: Any, place: str) -> Any:
         return value
     if isinstance(value, Mapping):
         if set(value) == MEDIUM and isinstance(value["bytes"], bytes):  # a picture or a sound: its row is refused
-            return {"bytes": f"{len(value['bytes'])} bytes", "path": value["path"]}
+            return {"bytes": f"{len(value['bytes'])} bytes", "path": value["path"] or ""}
         return {str(key): _plain(each, place) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each, place) for each in value]
@@ -231,6 +231,6 @@ def _plain(value: Any, place: str) -> Any:
         return _plain(asdict(value), place)
     hint = "; decode it to text" if isinstance(value, bytes) else ", only text is trained on"
     raise DataError(
-        f"{place}: {type(value).__name__} cannot be the type of a row's value{hint}: give text, numbers, true or false, "
+        f"{place}: {type(value).__name__} cannot be the type of a row's value{hint}: give text, numbers, booleans, "
         "None, lists or dictionaries"
     )
