@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
+from qdora_fast.system.interactive import is_notebook
 from qdora_fast.system.visible import visible
 
 _BARS = re.compile(r"(?:\n|\x1b\[A)*")
@@ -25,8 +26,9 @@ class Terminal(Console):
     """A rich console that prints strings as they are: no control character, markup or emoji code of theirs acts."""
 
     def __init__(self, **options: Any) -> None:
-        # In a notebook, lines of text: rich would make a box of HTML of each.
+        # In a notebook, lines of text: rich would make a box of HTML of each. And no terminal, though ipykernel says so.
         plain = {"highlight": False, "markup": False, "emoji": False, "force_jupyter": False}
+        plain |= {"force_terminal": False} if is_notebook() else {}
         super().__init__(**{**plain, **options})
 
     @property

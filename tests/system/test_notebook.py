@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from stand_in_notebook import open_notebook
 
 from qdora_fast.system import console, notebook
 from qdora_fast.system.charts import Series
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.terminal import Terminal
 
 
 def test_a_bar_is_one_display_that_is_updated_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,6 +51,20 @@ def test_a_terminal_and_a_pipe_see_no_display(monkeypatch: pytest.MonkeyPatch) -
     with console.counting_rows("rows", 4) as on_rows:
         on_rows(4)
     assert shown == []
+
+
+def test_a_notebook_is_no_terminal_whatever_its_stream_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as ipykernel does
+    assert Terminal(file=Stream()).is_terminal
+    open_notebook(monkeypatch)
+    terminal = Terminal(file=(stream := Stream()))
+    terminal.print("a line", style="bold")
+    assert not terminal.is_terminal and stream.getvalue() == "a line\n"
 
 
 def test_foreign_text_and_secrets_in_a_card() -> None:
