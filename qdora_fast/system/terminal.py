@@ -26,7 +26,7 @@ class Terminal(Console):
     """A rich console that prints strings as they are: no control character, markup or emoji code of theirs acts."""
 
     def __init__(self, **options: Any) -> None:
-        # In a notebook, lines of text: rich would make a box of HTML of each. And no terminal, though ipykernel says so.
+        # In a notebook, lines of text: rich would make a box of HTML of each. ipykernel's stream is no terminal.
         plain = {"highlight": False, "markup": False, "emoji": False, "force_jupyter": False}
         plain |= {"force_terminal": False} if is_notebook() else {}
         super().__init__(**{**plain, **options})
