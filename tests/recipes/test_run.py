@@ -102,7 +102,12 @@ def open_telemetry(monkeypatch: pytest.MonkeyPatch, sent: list[Any]) -> None:
     monkeypatch.setattr(trainers, "send_telemetry", lambda *what, **how: sent.append(what))
 
 
-def test_the_hub_is_told_to_send_nothing_though_it_was_imported_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "said"), [(None, "False True"), pytest.param("0", "False False", marks=pytest.mark.exhaustive)]
+)
+def test_the_hub_is_told_to_send_nothing_though_it_was_imported_before(
+    value: str | None, said: str, tmp_path: Path
+) -> None:
     script = (
         "import datasets, huggingface_hub\n"
         "from huggingface_hub import constants\n"
@@ -113,9 +118,9 @@ def test_the_hub_is_told_to_send_nothing_though_it_was_imported_before(tmp_path:
     )
     names = ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "DISABLE_TELEMETRY")
     environment = {key: value for key, value in os.environ.items() if key not in names}
-    for given, said in ((environment, "False True"), (environment | {names[0]: "0"}, "False False")):
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=given, cwd=tmp_path)
-        assert done.stdout.strip() == said, done.stderr
+    environment |= {} if value is None else {names[0]: value}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout.strip() == said, done.stderr
 
 
 def test_an_unfinished_run_and_an_export_are_short(tmp_path: Path) -> None:
