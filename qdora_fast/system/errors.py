@@ -9,7 +9,7 @@ Anything that is not one of these is a bug of ours and keeps its traceback.
 from __future__ import annotations
 
 import traceback
-from typing import Any
+import typing
 
 from qdora_fast.system.interactive import shell
 from qdora_fast.system.redact import redact
@@ -27,7 +27,7 @@ class QdoraError(Exception):
     def _render_traceback_(self, *_: object) -> list[str]:
         """What IPython shows in place of a traceback: the message, which names place and fix. After `%xmode Plain` or
         `%xmode Verbose` the traceback, as of any other exception."""
-        shown: Any = getattr(shell(), "InteractiveTB", None)
+        shown: typing.Any = getattr(shell(), "InteractiveTB", None)
         if getattr(shown, "mode", "") in ("Plain", "Verbose"):
             lines: list[str] = shown.structured_traceback(type(self), self, self.__traceback__)
             return lines
