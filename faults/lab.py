@@ -83,9 +83,9 @@ class Job:
 
     def logged(self) -> list[dict[str, Any]]:
         """The newest run's metrics, as far as they were written."""
-        if not self.runs() or not self.last().metrics.is_file():
+        if not self.runs() or not self.last().metrics_file.is_file():
             return []
-        lines = self.last().metrics.read_text(encoding="utf-8").splitlines()
+        lines = self.last().metrics_file.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines if line.endswith("}")]
 
     def require_whole(self) -> None:

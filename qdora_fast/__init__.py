@@ -7,6 +7,8 @@ qdora_fast.export(run.path, to="merged_16bit")
 qdora_fast.evaluate(run.path)                       # base against tuned, once more
 answers = qdora_fast.predict(run.path, [{"question": "..."}])   # also a file or a DataFrame
 data = qdora_fast.prepare_data("demo", data={"path": "my.jsonl"})   # the rows alone: kept, dropped and why, split
+qdora_fast.train("demo", data={"rows": frame})      # a DataFrame, a list of dictionaries, a datasets.Dataset
+qdora_fast.Run.open("runs/demo").metrics()          # what was logged, as a DataFrame; .answers() of the evaluation
 
 qdora_fast.fuse(peft_model)                         # the fused layers alone, in a training script of your own
 qdora_fast.unfuse(peft_model)
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from qdora_fast.recipes.export import export
     from qdora_fast.recipes.fuse import fuse, unfuse
     from qdora_fast.recipes.predict.predict import predict
+    from qdora_fast.recipes.run import Run
     from qdora_fast.recipes.train import train
     from qdora_fast.system.errors import (
         CheckpointError,
@@ -64,6 +67,7 @@ __all__ = [
     "QdoraError",
     "RefusedError",
     "RegressionError",
+    "Run",
     "RunLocked",
     "Stopped",
     "evaluate",
@@ -76,6 +80,7 @@ __all__ = [
 ]
 
 _FUNCTIONS = {
+    "Run": "recipes.run",
     "train": "recipes.train",
     "evaluate": "recipes.evaluate",
     "export": "recipes.export",

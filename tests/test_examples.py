@@ -71,6 +71,13 @@ def test_own_format(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.slow
+def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = runpy.run_path(str(EXAMPLES / "notebook.py"))["run"]
+    assert len(run.metrics()) == 20 and "Data      rows in memory: 200 rows in" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_fuse_in_trl(capsys: pytest.CaptureFixture) -> None:
     module = runpy.run_path(str(EXAMPLES / "fuse_in_trl.py"))
     assert module["main"](max_steps=3) > 0

@@ -29,6 +29,8 @@ ON_THE_COMMAND_LINE = {
     "trust_remote_code": f"give {remote_code.FLAG} on the command line, where the person who runs it decides",
     "offline": "put --offline on the command line",
     "own_code": "give --own-code FILE on the command line, where the person who runs it decides",
+    "rows": "Python alone takes rows, as data={'rows': ...}; a file names where they lie, in data.path",
+    "held_out_rows": "Python alone takes rows; a file names where they lie, in data.held_out_path",
 }
 
 

@@ -95,6 +95,14 @@ class Prepared:
         """The dominant script of each row of `train`."""
         return [str(script) for script in self.columns.scripts[self.chosen]]
 
+    def __repr__(self) -> str:
+        """How many rows, and of what, in two lines."""
+        return f"Prepared: {self.report}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return self.report._repr_html_()
+
     def source_of(self, ids: Sequence[int]) -> str | None:
         """Where the training row with these tokens stands, as its file calls it; None: there is no such row."""
         rows = Rows(self.folder / ROWS, self.columns.starts, self.per_epoch)

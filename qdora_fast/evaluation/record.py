@@ -17,6 +17,23 @@ from qdora_fast.models.run_info import read_run_info
 from qdora_fast.system.manifest import sha256_of, value_hash
 from qdora_fast.system.run_folder import RunFolder
 
+
+class EvaluationResult(dict[str, Any]):
+    """An evaluation as in evaluation/evaluation.json, which a notebook shows as a table."""
+
+    def __repr__(self) -> str:
+        """Of which run, and what decides, in two lines."""
+        from qdora_fast.evaluation.report.pages import verdict_of
+
+        return f"Evaluation of {self.get('run')}, with {', '.join(self)}\n  {verdict_of(self)}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from qdora_fast.evaluation.report.pages import evaluation_card
+
+        return evaluation_card(self)
+
+
 SIDES = ("train", "held_out")
 
 

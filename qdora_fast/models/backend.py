@@ -30,6 +30,8 @@ from qdora_fast.system.install import how_to_set_up
 
 logger = logging.getLogger(__name__)
 
+NO_TELEMETRY = ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY")
+"""Variables that libraries read; a user's own value stays."""
 _MUST_COME_LATER = ("transformers", "peft", "trl")
 
 
@@ -39,7 +41,9 @@ def open_backend() -> ModuleType:
     Raises:
         QdoraError: unsloth is not installed, or transformers, peft or trl came first.
     """
+    _contain_side_effects()
     if "unsloth" in sys.modules:
+        _switch_off_telemetry()
         return sys.modules["unsloth"]
     too_early = [name for name in _MUST_COME_LATER if name in sys.modules]
     if too_early:
@@ -47,7 +51,6 @@ def open_backend() -> ModuleType:
             f"{', '.join(too_early)} was imported before unsloth, which would then patch only half of it. "
             "Start a fresh process (restart the notebook kernel) and call qdora_fast, or `import unsloth`, first"
         )
-    _contain_side_effects()
     try:
         with captured_prints():
             unsloth = importlib.import_module("unsloth")
@@ -55,6 +58,7 @@ def open_backend() -> ModuleType:
         fix = f"this sets up a tested environment:\n  {how_to_set_up()}"
         raise QdoraError(f"cannot import unsloth ({error}); {fix}") from error
     _quiet_libraries()
+    _switch_off_telemetry()
     return unsloth
 
 
@@ -126,12 +130,20 @@ def _contain_side_effects() -> None:
     # Presence alone counts for Unsloth; a user's own value wins.
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # no probe of the network at load time
     os.environ.setdefault("UNSLOTH_DISABLE_LLM_COMPRESSOR_AUTOINSTALL", "1")  # no pip install during a save
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for name in NO_TELEMETRY:
+        os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     version = _version("unsloth")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / f"unsloth-compiled-{version}"))
     # bitsandbytes logs, on the CPU, that an optional kernel package is absent: nothing a user can act on.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def _switch_off_telemetry() -> None:
+    """The hub's library reads its variables when it is imported, which may have been before they were set."""
+    constants: Any = importlib.import_module("huggingface_hub.constants")
+    if os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1":
+        constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
 def _quiet_libraries() -> None:

@@ -147,7 +147,9 @@ def _json(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
 
 def _speed(folder: RunFolder) -> Speed | None:
     shape = {"step": int, "seconds": int | float, "tokens_per_second": int | float}
-    records = [record for record in read_lines(folder.metrics, shape, skip_bad=True) if record["tokens_per_second"]]
+    records = [
+        record for record in read_lines(folder.metrics_file, shape, skip_bad=True) if record["tokens_per_second"]
+    ]
     gaps = [
         (late["seconds"] - early["seconds"]) / (late["step"] - early["step"])
         for early, late in pairwise(records)

@@ -11,6 +11,7 @@ from pathlib import Path
 from qdora_fast.planning.cards import GIB
 from qdora_fast.planning.plan import Plan
 from qdora_fast.planning.text import lines, verdict
+from qdora_fast.system.notebook import card
 from qdora_fast.system.pages import render
 
 TEMPLATES = "planning/page_templates"
@@ -37,6 +38,18 @@ def page(plan: Plan) -> str:
         verdict=verdict(plan),
         parts=parts,
         details="\n".join(_details(plan)).strip(),
+    )
+
+
+def plan_card(plan: Plan) -> str:
+    """The plan in short, for a notebook: the verdict, what fills the card, and what to consider."""
+    return card(
+        f"Plan of {plan.name}",
+        verdict(plan),
+        state="good" if plan.fits else "bad",
+        columns=("a training step", "GiB", "what it is"),
+        table=[(part.name, f"{part.bytes / GIB:.2f}", part.why) for part in plan.estimate.parts],
+        notes=[*filter(None, [plan.limited]), *plan.resolved.reasons, *map(str, plan.advice)],
     )
 
 

@@ -78,6 +78,18 @@ class Plan:
             return None
         return round(self.evaluation.seconds_per_row * self.evaluated)
 
+    def __repr__(self) -> str:
+        """Of what, and whether it fits, in two lines."""
+        from qdora_fast.planning.text import verdict
+
+        return f"Plan of {self.name}: {self.model.name}\n  {verdict(self)}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from qdora_fast.planning.page import plan_card
+
+        return plan_card(self)
+
     def as_dict(self) -> dict[str, Any]:
         """For `--json`; bytes and seconds."""
         card, sizes = self.machine.card, self.estimate.job.sizes

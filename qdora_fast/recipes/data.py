@@ -18,7 +18,6 @@ import numpy as np
 from qdora_fast.config import Config
 from qdora_fast.config.code import FORMATTER
 from qdora_fast.config.own_code import allow_own_code, require_code_allowed
-from qdora_fast.config.presets import settings_of
 from qdora_fast.data.dataset import DUPLICATES, Prepared
 from qdora_fast.data.demo.base import DEMO, demo_base
 from qdora_fast.data.read.messages import ROW_SHAPE
@@ -41,6 +40,7 @@ from qdora_fast.recipes.auto import (
     with_length,
     without_length_limit,
 )
+from qdora_fast.recipes.given import settings_given
 from qdora_fast.system import console
 from qdora_fast.system.errors import ConfigError, DoesNotFit, RefusedError
 from qdora_fast.system.paths import local_path
@@ -71,7 +71,8 @@ def prepare_data(
     Args:
         config: name of a preset, path of a YAML file, a dictionary of sections, or a Config.
         own_code: files of code that may run where the config names them; `--own-code` of the command line.
-        **sections: settings that replace the config's, for instance data={"path": "my.jsonl"}.
+        **sections: settings that replace the config's, for instance data={"path": "my.jsonl"}, or data={"rows": ...}
+            for rows in memory, as `train` takes them.
 
     Returns:
         Rows and tokens of both sides, and `.report`.
@@ -79,7 +80,7 @@ def prepare_data(
     Raises:
         QdoraError: every foreseen failure, with the place and the fix in its message.
     """
-    settings, _ = settings_of(config, sections)
+    settings, _ = settings_given(config, sections)
     open_backend()  # a later `train` in this process needs it to come before transformers
     with allow_own_code(own_code):
         ready = ready_data(settings, find_base(settings), trains=False)

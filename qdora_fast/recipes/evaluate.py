@@ -20,6 +20,7 @@ from qdora_fast.data.clean.rejects import REASONS, RejectedRow
 from qdora_fast.data.read.messages import ROW_SHAPE
 from qdora_fast.data.tokenize.chat_text import asks_for_clock, templates_of
 from qdora_fast.data.tokenize.vocabulary import Vocabulary
+from qdora_fast.evaluation.record import EvaluationResult
 from qdora_fast.models.backend import open_backend
 from qdora_fast.models.out_of_memory import Batches, make_room
 from qdora_fast.models.run_info import read_run_info
@@ -59,7 +60,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     allow_regression: bool = False,
     own_code: Sequence[str | Path] = (),
-) -> dict[str, Any]:
+) -> EvaluationResult:
     """Evaluate a finished run once more.
 
     Args:
@@ -69,7 +70,7 @@ def evaluate(
         own_code: files of code that may run where the run's settings name them; `--own-code` of the command line.
 
     Returns:
-        The evaluation, as in evaluation/evaluation.json.
+        The evaluation, a dictionary as in evaluation/evaluation.json.
 
     Raises:
         ConfigError: not a finished run, no held-out rows, a template that is not the run's, an unknown metric, code of
@@ -87,7 +88,7 @@ def evaluate(
         write_report(folder)
     if not allow_regression:
         refuse_regression(record)
-    return record
+    return EvaluationResult(record)
 
 
 def evaluate_model(

@@ -18,6 +18,7 @@ from qdora_fast.evaluation.report.card import public_config
 from qdora_fast.exports.adapter import export_adapter
 from qdora_fast.exports.gguf.export import export_gguf
 from qdora_fast.exports.merged import FOUR_BIT, FOUR_BIT_COST, SIXTEEN_BIT, export_merged_4bit, export_merged_16bit
+from qdora_fast.exports.report import ExportReport
 from qdora_fast.recipes.evaluate import write_report
 from qdora_fast.recipes.report import trained_model
 from qdora_fast.system.errors import ConfigError
@@ -74,7 +75,7 @@ def export(
     out: str | Path | None = None,
     overwrite: bool = False,
     **options: Any,
-) -> dict[str, Any]:
+) -> ExportReport:
     """Export a finished run.
 
     Args:
@@ -86,7 +87,8 @@ def export(
             `export_gguf`.
 
     Returns:
-        The report: format, path and what the format says of itself (for merged_16bit what export.json holds).
+        The report, a dictionary: format, path and what the format says of itself (for merged_16bit what export.json
+        holds).
 
     Raises:
         ConfigError: an unknown format, or an option that it does not have.
@@ -103,7 +105,7 @@ def export(
         report = chosen.write(folder, config, out=target, overwrite=overwrite, **asked)
         if not target:
             write_report(folder)  # the run's report and model cards tell of it
-    return report
+    return ExportReport(report)
 
 
 def _format(to: str, options: dict[str, Any]) -> Format:

@@ -26,7 +26,7 @@ from qdora_fast.recipes.plan import shape_of_config, shape_of_run
 from qdora_fast.system import console, distributed
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.run_folder import RunFolder
-from qdora_fast.training.callbacks import record_notes, training_callbacks
+from qdora_fast.training.callbacks import OnStep, record_notes, step_callback, training_callbacks
 from qdora_fast.training.probe import Probed, meter_here, probe
 from qdora_fast.training.resume import identity, require_same
 from qdora_fast.training.signals import listening, signal_callback
@@ -42,12 +42,14 @@ def fit(
     ready: Ready,
     recipe: Recipe,
     checkpoint: Path | None,
+    on_step: OnStep | None = None,
 ) -> None:
     """Train `model` on the prepared rows, and say how.
 
     Args:
         recipe: from `recipe_of`, by these rows.
         checkpoint: to resume from; None: from step 0.
+        on_step: see `train`.
 
     Raises:
         CheckpointError: the checkpoint is of another run.
@@ -70,11 +72,12 @@ def fit(
     datasets = (prepared.tokens.dataset(), held_out.dataset() if held_out else None)
     probed = _try_longest(model, base.tokenizer, config, folder, ready, recipe, datasets)
     watching = training_callbacks(
-        metrics=folder.metrics,
+        metrics=folder.metrics_file,
         throughput=Throughput(prepared.train_tokens, _expected(config, folder)),
         find_causes=partial(_why_slow, model, config, ready, packed=recipe.packing, since=ProcessorTime.now()),
     )
     with listening(lambda text: console.note(text)) as requests, watching as callbacks:
+        told = [step_callback(on_step, requests)] if on_step else []
         trainer = build_trainer(
             model,
             base.tokenizer,
@@ -82,10 +85,10 @@ def fit(
             config.train,
             recipe=recipe,
             arguments=arguments,
-            callbacks=[*callbacks, signal_callback(requests)],
+            callbacks=[*callbacks, *told, signal_callback(requests)],
             identity=identity,
             source_of=prepared.source_of,
-            on_note=record_notes(folder.metrics),
+            on_note=record_notes(folder.metrics_file),
         )
         if probed is not None:
             trainer.micro_parts, trainer.eval_parts = probed.parts, probed.eval_parts

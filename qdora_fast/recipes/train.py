@@ -16,7 +16,6 @@ from typing import Any, Literal
 from qdora_fast.config import Config
 from qdora_fast.config.code import FORMATTER, of_evaluation
 from qdora_fast.config.own_code import allow_own_code, require_code_allowed
-from qdora_fast.config.presets import settings_of
 from qdora_fast.config.recorded import code_elsewhere, create_run, keep_code, newest_run, read_config
 from qdora_fast.data.dataset import Prepared
 from qdora_fast.exports.verify import token_identity
@@ -37,15 +36,18 @@ from qdora_fast.recipes.data import (
 )
 from qdora_fast.recipes.evaluate import EvalModel, check_questions, evaluate_model, refuse_regression, write_report
 from qdora_fast.recipes.fit import fit, identity_of, recipe_of
+from qdora_fast.recipes.given import settings_given
 from qdora_fast.recipes.resume import NEW, Start, resume_if_unfinished, resume_run
+from qdora_fast.recipes.run import Run
 from qdora_fast.system import console, distributed
 from qdora_fast.system.disk import disk_errors
-from qdora_fast.system.errors import without_frames
+from qdora_fast.system.errors import ConfigError, without_frames
 from qdora_fast.system.hardware import describe as describe_machine
 from qdora_fast.system.manifest import write_manifest
 from qdora_fast.system.remote_code import code_of, remote_code_allowed
 from qdora_fast.system.run_folder import FINISHED, RunFolder
 from qdora_fast.system.run_lock import locked
+from qdora_fast.training.callbacks import OnStep
 from qdora_fast.training.memory_cap import cap_memory
 from qdora_fast.training.resume import require_same
 from qdora_fast.training.trainer import Recipe, choose_precision
@@ -56,15 +58,21 @@ def train(
     *,
     resume: bool | Literal["auto"] = False,
     own_code: Sequence[str | Path] = (),
+    on_step: OnStep | None = None,
     **sections: Any,
-) -> RunFolder:
+) -> Run:
     """Fine-tune, compare with the base on held-out rows, export and prove the export.
 
     Args:
         config: name of a preset, path of a YAML file, a dictionary of sections, or a Config.
         resume: from the newest complete checkpoint of the run of the same name; "auto": if that run was stopped.
         own_code: files of code that may run where the config names them; `--own-code` of the command line.
-        **sections: settings that replace the config's, for instance train={"epochs": 1}.
+        on_step: called after each optimizer step with a dictionary: step, steps (of the whole run), epoch, loss,
+            learning_rate, grad_norm and what else the trainer logs. An exception in it ends the run as Ctrl-C does: a
+            checkpoint is saved, and the exception is raised.
+        **sections: settings that replace the config's, for instance train={"epochs": 1}. Rows in memory are
+            data={"rows": ...}, beside them data={"held_out_rows": ...}: a list of dictionaries, a DataFrame of pandas
+            or polars, a pyarrow.Table or a datasets.Dataset.
 
     Returns:
         The run's folder; `run.adapter` and `run.path / "merged_16bit"` are what it made.
@@ -73,9 +81,11 @@ def train(
         QdoraError: every foreseen failure, with the place and the fix in its message. One of the evaluation is raised
             when everything else is done.
     """
-    settings, name = settings_of(config, sections)
+    if on_step is not None and not callable(on_step):
+        raise ConfigError(f"on_step: got a {type(on_step).__name__}; give a function that takes a dictionary")
+    settings, name = settings_given(config, sections)
     with allow_own_code(own_code):
-        return run_recipe(settings, name=name, resume=resume)
+        return Run(run_recipe(settings, name=name, resume=resume, on_step=on_step).path)
 
 
 def run_recipe(
@@ -84,6 +94,7 @@ def run_recipe(
     name: str,
     resume: bool | Literal["auto"] = False,
     reviewed: Path | None = None,
+    on_step: OnStep | None = None,
 ) -> RunFolder:
     """Rows and tokens, then everything else in one run's folder, which nobody else may use meanwhile.
 
@@ -108,7 +119,8 @@ def run_recipe(
             config = distributed.broadcast(keep_code(folder, config) if distributed.is_main() else config)
             messages.started(folder, start)
             messages.code_elsewhere(code_elsewhere(folder, config))
-            model, base, ready = _trained(config, folder, ready, recipe, targets, start.checkpoint, reviewed)
+            how = (start.checkpoint, reviewed, on_step)
+            model, base, ready = _trained(config, folder, ready, recipe, targets, *how)
             if distributed.is_main():
                 _save_adapter(model, base.tokenizer, folder)
                 found = _evaluate(model, base, config, folder, ready.prepared)
@@ -152,6 +164,7 @@ def _trained(
     targets: Targets,
     checkpoint: Path | None,
     reviewed: Path | None,
+    on_step: OnStep | None,
 ) -> tuple[Any, Any, Ready]:
     """Base → adapter → fused layers → training. Returns the model, its base, and the rows as they were used."""
     from qdora_fast.models.loading import attach, fuse_layers, load_base
@@ -186,7 +199,7 @@ def _trained(
         from qdora_fast.training.warm_start import warm_start
 
         console.note(warm_start(model, config.adapter))
-    fit(model, base, config, folder, ready, recipe, checkpoint)
+    fit(model, base, config, folder, ready, recipe, checkpoint, on_step)
     return model, base, ready
 
 

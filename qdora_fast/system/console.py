@@ -9,6 +9,7 @@ progress bar, a table, one JSON object. Secrets are taken out of labelled lines,
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,12 +20,15 @@ from rich.table import Table
 from rich.text import Text
 
 from qdora_fast.system import distributed
+from qdora_fast.system.interactive import is_notebook
+from qdora_fast.system.notebook import NotebookProgress
 from qdora_fast.system.redact import redact
 from qdora_fast.system.terminal import Terminal
 from qdora_fast.system.visible import escaped, visible
 
 _consoles = {
-    "stderr": Terminal(stderr=True, soft_wrap=True),
+    # A notebook shows standard error on red, and standard output is taken away while Unsloth may print.
+    "stderr": Terminal(file=sys.stdout if is_notebook() else None, stderr=True, soft_wrap=True),
     "stdout": Terminal(soft_wrap=True),
     "other ranks": Terminal(quiet=True),
 }
@@ -76,8 +80,20 @@ def is_terminal() -> bool:
     return _consoles["stderr"].is_terminal
 
 
-def progress(*columns: Any) -> Progress:
-    """A progress bar that is seen only on a terminal; tasks have the field `message`, shown behind `columns`."""
+def shows_progress() -> bool:
+    """Whether a bar is seen: on a terminal and in a notebook."""
+    return is_terminal() or (is_notebook() and distributed.is_main())
+
+
+def progress(*columns: Any, stays: bool = False) -> Progress:
+    """A progress bar that is seen only on a terminal or in a notebook; tasks have the field `message`, shown behind
+    `columns`.
+
+    Args:
+        stays: it remains in a notebook when it is done.
+    """
+    if shows_progress() and not is_terminal():
+        return NotebookProgress(stays=stays)
     shown = columns or (
         TextColumn("  {task.description}", markup=False),
         BarColumn(bar_width=24),

@@ -9,7 +9,9 @@ Anything that is not one of these is a bug of ours and keeps its traceback.
 from __future__ import annotations
 
 import traceback
+import typing
 
+from qdora_fast.system.interactive import shell
 from qdora_fast.system.redact import redact
 from qdora_fast.system.visible import visible
 
@@ -21,6 +23,15 @@ class QdoraError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(visible(redact(message)))
+
+    def _render_traceback_(self, *_: object) -> list[str]:
+        """What IPython shows in place of a traceback: the message, which names place and fix. After `%xmode Plain` or
+        `%xmode Verbose` the traceback, as of any other exception."""
+        shown: typing.Any = getattr(shell(), "InteractiveTB", None)
+        if getattr(shown, "mode", "") in ("Plain", "Verbose"):
+            lines: list[str] = shown.structured_traceback(type(self), self, self.__traceback__)
+            return lines
+        return [f"{type(self).__name__}: {self}", "", "(traceback: %xmode Plain, then %tb)"]
 
 
 class ConfigError(QdoraError):

@@ -26,7 +26,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.json_files import read_lines, read_object
@@ -52,7 +52,7 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, parent: Path, name: str, *, shared: bool = False) -> RunFolder:
+    def create(cls, parent: Path, name: str, *, shared: bool = False) -> Self:
         """Make a new folder `name`, or `name-2`, `name-3`, ... where that exists already.
 
         Args:
@@ -74,7 +74,7 @@ class RunFolder:
         raise ConfigError(f"run.dir: {parent} holds 9,999 runs called {name}; clean up or set run.name")
 
     @classmethod
-    def open(cls, path: str | Path) -> RunFolder:
+    def open(cls, path: str | Path) -> Self:
         """An existing run.
 
         Raises:
@@ -89,14 +89,14 @@ class RunFolder:
         return folder
 
     @classmethod
-    def newest(cls, parent: Path, name: str) -> RunFolder | None:
+    def newest(cls, parent: Path, name: str) -> Self | None:
         """The run of this name (`name-2` and so on included) that has the newest checkpoint; None: none has any."""
         runs = [run for run in cls.named(parent, name) if run.config_file.is_file()]
         saved = [(run.checkpoints()[-1].stat().st_mtime, run.path) for run in runs if run.checkpoints()]
         return cls(max(saved)[1]) if saved else None
 
     @classmethod
-    def named(cls, parent: Path, name: str) -> Iterator[RunFolder]:
+    def named(cls, parent: Path, name: str) -> Iterator[Self]:
         """The folders of this name, with the numbers that `create` adds; not all of them need be runs."""
         ours = re.compile(re.escape(name) + _NUMBER)
         beside = parent.iterdir() if parent.is_dir() else ()  # no glob: [ ] * ? are letters of a name
@@ -118,7 +118,7 @@ class RunFolder:
         return self.path / "data"
 
     @property
-    def metrics(self) -> Path:
+    def metrics_file(self) -> Path:
         """One JSON object a line."""
         return self.path / "metrics.jsonl"
 

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
+from qdora_fast.system.interactive import is_notebook
 from qdora_fast.system.visible import visible
 
 SHOWN_AT_ONCE = 2
@@ -27,7 +28,10 @@ class Terminal(Console):
     """A rich console that prints strings as they are: no control character, markup or emoji code of theirs acts."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"highlight": False, "markup": False, "emoji": False, **options})
+        # In a notebook, lines of text: rich would make a box of HTML of each. ipykernel's stream is no terminal.
+        plain = {"highlight": False, "markup": False, "emoji": False, "force_jupyter": False}
+        plain |= {"force_terminal": False} if is_notebook() else {}
+        super().__init__(**{**plain, **options})
 
     @property
     def file(self) -> Any:

@@ -11,15 +11,22 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from qdora_fast.system import console, distributed
+from qdora_fast.system.charts import Point
 from qdora_fast.system.json_files import end_last_line
+from qdora_fast.training.curves import loss_curves
 from qdora_fast.training.oom import Note
+from qdora_fast.training.signals import Requests
 from qdora_fast.training.throughput import Slow, Throughput
+
+OnStep = Callable[[dict[str, Any]], object]
+"""Called after each optimizer step with step, steps, epoch, loss, learning_rate and what else the trainer logs."""
 
 
 def memory_gib() -> float:
@@ -60,6 +67,8 @@ def _watch(metrics: Path, throughput: Throughput) -> Any:
         def __init__(self) -> None:
             self.started = 0.0
             self.progress: Progress | None = None
+            self.losses: list[Point] = []
+            self.held_out: list[Point] = []
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.started = time.time()
@@ -69,6 +78,7 @@ def _watch(metrics: Path, throughput: Throughput) -> Any:
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[message]}"),
+                stays=True,
             )
             self.progress.add_task("training", total=state.max_steps, completed=state.global_step, message="")
             self.progress.start()
@@ -84,11 +94,20 @@ def _watch(metrics: Path, throughput: Throughput) -> Any:
             if self.progress and "loss" in record:
                 left = throughput.left(state.max_steps - state.global_step)
                 message = _summary(record) + (f"  {console.time_range(left)} left" if left and left[1] >= 1 else "")
-                self.progress.update(self.progress.task_ids[0], completed=state.global_step, message=message)
-                if not console.is_terminal() and state.global_step % max(1, state.max_steps // 10) == 0:
+                self.losses.append((state.global_step, float(record["loss"])))
+                self._draw(completed=state.global_step, message=message)
+                if not console.shows_progress() and state.global_step % max(1, state.max_steps // 10) == 0:
                     console.print(step + message)
             elif "eval_loss" in record:
+                self.held_out.append((state.global_step, float(record["eval_loss"])))
+                self._draw()
                 console.print(f"{step}held-out loss {float(record['eval_loss']):.4f}")
+
+        def _draw(self, **how: Any) -> None:
+            if self.progress:
+                self.progress.update(
+                    self.progress.task_ids[0], curves=partial(loss_curves, self.losses, self.held_out), **how
+                )
 
         def on_train_end(self, *args: Any, **kwargs: Any) -> None:
             if self.progress:
@@ -125,6 +144,25 @@ def _stopwatch(metrics: Path, throughput: Throughput, find_causes: Callable[[Slo
         on_evaluate = on_save = on_log
 
     return Stopwatch()
+
+
+def step_callback(on_step: OnStep, requests: Requests) -> Any:
+    """Calls `on_step` after each step with what was logged of it. Its exception is a request to stop, as Ctrl-C is."""
+    from transformers import TrainerCallback
+
+    class OnStepCallback(TrainerCallback):
+        """Told on the main process alone."""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "loss" not in (logs or {}) or not distributed.is_main() or requests.error is not None:
+                return
+            record = {key: value for key, value in logs.items() if isinstance(value, int | float)}
+            try:
+                on_step({"step": state.global_step, "steps": state.max_steps, **record})
+            except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - raised once the checkpoint is saved
+                requests.fail(error)
+
+    return OnStepCallback()
 
 
 def record_notes(metrics: Path) -> Callable[[Note], None]:

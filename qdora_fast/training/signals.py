@@ -34,9 +34,18 @@ class Requests:
     """The signal that asked to stop; 0: none."""
     save: bool = False
     """Save a checkpoint now."""
+    error: BaseException | None = None
+    """Of the user's `on_step`, to be raised when the checkpoint is saved."""
+
+    def fail(self, error: BaseException) -> None:
+        """Ask to stop for an error of the user's own function."""
+        self.stop, self.error = self.stop or signal.SIGINT, error
 
     def raise_if_stopped(self, where: str) -> None:
-        """Raise Stopped when training ended by a signal; `where` names the checkpoint."""
+        """Raise Stopped when training ended by a signal, or the error of `on_step`; `where` names the checkpoint."""
+        if self.error is not None:
+            self.error.add_note(f"raised by on_step; {where} was saved. Continue with the same call and resume=True")
+            raise self.error
         if self.stop:
             name = signal.Signals(self.stop).name
             raise Stopped(
@@ -87,6 +96,8 @@ def signal_callback(requests: Requests) -> Any:
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self._carry_out(control)
+
+        on_log = on_evaluate
 
         def _carry_out(self, control: Any) -> None:
             requests.stop, save = all_reduce_max(requests.stop), all_reduce_max(int(requests.save))

@@ -13,6 +13,7 @@ import itertools
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -139,8 +140,15 @@ def test_python_names_exist_and_take_these_arguments(block: Block) -> None:
         assert name in qdora_fast.__all__, name
         keywords = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
         inspect.signature(getattr(qdora_fast, name)).bind(*node.args, **keywords)
-        sections = {key: ast.literal_eval(value) for key, value in keywords.items() if isinstance(value, ast.Dict)}
+        sections = {key: written(value) for key, value in keywords.items() if isinstance(value, ast.Dict)}
         settings_of("demo", sections)
+
+
+def written(section: ast.Dict) -> dict[str, Any]:
+    """What stands in a dictionary, without the values that are names of variables, such as a DataFrame's."""
+    pairs = zip(section.keys, section.values, strict=True)
+    literal = [(key, value) for key, value in pairs if key and not isinstance(value, ast.Name)]
+    return {ast.literal_eval(key): ast.literal_eval(value) for key, value in literal}
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def test_the_record_says_what_was_measured_on_what(demo_run: RunFolder) -> None:
     assert (found["dataset"]["train"], found["dataset"]["held_out"]) == (data["train"], data["held_out"])
     assert found["training"]["method"] == "qdora" and found["training"]["quantized"]
     assert found["training"]["steps"] == max(
-        json.loads(line)["step"] for line in demo_run.metrics.read_text().splitlines()
+        json.loads(line)["step"] for line in demo_run.metrics_file.read_text().splitlines()
     )
     assert found["completions"]["n"] == 24 + 4
     assert len(demo_run.read_rows("evaluation/completions.jsonl")) == 28

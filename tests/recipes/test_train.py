@@ -41,7 +41,7 @@ def test_a_run_explains_itself(demo_run: RunFolder) -> None:
     assert demo_run.read_json("data/report.json")["held_out"] == len(demo_run.read_rows("data/held_out.jsonl"))
     made = demo_run.read_json("model.json")
     assert len(made["targets"]) == len(made["quantized_modules"])
-    records = [json.loads(line) for line in demo_run.metrics.read_text().splitlines()]
+    records = [json.loads(line) for line in demo_run.metrics_file.read_text().splitlines()]
     assert {"loss", "learning_rate", "tokens_per_second", "memory_gib"} <= set(records[1])
     assert any("eval_loss" in record for record in records)
 
@@ -163,7 +163,7 @@ def test_nothing_is_sent_anywhere(tiny_config, monkeypatch: pytest.MonkeyPatch) 
 
 
 def _logged(run: RunFolder) -> list[dict]:
-    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
 
 
 def _adapter(run: RunFolder) -> bytes:

@@ -84,7 +84,7 @@ def test_two_processes_learn_what_one_does_though_one_dies(dies: bool, tiny_conf
     ours, theirs = _weights(one), _weights(run)
     assert ours.keys() == theirs.keys()
     assert max(float((theirs[key] - ours[key]).norm() / ours[key].norm()) for key in ours) < 1e-5
-    records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    records = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
     assert [r["step"] for r in records if "loss" in r][-1] == steps
 
 

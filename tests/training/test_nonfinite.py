@@ -284,7 +284,7 @@ def test_a_run_says_it_when_it_happens_and_at_the_end_and_keeps_it(tiny_config, 
     monkeypatch.setattr(oom.OomRetry, "compute_loss", compute_loss)
     run = run_train(tiny_config(engine={"resident": "off"}, train={"eval_steps": 4}, evaluation={"max_rows": 0}))
     said = capsys.readouterr().err
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
     memory, skipped = [line for line in lines if "event" in line]
     assert (memory["step"], memory["event"], memory["rows"]) == (2, "memory", [])
     assert (skipped["step"], skipped["event"]) == (3, "skipped")

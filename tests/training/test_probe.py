@@ -295,7 +295,7 @@ def _adapter(run: RunFolder) -> bytes:
 
 
 def _events(run: RunFolder) -> list[str]:
-    records = map(json.loads, run.metrics.read_text().splitlines())
+    records = map(json.loads, run.metrics_file.read_text().splitlines())
     return [record["event"] for record in records if "event" in record]
 
 
@@ -371,7 +371,7 @@ def test_a_run_of_which_no_row_fits_ends_before_anything_was_trained(
     assert ended.value.exit_code == 31
     run = RunFolder(Path(config.run.dir) / "tiny")
     assert run.checkpoints() == []
-    assert not run.adapter.exists() and not run.metrics.exists()
+    assert not run.adapter.exists() and not run.metrics_file.exists()
     assert not (run.path / "fit.json").exists()
 
 

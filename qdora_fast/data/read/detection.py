@@ -17,6 +17,7 @@ from itertools import permutations
 from typing import Any
 
 from qdora_fast.config.data import SourceSettings
+from qdora_fast.data.read import in_memory
 from qdora_fast.data.read.formats import FORMATS, WRITTEN_TURNS, Columns, Converter, columns_converter
 from qdora_fast.data.read.layouts import named_layout
 from qdora_fast.data.read.readers import RawRow
@@ -84,7 +85,7 @@ def choose_format(rows: Sequence[RawRow], settings: SourceSettings) -> Detection
         return Detection("columns", 1.0, 0, "set in data.columns", columns)
     if settings.format != "auto":
         return Detection(settings.format, 1.0, 0, "set in data.format")
-    return detect([raw.row for raw in rows[:ROWS_LOOKED_AT]], settings.path)
+    return detect([raw.row for raw in rows[:ROWS_LOOKED_AT]], in_memory.shown(settings.path))
 
 
 def detect(rows: Sequence[dict[str, Any]], path: str = "data") -> Detection:

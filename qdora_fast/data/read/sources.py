@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from qdora_fast.config.code import without_folder
 from qdora_fast.config.data import SourceSettings
 from qdora_fast.data.clean.rejects import RejectedRow
-from qdora_fast.data.read import custom
+from qdora_fast.data.read import custom, in_memory
 from qdora_fast.data.read.detection import ROWS_LOOKED_AT, Detection, choose_format
 from qdora_fast.data.read.folders import FolderFiles, check_split_of_file, folder_files
 from qdora_fast.data.read.ids import IdCheck as IdCheck  # seen with the rows of a source, so importable from here
@@ -65,7 +65,7 @@ class Source:
 
     def __init__(self, settings: SourceSettings, *, held_out: bool = False) -> None:
         self.settings = settings
-        self.path = settings.path
+        self.path = in_memory.shown(settings.path)
         self._parts, self._folder = _parts(settings, held_out)
         self._counts = {part.name: 0 for part in self._parts}
         rest = self._read()
@@ -165,7 +165,7 @@ def _parts(source: SourceSettings, held_out: bool) -> tuple[list[_Part], FolderF
     if local.is_file():
         if not held_out:
             check_split_of_file(local, source.split)
-        return [_file_part(local, file_kind(local))], alone
+        return [_memory_part(local) if in_memory.name_of(local) else _file_part(local, file_kind(local))], alone
     if _is_saved_dataset(local):
         return [_dataset_part(str(local), lambda: _saved(local, source.split))], alone
     if local.is_dir():
@@ -182,6 +182,17 @@ def _parts(source: SourceSettings, held_out: bool) -> tuple[list[_Part], FolderF
 
 def _file_part(path: Path, label: str) -> _Part:
     return _Part(str(path), label, lambda: read_file(path), lambda: _file_digest(path))
+
+
+def _memory_part(path: Path) -> _Part:
+    """Rows that were given in Python; a row has a number, no line."""
+    name = in_memory.shown(str(path))
+
+    def rows() -> Iterator[RawRow | BadRow]:
+        for row in read_file(path):
+            yield row._replace(source=f"{name} row {row.source.rpartition(':')[2]}")
+
+    return _Part(name, "memory", rows, lambda: _file_digest(path))
 
 
 def _dataset_part(name: str, load: Callable[[], Any]) -> _Part:
@@ -217,12 +228,12 @@ def _look_ahead(
         if len(good) == ROWS_LOOKED_AT or (good and characters > BATCH_BYTES):
             break
     if not ahead:
-        raise DataError(f"{settings.path}: no rows in it; expected at least one example")
+        raise DataError(f"{in_memory.shown(settings.path)}: no rows in it; expected at least one example")
     if not good:
         failed = [row for row in bad if row.reason != "left_out"]
         if not failed:
             name = without_folder(settings.formatter or "")
-            raise DataError(f"{settings.path}: {name} returned None for each of {len(ahead)} rows")
+            raise DataError(f"{in_memory.shown(settings.path)}: {name} returned None for each of {len(ahead)} rows")
         raise bad_rows_error(failed, len(failed))
     return ahead, good
 
@@ -297,6 +308,8 @@ def _looks_local(path: str) -> bool:
 
 def _missing_file(path: Path) -> str:
     folder = path.parent
+    if name := in_memory.name_of(path):
+        return f"{name}: no longer in the cache ({path}); give them once more in Python, as data={{'rows': ...}}"
     if not folder.is_dir():
         return f"{path}: no such file; the folder {folder} does not exist either (paths start at {Path.cwd()})"
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() or is_supported(entry))

@@ -81,6 +81,12 @@ def arrow_rows(path: Path) -> Iterator[TableRow]:
         ) from error
 
 
+def table_rows(table: Any) -> Iterator[TableRow]:
+    """The rows of a `pyarrow.Table`."""
+    for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE):
+        yield from _as_dictionaries(batch, struct_columns(batch.schema))
+
+
 WRONG_FEATURES = (ValueError, TypeError, KeyError, AttributeError)
 """What `datasets` raises when the description of the columns that lies beside them is not one."""
 

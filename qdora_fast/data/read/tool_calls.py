@@ -83,7 +83,7 @@ def _tool(given: Any, padded: bool) -> dict[str, Any]:
         tool = {"type": "function", "function": tool}
     if not isinstance(tool["function"], dict) or not isinstance(tool["function"].get("name"), str):
         raise RejectedRow("broken_tool_json", "a tool without name")
-    return dict(_without_padding(tool)) if padded and isinstance(given, dict) else tool
+    return dict(without_padding(tool)) if padded and isinstance(given, dict) else tool
 
 
 def _tool_call(given: object, turn: Fields, tools: Tools | None, padded: bool) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _arguments(function: Fields, name: str, tools: Tools | None, padded: bool) -
     if not padded or isinstance(value, str):
         return arguments
     required = _required(name, tools)
-    return {key: _without_padding(each) for key, each in arguments.items() if each is not None or key in required}
+    return {key: without_padding(each) for key, each in arguments.items() if each is not None or key in required}
 
 
 def _required(name: str, tools: Tools | None) -> Sequence[str]:
@@ -126,15 +126,15 @@ def _name(tool: dict[str, Any]) -> Any:
     return tool["function"]["name"]
 
 
-def _without_padding(value: Any) -> Any:
-    """Without the keys with null that a struct adds; a parameter's `default: null` stays."""
+def without_padding(value: Any) -> Any:
+    """A value without the keys with null that a struct adds; a parameter's `default: null` stays."""
     if isinstance(value, dict):
         is_schema = any(value.get(key) is not None for key in SCHEMA_KEYS)
         return {
-            key: _without_padding(each)
+            key: without_padding(each)
             for key, each in value.items()
             if each is not None or (key == "default" and is_schema)
         }
     if isinstance(value, list):
-        return [_without_padding(each) for each in value]
+        return [without_padding(each) for each in value]
     return value

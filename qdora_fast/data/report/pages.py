@@ -15,12 +15,14 @@ from qdora_fast.data.clean.rejects import REASONS
 from qdora_fast.data.read.messages import REPAIRS, Message, Row
 from qdora_fast.data.report.preflight import FLAGS
 from qdora_fast.system.charts import Bins, bar
+from qdora_fast.system.notebook import card
 from qdora_fast.system.pages import count, embedded, render, share
 
 TEMPLATES = "data/report/page_templates"
 ROLE_NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool result"}
 SMALLEST_BAR = 1.2
 """Height of a bar for a single row, in per cent of the histogram: a few long rows should be seen."""
+FIGURES = {"rows_in": "rows in", "train": "to train on", "held_out": "held out"}
 TICKS = 6
 CLOSEST_TICKS = 8.0
 """In per cent of the width: labels closer to each other would run into one."""
@@ -56,6 +58,26 @@ def report_page(report: Mapping[str, Any], *, name: str) -> str:
         flags=FLAGS,
         steps=_waterfall(report.get("steps") or []),
         histogram=_histogram(tokens),
+    )
+
+
+def report_card(report: Mapping[str, Any]) -> str:
+    """The same in short, for a notebook: the rows of both sides, and what was dropped and why."""
+    tokens, reasons = report.get("tokens") or {}, REASONS | (report.get("reasons") or {})
+    figures = [(count(report.get(key)), name) for key, name in FIGURES.items()]
+    if tokens:
+        figures += [(count(tokens.get("total")), "tokens"), (share(tokens.get("trained_share")), "of them are learned")]
+    examples = report.get("examples") or {}
+    dropped = [
+        (reasons.get(reason, reason), count(number), ", ".join(examples.get(reason, [])[:2]))
+        for reason, number in (report.get("dropped") or {}).items()
+    ]
+    return card(
+        ", ".join(source["path"] for source in report.get("sources") or ()),
+        figures=figures,
+        columns=("dropped", "rows", "such as"),
+        table=dropped,
+        notes=[*(report.get("warnings") or ()), *(report.get("notes") or ())],
     )
 
 

@@ -167,6 +167,19 @@ class DataReport:
     thinking: ThinkingReport | None = None
     """None where the chat template knows of no reasoning, or is not asked about it."""
 
+    def __repr__(self) -> str:
+        """How many rows, and of what, in two lines."""
+        named = ", ".join(source.path for source in self.sources)
+        tokens = f", {self.tokens.total:,} tokens an epoch" if self.tokens else ""
+        sides = f"{self.train:,} to train on, {self.held_out:,} held out, {self.rows_in - self.kept:,} dropped"
+        return f"{self.rows_in:,} rows of {named}\n  {sides}{tokens}; {len(self.warnings)} warnings"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from qdora_fast.data.report.pages import report_card
+
+        return report_card(self.as_json())
+
     def dropped_for(self, reason: str) -> int:
         """Rows dropped for one reason."""
         return next((each.count for each in self.dropped if each.reason == reason), 0)

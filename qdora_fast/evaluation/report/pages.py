@@ -19,13 +19,13 @@ from qdora_fast.evaluation.report.before_after import before_after, between, kin
 from qdora_fast.evaluation.report.completions import TEMPLATES
 from qdora_fast.evaluation.report.run_parts import RunParts, base_name, part
 from qdora_fast.evaluation.statistics import ROUNDING
-from qdora_fast.system.charts import Scale, Series, interval, line_chart, smooth
+from qdora_fast.system.charts import Scale, Series, interval, line_chart
+from qdora_fast.system.notebook import card
 from qdora_fast.system.pages import is_number, render
+from qdora_fast.training.curves import loss_curves
 
 SHOWN_COMPLETIONS, SHOWN_GENERAL = 6, 2
 SHOWN_ROWS = 5
-WINDOWS = 40
-"""The curve of the training loss is averaged over one part in so many of its points."""
 CUT_SHARE = 0.05
 """From this share of answers on that ran into the limit of tokens, the page warns: their accuracy means little."""
 OVERFITTED = 1.02
@@ -71,6 +71,33 @@ def run_page(parts: RunParts) -> str:
         data_review=parts.data_review(),
         reasons=REASONS | part(parts.data, "reasons"),
     )
+
+
+def run_card(parts: RunParts, *, file: object = "") -> str:
+    """The same in short, for a notebook: the verdict, what else decides, the figures and the curve of the loss."""
+    charts = [chart for chart in _charts(parts.metrics) if chart["name"] == "Loss"]
+    notes = [f"{STATES[check['state']]} {check['name']}: {check['words']}" for check in _checks(parts)]
+    return _card(f"Run {parts.name}", parts.evaluation, charts=charts, notes=notes, file=file)
+
+
+def evaluation_card(evaluation: Mapping[str, Any]) -> str:
+    """An evaluation in short, for a notebook."""
+    return _card(f"Evaluation of {evaluation.get('run')}", evaluation, notes=[verdict_of(evaluation)])
+
+
+def verdict_of(evaluation: Mapping[str, Any]) -> str:
+    """The verdict and what it is by, in a sentence."""
+    task = part(evaluation, "task")
+    return str(task.get("words") or _verdict(task)[1])
+
+
+def _card(title: str, evaluation: Mapping[str, Any], **more: Any) -> str:
+    state, text = _verdict(part(evaluation, "task"))
+    columns = ("", "rows", "base", "tuned", "difference", "95 % interval")
+    lines = [
+        (line.name, line.n, line.base, line.tuned, line.change, line.interval) for line in before_after(evaluation)
+    ]
+    return card(title, text, state=state, columns=columns, table=lines, **more)
 
 
 def _verdict(task: Mapping[str, Any]) -> tuple[str, str]:
@@ -180,15 +207,9 @@ def _reviewed(review: Mapping[str, Any] | None) -> dict[str, str]:
 def _charts(metrics: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """The curves of the training; those without a point are left out."""
     loss, held_out = _points(metrics, "loss"), _points(metrics, "eval_loss")
-    window = max(1, len(loss) // WINDOWS)
-    curves = [
-        Series("each step", "faint", loss) if window > 1 else Series("", "", []),
-        Series("training" + (f", mean of {window} steps" if window > 1 else ""), "train", smooth(loss, window)),
-        Series("held out", "held", held_out, dots=True),
-    ]
     speed = _points(metrics, "tokens_per_second")
     charts = (
-        ("Loss", "nats a token", line_chart(curves, logarithmic=True), "wide"),
+        ("Loss", "nats a token", line_chart(loss_curves(loss, held_out), logarithmic=True), "wide"),
         ("Learning rate", "", _chart(_points(metrics, "learning_rate")), ""),
         ("Tokens a second", "", _chart(speed), ""),
         ("Memory", "GiB", _chart(_points(metrics, "memory_gib")), ""),

@@ -37,7 +37,7 @@ def test_broken_files_are_named_and_broken_lines_passed_over(tmp_path: Path) -> 
     folder = finished_run(tmp_path / "run")
     (tmp_path / "run/model.json").write_text("[1", encoding="utf-8")
     (tmp_path / "run/engine.json").write_bytes(b"\xff")
-    with folder.metrics.open("a") as file:
+    with folder.metrics_file.open("a") as file:
         file.write('{"step": 41, "lo')
     parts = read_parts(folder)
     assert parts.unreadable == ["model.json", "engine.json"]
