@@ -3,7 +3,8 @@
 A presigned link (S3, Azure, Google, CloudFront) or `user:password@` is a right answer to "where are your rows", but a
 run keeps a copy of its config and sends it on. So credentials are taken out of a URL when a config is read: what
 remains, the public URL, is what is recorded, printed and compared by `--resume`, and the complete one stays in this
-process' memory for the request. Parameters that only name the file stay. What this does not do: know a secret in the path itself.
+process' memory for the request. Parameters that only name the file stay. What this does not do: know a secret in the
+path itself.
 """
 
 from __future__ import annotations

@@ -290,7 +290,7 @@ def _refuse_large(url: str, objects: list[_Object]) -> None:
 def _get(system: Any, wanted: _Object, to: Path, url: str, on_bytes: Callable[[int], None]) -> None:
     from fsspec.callbacks import Callback
 
-    class Counted(Callback):  # type: ignore[misc]
+    class Counted(Callback):
         """Tells of bytes as they come, and stops what has no end."""
 
         def relative_update(self, inc: int = 1) -> None:

@@ -179,12 +179,12 @@ def test_a_pattern_on_a_web_server_takes_the_links_of_its_index(web: Web) -> Non
 
 
 def test_a_folder_and_a_pattern_are_read_like_a_folder_here(memory: Any) -> None:
-    memory.pipe({"/bucket/train.jsonl": ROW % 1, "/bucket/deep/train/x.jsonl": ROW % 2, "/bucket/test.jsonl": ROW % 3})
+    memory.pipe({"/bucket/train.jsonl": ROW % 1, "/bucket/more.jsonl": ROW % 2, "/bucket/test.jsonl": ROW % 3})
     memory.pipe("/bucket/README.md", b"about")
     opened = open_source(source("memory://bucket"))
     assert [raw.row["text"] for raw in opened.rows() if isinstance(raw, RawRow)] == ["2", "1"]
     report = opened.report()
-    assert [name for name, _ in report.files] == ["memory://bucket/deep/x.jsonl", "memory://bucket/train.jsonl"]
+    assert [name for name, _ in report.files] == ["memory://bucket/more.jsonl", "memory://bucket/train.jsonl"]
     assert report.skipped == ("README.md",) and report.other_splits == (("test.jsonl", "test"),)
     assert texts("memory://bucket/te*.jsonl", split="test") == ["3"]
     memory.pipe("/bucket/train.jsonl", ROW % 9)
