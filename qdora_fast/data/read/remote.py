@@ -75,6 +75,7 @@ class _Object(NamedTuple):
 
     @property
     def size(self) -> int | None:
+        """Bytes; None: the store does not say."""
         size = self.info.get("size")
         return size if isinstance(size, int) else None
 
