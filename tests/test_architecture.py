@@ -330,6 +330,7 @@ def test_every_module_of_a_flat_folder_has_its_test() -> None:
         "models.trained": "exports/verify/test_checks",
         "training.memory_cap": "planning/auto/test_auto",
         "system.errors": "cli/test_main",
+        "system.hub": "recipes/test_hub",
         "system.limits": "system/test_json_files",
         "system.pages": "data/report/test_pages",
     }

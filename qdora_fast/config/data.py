@@ -73,7 +73,7 @@ class SourceSettings(_Where):
     """One source of a mixture."""
 
     path: str
-    """A file, a folder, a hub dataset id or `demo`, as `data.path`."""
+    """A file, a folder, a URL, a hub dataset id or `demo`, as `data.path`."""
     weight: Real = Field(1.0, gt=0, le=100)
     """How often a training row of this source is seen in an epoch: 0.5 takes half of them (always the same half),
     2 takes each twice. Rows held out are neither thinned nor repeated."""
@@ -151,8 +151,9 @@ class DataSettings(_Where):
     """The rows, and how they become tokens."""
 
     path: str | None = None
-    """A .json, .jsonl, .csv, .tsv, .parquet or .arrow file (text formats also as .gz and .zst), a folder of them, a
-    hub dataset id, or `demo` for the embedded rows."""
+    """A .json, .jsonl, .csv, .tsv, .parquet or .arrow file (text formats also as .gz and .zst), a folder of them, the
+    URL of one (https, s3, gs, az, hf; also a pattern such as s3://bucket/rows/*.jsonl), a hub dataset id, or `demo` for
+    the embedded rows."""
     sources: list[SourceSettings] = Field([])
     """Several sources in place of `path`: a list of {path, weight, format, columns, ...}."""
     on_bad_row: Literal["error", "skip"] = "error"
@@ -184,8 +185,8 @@ class DataSettings(_Where):
     """Share of rows that are never trained on, chosen by a hash of the prompt. The share may become up to 1.5 times as
     large, so that rows stay held out when others are added. 0 turns evaluation off."""
     held_out_path: str | None = None
-    """Your own held-out rows in place of a share: a file, folder or hub id of rows in the same shape. Training rows
-    that repeat one of them are dropped. Empty: `held_out` decides."""
+    """Your own held-out rows in place of a share: a file, folder, URL or hub id of rows in the same shape. Training
+    rows that repeat one of them are dropped. Empty: `held_out` decides."""
     group: str | None = None
     """Column whose rows with the same value stay on one side of the split, such as the id of a conversation or a
     document. Empty: only rows with the same prompt and near-duplicates are held together."""

@@ -24,6 +24,7 @@ from qdora_fast.config.yaml import Lines, plain, read_value, read_yaml, write_ya
 from qdora_fast.system import remote_code
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.redact import redact
+from qdora_fast.system.urls import without_credentials
 
 ON_THE_COMMAND_LINE = {
     "trust_remote_code": f"give {remote_code.FLAG} on the command line, where the person who runs it decides",
@@ -98,6 +99,8 @@ def _validate(
     """The config; paths of code start at `folder`, those that `--set` has given at the working directory."""
     problems = list(problems)
     config = None
+    if isinstance(data := tree.get("data"), dict):
+        tree = {**tree, "data": _public(data)}
     # A section written as `train:` with nothing below it means "all defaults".
     tree = {key: ({} if value is None and key in Config.model_fields else value) for key, value in tree.items()}
     try:
@@ -119,6 +122,15 @@ def _validate(
 def _absolute(lines: Mapping[tuple[str, ...], str], folder: Path, _setting: str, keys: Keys, text: str) -> str:
     typed = any(lines.get(keys[:length]) == "--set" for length in range(1, len(keys) + 1))
     return at(Path() if typed else folder, text)
+
+
+def _public(node: Any) -> Any:
+    """The `data` section with the credentials of its URLs taken out: a run keeps a copy of its config."""
+    if isinstance(node, dict):
+        return {key: _public(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_public(value) for value in node]
+    return without_credentials(node) if isinstance(node, str) else node
 
 
 def _texts(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -26,7 +26,7 @@ from qdora_fast.data.clean.quality import QualityReport, Verdicts
 from qdora_fast.data.clean.rejects import MALFORMED, Dropped, bullet_list, total
 from qdora_fast.data.clean.selection import select
 from qdora_fast.data.pipeline import OnRows, process_all
-from qdora_fast.data.read import custom
+from qdora_fast.data.read import custom, remote
 from qdora_fast.data.read.sources import Source, open_source
 from qdora_fast.data.report.builder import ReportBuilder, after_quality
 from qdora_fast.data.report.report import STEP_OF, DataReport, load_report, save_report
@@ -137,6 +137,11 @@ def prepare(
         ConfigError: a formatter that may not or cannot be run, a slow tokenizer.
         DiskSpaceError: no room for the prepared rows.
     """
+    with remote.fetched_once():
+        return _prepare(settings, seed, rendering, on_rows)
+
+
+def _prepare(settings: DataSettings, seed: int, rendering: Rendering | None, on_rows: OnRows | None) -> Prepared:
     if not settings.cache:
         keeper = tempfile.TemporaryDirectory(prefix="qdora-fast-data-")
         prepared = _make(Path(keeper.name), settings, seed, rendering, on_rows)

@@ -21,6 +21,7 @@ from qdora_fast.config.own_code import allow_own_code, require_code_allowed
 from qdora_fast.data.dataset import DUPLICATES, Prepared
 from qdora_fast.data.demo.base import DEMO, demo_base
 from qdora_fast.data.read.messages import ROW_SHAPE
+from qdora_fast.data.read.remote import fetched_once
 from qdora_fast.data.store import REJECTED
 from qdora_fast.data.tokenize.chat_text import asks_for_clock, today
 from qdora_fast.data.tokenize.embeddings import require_embedded
@@ -134,6 +135,7 @@ def find_base(config: Config, resumed: RunFolder | None = None) -> str:
     return str(folder.resolve()) if folder.is_dir() else config.model.name
 
 
+@fetched_once()
 def ready_data(config: Config, base_name: str, *, trains: bool = True) -> Ready:
     """Rows, masks and tokens, with the tokenizer of the base; no weight is read.
 

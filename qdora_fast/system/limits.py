@@ -111,3 +111,9 @@ takes about 1 MB."""
 
 HEADER_TENSORS = 200_000
 """Tensors in one safetensors file."""
+
+REMOTE_BYTES = 64 * 2**30
+"""Bytes that are fetched for one URL of rows. Text of 64 GiB has about 16 billion tokens."""
+
+REMOTE_FILES = 10_000
+"""Files that are fetched for one URL of rows."""

@@ -35,8 +35,9 @@ def write_manifest(
         leave_out: names of files that may change later, such as a model card.
         known: SHA-256 of files that were hashed while they were written, by name.
     """
-    names, known = {NAME, MARK, *leave_out}, known or {}
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in names)
+    names, known = {MARK, *leave_out}, known or {}
+    own = folder / NAME  # those of folders below are files like others
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in names and path != own)
     entries = {
         name: {"bytes": path.stat().st_size, "sha256": known.get(name) or sha256_of(path)}
         for path in files

@@ -44,6 +44,11 @@ def offline() -> Iterator[None]:
             os.environ.update({name: value} if value is not None else {})
 
 
+def is_offline() -> bool:
+    """Whether `--offline` holds now."""
+    return _now.offline
+
+
 @cache
 def _watch() -> None:
     """Once a process: an audit hook cannot be taken out again."""

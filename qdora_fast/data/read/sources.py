@@ -1,8 +1,8 @@
 """Where rows come from: a file, a folder of files, a saved dataset, the hub, or the embedded demo.
 
-`path` is one string; this file decides what it means, in this order: the word `demo`, something
-that exists on disk, a hub dataset id. A path that looks like a file but is not there is never sent
-to the hub, since "not found on the hub" would hide a typing error.
+`path` is one string; this file decides what it means, in this order: the word `demo`, something that exists on disk, a
+URL (fetched by `remote.py`, then read as a file here), a hub dataset id. A path that looks like a file but is not there
+is never sent to the hub, since "not found on the hub" would hide a typing error.
 
 Rows are read once, as they are asked for. Only the first hundred or so are kept for a moment, to recognise the format.
 """
@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from qdora_fast.config.code import without_folder
 from qdora_fast.config.data import SourceSettings
 from qdora_fast.data.clean.rejects import RejectedRow
-from qdora_fast.data.read import custom, in_memory
+from qdora_fast.data.read import custom, in_memory, remote
 from qdora_fast.data.read.detection import ROWS_LOOKED_AT, Detection, choose_format
 from qdora_fast.data.read.folders import FolderFiles, check_split_of_file, folder_files
 from qdora_fast.data.read.ids import IdCheck as IdCheck  # seen with the rows of a source, so importable from here
@@ -173,11 +173,31 @@ def _parts(source: SourceSettings, held_out: bool) -> tuple[list[_Part], FolderF
         return [_file_part(file, str(file.relative_to(local))) for file in folder.files], folder
     if local.exists():
         raise DataError(f"{local}: {SPECIAL}, which is not read; write the rows to a file first and name that")
+    if remote.is_remote(path):
+        return _remote_parts(source, held_out)
     if _looks_local(path):
         raise DataError(_missing_file(local))
     if not HUB_ID.fullmatch(path):
         raise DataError(f"{path!r} is neither a file or folder here nor a hub dataset id such as org/name")
     return [_dataset_part(path, lambda: _hub(path, source.split, source.config))], alone
+
+
+def _remote_parts(source: SourceSettings, held_out: bool) -> tuple[list[_Part], FolderFiles]:
+    """The pieces of the copy that was fetched, called by their URLs."""
+    copy = remote.fetch(source.path)
+    parts, folder = _parts(source.model_copy(update={"path": str(copy.path)}), held_out)
+    return [_called(part, copy.name_of(part.name)) for part in parts], replace(
+        folder, skipped=(*folder.skipped, *copy.skipped)
+    )
+
+
+def _called(part: _Part, name: str) -> _Part:
+    """A piece and its rows under another name."""
+
+    def rows() -> Iterator[RawRow | BadRow]:
+        return (row._replace(source=row.source.replace(part.name, name, 1)) for row in part.rows())
+
+    return part._replace(name=name, rows=rows)
 
 
 def _file_part(path: Path, label: str) -> _Part:
