@@ -16,12 +16,12 @@ import qdora_fast
 from qdora_fast.cli.chat import chat, serve
 from qdora_fast.cli.export import export, import_adapter, verify
 from qdora_fast.cli.prepare import data, doctor, init, plan, presets
-from qdora_fast.cli.training import compare, evaluate, log, report, review, train
+from qdora_fast.cli.training import compare, evaluate, log, report, review, train, watch
 from qdora_fast.system.redact import guard_output
 
 SECTIONS = {
     "Before training": (doctor, presets, init, plan, data),
-    "Training and evaluation": (train, evaluate, review, report, log, compare),
+    "Training and evaluation": (train, watch, evaluate, review, report, log, compare),
     "The trained model": (chat, serve, export, verify, import_adapter),
 }
 """Commands in the order in which a user meets them, under the headings of `--help`."""

@@ -21,6 +21,7 @@ from qdora_fast.system import console
 @click.option("--resume", is_flag=True, help="Continue from the newest complete checkpoint of this run.")
 @click.option("--auto-resume", is_flag=True, help="Resume if the newest run of this name was stopped; else start.")
 @click.option("--dry-run", is_flag=True, help="Check settings, rows, masks and targets; read no weights.")
+@click.option("--watch", "page", is_flag=True, help="Serve the run's page on this machine while it trains.")
 @click.option("--reviewed", type=FILE, help="A person's marks on the sample of these rows, for the evaluation log.")
 @runs_code
 def train(
@@ -29,6 +30,7 @@ def train(
     resume: bool,
     auto_resume: bool,
     dry_run: bool,
+    page: bool,
     reviewed: Path | None,
 ) -> None:
     """Fine-tune, compare with the base, export and prove.
@@ -49,17 +51,20 @@ def train(
         recipe.dry_run(settings)
     else:
         how: bool | Literal["auto"] = True if resume else "auto" if auto_resume else False
-        recipe.run_recipe(settings, name=path.stem, resume=how, reviewed=reviewed)
+        recipe.run_recipe(settings, name=path.stem, resume=how, reviewed=reviewed, watch=page)
 
 
 @click.command()
 @RUN
 @SET
 @click.option("--mmlu", is_flag=True, help="Also ask MMLU, whatever the run's settings say.")
+@click.option("--tasks", metavar="A,B", help="Also ask these benchmarks of the harness, such as gsm8k,hellaswag.")
 @click.option("--allow-regression", is_flag=True, help="Report a fallen MMLU instead of failing.")
 @runs_code
 @json_option()
-def evaluate(run: str, overrides: tuple[str, ...], mmlu: bool, allow_regression: bool, as_json: bool) -> None:
+def evaluate(
+    run: str, overrides: tuple[str, ...], mmlu: bool, tasks: str | None, allow_regression: bool, as_json: bool
+) -> None:
     """Compare a RUN with its base on held-out rows.
 
     Also writes completions to read, asks MMLU if that is switched on, and adds to the run's evaluation log.
@@ -67,6 +72,8 @@ def evaluate(run: str, overrides: tuple[str, ...], mmlu: bool, allow_regression:
     from qdora_fast.recipes import evaluate as recipe
 
     changed = [*overrides, *(["evaluation.mmlu.enabled=true"] if mmlu else [])]
+    if tasks is not None:
+        changed.append(f"evaluation.benchmarks={list(filter(None, map(str.strip, tasks.split(','))))}")
     evaluation = recipe.evaluate(run, overrides=changed, allow_regression=allow_regression)
     if as_json:
         click.echo(console.json_line(evaluation))
@@ -96,6 +103,24 @@ def report(run: str) -> None:
     from qdora_fast.system.run_folder import RunFolder
 
     click.echo(recipe.write_report(RunFolder.open(run)))
+
+
+@click.command()
+@RUN
+@click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="0 takes any free one.")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+@click.option("--once", is_flag=True, help="Print in one line how far the run is, and serve nothing.")
+def watch(run: str, port: int, no_browser: bool, once: bool) -> None:
+    """Show a RUN in a browser while it trains.
+
+    Serves its report page on this machine until Ctrl-C, drawn anew from the run's files as long as it is unfinished.
+    """
+    from qdora_fast.recipes import watch as recipe
+
+    if once:
+        click.echo(recipe.state_of(run))
+    else:
+        recipe.watch(run, port=port, browser=not no_browser)
 
 
 @click.command()
