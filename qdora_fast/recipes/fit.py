@@ -60,13 +60,14 @@ def fit(
         require_same(checkpoint, identity, ready.base_name)
     messages.recipe(describe(recipe, config.train, trained_groups(model, config.train)))
     messages.evaluation_time(evaluation_lines(config, folder, ready, recipe))
+    trackers = config.train.trackers if distributed.is_main() else []
     arguments = sft_arguments(
         config.train,
         recipe,
         folder=folder.path / "checkpoints",
         max_length=config.model.length,
         evaluates=bool(prepared.held_out_examples),
-        run_name=name_of(folder, config.train.trackers),
+        run_name=name_of(folder, trackers),
     )
     held_out = prepared.held_out_examples
     datasets = (prepared.tokens.dataset(), held_out.dataset() if held_out else None)
@@ -76,7 +77,6 @@ def fit(
         throughput=Throughput(prepared.train_tokens, _expected(config, folder)),
         find_causes=partial(_why_slow, model, config, ready, packed=recipe.packing, since=ProcessorTime.now()),
     )
-    trackers = config.train.trackers if distributed.is_main() else []
     with (
         listening(lambda text: console.note(text)) as requests,
         watching as callbacks,

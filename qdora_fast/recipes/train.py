@@ -243,11 +243,9 @@ def _summarise(config: Config, folder: RunFolder) -> None:
         return
     from qdora_fast.training.trackers import log_summary
 
-    settings, steps = (
-        config.model_dump(mode="json"),
-        [int(path.name.rpartition("-")[2]) for path in folder.checkpoints()],
-    )
-    for problem in log_summary(folder, config.train.trackers, settings, final_scores(folder), max(steps, default=0)):
+    steps = [int(path.name.rpartition("-")[2]) for path in folder.checkpoints()]
+    what = (config.model_dump(mode="json"), final_scores(folder), max(steps, default=0))
+    for problem in log_summary(folder, config.train.trackers, *what):
         console.note(problem)
 
 

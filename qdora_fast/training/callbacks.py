@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from qdora_fast.system import console, distributed
 from qdora_fast.system.json_files import end_last_line
 from qdora_fast.training.oom import Note
 from qdora_fast.training.throughput import Slow, Throughput
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def memory_gib() -> float:
@@ -60,6 +62,7 @@ def _watch(metrics: Path, throughput: Throughput) -> Any:
         def __init__(self) -> None:
             self.started = 0.0
             self.progress: Progress | None = None
+            self.losses: list[float] = []
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.started = time.time()
@@ -84,7 +87,9 @@ def _watch(metrics: Path, throughput: Throughput) -> Any:
             if self.progress and "loss" in record:
                 left = throughput.left(state.max_steps - state.global_step)
                 message = _summary(record) + (f"  {console.time_range(left)} left" if left and left[1] >= 1 else "")
-                self.progress.update(self.progress.task_ids[0], completed=state.global_step, message=message)
+                self.losses.append(float(record["loss"]))
+                shown = f"{sparkline(self.losses)}  {message}"
+                self.progress.update(self.progress.task_ids[0], completed=state.global_step, message=shown)
                 if not console.is_terminal() and state.global_step % max(1, state.max_steps // 10) == 0:
                     console.print(step + message)
             elif "eval_loss" in record:
@@ -140,6 +145,17 @@ def record_notes(metrics: Path) -> Callable[[Note], None]:
         _append(metrics, {"step": note.step, "event": note.kind, "said": note.message, "rows": note.rows})
 
     return record
+
+
+def sparkline(values: Sequence[float], width: int = 16) -> str:
+    """The whole curve in at most `width` characters, each the mean of as many values; what is not finite is left
+    out."""
+    finite = [value for value in values if math.isfinite(value)]
+    size = max(1, math.ceil(len(finite) / width))
+    means = [sum(part := finite[at : at + size]) / len(part) for at in range(0, len(finite), size)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[round((value - low) * scale)] for value in means)
 
 
 def _append(metrics: Path, record: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ def continued(folder: RunFolder, trackers: Sequence[str]) -> Iterator[None]:
         yield
         return
     ids = ids_of(folder)
-    wanted = {}
+    wanted: dict[str, str] = {}
     if "wandb" in trackers and "WANDB_RUN_ID" not in os.environ:
         wanted |= {"WANDB_RUN_ID": ids["id"], "WANDB_RESUME": "allow"}
     if "tensorboard" in trackers:

@@ -155,7 +155,7 @@ def sft_arguments(
         "disable_tqdm": True,
         "push_to_hub": False,
         "dataset_num_proc": None,
-        **({"trackio_space_id": None, "trackio_static_space_id": False} if "trackio" in train.trackers else {}),
+        **({"trackio_space_id": None} if "trackio" in train.trackers else {}),
     }
 
 

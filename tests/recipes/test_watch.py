@@ -43,7 +43,7 @@ def log(folder: RunFolder, *lines: dict[str, Any]) -> None:
 
 
 def get(url: str, path: str = "", **headers: str) -> httpx.Response:
-    return httpx.get(url + path, headers=headers, trust_env=False)
+    return httpx.get(url + path, headers=headers, trust_env=False, timeout=60)
 
 
 def test_a_running_run_is_drawn_anew_and_refreshes(folder: RunFolder, every_time: None) -> None:

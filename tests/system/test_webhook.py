@@ -66,23 +66,22 @@ def test_secrets_are_taken_out_and_long_texts_cut(receiver: Receiver) -> None:
     assert token not in json.dumps(sent) and len(sent["text"]) <= 1000
 
 
-def test_what_does_not_arrive_is_said_without_the_address(
-    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(webhook, "SECONDS", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as closed:
+def test_what_does_not_arrive_is_said_without_the_address(receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
         nobody = closed.getsockname()[1]
-        closed.close()
-        mute = silent.getsockname()[1]
-        receiver.status = 403
-        urls = [f"{receiver.url}{KEY}", f"http://127.0.0.1:{nobody}/{KEY}", f"http://127.0.0.1:{mute}/{KEY}"]
-        began = time.monotonic()
-        with caplog.at_level(logging.INFO):
-            problems = send(addresses(urls), "text", {})
-        assert time.monotonic() - began < 5
-    assert len(problems) == 3 and "HTTP 403" in problems[0] and "ConnectError" in problems[1]
+    receiver.status = 403
+    with caplog.at_level(logging.INFO):
+        problems = send(addresses([f"{receiver.url}{KEY}", f"http://127.0.0.1:{nobody}/{KEY}"]), "text", {})
+    assert len(problems) == 2 and "HTTP 403" in problems[0] and "ConnectError" in problems[1]
     assert KEY not in " ".join(problems) + caplog.text
     assert "127.0.0.1" in problems[0]
+
+
+def test_one_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        problems = send(addresses([f"http://127.0.0.1:{silent.getsockname()[1]}/{KEY}"]), "text", {})
+    assert len(problems) == 1 and KEY not in problems[0]
 
 
 def test_a_name_server_that_does_not_answer_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
