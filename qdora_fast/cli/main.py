@@ -17,13 +17,13 @@ from qdora_fast.cli.chat import chat, predict, serve
 from qdora_fast.cli.export import export, import_adapter, verify
 from qdora_fast.cli.hub import pull, push
 from qdora_fast.cli.prepare import data, doctor, init, plan, presets
-from qdora_fast.cli.training import compare, evaluate, log, report, review, train
+from qdora_fast.cli.training import compare, evaluate, log, report, review, train, watch
 from qdora_fast.system.redact import guard_output
 from qdora_fast.system.supported import require_linux
 
 SECTIONS = {
     "Before training": (doctor, presets, init, plan, data),
-    "Training and evaluation": (train, evaluate, review, report, log, compare),
+    "Training and evaluation": (train, watch, evaluate, review, report, log, compare),
     "The trained model": (chat, predict, serve, export, verify, import_adapter, push, pull),
 }
 """Commands in the order in which a user meets them, under the headings of `--help`."""

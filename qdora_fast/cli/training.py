@@ -21,6 +21,7 @@ from qdora_fast.system import console
 @click.option("--resume", is_flag=True, help="Continue from the newest complete checkpoint of this run.")
 @click.option("--auto-resume", is_flag=True, help="Resume if the newest run of this name was stopped; else start.")
 @click.option("--dry-run", is_flag=True, help="Check settings, rows, masks and targets; read no weights.")
+@click.option("--watch", "page", is_flag=True, help="Serve the run's page on this machine while it trains.")
 @click.option("--reviewed", type=FILE, help="A person's marks on the sample of these rows, for the evaluation log.")
 @runs_code
 def train(
@@ -29,6 +30,7 @@ def train(
     resume: bool,
     auto_resume: bool,
     dry_run: bool,
+    page: bool,
     reviewed: Path | None,
 ) -> None:
     """Fine-tune, compare with the base, export and prove.
@@ -49,13 +51,14 @@ def train(
         recipe.dry_run(settings)
     else:
         how: bool | Literal["auto"] = True if resume else "auto" if auto_resume else False
-        recipe.run_recipe(settings, name=path.stem, resume=how, reviewed=reviewed)
+        recipe.run_recipe(settings, name=path.stem, resume=how, reviewed=reviewed, watch=page)
 
 
 @click.command()
 @RUN
 @SET
 @click.option("--mmlu", is_flag=True, help="Also ask MMLU, whatever the run's settings say.")
+@click.option("--tasks", metavar="A,B", help="Also ask these benchmarks of the harness, such as gsm8k,hellaswag.")
 @click.option("--allow-regression", is_flag=True, help="Report a fallen MMLU instead of failing.")
 @click.option("--data", metavar="FILE", help="Score these rows instead, with any model that `predict` takes.")
 @click.option("--out", type=click.Path(path_type=Path), help="With --data: a file for the answers, by its ending.")
@@ -67,6 +70,7 @@ def evaluate(
     run: str,
     overrides: tuple[str, ...],
     mmlu: bool,
+    tasks: str | None,
     allow_regression: bool,
     data: str | None,
     as_json: bool,
@@ -84,12 +88,14 @@ def evaluate(
         if any(of_file.values()):
             raise click.UsageError("--out, --model and --overwrite go with --data FILE")
         changed = [*overrides, *(["evaluation.mmlu.enabled=true"] if mmlu else [])]
+        if tasks is not None:
+            changed.append(f"evaluation.benchmarks={list(filter(None, map(str.strip, tasks.split(','))))}")
         evaluation = recipe.evaluate(run, overrides=changed, allow_regression=allow_regression)
     else:
         from qdora_fast.recipes.score.score import evaluate_file
 
-        if mmlu or allow_regression:
-            raise click.UsageError("--mmlu and --allow-regression do not go with --data: MMLU has rows of its own")
+        if mmlu or tasks is not None or allow_regression:
+            raise click.UsageError("--mmlu, --tasks and --allow-regression do not go with --data FILE")
         evaluation = evaluate_file(run, data, overrides=overrides, **of_file)
     if as_json:
         click.echo(console.json_line(evaluation))
@@ -119,6 +125,24 @@ def report(run: str) -> None:
     from qdora_fast.system.run_folder import RunFolder
 
     click.echo(recipe.write_report(RunFolder.open(run)))
+
+
+@click.command()
+@RUN
+@click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="0 takes any free one.")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+@click.option("--once", is_flag=True, help="Print in one line how far the run is, and serve nothing.")
+def watch(run: str, port: int, no_browser: bool, once: bool) -> None:
+    """Show a RUN in a browser while it trains.
+
+    Serves its report page on this machine until Ctrl-C, drawn anew from the run's files as long as it is unfinished.
+    """
+    from qdora_fast.recipes import watch as recipe
+
+    if once:
+        click.echo(recipe.state_of(run))
+    else:
+        recipe.watch(run, port=port, browser=not no_browser)
 
 
 @click.command()

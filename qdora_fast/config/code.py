@@ -89,8 +89,7 @@ def code_named(tree: Any) -> Iterator[tuple[str, str]]:
 
 def of_evaluation(config: Any) -> tuple[str, ...]:
     """The settings whose code an evaluation by a `Config` runs."""
-    mmlu = config.evaluation.mmlu
-    return (METRIC, TASKS) if mmlu.enabled and mmlu.tasks else (METRIC,)
+    return (METRIC, TASKS) if config.evaluation.benchmarks else (METRIC,)
 
 
 def with_code(tree: Any, change: Callable[[str, Keys, str], str], keys: Keys = ()) -> Any:

@@ -40,12 +40,10 @@ class MmluSettings(Section):
     fail_below: Real = Field(-3.0, le=0)
     """Change of accuracy in percentage points at and below which `evaluate` fails (exit code 43), unless
     `--allow-regression` is given."""
-    tasks: list[str] = Field([])
-    """Names of further tasks of the harness that are run as well."""
     task_folder: str | None = None
-    """Folder with YAML files of your own tasks; its path starts where that of `evaluation.metric` does. The harness
-    runs what is in them (functions, templates, metrics), so the folder is used only with --own-code, or once you have
-    allowed it."""
+    """Folder with YAML files of your own tasks for `evaluation.benchmarks`; its path starts where that of
+    `evaluation.metric` does. The harness runs what is in them (functions, templates, metrics), so the folder is used
+    only with --own-code, or once you have allowed it."""
 
     @model_validator(mode="after")
     def _fail_after_warn(self) -> MmluSettings:
@@ -83,6 +81,10 @@ class EvaluationSettings(Section):
     completions: Count = Field(24, ge=0)
     """Held-out prompts whose answers by both models are saved side by side for a person to read, chosen from all
     lengths. 0: none."""
+    benchmarks: list[Annotated[str, Field(min_length=1)]] = Field([])
+    """Benchmarks by their names in EleutherAI's harness (extra `eval`), such as [gsm8k, hellaswag]: run on base and
+    tuned model at the end of `train` and in `evaluate`, beside MMLU or without it. For a single time, use
+    `evaluate --tasks gsm8k,hellaswag`."""
     mmlu: MmluSettings = MmluSettings()
 
     @field_validator("metric", "more_metrics")

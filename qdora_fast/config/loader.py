@@ -8,6 +8,7 @@ by one. Nothing heavier than pydantic is imported here.
 from __future__ import annotations
 
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from qdora_fast.config import Config
 from qdora_fast.config.code import Keys, at, with_code
 from qdora_fast.config.fields import short
 from qdora_fast.config.yaml import Lines, plain, read_value, read_yaml, write_yaml
-from qdora_fast.system import remote_code
+from qdora_fast.system import console, remote_code
 from qdora_fast.system.errors import ConfigError
 from qdora_fast.system.redact import redact
 from qdora_fast.system.urls import without_credentials
@@ -33,6 +34,8 @@ ON_THE_COMMAND_LINE = {
     "rows": "Python alone takes rows, as data={'rows': ...}; a file names where they lie, in data.path",
     "held_out_rows": "Python alone takes rows; a file names where they lie, in data.held_out_path",
 }
+NOT_RECORDED = ("run", "notify")
+"""May hold a secret, as a run keeps no copy of it; no message shows it."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -103,6 +106,7 @@ def _validate(
         tree = {**tree, "data": _public(data)}
     # A section written as `train:` with nothing below it means "all defaults".
     tree = {key: ({} if value is None and key in Config.model_fields else value) for key, value in tree.items()}
+    problems += _read_renamed(tree)
     try:
         config = Config.model_validate(with_code(tree, partial(_absolute, lines, folder)))
     except ValidationError as error:
@@ -110,13 +114,43 @@ def _validate(
     problems += [
         f"{'.'.join(keys)}{f' ({lines[keys]})' if keys in lines else ''}: {wrong}"
         for keys, text in _texts(tree)
-        if (wrong := _text_problem(text))
+        if keys[:2] != NOT_RECORDED and (wrong := _text_problem(text))
     ]
     if problems or config is None:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(f"{count} in {source}:\n{listed}")
     return config
+
+
+def _read_renamed(tree: dict[str, Any]) -> Iterator[str]:
+    """Move `evaluation.mmlu.tasks` of earlier versions, which were asked with MMLU only, to `evaluation.benchmarks`;
+    yields what is wrong."""
+    evaluation = tree.get("evaluation")
+    mmlu = evaluation.get("mmlu") if isinstance(evaluation, dict) else None
+    if not isinstance(evaluation, dict) or not isinstance(mmlu, dict) or "tasks" not in mmlu:
+        return
+    tree["evaluation"] = evaluation = {**evaluation, "mmlu": {k: v for k, v in mmlu.items() if k != "tasks"}}
+    tasks, old, new = mmlu["tasks"], "evaluation.mmlu.tasks", "evaluation.benchmarks"
+    if not tasks:  # what earlier versions wrote where nobody asked for any
+        return
+    if not mmlu.get("enabled"):
+        _say_once(f"{old} ({_listed(tasks)}) has no effect: it was asked with MMLU only; the setting is now {new}")
+    elif evaluation.get("benchmarks"):
+        yield f"{old}: it is now {new}, which is set as well; keep that one"
+    else:
+        evaluation["benchmarks"] = tasks
+        _say_once(f"{old} is now {new}: {_listed(tasks)}")
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """A command may read one config several times."""
+    console.note(text)
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(map(str, names)) if isinstance(names, list) else str(names)
 
 
 def _absolute(lines: Mapping[tuple[str, ...], str], folder: Path, _setting: str, keys: Keys, text: str) -> str:
@@ -164,6 +198,8 @@ def _describe(item: Any, lines: Mapping[tuple[str, ...], str]) -> str:
     place = f" ({lines[known[0]]})" if known else ""
     path = ".".join(loc) or "config"
     kind, value = item["type"], item.get("input")
+    if loc[:2] == NOT_RECORDED:
+        return f"{path}{place}: {str(item['msg']).removeprefix('Value error, ')}"
     if kind == "extra_forbidden" and loc[-1] in ON_THE_COMMAND_LINE:
         return f"{path}{place}: not a setting of a config file; {ON_THE_COMMAND_LINE[loc[-1]]}"
     if kind == "extra_forbidden":

@@ -21,7 +21,7 @@ from qdora_fast.system.errors import CheckpointError
 from qdora_fast.system.redact import redact
 from qdora_fast.system.run_folder import RunFolder
 
-AFTER_TRAINING = ("run", "export", "evaluation", "train.vram", "train.probe", "train.max_nonfinite")
+AFTER_TRAINING = ("run", "export", "evaluation", "train.vram", "train.probe", "train.max_nonfinite", "train.tracker")
 """Where files go, and what has no effect on what is learned: a resumed run may have others."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
 from qdora_fast.config.data import DataSettings
 from qdora_fast.config.evaluation import EvaluationSettings
@@ -14,7 +14,7 @@ from qdora_fast.system.limits import MODEL_LAYERS
 
 Method = Literal["qdora", "dora", "qlora", "lora"]
 Optimizer = Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
-Tracker = Literal["none", "trackio", "tensorboard", "wandb", "mlflow"]
+Tracker = Literal["trackio", "tensorboard", "wandb", "mlflow"]
 MergeBase = Literal["auto", "original16", "dequant4"]
 
 
@@ -23,6 +23,11 @@ def _gib(value: object) -> object:
     if value in ("auto", "off") or (isinstance(number(value), int | float) and float(str(value)) > 0):
         return value
     raise ValueError("expected auto, off, or a number of GiB above 0")
+
+
+def _listed(value: object) -> object:
+    """One text is a list of one."""
+    return [value] if isinstance(value, str) else value
 
 
 class RunSettings(Section):
@@ -36,6 +41,10 @@ class RunSettings(Section):
     shared: bool = False
     """Let other users of the machine read the run's folder, as far as the umask allows. Otherwise only its owner can,
     since the training rows and the answers lie in it. What `export --out` writes elsewhere can be read by all."""
+    notify: Annotated[list[str], BeforeValidator(_listed)] = Field([], repr=False)
+    """Addresses that get one message when `train` has ended, with how and with the scores: webhooks (https://...: ntfy,
+    Slack, Discord, or any that takes JSON), or others by apprise. Write env:NAME for an address in an environment
+    variable; one that is written out is left out of the run's copy of its config."""
 
     @field_validator("name")
     @classmethod
@@ -43,6 +52,19 @@ class RunSettings(Section):
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ValueError("use letters, digits, '.', '_' and '-' only (it becomes a folder name)")
         return name
+
+    @field_validator("notify")
+    @classmethod
+    def _addresses(cls, notify: list[str]) -> list[str]:
+        for each in notify:
+            if not re.fullmatch(r"env:[A-Za-z_][A-Za-z0-9_]*|[A-Za-z][A-Za-z0-9+.-]*://\S+", each):
+                raise ValueError("each must be a URL (https://host/path) or env:NAME")
+        return notify
+
+    @field_serializer("notify", when_used="json")
+    def _without_secrets(self, notify: list[str]) -> list[str]:
+        """Who knows an address may post there, and what is written of a run is passed on."""
+        return [each for each in notify if each.startswith("env:")]
 
 
 class ModelSettings(Section):
@@ -187,9 +209,10 @@ class TrainSettings(Section):
     early_stopping: Annotated[Count, Field(ge=1)] | None = None
     """Stop after so many evaluations in a row without a better held-out loss, and keep the best checkpoint. Empty:
     off."""
-    tracker: Tracker = "none"
-    """Experiment tracker that gets the metrics as well. none: they are written to metrics.jsonl alone, and nothing is
-    sent. The tracker's package must be installed."""
+    tracker: Literal["none"] | Tracker | list[Tracker] = "none"
+    """Experiment trackers that get the metrics as well, and the final scores: one of them, or a list such as
+    [tensorboard, wandb]. none: metrics are written to metrics.jsonl alone, and nothing is sent. A tracker's package
+    must be installed. A resumed run continues its curves."""
     seed: Count = Field(42, ge=0, lt=2**32)
     """Seed of the adapter's initial weights, the order of rows, dropout and the choice of held-out rows."""
 
@@ -208,6 +231,19 @@ class TrainSettings(Section):
             product = f"batch_size {self.batch_size} × gradient_accumulation {accumulation}"
             raise ValueError(f"effective_batch {rows} is not {product}; leave one of the three out")
         return self
+
+    @field_validator("tracker")
+    @classmethod
+    def _once_each(cls, tracker: str | list[str]) -> str | list[str]:
+        if isinstance(tracker, list) and len(set(tracker)) < len(tracker):
+            raise ValueError("names a tracker twice")
+        return tracker
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names of the trackers; [] for none."""
+        chosen = self.tracker if isinstance(self.tracker, list) else [self.tracker]
+        return [each for each in chosen if each != "none"]
 
     @property
     def micro_batch(self) -> int:

@@ -81,6 +81,8 @@ class Evaluation(_Part):
     task: dict[str, Any] | None
     heldout_loss: dict[str, Any] | None
     mmlu: dict[str, Any] | None
+    benchmarks: dict[str, Any] | None = None
+    """By name; earlier versions kept them in `tasks` of `mmlu`."""
     completions: dict[str, Any] | None
     timing: dict[str, Any] | None = None
     """Rows, written tokens and seconds of both models together, without MMLU: what the next plan goes by."""
@@ -93,7 +95,7 @@ def make_record(
 
     Args:
         settings: all sections of the run's config, as JSON.
-        measured: task, heldout_loss, mmlu, completions and timing; None for what was not measured.
+        measured: task, heldout_loss, mmlu, benchmarks, completions and timing; None for what was not measured.
     """
     from qdora_fast.models.adapter import WEIGHTS_NAME
 

@@ -64,21 +64,20 @@ class Gate:
             self._asked -= 1
 
     def _refusal(self, headers: dict[str, str], path: str) -> _Refusal | None:
-        host = _name(f"//{headers.get('host', '')}")
-        if not self._is_ours(host) and not _is_address(host):
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not is_called(host, self.hosts):
+            name = _name(f"//{host}")[:80]
             return _Refusal(
-                421, f"the server is not called {host[:80]!r}; start it with --allowed-host {host[:80]} to allow this"
+                421, f"the server is not called {name!r}; start it with --allowed-host {name} to allow this"
             )
-        origin = headers.get("origin")
-        if origin is not None and not self._is_ours(_name(origin)):
-            return _Refusal(403, f"pages of {origin[:80]!r} may not ask; start it with --allowed-host to allow them")
+        if not may_ask(origin, self.hosts):
+            return _Refusal(
+                403, f"pages of {str(origin)[:80]!r} may not ask; start it with --allowed-host to allow them"
+            )
         given = headers.get("authorization", "").partition(" ")[2]
         if self.password is not None and path != OPEN and not hmac.compare_digest(_bytes(given), _bytes(self.password)):
             return _Refusal(401, "the API key is missing or wrong")
         return None
-
-    def _is_ours(self, name: str) -> bool:
-        return name in LOCAL or name in {each.lower() for each in self.hosts}
 
     async def _body(self, headers: dict[str, str], receive: Any) -> bytes | _Refusal:
         too_long = _Refusal(413, f"a request may have {self.most_bytes:,} bytes")
@@ -99,6 +98,21 @@ class Gate:
                         return b"".join(parts)
         except TimeoutError:
             return _Refusal(408, f"the request did not arrive within {BODY_SECONDS} s")
+
+
+def is_called(host: str, hosts: Collection[str] = ()) -> bool:
+    """Whether the Host of a request is this machine, one of `hosts`, or a plain address."""
+    name = _name(f"//{host}")
+    return _is_ours(name, hosts) or _is_address(name)
+
+
+def may_ask(origin: str | None, hosts: Collection[str] = ()) -> bool:
+    """Whether pages of an Origin may ask: there is none, or it is this machine or one of `hosts`."""
+    return origin is None or _is_ours(_name(origin), hosts)
+
+
+def _is_ours(name: str, hosts: Collection[str]) -> bool:
+    return name in LOCAL or name in {each.lower() for each in hosts}
 
 
 @dataclass(frozen=True)

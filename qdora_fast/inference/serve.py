@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import errno
 import importlib.util
 import ipaddress
 import logging
 import os
 import signal
-import socket
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,6 +27,7 @@ from typing import Any
 from qdora_fast.data.tokenize.replies import ReplyReader
 from qdora_fast.inference import screen
 from qdora_fast.inference.gate import Gate
+from qdora_fast.inference.listening import listener
 from qdora_fast.inference.loading import ChatModel, Source, load_source
 from qdora_fast.inference.request import read_request
 from qdora_fast.system import console
@@ -65,8 +64,8 @@ def serve(
     Raises:
         ConfigError: the port is taken, other machines could ask without a password, or see `load_source`.
     """
-    with _listener(host, port) as listener:  # before weights are read: a taken port is said at once
-        local = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+    with listener(host, port) as waiting:  # before weights are read: a taken port is said at once
+        local = ipaddress.ip_address(waiting.getsockname()[0]).is_loopback
         if not (local or password or no_password):
             raise ConfigError(
                 f"{host} can be reached from other machines: set a password in the environment variable {PASSWORD} "
@@ -79,10 +78,10 @@ def serve(
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
         logging.getLogger("uvicorn.error").addFilter(_not_cut_short)
-        address, taken = listener.getsockname()[:2]
+        address, taken = waiting.getsockname()[:2]
         screen.serving(source, address, taken, open_to_all=not local and password is None)
         with _signals_end_quietly():
-            _server(settings).run(sockets=[listener])
+            _server(settings).run(sockets=[waiting])
     console.aside("the server has stopped")
 
 
@@ -227,24 +226,6 @@ def require_server() -> None:
     missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"serve needs {', '.join(missing)}; install with\n  {how_to_install('serve')}")
-
-
-@contextmanager
-def _listener(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that waits for connections.
-
-    Raises:
-        ConfigError: no such address, or a taken port.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        why, _, _ = str(error.strerror).partition(" (")  # Python repeats the address there
-        hint = "; take another, or --port 0 for any free one" if error.errno == errno.EADDRINUSE else ""
-        raise ConfigError(f"cannot listen on {host}, port {port}: {why}{hint}") from None
-    with listener:
-        yield listener
 
 
 @contextmanager

@@ -82,6 +82,7 @@ def evaluate(
     config = _changed(folder, overrides)
     with allow_own_code(own_code), locked(folder.path):
         require_code_allowed(config, *of_evaluation(config))
+        check_benchmarks(config)
         if capped := cap_memory(config.train.vram):
             console.note(capped)
         record = evaluate_model(open_run(folder, config), config, folder, on_chosen=messages.asking)
@@ -136,10 +137,10 @@ def evaluate_model(
     folder.write_rows(ANSWERS, _answer_lines(asked.questions, answered, right, losses, by_hash))
     completions = _completions(tuned, answered, config, asked.chosen, folder, batches)
     timing["seconds"] = round(monotonic() - begun, 2)  # MMLU has its own
-    mmlu = _mmlu(tuned, config, folder, batches)
+    public = _benchmarks(tuned, config, folder, batches)
     every = config.model_dump(mode="json")
     record = make_record(
-        folder, every, config.adapter, task=task, heldout_loss=loss, mmlu=mmlu, completions=completions, timing=timing
+        folder, every, config.adapter, task=task, heldout_loss=loss, completions=completions, timing=timing, **public
     )
     folder.write_json(EVALUATION, record)
     log.append(folder.path, "evaluation", record)
@@ -163,17 +164,13 @@ def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: C
     their answers.
 
     Raises:
-        ConfigError, DataError: see `evaluation.task.check`; or MMLU is asked for and its harness is not installed.
+        ConfigError, DataError: see `evaluation.task.check`.
     """
     from qdora_fast.evaluation.auto import resolve_auto
     from qdora_fast.evaluation.heldout import choose_rows, make_questions
     from qdora_fast.evaluation.task import check
 
     rows = [rows[number] for number in choose_rows(rows, config.evaluation.max_rows)]
-    if config.evaluation.mmlu.enabled:
-        from qdora_fast.evaluation.mmlu.harness import harness_version
-
-        harness_version()
     refused: list[str] = []
     questions = make_questions(
         rows,
@@ -191,6 +188,24 @@ def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: C
     chosen = resolve_auto(config.evaluation, questions)
     check(questions, chosen.settings)
     return Asked(len(rows), questions, chosen)
+
+
+def check_benchmarks(config: Config) -> None:
+    """Refuse benchmarks that cannot be asked, before weights are read.
+
+    Raises:
+        ConfigError: their harness is not installed, or it has none of that name.
+        RefusedError: the folder of own tasks may not be used.
+    """
+    settings = config.evaluation
+    if settings.mmlu.enabled or settings.benchmarks:
+        from qdora_fast.evaluation.mmlu.harness import harness_version
+
+        harness_version()
+    if settings.benchmarks:
+        from qdora_fast.evaluation.mmlu.harness_tasks import require_named
+
+        require_named(settings.benchmarks, settings.mmlu.task_folder)
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -374,10 +389,11 @@ def _completions(
     return {"n": len(shown), "path": str(written.path.relative_to(folder.path)), "sha256": written.sha256}
 
 
-def _mmlu(tuned: EvalModel, config: Config, folder: RunFolder, batches: Batches) -> dict[str, Any] | None:
-    settings = config.evaluation.mmlu
-    if not settings.enabled:
-        return None
+def _benchmarks(tuned: EvalModel, config: Config, folder: RunFolder, batches: Batches) -> dict[str, Any]:
+    """`mmlu` and `benchmarks` of the record."""
+    settings = config.evaluation
+    if not (settings.mmlu.enabled or settings.benchmarks):
+        return {"mmlu": None, "benchmarks": None}
     from qdora_fast.evaluation.mmlu.mmlu import measure
 
     info, packages = read_run_info(folder), folder.read_json("environment.json", {"packages": dict})["packages"]
@@ -388,13 +404,15 @@ def _mmlu(tuned: EvalModel, config: Config, folder: RunFolder, batches: Batches)
         "packages": {name: packages.get(name) for name in ("torch", "transformers", "bitsandbytes", "unsloth")},
     }
     with messages.asking_benchmark() as on_request:
-        return measure(
+        measured = measure(
             tuned.model,
             tuned.tokenizer,
-            settings,
+            settings.mmlu,
+            settings.benchmarks,
             identity=identity,
             cache=cache_folder() / "benchmarks",
-            batch_size=config.evaluation.batch_size,
+            batch_size=settings.batch_size,
             on_request=on_request,
             batches=batches,
         )
+    return {"mmlu": measured.mmlu, "benchmarks": measured.benchmarks}

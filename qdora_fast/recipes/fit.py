@@ -31,6 +31,7 @@ from qdora_fast.training.probe import Probed, meter_here, probe
 from qdora_fast.training.resume import identity, require_same
 from qdora_fast.training.signals import listening, signal_callback
 from qdora_fast.training.throughput import Expected, ProcessorTime, Slow, Throughput, causes, observe
+from qdora_fast.training.trackers import continued, name_of, take_back_events, tracker_callback
 from qdora_fast.training.trainer import Recipe, build_trainer, describe, make_recipe, sft_arguments, trained_groups
 
 
@@ -61,12 +62,14 @@ def fit(
         require_same(checkpoint, identity, ready.base_name)
     messages.recipe(describe(recipe, config.train, trained_groups(model, config.train)))
     messages.evaluation_time(evaluation_lines(config, folder, ready, recipe))
+    trackers = config.train.trackers if distributed.is_main() else []
     arguments = sft_arguments(
         config.train,
         recipe,
         folder=folder.path / "checkpoints",
         max_length=config.model.length,
         evaluates=bool(prepared.held_out_examples),
+        run_name=name_of(folder, trackers),
     )
     held_out = prepared.held_out_examples
     datasets = (prepared.tokens.dataset(), held_out.dataset() if held_out else None)
@@ -76,7 +79,11 @@ def fit(
         throughput=Throughput(prepared.train_tokens, _expected(config, folder)),
         find_causes=partial(_why_slow, model, config, ready, packed=recipe.packing, since=ProcessorTime.now()),
     )
-    with listening(lambda text: console.note(text)) as requests, watching as callbacks:
+    with (
+        listening(lambda text: console.note(text)) as requests,
+        watching as callbacks,
+        continued(folder, trackers),
+    ):
         told = [step_callback(on_step, requests)] if on_step else []
         trainer = build_trainer(
             model,
@@ -85,11 +92,13 @@ def fit(
             config.train,
             recipe=recipe,
             arguments=arguments,
-            callbacks=[*callbacks, *told, signal_callback(requests)],
+            callbacks=[*callbacks, tracker_callback(folder, trackers), *told, signal_callback(requests)],
             identity=identity,
             source_of=prepared.source_of,
             on_note=record_notes(folder.metrics_file),
         )
+        if checkpoint is not None and "tensorboard" in trackers:
+            take_back_events(trainer, int(checkpoint.name.rpartition("-")[2]))
         if probed is not None:
             trainer.micro_parts, trainer.eval_parts = probed.parts, probed.eval_parts
         with captured_prints():

@@ -280,6 +280,10 @@ def evaluation(record: dict[str, Any], answered: Any) -> None:
         )
     if mmlu:
         console.print(f"MMLU: {mmlu['words']}", style="bold" if mmlu["status"] != "ok" else None, markup=False)
+    for name, found in (record.get("benchmarks") or {}).items():
+        interval = ", 95 % CI {:+.3f} to {:+.3f}".format(*found["ci95"]) if found["ci95"] else ""
+        change = f"{found['base']:.3f} to {found['tuned']:.3f} ({found['delta']:+.3f}{interval})"
+        console.print(f"{name} ({found['metric']}, {found['n']:,} questions): {change}", markup=False)
     replies = zip(answered.questions, answered.replies.base, answered.replies.tuned, strict=True)
     for question, base, tuned in islice(replies, ANSWERS_SHOWN):
         console.print()

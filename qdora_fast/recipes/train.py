@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,11 +34,20 @@ from qdora_fast.recipes.data import (
     with_quality,
     write_data,
 )
-from qdora_fast.recipes.evaluate import EvalModel, check_questions, evaluate_model, refuse_regression, write_report
+from qdora_fast.recipes.ending import final_scores, notifying
+from qdora_fast.recipes.evaluate import (
+    EvalModel,
+    check_benchmarks,
+    check_questions,
+    evaluate_model,
+    refuse_regression,
+    write_report,
+)
 from qdora_fast.recipes.fit import fit, identity_of, recipe_of
 from qdora_fast.recipes.given import settings_given
 from qdora_fast.recipes.resume import NEW, Start, resume_if_unfinished, resume_run
 from qdora_fast.recipes.run import Run
+from qdora_fast.recipes.watch import beside_training
 from qdora_fast.system import console, distributed
 from qdora_fast.system.disk import disk_errors
 from qdora_fast.system.errors import ConfigError, without_frames
@@ -47,6 +56,7 @@ from qdora_fast.system.manifest import write_manifest
 from qdora_fast.system.remote_code import code_of, remote_code_allowed
 from qdora_fast.system.run_folder import FINISHED, RunFolder
 from qdora_fast.system.run_lock import locked
+from qdora_fast.system.webhook import addresses
 from qdora_fast.training.callbacks import OnStep
 from qdora_fast.training.memory_cap import cap_memory
 from qdora_fast.training.resume import require_same
@@ -59,6 +69,7 @@ def train(
     resume: bool | Literal["auto"] = False,
     own_code: Sequence[str | Path] = (),
     on_step: OnStep | None = None,
+    watch: bool = False,
     **sections: Any,
 ) -> Run:
     """Fine-tune, compare with the base on held-out rows, export and prove the export.
@@ -70,6 +81,7 @@ def train(
         on_step: called after each optimizer step with a dictionary: step, steps (of the whole run), epoch, loss,
             learning_rate, grad_norm and what else the trainer logs. An exception in it ends the run as Ctrl-C does: a
             checkpoint is saved, and the exception is raised.
+        watch: serve the run's page on this machine while it trains, and print its address.
         **sections: settings that replace the config's, for instance train={"epochs": 1}. Rows in memory are
             data={"rows": ...}, beside them data={"held_out_rows": ...}: a list of dictionaries, a DataFrame of pandas
             or polars, a pyarrow.Table or a datasets.Dataset.
@@ -85,7 +97,7 @@ def train(
         raise ConfigError(f"on_step: got a {type(on_step).__name__}; give a function that takes a dictionary")
     settings, name = settings_given(config, sections)
     with allow_own_code(own_code):
-        return Run(run_recipe(settings, name=name, resume=resume, on_step=on_step).path)
+        return Run(run_recipe(settings, name=name, resume=resume, on_step=on_step, watch=watch).path)
 
 
 def run_recipe(
@@ -95,6 +107,7 @@ def run_recipe(
     resume: bool | Literal["auto"] = False,
     reviewed: Path | None = None,
     on_step: OnStep | None = None,
+    watch: bool = False,
 ) -> RunFolder:
     """Rows and tokens, then everything else in one run's folder, which nobody else may use meanwhile.
 
@@ -107,7 +120,7 @@ def run_recipe(
         saved=lambda: "what was finished before is complete",
         again="run the same command again with --auto-resume",
     )
-    with distributed.process_group(), disk:
+    with distributed.process_group(), notifying(config, name) as ending, disk:
         config, start = distributed.broadcast(_begin(config, name, resume) if distributed.is_main() else (config, NEW))
         ready, targets = _prepared(config, start.folder)
         config = ready.config
@@ -115,7 +128,8 @@ def run_recipe(
         start = distributed.broadcast(_start(config, ready, recipe, name, start) if distributed.is_main() else NEW)
         folder = start.folder
         assert folder is not None, "the first process has chosen or made one"
-        with locked(folder.path) if distributed.is_main() else nullcontext():
+        ending.folder = folder
+        with locked(folder.path) if distributed.is_main() else nullcontext(), _page(folder, watch):
             config = distributed.broadcast(keep_code(folder, config) if distributed.is_main() else config)
             messages.started(folder, start)
             messages.code_elsewhere(code_elsewhere(folder, config))
@@ -126,10 +140,18 @@ def run_recipe(
                 found = _evaluate(model, base, config, folder, ready.prepared)
                 evidence = _evidence(model, config, folder)
                 del model, base  # the proof opens the merged model beside nothing else
-                _export(evidence, config, folder, start.checkpoint is not None)
+                try:
+                    _export(evidence, config, folder, start.checkpoint is not None)
+                finally:
+                    _summarise(config, folder)
                 messages.finished(folder)
                 refuse_regression(_done(found))
     return folder
+
+
+def _page(folder: RunFolder, watch: bool) -> AbstractContextManager[None]:
+    """The page of the run while it goes on, where it is asked for."""
+    return beside_training(folder) if watch and distributed.is_main() else nullcontext()
 
 
 def _begin(config: Config, name: str, resume: bool | Literal["auto"]) -> tuple[Config, Start]:
@@ -228,6 +250,18 @@ def _export(evidence: Any, config: Config, folder: RunFolder, again: bool) -> No
     folder.write_json(FINISHED, {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
+def _summarise(config: Config, folder: RunFolder) -> None:
+    """Final scores for the experiment trackers."""
+    if not config.train.trackers:
+        return
+    from qdora_fast.training.trackers import log_summary
+
+    steps = [int(path.name.rpartition("-")[2]) for path in folder.checkpoints()]
+    what = (config.model_dump(mode="json"), final_scores(folder), max(steps, default=0))
+    for problem in log_summary(folder, config.train.trackers, *what):
+        console.note(problem)
+
+
 def prepare_run(config: Config, resumed: RunFolder | None = None) -> tuple[Ready, Targets]:
     """The part that fails fast: the base found and checked, rows prepared, split and tokenised, no weights read.
 
@@ -238,6 +272,7 @@ def prepare_run(config: Config, resumed: RunFolder | None = None) -> tuple[Ready
     from qdora_fast.training.trainer import check_tracker
 
     check_tracker(config.train)
+    addresses(config.run.notify)
     require_code_allowed(config, FORMATTER, *of_evaluation(config))  # before hours of training, not after them
     open_backend()
     base_name = find_base(config, resumed)
@@ -246,6 +281,7 @@ def prepare_run(config: Config, resumed: RunFolder | None = None) -> tuple[Ready
     ready = ready_data(config, base_name)
     messages.preflight(ready)
     if config.evaluation.max_rows:
+        check_benchmarks(config)
         asked = check_questions(ready.prepared.held_out, ready.rendering.tokenizer, ready.config)
         if ready.prepared.held_out:
             messages.asking(asked)

@@ -45,7 +45,7 @@ def offline() -> Iterator[None]:
 
 
 def is_offline() -> bool:
-    """Whether `--offline` holds now."""
+    """Whether no connection may be made now."""
     return _now.offline
 
 
@@ -61,11 +61,11 @@ def _audit(event: str, given: tuple[Any, ...]) -> None:
     if event == "socket.connect" and given[0].family not in (socket.AF_INET, socket.AF_INET6):
         return
     address = given[1][0] if event == "socket.connect" else given[0]
-    if not _is_local(address):
+    if not is_local(address):
         raise ConnectionError(f"--offline: no connection to {address}")
 
 
-def _is_local(address: Any) -> bool:
+def is_local(address: Any) -> bool:
     """Whether an address or a name is this machine's own."""
     if isinstance(address, bytes):
         address = address.decode(errors="replace")

@@ -10,6 +10,8 @@
       data/              train.jsonl, held_out.jsonl, rejected.jsonl, duplicates.jsonl, proof_rows.json,
                          report.json and report.html, review.html (a sample to read and mark)
       metrics.jsonl      one line a log event: loss, learning rate, tokens/s, memory
+      tracker.json       the ids by which experiment trackers know this run, where train.tracker names any
+      tensorboard/       its events, where train.tracker names it
       checkpoints/       for --resume; the newest two and the best
       finished.json      written last: without it, the run was stopped before its end
       adapter/           the trained adapter with its tokenizer and chat template

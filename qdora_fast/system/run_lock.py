@@ -25,6 +25,10 @@ from qdora_fast.system.json_files import read_object
 LOCK, HOLDER = ".lock", ".lock.json"
 
 
+PATIENCE = 0.5
+"""Seconds to wait for a lock: somebody who only asks whether there is one holds it for an instant."""
+
+
 @contextmanager
 def locked(folder: Path, *, instead: str = "or start another run (`--set run.name=...`)") -> Iterator[None]:
     """Hold a run's folder.
@@ -35,7 +39,7 @@ def locked(folder: Path, *, instead: str = "or start another run (`--set run.nam
     Raises:
         RunLocked: another process does; says which, on which machine and since when.
     """
-    lock = FileLock(str(folder / LOCK), timeout=0)
+    lock = FileLock(str(folder / LOCK), timeout=PATIENCE)
     try:
         lock.acquire()
     except Timeout:
@@ -57,6 +61,12 @@ def in_use(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process, this one included, holds the folder; for somebody who asks again and again. Without the
+    holder's note the lock is not touched."""
+    return (folder / HOLDER).is_file() and in_use(folder)
 
 
 def _holder(folder: Path) -> str:

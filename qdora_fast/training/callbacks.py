@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from qdora_fast.training.throughput import Slow, Throughput
 
 OnStep = Callable[[dict[str, Any]], object]
 """Called after each optimizer step with step, steps, epoch, loss, learning_rate and what else the trainer logs."""
+_BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def memory_gib() -> float:
@@ -95,7 +96,8 @@ def _watch(metrics: Path, throughput: Throughput) -> Any:
                 left = throughput.left(state.max_steps - state.global_step)
                 message = _summary(record) + (f"  {console.time_range(left)} left" if left and left[1] >= 1 else "")
                 self.losses.append((state.global_step, float(record["loss"])))
-                self._draw(completed=state.global_step, message=message)
+                shown = f"{sparkline([loss for _, loss in self.losses])}  {message}"
+                self._draw(completed=state.global_step, message=shown)
                 if not console.shows_progress() and state.global_step % max(1, state.max_steps // 10) == 0:
                     console.print(step + message)
             elif "eval_loss" in record:
@@ -178,6 +180,17 @@ def record_notes(metrics: Path) -> Callable[[Note], None]:
         _append(metrics, {"step": note.step, "event": note.kind, "said": note.message, "rows": note.rows})
 
     return record
+
+
+def sparkline(values: Sequence[float], width: int = 16) -> str:
+    """The whole curve in at most `width` characters, each the mean of as many values; what is not finite is left
+    out."""
+    finite = [value for value in values if math.isfinite(value)]
+    size = max(1, math.ceil(len(finite) / width))
+    means = [sum(part := finite[at : at + size]) / len(part) for at in range(0, len(finite), size)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[round((value - low) * scale)] for value in means)
 
 
 def _append(metrics: Path, record: dict[str, Any]) -> None:

@@ -56,15 +56,16 @@ def choose_precision(train: TrainSettings) -> str:
 
 
 def check_tracker(train: TrainSettings) -> None:
-    """Refuse a tracker that is not installed, before anything is loaded.
+    """Refuse trackers that are not installed, before anything is loaded.
 
     Raises:
-        ConfigError: with the command that installs it.
+        ConfigError: with the command that installs them.
     """
-    missing = {name for name in ("trackio", "tensorboard", "wandb", "mlflow") if importlib.util.find_spec(name) is None}
-    if train.tracker in missing:
+    missing = [name for name in train.trackers if importlib.util.find_spec(name) is None]
+    if missing:
         raise ConfigError(
-            f"train.tracker: {train.tracker} is not installed; run `{how_to_install(train.tracker)}`, or set it to none"
+            f"train.tracker: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; "
+            f"run `{how_to_install(*missing)}`, or set it to none"
         )
 
 
@@ -103,9 +104,13 @@ def make_recipe(train: TrainSettings, *, rows: int, tokens: int, max_length: int
 
 
 def sft_arguments(
-    train: TrainSettings, recipe: Recipe, *, folder: Path, max_length: int, evaluates: bool
+    train: TrainSettings, recipe: Recipe, *, folder: Path, max_length: int, evaluates: bool, run_name: str | None = None
 ) -> dict[str, Any]:
-    """All arguments of trl.SFTConfig for a run."""
+    """All arguments of trl.SFTConfig for a run.
+
+    Args:
+        run_name: in trackers; None: the name of the run's folder.
+    """
     strategy = "steps" if evaluates else "no"
     return {
         "output_dir": str(folder),
@@ -146,12 +151,12 @@ def sft_arguments(
         "load_best_model_at_end": bool(train.early_stopping) and evaluates,
         "metric_for_best_model": "eval_loss" if evaluates else None,
         "greater_is_better": False if evaluates else None,
-        "report_to": train.tracker,
-        "run_name": folder.parent.name,
+        "report_to": train.trackers or "none",
+        "run_name": run_name or folder.parent.name,
         "disable_tqdm": True,
         "push_to_hub": False,
         "dataset_num_proc": None,
-        **({"trackio_space_id": None} if train.tracker == "trackio" else {}),
+        **({"trackio_space_id": None} if "trackio" in train.trackers else {}),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from breadth import examples
+from heard import heard
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_configs import ALL_KEYS, slips, valid_configs
@@ -155,3 +156,21 @@ def test_no_valid_config_is_refused(tree: dict[str, Any]) -> None:
 def test_text_that_cannot_be_written_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"run.dir: got .*; it holds NUL or an invalid character"):
         make_config({"model": {"name": "demo"}, "data": {"path": "demo"}, "run": {"dir": text}})
+
+
+def test_benchmarks_under_their_former_name_are_still_read(tmp_path: Path) -> None:
+    def read(mmlu: dict[str, Any], **evaluation: Any) -> tuple[list[str], str]:
+        base = {"model": {"name": "demo"}, "data": {"path": "demo"}}
+        with heard() as out:
+            found = make_config(base | {"evaluation": {"mmlu": mmlu, **evaluation}})
+        return found.evaluation.benchmarks, out.getvalue()
+
+    names, said = read({"enabled": True, "tasks": ["gsm8k", "hellaswag"]})
+    assert names == ["gsm8k", "hellaswag"]
+    assert "evaluation.mmlu.tasks is now evaluation.benchmarks: gsm8k, hellaswag" in said
+    assert read({"enabled": True, "tasks": ["gsm8k", "hellaswag"]})[1] == ""  # once a process
+    names, said = read({"tasks": ["arc_easy"]})  # as before: without MMLU they were not asked
+    assert names == [] and "arc_easy" in said and "has no effect" in said
+    assert read({"tasks": []}) == ([], "")
+    with pytest.raises(ConfigError, match="mmlu.tasks: it is now evaluation.benchmarks, which is set as well"):
+        read({"enabled": True, "tasks": ["a"]}, benchmarks=["b"])

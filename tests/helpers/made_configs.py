@@ -18,6 +18,8 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), mi
 # Settings that are more than their type: each with values that its description allows.
 SPECIAL: dict[tuple[str, ...], st.SearchStrategy[Any]] = {
     ("run", "name"): st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,10}", fullmatch=True),
+    ("run", "notify"): st.lists(st.sampled_from(["env:HOOK", "env:NTFY_URL"]), max_size=2),
+    ("train", "tracker"): st.sampled_from(["none", "wandb", ["tensorboard", "mlflow"], []]),
     ("adapter", "trainable_tokens"): st.lists(TEXT | st.integers(0, 99), max_size=3, unique=True),
     ("adapter", "layers"): st.sampled_from(["0", "0-3", "8,10,12-15", " 1 - 2 , 4"]),
     ("data", "formatter"): st.sampled_from(["rows.py:some", "a/b_c.py:d1"]),

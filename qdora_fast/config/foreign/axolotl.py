@@ -230,8 +230,7 @@ def _training(ours: Translation) -> None:
     elif checkpointing is False:
         ours.set("train.gradient_checkpointing", "off")
     trackers = {"wandb_project": "wandb", "mlflow_tracking_uri": "mlflow", "trackio_project_name": "trackio"}
-    tracker = next((name for key, name in trackers.items() if ours.keys.get(key)), None)
-    if ours.pop("use_tensorboard"):
-        tracker = tracker or "tensorboard"
-    if tracker:
-        ours.set("train.tracker", tracker)
+    chosen = [name for key, name in trackers.items() if ours.keys.get(key)]
+    chosen += ["tensorboard"] if ours.pop("use_tensorboard") else []
+    if chosen:
+        ours.set("train.tracker", chosen[0] if len(chosen) == 1 else chosen)

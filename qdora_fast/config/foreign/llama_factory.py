@@ -212,9 +212,9 @@ def _training(ours: Translation) -> None:
     trackers = [name for name in _names(ours.pop("report_to")) if name != "none"]
     known = [name for name in trackers if name in ("wandb", "tensorboard", "mlflow", "trackio")]
     if known:
-        ours.set("train.tracker", known[0])
+        ours.set("train.tracker", known[0] if len(known) == 1 else known)
     ours.left += [
-        f"report_to: {name} (one of wandb, tensorboard, mlflow, trackio)" for name in trackers if name not in known[:1]
+        f"report_to: {name} (one of wandb, tensorboard, mlflow, trackio)" for name in trackers if name not in known
     ]
 
 

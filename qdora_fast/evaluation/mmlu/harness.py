@@ -121,7 +121,7 @@ class Reader:
             while isinstance(given := attempt(answers), OutOfMemoryEvent):
                 self.batch_size = self.batches.shrink(given, self.batch_size, "benchmark questions were answered")
         except (ValueError, NotImplementedError) as error:
-            raise ConfigError(f"evaluation.mmlu.tasks: {', '.join(named)}: {first_line(error)}") from error
+            raise ConfigError(f"evaluation.benchmarks: {', '.join(named)}: {first_line(error)}") from error
         return given
 
 
@@ -226,7 +226,7 @@ def _answers(tasks: Tasks, samples: Mapping[str, Sequence[Mapping[str, Any]]], c
     metrics = {samples[task.config.task][0]["metrics"][0] for task in tasks.values()}
     if len(metrics) > 1:
         raise ConfigError(
-            f"evaluation.mmlu.tasks: {', '.join(tasks)} are measured in different ways ({', '.join(sorted(metrics))}) "
+            f"evaluation.benchmarks: {', '.join(tasks)} are measured in different ways ({', '.join(sorted(metrics))}) "
             "and have no common figure; name them one by one"
         )
     metric = metrics.pop()

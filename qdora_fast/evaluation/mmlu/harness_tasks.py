@@ -93,18 +93,36 @@ def load_named(names: Sequence[str], folder: str | None) -> dict[str, Tasks]:
         RefusedError: the folder was not allowed.
         ConfigError: no such folder or task, or its questions cannot be loaded.
     """
+    with _no_bytecode_of_others():
+        manager = _manager_of(names, folder)
+        return {name: _load_one(manager, name) for name in names}
+
+
+def require_named(names: Sequence[str], folder: str | None) -> None:
+    """Look each name up and load nothing: a wrong one is refused before weights are read.
+
+    Raises:
+        RefusedError, ConfigError: as `load_named`.
+    """
+    with _no_bytecode_of_others():
+        manager = _manager_of(names, folder)
+    for name in names:
+        _require(manager, name)
+
+
+def _manager_of(names: Sequence[str], folder: str | None) -> Any:
+    """Index of the tasks in the user's folder, and of the harness' own where a name is not among these."""
     harness_version()
     if folder and not local_path(folder).is_dir():
         raise ConfigError(f"evaluation.mmlu.task_folder: {folder} is no folder; name one with YAML files of tasks")
     folders = [local_path(folder)] if folder else []
     for own in folders:
         require_folder_allowed(TASKS, own)
-    with _no_bytecode_of_others():
-        with quiet(stderr=True):
-            manager = _manager(folders, own=False)
-            if set(names) - set(manager.all_tasks):  # reading the harness' 14,000 files takes some seconds
-                manager = _manager(folders, own=True)
-        return {name: _load_one(manager, name) for name in names}
+    with quiet(stderr=True):
+        manager = _manager(folders, own=False)
+        if set(names) - set(manager.all_tasks):  # reading the harness' 14,000 files takes some seconds
+            manager = _manager(folders, own=True)
+    return manager
 
 
 def question_count(tasks: Tasks, ids: Mapping[str, Sequence[int]] | None) -> int:
@@ -163,21 +181,25 @@ def _own_folder() -> Path:
     return Path(found.origin).parent
 
 
-def _load_one(manager: Any, name: str) -> Tasks:
+def _require(manager: Any, name: str) -> None:
     if name not in manager.all_tasks:
         close = difflib.get_close_matches(name, manager.all_tasks, n=3)
         raise ConfigError(
-            f"evaluation.mmlu.tasks: there is no task `{name}`"
+            f"evaluation.benchmarks: there is no task `{name}`"
             + (f"; close are {', '.join(close)}" if close else "")
             + ". For a task of your own name the folder of its YAML file in evaluation.mmlu.task_folder"
         )
+
+
+def _load_one(manager: Any, name: str) -> Tasks:
+    _require(manager, name)
     try:
         with quiet(stderr=True):
             tasks: Tasks = manager.load([name])["tasks"]
             for task in tasks.values():
                 len(task.eval_docs)
     except LOAD_ERRORS as error:
-        raise ConfigError(f"evaluation.mmlu.tasks: cannot load `{name}` ({first_line(error)})") from error
+        raise ConfigError(f"evaluation.benchmarks: cannot load `{name}` ({first_line(error)})") from error
     for task in tasks.values():
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)

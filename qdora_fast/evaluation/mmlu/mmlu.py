@@ -46,6 +46,15 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What was asked of both models; None for what was not."""
+
+    mmlu: dict[str, Any] | None
+    benchmarks: dict[str, Any] | None
+    """Figures by name."""
+
+
+@dataclass(frozen=True)
 class Paired:
     """One benchmark, answered by both models; the lists are in the same order."""
 
@@ -63,17 +72,19 @@ def measure(
     model: Any,
     tokenizer: Any,
     settings: MmluSettings,
+    names: Sequence[str] = (),
     *,
     identity: Mapping[str, Any],
     cache: Path,
     batch_size: int,
     on_request: OnRequest | None = None,
     batches: Batches | None = None,
-) -> dict[str, Any]:
-    """Ask base and tuned model MMLU and the other tasks of the settings; the `mmlu` of an evaluation.
+) -> Measured:
+    """Ask base and tuned model MMLU, where it is enabled, and benchmarks by name.
 
     Args:
         model: a PEFT model in evaluation mode; it is left as it was.
+        names: of benchmarks; `evaluation.benchmarks`.
         identity: what makes the base the same base: its name, revision, quantisation, precision.
         cache: folder where the base's answers are kept.
         batch_size: prompts at once, fewer where memory runs out.
@@ -84,24 +95,30 @@ def measure(
         DataError: the questions are not those of cais/mmlu, or the two models were not asked the same.
     """
     started = time.monotonic()
-    ids = question_ids(settings.questions)
-    mmlu = Benchmark("mmlu", load_mmlu(subject_sizes(), settings.path, settings.shots), ids)
-    named = load_named(settings.tasks, settings.task_folder) if settings.tasks else {}
-    benchmarks = [mmlu, *(Benchmark(name, tasks, None) for name, tasks in named.items())]
+    asked: list[Benchmark] = []
+    if settings.enabled:
+        tasks = load_mmlu(subject_sizes(), settings.path, settings.shots)
+        asked.append(Benchmark("mmlu", tasks, question_ids(settings.questions)))
+    named = load_named(names, settings.task_folder) if names else {}
+    asked += [Benchmark(name, tasks, None) for name, tasks in named.items()]
     reader = Reader(model, tokenizer, batch_size, batches)
-    first, *others = compare(reader, benchmarks, identity=identity, cache=cache, on_request=on_request)
-    figures = mmlu_figures(first, settings, reader.longest)
-    return figures | {
-        "shots": settings.shots,
-        "questions": settings.questions,
-        "ids_sha256": ids_hash(ids),
-        "task_version": str(next(iter(mmlu.tasks.values())).VERSION),
-        "harness": harness_version(),
-        "subjects": _by_task(first),
-        "tasks": {name: _other_figures(paired) for name, paired in zip(named, others, strict=True)},
-        "base_cached": first.base_cached,
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    answered = compare(reader, asked, identity=identity, cache=cache, on_request=on_request)
+    took = {"harness": harness_version(), "seconds": round(time.monotonic() - started, 1)}
+    mmlu = None
+    if settings.enabled:
+        first, ids = answered.pop(0), asked[0].ids
+        assert ids is not None
+        mmlu = mmlu_figures(first, settings, reader.longest) | {
+            "shots": settings.shots,
+            "questions": settings.questions,
+            "ids_sha256": ids_hash(ids),
+            "task_version": str(next(iter(asked[0].tasks.values())).VERSION),
+            "subjects": _by_task(first),
+            "base_cached": first.base_cached,
+            **took,
+        }
+    figures = {name: _other_figures(paired) | took for name, paired in zip(named, answered, strict=True)}
+    return Measured(mmlu, figures or None)
 
 
 def compare(
@@ -163,7 +180,7 @@ def pair(name: str, base: Answers, tuned: Answers, *, base_cached: bool = False)
         raise DataError(
             f"{name}: question {number} of {task} was not the same for base and tuned model, so that they cannot be "
             "compared. A task that writes its prompts by chance or by time does this; leave it out of "
-            "evaluation.mmlu.tasks"
+            "evaluation.benchmarks"
         )
     places = [(task, number) for task, outcomes in base.by_task.items() for number in outcomes]
     return Paired(

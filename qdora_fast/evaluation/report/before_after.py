@@ -37,7 +37,7 @@ class Line(NamedTuple):
 
 
 def before_after(evaluation: Mapping[str, Any]) -> Iterator[Line]:
-    """The lines of evaluation.json: the chosen metric, other metrics, losses, MMLU and other tasks, whole answers."""
+    """The lines of evaluation.json: the chosen metric, other metrics, losses, benchmarks, whole answers."""
     task, loss, mmlu = (part(evaluation, key) for key in ("task", "heldout_loss", "mmlu"))
     if task:
         yield _line(task.get("metric"), task, kind_of(task), main=True)
@@ -49,7 +49,7 @@ def before_after(evaluation: Mapping[str, Any]) -> Iterator[Line]:
         yield _line("held-out perplexity", {"n": loss.get("n"), **part(loss, "perplexity")}, less_is_better=True)
     if mmlu:
         yield _line(f"MMLU, {mmlu.get('shots')}-shot", _as_shares(mmlu), "rate")
-    for name, other in part(mmlu, "tasks").items():
+    for name, other in (part(mmlu, "tasks") | part(evaluation, "benchmarks")).items():
         figures = {**other, "difference": other.get("delta")} if isinstance(other, dict) else {}
         yield _line(f"{name} ({figures.get('metric')})", figures)
     answered = task.get("answered", task.get("n"))

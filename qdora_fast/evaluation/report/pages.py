@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from qdora_fast.config.metrics import Kind
@@ -45,14 +46,28 @@ FALLEN: dict[Kind, str] = {
 """Of the rows that got worse, by the kind of the metric."""
 
 
-def run_page(parts: RunParts) -> str:
-    """A run's report.html, made of whatever lies in its folder. Never fails for what is missing."""
+@dataclass(frozen=True)
+class Live:
+    """How a run stands that may still go on."""
+
+    words: str
+    refresh: int | None
+    """Seconds after which a browser asks for the page again; None: it does not change any more."""
+
+
+def run_page(parts: RunParts, live: Live | None = None) -> str:
+    """A run's report.html, made of whatever lies in its folder. Never fails for what is missing.
+
+    Args:
+        live: for a page that is served and not kept, see `recipes/watch.py`.
+    """
     task = part(parts.evaluation, "task")
     state, text = _verdict(task)
     return render(
         "run.html.j2",
         TEMPLATES,
         run=parts,
+        live=live,
         base=base_name(parts),
         task=task,
         state=state,

@@ -36,7 +36,7 @@ from qdora_fast.training.memory_cap import cap_memory
 NOT_SHARED = {
     "adapter": {"method"},
     "train": {"learning_rate", "loraplus_ratio", "early_stopping", "tracker", "eval_steps", "save_steps"},
-    "evaluation": {"completions", "mmlu", "more_metrics"},
+    "evaluation": {"benchmarks", "completions", "mmlu", "more_metrics"},
     "data": {"cache", "workers"},
 }
 """Settings that differ between trials or change none."""

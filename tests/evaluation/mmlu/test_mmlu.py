@@ -6,7 +6,7 @@ import logging
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from qdora_fast.config.evaluation import MmluSettings
 from qdora_fast.config.loader import make_config
 from qdora_fast.config.own_code import allow_own_code
 from qdora_fast.evaluation.mmlu.harness import Answers, Outcome, Reader, harness_model
-from qdora_fast.evaluation.mmlu.harness_tasks import load_mmlu, load_named
-from qdora_fast.evaluation.mmlu.mmlu import Benchmark, Paired, compare, measure, mmlu_figures, pair, status_of
+from qdora_fast.evaluation.mmlu.harness_tasks import load_mmlu, load_named, require_named
+from qdora_fast.evaluation.mmlu.mmlu import Benchmark, Measured, Paired, compare, measure, mmlu_figures, pair, status_of
 from qdora_fast.evaluation.mmlu.mmlu_subset import draw, ids_hash, question_ids, subject_sizes
 from qdora_fast.models.loading import attach, fuse_layers
 from qdora_fast.models.out_of_memory import Batches
@@ -92,12 +92,18 @@ def values(answers: Answers) -> list[float]:
 
 
 def settings(copy_of_mmlu: Path, **changes: Any) -> MmluSettings:
-    return MmluSettings(path=str(copy_of_mmlu), questions=1, shots=0, **changes)
+    return MmluSettings(**{"path": str(copy_of_mmlu), "questions": 1, "shots": 0, "enabled": True} | changes)
 
 
 def run(reader: Reader, chosen: MmluSettings, cache: Path, **options: Any) -> dict[str, Any]:
-    identity = options.pop("identity", BASE)
-    return measure(reader.model, reader.tokenizer, chosen, identity=identity, cache=cache, batch_size=8, **options)
+    found = ask(reader, chosen, cache, **options).mmlu
+    assert found is not None
+    return found
+
+
+def ask(reader: Reader, chosen: MmluSettings, cache: Path, names: Sequence[str] = (), **options: Any) -> Measured:
+    how = {"identity": BASE, "cache": cache, "batch_size": 8} | options
+    return measure(reader.model, reader.tokenizer, chosen, names, **how)
 
 
 def own_task(folder: Path, **changes: Any) -> Benchmark:
@@ -201,9 +207,11 @@ def test_answers_are_paired_by_question_and_not_by_order() -> None:
 def test_own_tasks_stand_beside_mmlu(harmed: Reader, favourite: int, copy_of_mmlu: Path, tmp_path: Path) -> None:
     write_task(tmp_path / "tasks", "capitals", answer=favourite)
     write_task(tmp_path / "tasks", "written", **WRITTEN)
-    chosen = settings(copy_of_mmlu, tasks=["capitals", "written"], task_folder=str(tmp_path / "tasks"))
+    chosen = settings(copy_of_mmlu, enabled=False, task_folder=str(tmp_path / "tasks"))
     with allow_own_code([tmp_path / "tasks"]):
-        found = run(harmed, chosen, tmp_path / "cache")["tasks"]
+        measured = ask(harmed, chosen, tmp_path / "cache", ["capitals", "written"])
+    found = measured.benchmarks
+    assert found is not None and measured.mmlu is None
     assert found["capitals"]["metric"] == "acc" and found["capitals"]["n"] == 12
     assert found["capitals"]["delta"] == found["capitals"]["tuned"] - found["capitals"]["base"] < 0
     assert found["capitals"]["ci95"][0] <= found["capitals"]["delta"] <= found["capitals"]["ci95"][1]
@@ -326,6 +334,9 @@ def test_tasks_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.
     write_task(tmp_path, "capitals")
     with pytest.raises(ConfigError, match="no task `capitols`; close are capitals"):
         own_tasks(["capitols"], str(tmp_path))
+    with pytest.raises(ConfigError, match=r"evaluation.benchmarks: there is no task `capitols`"):
+        require_named(["capitals", "capitols"], str(tmp_path))
+    require_named(["capitals"], str(tmp_path))
     with pytest.raises(ConfigError, match="is no folder"):
         load_named(["capitals"], str(tmp_path / "nowhere"))
     next(tmp_path.glob("*-test.jsonl")).unlink()
