@@ -29,6 +29,7 @@ from qdora_fast.recipes.verify import require_undamaged, verify
 from qdora_fast.system import console
 from qdora_fast.system.errors import ConfigError, IntegrityError, RefusedError
 from qdora_fast.system.hub import Listed, hub_errors, listing, open_hub, require_repo
+from qdora_fast.system.install import how_to_install
 from qdora_fast.system.json_files import read_object
 from qdora_fast.system.limits import JSON_FILE_BYTES
 from qdora_fast.system.manifest import NAME as MANIFEST
@@ -158,7 +159,11 @@ def _export(folder: RunFolder, what: str) -> Path:
         raise RefusedError(
             f"{named[0]} was not proven to be the model that was trained, so it is not sent; make it again with "
             f"`qdora-fast export {typed(folder.path)} --to {report.get('format', what)} --overwrite`"
-            + (" (`pip install gguf` first: its check needs the reader)" if report.get("format") == "gguf" else "")
+            + (
+                f" (`{how_to_install('gguf')}` first: its check needs the reader)"
+                if report.get("format") == "gguf"
+                else ""
+            )
         )
     if report.get("adapter_sha256") != sha256_of(folder.adapter / "adapter_model.safetensors"):
         raise RefusedError(f"{named[0]} was made from another adapter than the run holds now; export it again")

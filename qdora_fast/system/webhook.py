@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from qdora_fast.system import offline
 from qdora_fast.system.errors import ConfigError
+from qdora_fast.system.install import how_to_install
 from qdora_fast.system.redact import redact, redacted
 
 SECONDS = 5.0
@@ -141,8 +142,8 @@ def _parts(url: str) -> tuple[str, str]:
 def _require_apprise(address: Address, scheme: str) -> None:
     if importlib.util.find_spec("apprise") is None:
         raise ConfigError(
-            f"run.notify: {scheme}:// is sent by apprise, which is not installed (`pip install apprise`); a webhook of "
-            "https:// needs nothing"
+            f"run.notify: {scheme}:// is sent by apprise, which is not installed; run `{how_to_install('notify')}`, or "
+            "name a webhook of https://, which needs nothing"
         )
     if offline.is_offline():
         raise ConfigError(f"run.notify: {scheme}:// is another machine, and --offline makes no connection")

@@ -61,7 +61,8 @@ def check_tracker(train: TrainSettings) -> None:
     Raises:
         ConfigError: with the command that installs them.
     """
-    missing = [name for name in train.trackers if importlib.util.find_spec(name) is None]
+    absent = {name for name in ("trackio", "tensorboard", "wandb", "mlflow") if importlib.util.find_spec(name) is None}
+    missing = [name for name in train.trackers if name in absent]
     if missing:
         raise ConfigError(
             f"train.tracker: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; "

@@ -202,7 +202,7 @@ def test_a_gguf_is_found_by_its_format_and_one_that_was_not_checked_is_refused(r
     exported(run, "gguf-f16", passed=None)
     with pytest.raises(ConfigError, match="which of gguf-f16, gguf-q8_0"):
         push(run, to=TO, what="gguf")
-    with pytest.raises(RefusedError, match="pip install gguf"):
+    with pytest.raises(RefusedError, match=r"qdora-fast\[gguf\]"):
         push(run, to=TO, what="gguf-f16")
 
 

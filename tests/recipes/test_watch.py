@@ -39,7 +39,7 @@ def every_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def log(folder: RunFolder, *lines: dict[str, Any]) -> None:
-    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def get(url: str, path: str = "", **headers: str) -> httpx.Response:
@@ -51,7 +51,7 @@ def test_a_running_run_is_drawn_anew_and_refreshes(folder: RunFolder, every_time
     with locked(folder.path), served(folder) as url:
         first = get(url).text
         log(folder, {"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.25, "epoch": 0.5})
-        with folder.metrics.open("a") as file:
+        with folder.metrics_file.open("a") as file:
             file.write('{"step": 3, "lo')  # it is being written
         second = get(url).text
     assert "running: " in first and "step 1, loss 2.5" in first
@@ -127,7 +127,7 @@ def test_an_idle_connection_holds_nobody_up(folder: RunFolder) -> None:
 
 def test_broken_files_have_a_page_as_well(folder: RunFolder) -> None:
     folder.config_file.write_text("model: [")
-    folder.metrics.write_bytes(b"\xff\x00nothing")
+    folder.metrics_file.write_bytes(b"\xff\x00nothing")
     with served(folder) as url:
         assert "cannot be read by this version" in get(url).text
 

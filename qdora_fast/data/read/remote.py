@@ -28,6 +28,7 @@ from qdora_fast.system import console
 from qdora_fast.system.atomic import discard, require_space, staged_folder
 from qdora_fast.system.errors import DataError, IntegrityError, QdoraError, first_line
 from qdora_fast.system.hardware import cache_folder
+from qdora_fast.system.install import how_to_install
 from qdora_fast.system.limits import REMOTE_BYTES, REMOTE_FILES
 from qdora_fast.system.manifest import NAME, problems, read_manifest, value_hash, write_manifest
 from qdora_fast.system.offline import is_offline
@@ -209,7 +210,7 @@ def _open(url: str) -> tuple[Any, str]:
         system = fsspec.filesystem(scheme, skip_instance_cache=scheme != "memory", use_listings_cache=False, **options)
     except ImportError as error:
         extra = EXTRAS.get(scheme)
-        fix = f'pip install "qdora-fast[{extra}]"' if extra else "pip install the package that it names"
+        fix = f"run `{how_to_install(extra)}`" if extra else "install the package that it names"
         raise DataError(f"{url}: {scheme}:// needs a package that is not here ({first_line(error)}); {fix}") from None
     return system, system._strip_protocol(f"{scheme}://{asked.partition('://')[2]}")
 
