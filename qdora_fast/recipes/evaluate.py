@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qdora_fast.config import Config
 from qdora_fast.config.code import of_evaluation
@@ -34,6 +34,9 @@ from qdora_fast.system.run_folder import COPY_RUN, RunFolder
 from qdora_fast.system.run_lock import locked
 from qdora_fast.training.memory_cap import cap_memory
 from qdora_fast.training.resume import base_fingerprint
+
+if TYPE_CHECKING:
+    from qdora_fast.evaluation.heldout import Question
 
 EVALUATION, ANSWERS = "evaluation/evaluation.json", "evaluation/held_out_answers.jsonl"
 
@@ -167,27 +170,40 @@ def check_questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: C
         ConfigError, DataError: see `evaluation.task.check`.
     """
     from qdora_fast.evaluation.auto import resolve_auto
-    from qdora_fast.evaluation.heldout import choose_rows, make_questions
+    from qdora_fast.evaluation.heldout import choose_rows
     from qdora_fast.evaluation.task import check
 
     rows = [rows[number] for number in choose_rows(rows, config.evaluation.max_rows)]
+    questions = questions_of(rows, tokenizer, config, max_length=config.model.length, noun="held-out rows")
+    chosen = resolve_auto(config.evaluation, questions)
+    check(questions, chosen.settings)
+    return Asked(len(rows), questions, chosen)
+
+
+def questions_of(
+    rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: Config, *, max_length: int, noun: str
+) -> list[Question]:
+    """The questions of rows; how many of them the chat template refuses is said.
+
+    Args:
+        noun: what the message calls the rows.
+    """
+    from qdora_fast.evaluation.heldout import make_questions
+
     refused: list[str] = []
     questions = make_questions(
         rows,
         tokenizer,
-        max_length=config.model.length,
+        max_length=max_length,
         date=config.data.date,
         thinking=config.data.thinking,
         on_refused=refused.append,
     )
     if refused:
         console.note(
-            f"{len(refused)} of {len(rows)} held-out rows are not asked: the chat template refuses their prompt "
-            f"({refused[0]})"
+            f"{len(refused)} of {len(rows)} {noun} are not asked: the chat template refuses their prompt ({refused[0]})"
         )
-    chosen = resolve_auto(config.evaluation, questions)
-    check(questions, chosen.settings)
-    return Asked(len(rows), questions, chosen)
+    return questions
 
 
 def check_benchmarks(config: Config) -> None:

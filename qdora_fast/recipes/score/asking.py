@@ -19,12 +19,13 @@ from qdora_fast.data.tokenize.modes import answer_of
 from qdora_fast.evaluation.alone import loss_alone, score_alone
 from qdora_fast.evaluation.auto import BESIDE, Chosen, resolve_auto
 from qdora_fast.evaluation.generation import Reply
-from qdora_fast.evaluation.heldout import Question, choose_rows, make_questions, of_both, row_losses
+from qdora_fast.evaluation.heldout import Question, choose_rows, of_both, row_losses
 from qdora_fast.evaluation.task import Answered, Read, ask, by_loss, check, judge, measure_loss
 from qdora_fast.inference.endpoint import Endpoint
 from qdora_fast.inference.many import LENGTH, Answerer, ManyAnswers
 from qdora_fast.models.out_of_memory import Batches, make_room
 from qdora_fast.recipes import messages
+from qdora_fast.recipes.evaluate import questions_of
 from qdora_fast.recipes.predict.opened import Opened
 from qdora_fast.recipes.predict.rows import rows_of
 from qdora_fast.system import console
@@ -175,20 +176,8 @@ def _questions(opened: Opened, config: Config, rows: Rows) -> list[Question]:
     """The questions of rows with an answer; rows of plain text ask nothing."""
     if opened.source is None:
         return [_bare(row) for row in rows if len(row["messages"]) > 1]
-    refused: list[str] = []
-    questions = make_questions(
-        rows,
-        opened.source.vocabulary.tokenizer,
-        max_length=opened.source.max_length,
-        date=config.data.date,
-        thinking=config.data.thinking,
-        on_refused=refused.append,
-    )
-    if refused:
-        console.note(
-            f"{len(refused)} of {len(rows)} rows are not asked: the chat template refuses their prompt ({refused[0]})"
-        )
-    return questions
+    vocabulary, length = opened.source.vocabulary, opened.source.max_length
+    return questions_of(rows, vocabulary.tokenizer, config, max_length=length, noun="rows")
 
 
 def _bare(row: Mapping[str, Any]) -> Question:
