@@ -65,6 +65,7 @@ def notifying(config: Config, name: str) -> Iterator[Ending]:
     if not to:
         yield ending
         return
+    console.line("message", f"one to {', '.join(each.name for each in to)} when this has ended (run.notify)")
     began = time.monotonic()
     error: BaseException | None = None
     with _signals_as_errors() if threading.current_thread() is threading.main_thread() else nullcontext():

@@ -116,6 +116,7 @@ def test_a_receiver_that_refuses_is_one_line_and_ends_nothing(receiver: Receiver
     receiver.status = 500
     with heard() as out, notifying(config_for(f"{receiver.url}T0PSECRET"), "demo"):
         pass
+    assert "Message   one to 127.0.0.1 when this has ended (run.notify)" in out.getvalue()
     assert out.getvalue().count("run.notify: the message to 127.0.0.1 was not delivered (HTTP 500)") == 1
     assert "T0PSECRET" not in out.getvalue()
 
