@@ -168,9 +168,9 @@ def test_an_error_of_ours_holds_none() -> None:
 
 def test_a_config_with_a_secret_is_refused_and_not_quoted(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(
-        f"model: {{name: demo}}\ndata: {{path: 'https://me:{PASSWORD}@example.org/rows'}}\n"
+        f"data: {{path: demo}}\nmodel: {{name: 'https://me:{PASSWORD}@example.org/base'}}\n"
     )
-    with pytest.raises(ConfigError, match=r"data.path \(line 2\): holds a secret") as caught:
+    with pytest.raises(ConfigError, match=r"model.name \(line 2\): holds a secret") as caught:
         load_config(tmp_path / "a.yaml", [f"run.name={HUGGING_FACE}"])
     assert "run.name (--set): holds a secret" in str(caught.value)
     assert PASSWORD not in str(caught.value)

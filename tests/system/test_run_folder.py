@@ -78,7 +78,7 @@ def test_resume_with_other_settings_names_each_difference(config: Config) -> Non
     assert "export" not in str(caught.value)
 
 
-FREE = ("run.", "export.", "evaluation.", "train.vram", "train.probe", "train.max_nonfinite")
+FREE = ("run.", "export.", "evaluation.", "train.vram", "train.probe", "train.max_nonfinite", "train.tracker")
 """Settings that may differ when a run is resumed: where files go, how much memory, and what comes after training."""
 
 
