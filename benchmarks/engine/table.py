@@ -80,8 +80,9 @@ def provenance(machine: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {machine['packages'][name]}" for name in packages if machine["packages"][name])
     cards = ", ".join(f"{gpu['name']} {gpu['memory_gib']:.0f} GiB" for gpu in machine["gpus"])
     where = f"{cards}; " if cards else ""
+    threads = f"{machine['threads']} thread" + ("s" if machine["threads"] != 1 else "")
     return [
-        f"{where}{machine['cpu']}, {machine['threads']} threads; Python {machine['python']}, {versions}",
+        f"{where}{machine['cpu']}, {threads}; Python {machine['python']}, {versions}",
         f"{machine['date']}, qdora_fast {machine['commit']}: {machine['command']}",
     ]
 

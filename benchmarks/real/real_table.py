@@ -80,7 +80,8 @@ def _mmlu(figures: Mapping[str, Any]) -> str:
 
 def _compare(figures: Mapping[str, Any]) -> str:
     arms = "; ".join(
-        f"{arm['method']} loss {arm['loss']['mean']:.4f}, {_percent(arm['score']['mean'])} right"
+        f"{arm['method']} loss {arm['loss']['mean']:.4f} ({arm['loss']['low']:.4f} to {arm['loss']['high']:.4f}, "
+        f"{arm['loss']['n']} seeds), {_percent(arm['score']['mean'])} right, {arm['step_seconds']:.2f} s a step"
         for arm in figures["arms"]
     )
     return f"{figures['steps']} steps: {arms}"
