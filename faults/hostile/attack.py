@@ -1,7 +1,8 @@
 """What the tables share: a command with limits around it, and a group made of a table.
 
-A command has as much of this machine as the promise allows: 4 GiB of address space, 20 seconds of its processor. Both
-are taken from the process that is attacked, so that a file which asks for more ends there and takes nothing else along.
+A command that opens what asks for much has as much of this machine as the promise allows: 4 GiB of address space, 20
+seconds of its processor. Others have a minute, since a training with its export takes a third of that. Both are taken
+from the process that is attacked, so that a file which asks for more ends there and takes nothing else along.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from faults.victim import Ended, Lost, command, require, start
 from qdora_fast.system import errors
 
 GIB, CPU_SECONDS, WALL_SECONDS = 4, 20, 240
+CPU_SECONDS_OF_WORK = 60
 REFUSED = (2, 20, 41)
 """What a bomb may end with: a wrong request, wrong data, a damaged file."""
 ENDED = (0, *sorted({each.exit_code for each in vars(errors).values() if hasattr(each, "exit_code")}))
@@ -56,14 +58,14 @@ def attack(
     """One command; raises Lost unless it ends in time, with one of the codes, with this in its words, in words of ours.
 
     Args:
-        limited: with no more than 4 GiB of address space.
+        limited: with no more than 4 GiB of address space and `CPU_SECONDS`.
         where: `cwd`, and `env` with variables.
     """
     log = trial.folder / f"log-{len(list(trial.folder.glob('log-*')))}.txt"
     around = partial(_in_limits, trial.folder, limited, where.get("cwd"), where.get("env") or {})
     ended = start(partial(command, [str(word) for word in words], around), log).wait()
     tail = "\n".join(ended.said.strip().splitlines()[-6:])
-    require(ended.code != -signal.SIGXCPU, f"still computed after {CPU_SECONDS} s of CPU:\n{tail}")
+    require(ended.code != -signal.SIGXCPU, f"still computed after {_seconds(limited)} s of CPU:\n{tail}")
     require(ended.code != -signal.SIGALRM, f"still waited after {WALL_SECONDS} s:\n{tail}")
     return ended.require(*codes, saying=saying)
 
@@ -72,12 +74,16 @@ def _in_limits(folder: Path, limited: bool, cwd: Path | None, env: Mapping[str, 
     homes = {"XDG_CONFIG_HOME": folder / "config", "QDORA_FAST_CACHE": folder / "cache"}
     os.environ.update({name: str(path) for name, path in homes.items()} | dict(env))
     os.chdir(cwd or folder)
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (_seconds(limited), resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(WALL_SECONDS)
     if limited:
         resource.setrlimit(resource.RLIMIT_AS, (GIB * 2**30, resource.RLIM_INFINITY))
+
+
+def _seconds(limited: bool) -> int:
+    return CPU_SECONDS if limited else CPU_SECONDS_OF_WORK
 
 
 def config(trial: Trial, **sections: Mapping[str, Any]) -> Path:
