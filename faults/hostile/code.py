@@ -42,11 +42,8 @@ _NAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "data.sources": ("data", {"sources": [{"path": "demo", "formatter": "own.py:f"}]}),
     "evaluation.metric": ("evaluation", {"metric": "own.py:f"}),
     "evaluation.more_metrics": ("evaluation", {"more_metrics": ["own.py:f"]}),
-    "evaluation.mmlu.task_folder": (
-        "evaluation",
-        {"mmlu": {"enabled": True, "tasks": ["evil"], "task_folder": "tasks"}},
-    ),
-    "evaluation.mmlu.tasks by path": ("evaluation", {"mmlu": {"enabled": True, "tasks": ["tasks/evil.yaml"]}}),
+    "evaluation.mmlu.task_folder": ("evaluation", {"benchmarks": ["evil"], "mmlu": {"task_folder": "tasks"}}),
+    "evaluation.benchmarks by path": ("evaluation", {"benchmarks": ["tasks/evil.yaml"]}),
 }
 """Every setting that names code; `schema.py` was walked for it."""
 _OLD = {"data.formatter": "subprocess:run", "evaluation.metric": "run.own:f"}
