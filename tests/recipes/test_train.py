@@ -53,7 +53,10 @@ def test_no_held_out_question_was_trained_on(demo_run: RunFolder) -> None:
     assert not prompts("train") & prompts("held_out")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["adamw", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("adamw_8bit", "paged_adamw_8bit"))],
+)
 def test_lora_plus_trains_and_resumes(tiny_config, optimizer: str) -> None:
     settings = {"loraplus_ratio": 16, "optimizer": optimizer, "save_steps": 2, "learning_rate": 1e-3}
     whole = train(tiny_config(train=settings))

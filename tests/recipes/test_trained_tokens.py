@@ -69,6 +69,7 @@ def test_from_the_config_to_the_export_and_elsewhere(tiny_config: Any, tiny_base
     assert torch.equal(load_file(Path(imported["path"]) / "model.safetensors")["model.embed_tokens.weight"], stored)
 
 
+@pytest.mark.exhaustive
 def test_a_resumed_run_ends_where_the_uninterrupted_one_does(tiny_config: Any) -> None:
     run = train(_config(tiny_config))
     before = (run.adapter / "adapter_model.safetensors").read_bytes()

@@ -53,9 +53,9 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     ("optimizer", "dropout", "ratio", "step"),  # 14 steps an epoch
     [
         ("adamw", 0.1, None, 5),
-        ("adamw_8bit", 0.0, 4, 14),
+        pytest.param("adamw_8bit", 0.0, 4, 14, marks=pytest.mark.exhaustive),
         ("paged_adamw_8bit", 0.1, 4, 16),
-        ("paged_adamw_32bit", 0.1, None, 14),
+        pytest.param("paged_adamw_32bit", 0.1, None, 14, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_stopped_run_ends_where_the_uninterrupted_one_does(

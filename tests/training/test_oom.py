@@ -28,7 +28,9 @@ def ready(tiny_config, tmp_path: Path) -> Callable[..., Fit]:
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("call", [4, 5, 6], ids=["first", "middle", "last"])  # of the second step
+@pytest.mark.parametrize(  # of the second step
+    "call", [4, pytest.param(5, marks=pytest.mark.exhaustive), 6], ids=["first", "middle", "last"]
+)
 def test_a_step_that_does_not_fit_is_repeated_in_parts(ready, call: int, backward: bool) -> None:
     whole = ready().train()
     fit = ready().no_memory_at([call], backward=backward).train()
