@@ -6,7 +6,8 @@ import ast
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,32 @@ def _module(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def of_each_folder(files: Sequence[Path]) -> Callable[[Callable[[Path], None]], Callable[[str], None]]:
+    """Make a rule for one file the test of each folder: a test for each file would be thousands."""
+    folders: dict[str, list[Path]] = {}
+    for path in files:
+        folders.setdefault("/".join(path.relative_to(PACKAGE.parent).parts[:2]), []).append(path)
+
+    def test_of(rule: Callable[[Path], None]) -> Callable[[str], None]:
+        @pytest.mark.parametrize("folder", folders)
+        def test(folder: str) -> None:
+            for path in folders[folder]:
+                try:
+                    rule(path)
+                except AssertionError as error:
+                    raise AssertionError(f"{path.relative_to(PACKAGE.parent)}: {error}") from error
+
+        test.__name__, test.__doc__ = rule.__name__, rule.__doc__
+        return test
+
+    return test_of
+
+
 def _imports(tree: ast.AST, *, top: bool) -> Iterator[str]:
     """Imported module names; with `top` only those that run when the file is imported."""
     stack: list[ast.AST] = [tree]
@@ -87,35 +114,35 @@ def test_the_package_is_twelve_folders() -> None:
     assert entries == {"__init__.py", "__main__.py", "py.typed", *FOLDERS}
 
 
-@pytest.mark.parametrize("path", FILES, ids=_module)
+@of_each_folder(FILES)
 def test_imports_go_downwards(path: Path) -> None:
     module = _module(path)
     folder = module.split(".")[0]
     if folder not in FOLDERS:  # __init__ and __main__ at the root
         return
     below = set() if folder in FOUNDATIONS else set(FOLDERS[FOLDERS.index(folder) + 1 :])
-    for name in _imports(ast.parse(path.read_text()), top=False):
+    for name in _imports(_tree(path), top=False):
         if name.startswith("qdora_fast."):
             other = name.split(".")[1]
             assert other == "__version__" or other in {folder, *below}, f"{module} may not import {name}"
         assert name.split(".")[0] not in ("benchmarks", "faults", "mutants", "proofs", "tests"), f"{module}: {name}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=_module)
+@of_each_folder(FILES)
 def test_the_whole_config_stops_at_the_recipes(path: Path) -> None:
     module = _module(path)
     if module.split(".")[0] in SEE_CONFIG:
         return
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qdora_fast.config"):
             named = [alias.name for alias in node.names if alias.name in NOT_BELOW]
             assert node.module != "qdora_fast.config.recorded", f"{module}: take the values, not the run's config"
             assert not named, f"{module}: take the section that is needed, not the whole config"
 
 
-@pytest.mark.parametrize("path", FILES, ids=_module)
+@of_each_folder(FILES)
 def test_libraries_are_imported_where_they_belong(path: Path) -> None:
-    module, tree = _module(path), ast.parse(path.read_text())
+    module, tree = _module(path), _tree(path)
     for name in _imports(tree, top=False):
         owners = OWNERS.get(name.split(".")[0])
         assert owners is None or _within(module, owners), f"{module} may not import {name}"
@@ -132,9 +159,9 @@ NO_CONFIG = {"planning", "engine", "system"}
 """Folders whose functions take the sections or values that they need, never the whole Config."""
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if _module(path).split(".")[0] in NO_CONFIG], ids=_module)
+@of_each_folder([path for path in FILES if _module(path).split(".")[0] in NO_CONFIG])
 def test_the_whole_config_stays_above(path: Path) -> None:
-    nodes = list(ast.walk(ast.parse(path.read_text())))
+    nodes = list(ast.walk(_tree(path)))
     used = {node.id for node in nodes if isinstance(node, ast.Name)}
     imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert "Config" not in used | imported
@@ -174,9 +201,9 @@ def _runs_by_name(tree: ast.AST) -> Iterator[ast.Call]:
             yield node
 
 
-@pytest.mark.parametrize("path", FILES, ids=_module)
+@of_each_folder(FILES)
 def test_code_is_run_by_name_only_at_the_doors(path: Path) -> None:
-    module, tree = _module(path), ast.parse(path.read_text())
+    module, tree = _module(path), _tree(path)
     for call in _runs_by_name(tree) if module != DOOR else ():
         pytest.fail(
             f"{module}, line {call.lineno}: `{ast.unparse(call)}` runs code by a name that does not stand there. Code "
@@ -245,9 +272,9 @@ def _unsafe(tree: ast.AST, module: str = "") -> Iterator[str]:
             yield f"calls {name} with trust_remote_code=True"
 
 
-@pytest.mark.parametrize("path", FILES, ids=_module)
+@of_each_folder(FILES)
 def test_nothing_of_somebody_else_becomes_code(path: Path) -> None:
-    assert list(_unsafe(ast.parse(path.read_text()), _module(path))) == []
+    assert list(_unsafe(_tree(path), _module(path))) == []
 
 
 @pytest.mark.parametrize(
@@ -270,9 +297,9 @@ def test_the_scan_for_code_of_somebody_else_sees_it(text: str) -> None:
     assert list(_unsafe(ast.parse(text)))
 
 
-@pytest.mark.parametrize("path", FILES, ids=_module)
+@of_each_folder(FILES)
 def test_json_files_are_read_in_one_place(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_tree(path)):
         call = ast.unparse(node) if isinstance(node, ast.Call) else ""
         from_file = call.startswith("json.load(") or (call.startswith("json.loads(") and ".read" in call)
         assert not from_file or _module(path) == "system.json_files", f"{call}: use system.json_files"
@@ -289,10 +316,9 @@ def watched(what: str, name: str, size: int, warn_above: int, fail_above: int) -
         warnings.warn(f"{name} has {size} {what}: does it hold more than one thing?", stacklevel=2)
 
 
-@pytest.mark.parametrize("path", [*FILES, *HARNESS], ids=lambda path: f"{path.parent.name}.{path.stem}")
+@of_each_folder([*FILES, *HARNESS])
 def test_files_are_readable(path: Path) -> None:
-    text = path.read_text()
-    tree = ast.parse(text)
+    text, tree = path.read_text(), _tree(path)
     watched("lines", path.stem, len(text.splitlines()), LONG_FILE, TOO_LONG_FILE)
     assert not text.strip() or ast.get_docstring(tree), "a file opens with what it is and why"
     for node in ast.walk(tree):
